@@ -1,0 +1,219 @@
+"""CIFAR-10 and CIFAR-100 from the official binary files, and the sample that ships with the package.
+
+Nothing depends on the order of the images in the files, which differs between copies: images are
+known by the SHA-256 of their pixels, and the validation images are, class by class, the tenth of the
+training images with the smallest one.
+"""
+
+import hashlib
+import os
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ENVIRONMENT_VARIABLE = "ADJOINTBACKMAP_DATA"
+PIXELS = 3 * 32 * 32
+VALIDATION_SHARE = 10  # every tenth training image of a class
+
+CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
+CIFAR100_CLASSES = tuple(
+    """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
+    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+    wardrobe whale willow_tree wolf woman worm
+    """.split()
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set's official binary files are, and how their records are laid out."""
+
+    folder: str
+    train_files: tuple[str, ...]
+    test_files: tuple[str, ...]
+    records_per_file: dict[str, int]
+    label_bytes: int
+    classes: tuple[str, ...]
+    url: str
+    md5: str
+
+
+SOURCES = {
+    "cifar10": Source(
+        folder="cifar-10-batches-bin",
+        train_files=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+        test_files=("test_batch.bin",),
+        records_per_file={**{f"data_batch_{i}.bin": 10_000 for i in range(1, 6)}, "test_batch.bin": 10_000},
+        label_bytes=1,
+        classes=CIFAR10_CLASSES,
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        md5="c32a1d4ab5d03f1284b67883e8d87530",
+    ),
+    "cifar100": Source(
+        folder="cifar-100-binary",
+        train_files=("train.bin",),
+        test_files=("test.bin",),
+        records_per_file={"train.bin": 50_000, "test.bin": 10_000},
+        label_bytes=2,  # coarse, fine; the fine one is used
+        classes=CIFAR100_CLASSES,
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        md5="03b5dce01913d631647c71ecec9e9cb8",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images as bytes ``(N, 3, 32, 32)`` with labels ``(N,)``, the class names and the SHA-256 of each image."""
+
+    pixels: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    hashes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> "Images":
+        """The chosen images, by a slice, a mask or a sequence of positions."""
+        positions = torch.arange(len(self))[index].reshape(-1)
+        hashes = tuple(self.hashes[i] for i in positions.tolist())
+        return Images(self.pixels[positions], self.labels[positions], self.classes, hashes)
+
+    def unit_interval(self) -> Tensor:
+        """Pixels in [0, 1], ``(N, 3, 32, 32)`` in float32."""
+        return self.pixels.float() / 255
+
+    def by_hash(self) -> "Images":
+        """The same images in the order of their hashes, which no copy of the data changes."""
+        return self[sorted(range(len(self)), key=self.hashes.__getitem__)]
+
+    def draw(self, count: int, seed: int) -> "Images":
+        """``count`` different images, drawn with ``seed`` from the order of hashes.
+
+        Raises:
+            ValueError: If there are fewer images than ``count``.
+        """
+        if not 0 < count <= len(self):
+            msg = f"The number of images must be from 1 to {len(self)}. Got {count}."
+            raise ValueError(msg)
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.by_hash()[order[:count]]
+
+
+def load(dataset: str, split: str, root: str | os.PathLike | None = None) -> Images:
+    """Load one split of CIFAR-10 or CIFAR-100.
+
+    Args:
+        dataset: ``"cifar10"`` or ``"cifar100"``.
+        split: ``"train"`` (45,000 images), ``"validation"`` (5,000) or ``"test"`` (10,000).
+        root: Folder that holds the official binary folder, or that folder itself. Without it, the
+            environment variable ``ADJOINTBACKMAP_DATA``; without that, the archive is downloaded once.
+
+    Returns:
+        Images with the fine labels.
+
+    Raises:
+        ValueError: If a name is unknown, or a file is truncated or damaged; the message names the file.
+        FileNotFoundError: If ``root`` lacks the official files.
+        ConnectionError: If the archive must be downloaded and cannot be.
+    """
+    if dataset not in SOURCES or split not in ("train", "validation", "test"):
+        msg = f"Data must be one of {', '.join(SOURCES)} and its split train, validation or test. Got {dataset!r}, {split!r}."
+        raise ValueError(msg)
+    source = SOURCES[dataset]
+    folder = _find(source, root or os.environ.get(ENVIRONMENT_VARIABLE))
+    if split == "test":
+        return _read([folder / name for name in source.test_files], source)
+    images = _read([folder / name for name in source.train_files], source)
+    return images[_is_validation(images) if split == "validation" else ~_is_validation(images)]
+
+
+def sample() -> Images:
+    """The 200 CIFAR-10 test images that ship with the package, 20 of each class.
+
+    Example:
+        >>> len(sample())
+        200
+    """
+    with as_file(files("adjointbackmap") / "assets" / "cifar10-sample.bin") as path:
+        return _decode(path.read_bytes(), path, SOURCES["cifar10"], records=200)
+
+
+def encode(images: Images) -> bytes:
+    """Images of CIFAR-10 in the official binary layout: one byte of label, then 3,072 of pixels."""
+    labels = images.labels.to(torch.uint8)[:, None]
+    return torch.cat([labels, images.pixels.flatten(1)], dim=1).numpy().tobytes()
+
+
+def _find(source: Source, root: str | os.PathLike | None) -> Path:
+    if not root:
+        return _download(source)
+    wanted = (*source.train_files, *source.test_files)
+    for folder in (Path(root) / source.folder, Path(root)):
+        if all((folder / name).is_file() for name in wanted):
+            return folder
+    msg = f"{Path(root) / source.folder} must hold the official binary files {', '.join(wanted)}; unpack {source.url} there."
+    raise FileNotFoundError(msg)
+
+
+def _download(source: Source) -> Path:
+    import pooch
+
+    archive = source.url.rsplit("/", 1)[1]
+    unpack = pooch.Untar(extract_dir=archive.removesuffix(".tar.gz"))
+    try:
+        members = pooch.retrieve(source.url, f"md5:{source.md5}", archive, pooch.os_cache("adjointbackmap"), processor=unpack)
+    except OSError as error:
+        msg = (
+            f"{source.url} could not be downloaded ({textwrap.shorten(str(error), 120)}); unpack a copy and name its folder "
+            f"with --data or {ENVIRONMENT_VARIABLE}."
+        )
+        raise ConnectionError(msg) from error
+    return Path(next(m for m in members if m.endswith(source.test_files[0]))).parent
+
+
+def _read(paths: list[Path], source: Source) -> Images:
+    parts = [_decode(path.read_bytes(), path, source, source.records_per_file[path.name]) for path in paths]
+    return Images(
+        torch.cat([p.pixels for p in parts]),
+        torch.cat([p.labels for p in parts]),
+        source.classes,
+        tuple(h for p in parts for h in p.hashes),
+    )
+
+
+def _decode(content: bytes, path: Path, source: Source, records: int) -> Images:
+    length = source.label_bytes + PIXELS
+    if len(content) != records * length:
+        expected = f"{records * length:,} bytes ({records:,} records of {length:,})"
+        msg = f"{path} must have {expected}, got {len(content):,}: fetch it again."
+        raise ValueError(msg)
+    table = np.frombuffer(content, np.uint8).reshape(records, length)
+    labels = table[:, source.label_bytes - 1]
+    if labels.max() >= len(source.classes):
+        msg = f"{path} must have labels from 0 to {len(source.classes) - 1}, got {labels.max()}: it is damaged, fetch it again."
+        raise ValueError(msg)
+    pixels = np.ascontiguousarray(table[:, source.label_bytes :])
+    hashes = tuple(hashlib.sha256(row.tobytes()).hexdigest() for row in pixels)
+    return Images(torch.from_numpy(pixels).view(-1, 3, 32, 32), torch.from_numpy(labels.astype(np.int64)), source.classes, hashes)
+
+
+def _is_validation(images: Images) -> Tensor:
+    chosen = torch.zeros(len(images), dtype=torch.bool)
+    for label in range(len(images.classes)):
+        members = torch.nonzero(images.labels == label).flatten().tolist()
+        members.sort(key=images.hashes.__getitem__)
+        chosen[members[: len(members) // VALIDATION_SHARE]] = True
+    return chosen

@@ -1,0 +1,118 @@
+"""A network and images -> the activation pattern: gates and winners of one forward pass at k [x; b]."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adjointbackmap.arithmetic import exact
+from adjointbackmap.program import IMAGE, Program
+from adjointbackmap.rules.base import Gates
+from adjointbackmap.trace import Network
+
+
+@dataclass(frozen=True)
+class ActivationPattern:
+    """The gates of every operation at some images: with them the network is one linear map of [x; b].
+
+    Attributes:
+        network: The traced network.
+        dtype: The dtype that it was recorded in.
+        images: Number of images N.
+        gates: Slot of a step's output -> gates, each ``(N, *shape)``.
+    """
+
+    network: Network
+    dtype: torch.dtype
+    images: int
+    gates: dict[int, Gates]
+
+    @property
+    def program(self) -> Program:
+        """The steps that the gates belong to."""
+        return self.network.program(self.dtype)
+
+    def equal(self, other: "ActivationPattern") -> bool:
+        """Whether every gate and every winner is the same, bit for bit."""
+        return self.gates.keys() == other.gates.keys() and all(
+            torch.equal(a, b) for slot in self.gates for a, b in zip(self.gates[slot], other.gates[slot], strict=True)
+        )
+
+
+def record_pattern(network: Network, x: Tensor, scale: float = 1.0, dtype: torch.dtype | None = None) -> ActivationPattern:
+    r"""Record the activation pattern at :math:`z = k [x; b]` [Wan2022, eqs. 2.3 and 3.2].
+
+    ``k`` multiplies the image, every entry of ``b`` and every kink's place, so that a power of two
+    gives bitwise the pattern of ``k = 1``, underflow apart.
+
+    Args:
+        network: Traced network.
+        x: Image ``(C, H, W)`` or batch ``(N, C, H, W)``.
+        scale: The factor k, positive.
+        dtype: Dtype of the forward pass, by default the model's.
+
+    Raises:
+        ValueError: If ``x`` does not fit the network or k is not positive.
+
+    Example:
+        >>> import torch
+        >>> from adjointbackmap.trace import trace
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()).eval()
+        >>> x = torch.rand(1, 5, 5)
+        >>> network = trace(model, x[None])
+        >>> record_pattern(network, x, scale=1 / 8).equal(record_pattern(network, x))
+        True
+    """
+    if not 0 < scale < float("inf"):
+        msg = f"scale must be a positive number, such as 1/8. Got {scale}."
+        raise ValueError(msg)
+    images = check_images(network, x, dtype)
+    program = network.program(images.dtype)
+    gates: dict[int, Gates] = {}
+    with exact(images.device):
+        values = {IMAGE: scale * _channels_last(images)}
+        for entry in program.entries:
+            values[entry.slot] = (scale * entry.value).expand(len(images), *entry.value.shape)
+        for step in program.steps:
+            inputs = [values[i.slot] for i in step.inputs]
+            found = step.rule.gates(scale, *inputs)
+            if found:
+                gates[step.output.slot] = found
+            values[step.output.slot] = step.rule.forward(found, *inputs)
+    return ActivationPattern(network, images.dtype, len(images), gates)
+
+
+def check_images(network: Network, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Images as a batch in the wanted dtype.
+
+    Raises:
+        TypeError: If ``x`` is not a tensor.
+        ValueError: If its shape, dtype or device is not the network's, or it has NaN or infinities.
+    """
+    if not isinstance(x, Tensor):
+        msg = f"x must be a torch.Tensor. Got {type(x).__name__}."
+        raise TypeError(msg)
+    shape = ", ".join(map(str, network.in_shape))
+    if tuple(x.shape) == network.in_shape:
+        x = x[None]
+    if tuple(x.shape[1:]) != network.in_shape or not len(x):
+        msg = f"x must have shape ({shape}) or (N, {shape}). Got {tuple(x.shape)}: resize it, or trace the model at its size."
+        raise ValueError(msg)
+    wanted = dtype or network.dtype
+    if not wanted.is_floating_point or wanted.itemsize < 4:
+        msg = f"dtype must be torch.float32 or torch.float64. Got {wanted}: convert the model with model.float()."
+        raise ValueError(msg)
+    if x.dtype != wanted and not (dtype is not None and x.dtype.is_floating_point):
+        msg = f"x must be {network.dtype} as the model. Got {x.dtype}: convert it with x.to({network.dtype}), or pass dtype=."
+        raise ValueError(msg)
+    if x.device != network.device:
+        msg = f"x must be on {network.device} as the model. Got {x.device}: move it with x.to({str(network.device)!r})."
+        raise ValueError(msg)
+    if not x.isfinite().all():
+        msg = f"x must be finite. Got {int((~x.isfinite()).sum())} values that are NaN or infinite: mend the image."
+        raise ValueError(msg)
+    return x.detach().to(wanted)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()

@@ -1,0 +1,122 @@
+"""What the untouched model computes: inputs and outputs of its layers, from one forward pass of the module itself."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from adjointbackmap.capture import call_name, listening
+from adjointbackmap.trace import OUTPUT, Layer, Network
+
+FUNCTIONS = ("conv1d", "conv2d", "conv3d", "linear")
+
+
+@dataclass
+class Recorded:
+    """Input of a layer's convolution or linear call, and the layer's output, each ``(N, ...)``."""
+
+    input: Tensor | None = None
+    output: Tensor | None = None
+
+
+def record(
+    network: Network, x: Tensor, layers: list[Layer], call: Callable[[Tensor], Tensor] | None = None
+) -> dict[str, Recorded]:
+    """Run the model once and keep what goes into and comes out of layers.
+
+    Nothing of the trace is used but the layers' names: a change of the model's forward shows here.
+    For a dtype other than the model's, the same module runs with its parameters cast for the call.
+
+    Args:
+        network: Traced network.
+        x: Batch ``(N, *in_shape)`` in the dtype of the pass.
+        layers: Layers to keep.
+        call: How the module is called, where not plainly: to differentiate by its parameters.
+
+    Returns:
+        Name of a layer -> what was recorded.
+    """
+    network.check_unchanged()
+    kept = {layer.name: Recorded() for layer in layers}
+    calls = {layer.call: kept[layer.name] for layer in layers if layer.call is not None}
+    functional = {layer.call for layer in layers if layer.call is not None and not _is_module(network.model, layer)}
+
+    def function(call: str, x: Tensor, output: Tensor) -> None:
+        if call in calls:
+            calls[call].input = x.clone()
+            if call in functional:
+                calls[call].output = output.clone()
+
+    def module(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
+        if name in kept:
+            kept[name].output = output.clone()  # a later operation in place does not reach it
+
+    with _module_stack(network.model) as stack, listening(network.model, module), _Kernels(stack, function):
+        output = call(x) if call else _call(network.model, x)
+    if OUTPUT in kept:
+        kept[OUTPUT].output = output
+    return kept
+
+
+def _call(model: nn.Module, x: Tensor) -> Tensor:
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if all(t.dtype == x.dtype for t in tensors.values() if t.is_floating_point()):
+        return model(x)
+    return torch.func.functional_call(model, {name: _cast(t, x.dtype) for name, t in tensors.items()}, (x,))
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    cast = tensor.detach().to(dtype)
+    return nn.Parameter(cast, requires_grad=False) if isinstance(tensor, nn.Parameter) else cast
+
+
+def _is_module(model: nn.Module, layer: Layer) -> bool:
+    return layer.name.partition(":")[0] in dict(model.named_modules())
+
+
+@contextmanager
+def _module_stack(model: nn.Module) -> Iterator[list[str]]:
+    """The names of the module calls that are running, innermost last."""
+    stack: list[str] = [""]
+    calls: dict[str, int] = {}
+    handles = []
+
+    def enter(path: str) -> Callable:
+        def before(module: nn.Module, inputs: tuple) -> None:
+            calls[path] = calls.get(path, -1) + 1
+            stack.append(call_name(path, calls[path]))
+
+        return before
+
+    try:
+        for path, module in model.named_modules():
+            if path:
+                handles.append(module.register_forward_pre_hook(enter(path)))
+                handles.append(module.register_forward_hook(lambda *_: stack.pop() and None, always_call=True))
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Kernels(TorchFunctionMode):
+    """Sees every convolution and linear call, functional ones too, with the module that makes it."""
+
+    def __init__(self, stack: list[str], hear: Callable[[str, Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self.stack, self.hear = stack, hear
+        self.seen: dict[str, int] = {}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name in FUNCTIONS:
+            inside = f"{self.stack[-1]}/{name}"
+            self.seen[inside] = self.seen.get(inside, -1) + 1
+            self.hear(f"{inside}:{self.seen[inside]}", args[0] if args else kwargs["input"], output)
+        return output

@@ -1,0 +1,21 @@
+"""One small class per operation: its gates, its linear forward, its adjoint, its receptive field."""
+
+from adjointbackmap.rules import kernels, linear, piecewise
+from adjointbackmap.rules.base import RULES, Builder, Constant, Entry, Refused, Rule, Value
+from adjointbackmap.rules.field import Axis, Field, field_size
+
+__all__ = [
+    "RULES",
+    "Axis",
+    "Builder",
+    "Constant",
+    "Entry",
+    "Field",
+    "Refused",
+    "Rule",
+    "Value",
+    "field_size",
+    "kernels",
+    "linear",
+    "piecewise",
+]

@@ -1,0 +1,133 @@
+"""What a rule is, and how rules turn an ATen operation into steps that are linear in [x; b]."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from adjointbackmap.rules.field import Field, union
+
+Gates = tuple[Tensor, ...]
+Shape = tuple[int, ...]
+
+
+class Refused(Exception):
+    """An operation that has a rule is used in a way that is not piecewise affine; the message says how."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the network that depends on the image: its number and its shape without the batch."""
+
+    slot: int
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An additive constant of the network: its part of the bias vector ``b``.
+
+    ``parameter`` is the module's parameter whose derivative is the entry's, where there is one.
+    """
+
+    name: str
+    value: Tensor
+    slot: int
+    parameter: str | None
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor that does not depend on the image: the elements ``base[index]`` of what is known as ``source``."""
+
+    tensor: Tensor
+    source: str
+    base: Tensor
+    index: Tensor
+    is_parameter: bool
+
+
+class Builder(Protocol):
+    """What a rule's ``build`` may ask of the trace."""
+
+    shape: Shape
+    path: str
+
+    def apply(self, rule: "Rule", *inputs: Value, shape: Shape | None = None) -> Value:
+        """Append a step; its shape is the operation's own unless given."""
+
+    def offset(self, key: str, value: Tensor, shape: Shape, parameter: str | None) -> Value:
+        """The part ``key`` of the bias vector, made on its first use, as a value of the given shape."""
+
+    def number(self, name: str, value: float) -> Value:
+        """A new entry of one number, named after this operation, as a value that fits any position."""
+
+    def place(self, constant: Any, shape: Shape) -> Value | None:
+        """A constant as a value of the given shape beside the batch; ``None`` if it is exactly zero."""
+
+
+def tensor_of(argument: Any, what: str) -> Any:
+    """The tensor of a constant argument; refuse a value that depends on the image."""
+    if isinstance(argument, Value):
+        msg = f"its {what} depends on the image"
+        raise Refused(msg)
+    return argument.tensor if isinstance(argument, Constant) else argument
+
+
+class Rule:
+    """One operation: linear in its inputs once its gates are known.
+
+    Tangents and cotangents come as a folded batch ``(N * K, *shape)``: ``K`` of them for each of ``N``
+    images, while gates are ``(N, *shape)`` and are broadcast. A subclass gives ``forward``; ``adjoint``
+    is derived from it (the vector-Jacobian product of a linear map is exact at any point) unless it is
+    written by hand for speed. A tangent that is ``None`` is zero.
+    """
+
+    ops: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        for op in cls.ops:
+            RULES[op] = cls
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """Turn the arguments of the ATen operation into steps; the default is one step on the first argument."""
+        return builder.apply(cls(*args[1:], **kwargs), args[0])
+
+    def gates(self, scale: float, *inputs: Tensor) -> Gates:
+        """What the activation pattern keeps of this operation at its inputs, whose kinks lie at ``scale`` times their place."""
+        return ()
+
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor | None:
+        """The linear map at the gates."""
+        raise TypeError(type(self))
+
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+        """The transpose of :meth:`forward`: one cotangent for each input of the given shapes."""
+        zeros = [cotangent.new_zeros(len(cotangent), *shape) for shape in shapes]
+        return torch.func.vjp(lambda *tangents: self.forward(gates, *tangents), *zeros)[1](cotangent)
+
+    def field(self, *fields: Field) -> Field:
+        """Receptive field of the output, from those of the inputs; the whole image unless a rule knows better."""
+        return None
+
+
+RULES: dict[str, type[Rule]] = {}
+"""ATen operation -> its rule."""
+
+
+class Pointwise(Rule):
+    """A rule whose output at a position depends on its inputs at that position alone."""
+
+    def field(self, *fields: Field) -> Field:
+        """The union of the inputs' fields."""
+        return union(fields)
+
+
+def gated(gate: Tensor, tangents: Tensor) -> Tensor:
+    """Multiply ``(N * K, *shape)`` by gates ``(N, *shape)``, the same for all ``K`` tangents of an image."""
+    if len(gate) == len(tangents):
+        return gate * tangents
+    return (tangents.unflatten(0, (len(gate), -1)) * gate.unsqueeze(1)).flatten(0, 1)

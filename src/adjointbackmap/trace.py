@@ -1,0 +1,325 @@
+"""A module and the shape of its input -> :class:`Network`: layers, the bias vector, and the steps between them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from adjointbackmap.capture import ROOT, Capture, ancestors, call_name, capture, module_of
+from adjointbackmap.program import IMAGE, KernelCall, Program, lower
+from adjointbackmap.rules import Value, field_size
+
+KERNEL_MODULES = (nn.modules.conv._ConvNd, nn.Linear)
+OUTPUT = "output"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a network, as its user knows it.
+
+    Attributes:
+        name: The module's own name, ``name:1`` for its second call, ``block.conv2d`` for a functional call.
+        kind: ``"Conv2d"``, ``"Linear"``, ... or the operation of a functional call.
+        modes: Reconstruction modes that the layer has, of ``"RM4"`` to ``"RM0"``.
+        in_shape: Shape of its input without the batch; for a module without a kernel, ``None``.
+        out_shape: Shape of its output without the batch.
+        receptive_field: Input pixels that one of its units depends on, per spatial axis.
+        kernel: Node of its convolution or linear call, ``None`` without one.
+        value: Where its output is in the program.
+    """
+
+    name: str
+    kind: str
+    modes: tuple[str, ...]
+    in_shape: tuple[int, ...] | None
+    out_shape: tuple[int, ...]
+    receptive_field: tuple[int, ...]
+    kernel: str | None
+    call: str | None
+    value: Value
+
+
+@dataclass(frozen=True)
+class Bias:
+    """One part of the bias vector: its name, its elements, where it lies in ``b``, the parameter it comes from."""
+
+    name: str
+    value: Tensor
+    slice: slice
+    parameter: str | None
+
+
+class Biases(Mapping[str, Bias]):
+    """The bias vector ``b`` in the order of execution: one entry per additive scalar, ``len()`` is M.
+
+    Example:
+        >>> import torch
+        >>> network = trace(torch.nn.Conv2d(3, 4, 3).eval(), torch.rand(1, 3, 8, 8))
+        >>> len(network.biases), network.biases.names
+        (4, ('bias',))
+    """
+
+    def __init__(self, program: Program, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._parts: dict[str, Bias] = {}
+        start = 0
+        for entry in program.entries:
+            stop = start + entry.value.numel()
+            self._parts[entry.name] = Bias(entry.name, entry.value, slice(start, stop), entry.parameter)
+            start = stop
+        self._length = start
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parts."""
+        return tuple(self._parts)
+
+    @property
+    def vector(self) -> Tensor:
+        """The vector ``b`` of shape ``(M,)``."""
+        parts = [p.value.flatten() for p in self._parts.values()]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=self.dtype)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A name for every element: ``conv1.bias[3]``, or ``b0`` for a part of one."""
+        return tuple(
+            f"{p.name}[{i}]" if p.value.numel() > 1 else p.name for p in self._parts.values() for i in range(p.value.numel())
+        )
+
+    def __getitem__(self, name: str) -> Bias:
+        return self._parts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return self._length
+
+
+class Network:
+    """A traced module: made by :func:`trace`, taken by everything else.
+
+    Attributes:
+        model: The user's module, untouched; its parameters are the network's.
+        layers: Name -> :class:`Layer`, in the order of execution.
+        in_shape: Shape of one input, such as ``(3, 32, 32)``.
+    """
+
+    def __init__(self, model: nn.Module, captured: Capture, target: torch.fx.Node) -> None:
+        self.model = model
+        self._capture, self._target = captured, target
+        self._programs: dict[torch.dtype, Program] = {}
+        tensors = _tensors(model)
+        floating = [t.dtype for t in tensors.values() if t.is_floating_point()]
+        self.dtype = floating[0] if floating else captured.image.meta["val"].dtype
+        self.device = next((t.device for t in tensors.values()), torch.device("cpu"))
+        self.in_shape = tuple(captured.image.meta["val"].shape[1:])
+        self._seen = _fingerprint(model)
+        self.layers: dict[str, Layer] = _layers(model, captured, target, self.program())
+
+    @cached_property
+    def biases(self) -> Biases:
+        """The bias vector ``b`` in the model's dtype."""
+        return self.biases_in(self.dtype)
+
+    def biases_in(self, dtype: torch.dtype) -> Biases:
+        """The bias vector in another dtype: constants such as b' are computed in it, not rounded to it."""
+        return Biases(self.program(dtype), dtype)
+
+    def program(self, dtype: torch.dtype | None = None) -> Program:
+        """The steps in a dtype, by default the model's.
+
+        Raises:
+            RuntimeError: If the model was changed since the trace.
+        """
+        self.check_unchanged()
+        dtype = dtype or self.dtype
+        if dtype not in self._programs:
+            self._programs[dtype] = lower(self._capture, self._target, _tensors(self.model), dtype)
+        return self._programs[dtype]
+
+    def layer(self, name: str) -> Layer:
+        """A layer by its name.
+
+        Raises:
+            ValueError: If there is none; the message lists those that are.
+        """
+        if name not in self.layers:
+            msg = f"A layer must be one of {', '.join(self.layers)}. Got {name!r}."
+            raise ValueError(msg)
+        return self.layers[name]
+
+    def kernel(self, layer: Layer, dtype: torch.dtype | None = None) -> KernelCall:
+        """The convolution or linear call of a layer.
+
+        Raises:
+            ValueError: If the layer has none.
+        """
+        if layer.kernel is None:
+            msg = f"Layer {layer.name!r} has no kernel of its own: choose a convolution or a linear layer, or own_bias=True."
+            raise ValueError(msg)
+        return self.program(dtype).kernels[layer.kernel]
+
+    def check_unchanged(self) -> None:
+        """Hold the model against the one that was traced.
+
+        Raises:
+            RuntimeError: If a parameter or buffer was changed or replaced, or a module is in train mode.
+        """
+        check_eval(self.model, RuntimeError)
+        now = _fingerprint(self.model)
+        changed = sorted(name for name in self._seen.keys() | now.keys() if self._seen.get(name) != now.get(name))
+        if changed:
+            msg = f"The model must be as it was traced. Changed since: {', '.join(changed[:5])}: trace it again."
+            raise RuntimeError(msg)
+
+
+def trace(model: nn.Module, example: Tensor, until: str | None = None) -> Network:
+    r"""Capture a module in eval mode as a graph whose inputs are the image and every additive constant.
+
+    Args:
+        model: Any module of piecewise-affine operations; it is left as it was.
+        example: A batch ``(N, *in_shape)`` such as ``(1, 3, 32, 32)``; only its shape and dtype matter.
+        until: Name of a layer that ends the network: what comes after it does not count.
+
+    Returns:
+        The network, for inputs of the example's shape and any batch size.
+
+    Raises:
+        ValueError: If the model is in train mode, the example does not fit it, ``until`` is not one of its layers,
+            or ``torch.export`` cannot follow it.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval()
+        >>> list(trace(model, torch.rand(1, 3, 8, 8)).layers)
+        ['0', '1', 'output']
+    """
+    check_eval(model, ValueError)
+    captured = capture(model, batch_of(example))
+    return Network(model, captured, _target(model, captured, until))
+
+
+def batch_of(example: Tensor) -> Tensor:
+    """An example as a batch of at least two: ``torch.export`` would fix a batch of one.
+
+    Raises:
+        ValueError: If it is no batch of floating numbers.
+    """
+    if example.dim() < 2 or not example.is_floating_point() or not len(example):
+        msg = f"The example must be a batch (N, ...) of floating numbers. Got {tuple(example.shape)} of {example.dtype}."
+        raise ValueError(msg)
+    return example.detach() if len(example) > 1 else example.detach().expand(2, *example.shape[1:]).clone()
+
+
+def check_eval(model: nn.Module, error: type[Exception]) -> None:
+    """Raise ``error`` if any module of a model is in train mode."""
+    training = [path or "the model itself" for path, module in model.named_modules() if module.training]
+    if training:
+        msg = f"The model must be in eval mode. Got train mode in {', '.join(training[:3])}: call model.eval() first."
+        raise error(msg)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    named = dict(model.named_parameters(remove_duplicate=False))
+    named.update(model.named_buffers(remove_duplicate=False))
+    return named
+
+
+def _fingerprint(model: nn.Module) -> dict[str, tuple]:
+    """What changes when a tensor does: its memory, its version, its dtype, and a checksum of its bits."""
+    return {
+        name: (t.data_ptr(), t._version, t.dtype, _checksum(t)) if t.device.type != "meta" else ()
+        for name, t in _tensors(model).items()
+    }
+
+
+def _checksum(tensor: Tensor) -> int:
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return int(tensor.detach().view(bits).sum()) if tensor.dim() else int(tensor.detach().reshape(1).view(bits))
+
+
+def _target(model: nn.Module, captured: Capture, until: str | None) -> torch.fx.Node:
+    if until is None or until == OUTPUT:
+        return captured.output
+    named = {**captured.layers, **{name: node for node, name, _ in _kernel_nodes(model, captured, captured.nodes)}}
+    if until not in named:
+        msg = f"until must be one of {', '.join(named)}. Got {until!r}."
+        raise ValueError(msg)
+    return captured.layers.get(until, named[until])
+
+
+def _kernel_nodes(model: nn.Module, captured: Capture, nodes) -> Iterator[tuple[torch.fx.Node, str, str]]:
+    """Each convolution and linear call: node, name of the layer, and name of the call inside its module."""
+    from adjointbackmap.rules import RULES
+    from adjointbackmap.rules.kernels import Kernel
+
+    seen: dict[str, int] = {}
+    for node in nodes:
+        rule = RULES.get(str(node.target))
+        if rule is None or not issubclass(rule, Kernel):
+            continue
+        path, call = module_of(node)
+        op = node.target._opname
+        inside = f"{call_name(path, call)}/{op}"
+        seen[inside] = seen.get(inside, -1) + 1
+        functional = call_name(f"{path}.{op}" if path else op, seen[inside])
+        own = isinstance(model.get_submodule(path), KERNEL_MODULES) and seen[inside] == 0 and path
+        yield node, call_name(path, call) if own else functional, f"{inside}:{seen[inside]}"
+
+
+def _layers(model: nn.Module, captured: Capture, target: torch.fx.Node, program: Program) -> dict[str, Layer]:
+    wanted = ancestors(target)
+    fields = program.fields()
+    image = program.image.shape[1:]
+    kernels = {name: (node, call) for node, name, call in _kernel_nodes(model, captured, captured.nodes) if node in wanted}
+    ends = {name: node for name, node in captured.layers.items() if node in wanted or _origin(node) in wanted}
+    ends = {**{name: node for name, (node, _) in kernels.items()}, **{n: _origin(e) for n, e in ends.items()}, OUTPUT: target}
+    order = {node: i for i, node in enumerate(captured.nodes)}
+    layers = {}
+    for name, node in sorted(ends.items(), key=lambda item: (order[item[1]], item[0] == OUTPUT, -item[0].count("."))):
+        value = program.values.get(node.name)
+        if value is None or not value.shape:
+            continue
+        kernel_node, call = kernels.get(name, (None, None))
+        kernel = program.kernels[kernel_node.name] if kernel_node is not None else None
+        layers[name] = Layer(
+            name=name,
+            kind=_kind(model, name, kernel_node),
+            modes=_modes(kernel, value.shape),
+            in_shape=kernel.input.shape if kernel else None,
+            out_shape=value.shape,
+            receptive_field=field_size(fields[value.slot], image),
+            kernel=kernel_node.name if kernel_node is not None else None,
+            call=call,
+            value=value,
+        )
+    return layers
+
+
+def _origin(node: torch.fx.Node) -> torch.fx.Node:
+    """The node that a kept copy was made of."""
+    while str(node.target) == "aten.clone.default":
+        node = node.args[0]
+    return node
+
+
+def _kind(model: nn.Module, name: str, kernel_node: torch.fx.Node | None) -> str:
+    if name == OUTPUT:
+        return OUTPUT
+    path = name.partition(":")[0]
+    try:
+        return type(model.get_submodule(path)).__name__
+    except AttributeError:
+        return kernel_node.target._opname if kernel_node is not None else name
+
+
+def _modes(kernel: KernelCall | None, shape: tuple[int, ...]) -> tuple[str, ...]:
+    if len(shape) == 1:
+        return ("RM0",)
+    if kernel is None:
+        return ("RM2", "RM1")
+    return ("RM4", "RM3", "RM2", "RM1") if kernel.weight.dim() > 2 else ("RM2",)

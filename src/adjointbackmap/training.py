@@ -1,0 +1,335 @@
+"""Training of the study's networks: one readable loop, resumable to the step.
+
+Everything random follows from the seed and the number of the step, so that a killed run continues
+bit for bit from its last checkpoint. The test images choose nothing: the weights kept are those of
+the epoch with the best accuracy on the 5,000 validation images.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adjointbackmap import data, models
+
+CHECKPOINT_SECONDS = 60
+MEASURED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stochastic gradient descent with Nesterov momentum; the rate rises and falls linearly."""
+
+    epochs: int = 30
+    batch: int = 128
+    peak_rate: float = 0.2
+    rise: float = 0.2  # share of the steps in which the rate rises
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    crop_padding: int = 4
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of a step: from near 0 up to ``peak_rate``, then down to near 0."""
+        peak = self.rise * steps
+        position = step + 0.5
+        return self.peak_rate * min(position / peak, (steps - position) / (steps - peak))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a step is computed: memory layout and the precision of the autocast."""
+
+    channels_last: bool
+    bfloat16: bool
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """The memory format of images and kernels."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained: a checkpoint continues only the task that began it."""
+
+    network: str
+    dataset: str
+    seed: int = 0
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Told after every step: finished and total steps, the running loss, the last validation accuracy."""
+
+    step: int
+    steps: int
+    loss: float
+    validation: float | None
+
+
+@dataclass
+class _State:
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    setting: Setting
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict] = field(default_factory=list)
+    best: dict = field(default_factory=dict)
+    whole: bool = True  # not in the midst of a step, so that it may be saved
+
+
+def train(
+    task: Task,
+    out: Path,
+    root: str | os.PathLike | None = None,
+    device: str = "cpu",
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> dict:
+    """Train a network, or continue the run that ``out`` holds, and write weights and card there.
+
+    Args:
+        task: Network, data set, seed and recipe.
+        out: Folder for ``checkpoint.pt``, ``log.jsonl``, ``<name>.safetensors`` and ``<name>.json``.
+        root: Folder of the data, see :func:`adjointbackmap.data.load`.
+        device: ``"cpu"`` or ``"cuda"``; data and augmentation live there too.
+        report: Called after every step.
+
+    Returns:
+        The card: data, recipe, seed, accuracies, time, machine.
+
+    Raises:
+        ValueError: If ``out`` holds the checkpoint of another task.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    images, validation, test = (data.load(task.dataset, split, root) for split in ("train", "validation", "test"))
+    prepare = models.preprocessing(task.network).to(device)
+    pixels, labels = images.pixels.to(device), images.labels.to(device)
+    state = _resume(task, out, device) or _begin(task, pixels, labels, prepare, device)
+    steps_per_epoch = len(labels) // task.recipe.batch
+    steps = task.recipe.epochs * steps_per_epoch
+    saved = time.monotonic()
+    try:
+        while state.step < steps:
+            started = time.monotonic()
+            for order in _batches(task, state.step, len(labels)):
+                state.whole = False
+                loss = _step(state, task, prepare, pixels[order], labels[order], steps)
+                state.seconds, started = state.seconds + time.monotonic() - started, time.monotonic()
+                if state.step % steps_per_epoch == 0:
+                    _end_epoch(state, validation, prepare, loss, state.step // steps_per_epoch)
+                state.whole = True
+                report(Progress(state.step, steps, loss, state.history[-1]["validation"] if state.history else None))
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    _save(state, task, out)
+                    saved = time.monotonic()
+    finally:
+        if state.whole:
+            _save(state, task, out)
+    return _finish(state, task, out, prepare, len(images), test)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: data.Images, prepare: nn.Module, batch: int = 500) -> float:
+    """Share of images whose largest output is their label (float32, eval mode; the mode is put back).
+
+    Args:
+        model: Network of class scores.
+        images: Images with labels.
+        prepare: Map from pixels in [0, 1] to the network's input.
+        batch: Images computed at once.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        right = 0
+        for start in range(0, len(images), batch):
+            part = images[start : start + batch]
+            x = prepare(part.unit_interval().to(device)).contiguous(memory_format=torch.channels_last)
+            right += int((model(x).argmax(1).cpu() == part.labels).sum())
+    finally:
+        model.train(was_training)
+    return right / len(images)
+
+
+def augment(pixels: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    """Flip half of the images and crop each at random from its zero-padded self.
+
+    Args:
+        pixels: Bytes ``(N, 3, H, W)``.
+        padding: Pixels added on every side before the crop.
+        generator: Source of the random numbers, on the CPU.
+
+    Returns:
+        Pixels in [0, 1], ``(N, 3, H, W)``.
+    """
+    count, _, height, width = pixels.shape
+    padded = F.pad(pixels, (padding,) * 4)
+    corners = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
+    flipped = torch.rand(count, generator=generator) < 0.5
+    rows = corners[0][:, None] + torch.arange(height)
+    columns = corners[1][:, None] + torch.arange(width)
+    columns = torch.where(flipped[:, None], columns.flip(1), columns)
+    image = torch.arange(count)[:, None, None]
+    index = (t.to(pixels.device) for t in (image, rows[:, :, None], columns[:, None, :]))
+    chosen = padded.permute(0, 2, 3, 1)[tuple(index)]
+    return chosen.permute(0, 3, 1, 2).float() / 255
+
+
+def _batches(task: Task, step: int, images: int) -> Iterator[Tensor]:
+    """The rest of the epoch that ``step`` is in: positions of the images of each batch."""
+    epoch, done = divmod(step, images // task.recipe.batch)
+    order = torch.randperm(images, generator=_generator(task.seed, 0, epoch))
+    for i in range(done, images // task.recipe.batch):
+        yield order[i * task.recipe.batch : (i + 1) * task.recipe.batch]
+
+
+def _generator(seed: int, stream: int, number: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed * 2 + stream) * 10_000_019 + number)
+
+
+def _step(state: _State, task: Task, prepare: nn.Module, pixels: Tensor, labels: Tensor, steps: int) -> float:
+    recipe = task.recipe
+    for group in state.optimizer.param_groups:
+        group["lr"] = recipe.rate(state.step, steps)
+    x = prepare(augment(pixels, recipe.crop_padding, _generator(task.seed, 1, state.step)))
+    loss = _loss(state.model, x, labels, recipe, state.setting)
+    state.optimizer.zero_grad()
+    loss.backward()
+    state.optimizer.step()
+    state.step += 1
+    return loss.item()
+
+
+def _loss(model: nn.Module, x: Tensor, labels: Tensor, recipe: Recipe, setting: Setting) -> Tensor:
+    x = x.contiguous(memory_format=setting.layout)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=setting.bfloat16):
+        scores = model(x)
+    return F.cross_entropy(scores.float(), labels, label_smoothing=recipe.label_smoothing)
+
+
+def _end_epoch(state: _State, validation: data.Images, prepare: nn.Module, loss: float, epoch: int) -> None:
+    share = accuracy(state.model, validation, prepare)
+    seconds = round(state.seconds, 1)
+    state.history.append({"epoch": epoch, "step": state.step, "loss": loss, "validation": share, "seconds": seconds})
+    if not state.best or share > state.best["validation"]:
+        weights = {k: v.detach().cpu().clone() for k, v in state.model.state_dict().items()}
+        state.best = {"epoch": epoch, "validation": share, "weights": weights}
+
+
+def _begin(task: Task, pixels: Tensor, labels: Tensor, prepare: nn.Module, device: str) -> _State:
+    classes = len(data.SOURCES[task.dataset].classes)
+    setting = _fastest_setting(task, classes, prepare, pixels[: task.recipe.batch], labels[: task.recipe.batch], device)
+    return _fresh(task, classes, setting, device)
+
+
+def _fresh(task: Task, classes: int, setting: Setting, device: str) -> _State:
+    with torch.random.fork_rng():
+        torch.manual_seed(task.seed)
+        model = models.build(task.network, classes)
+    model = model.train().to(device=device, memory_format=setting.layout)  # type: ignore[call-overload]
+    recipe = task.recipe
+    optimizer = torch.optim.SGD(
+        model.parameters(), recipe.peak_rate, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+    )
+    return _State(model, optimizer, setting)
+
+
+def _fastest_setting(task: Task, classes: int, prepare: nn.Module, pixels: Tensor, labels: Tensor, device: str) -> Setting:
+    """Time a few steps in each layout and, where the processor has the instructions, in bfloat16."""
+    precisions = (False, True) if _has_bfloat16(device) else (False,)
+    settings = [Setting(layout, precision) for precision in precisions for layout in (True, False)]
+    x = prepare(pixels.float() / 255)
+
+    def seconds(setting: Setting) -> float:
+        model = _fresh(task, classes, setting, device).model
+        times = []
+        for _ in range(1 + MEASURED_STEPS):
+            started = time.perf_counter()
+            _loss(model, x, labels, task.recipe, setting).backward()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        return min(times[1:])
+
+    return min(settings, key=seconds)
+
+
+def _has_bfloat16(device: str) -> bool:
+    """Whether the processor multiplies bfloat16 numbers in hardware; emulation is slower than float32."""
+    if device != "cpu":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _save(state: _State, task: Task, out: Path) -> None:
+    content = {
+        "task": asdict(task),
+        "setting": asdict(state.setting),
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "step": state.step,
+        "seconds": state.seconds,
+        "history": state.history,
+        "best": state.best,
+    }
+    torch.save(content, out / "checkpoint.partial")
+    (out / "checkpoint.partial").replace(out / "checkpoint.pt")
+    (out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in state.history))
+
+
+def _resume(task: Task, out: Path, device: str) -> _State | None:
+    if not (out / "checkpoint.pt").exists():
+        return None
+    content = torch.load(out / "checkpoint.pt", map_location=device, weights_only=True)
+    if content["task"] != asdict(task):
+        msg = f"{out} must be empty or hold a run of {asdict(task)}. Got a run of {content['task']}: name another folder."
+        raise ValueError(msg)
+    classes = len(data.SOURCES[task.dataset].classes)
+    state = _fresh(task, classes, Setting(**content["setting"]), device)
+    state.model.load_state_dict(content["model"])
+    state.optimizer.load_state_dict(content["optimizer"])
+    state.step, state.seconds = content["step"], content["seconds"]
+    state.history, state.best = content["history"], content["best"]
+    return state
+
+
+def _finish(state: _State, task: Task, out: Path, prepare: nn.Module, training_images: int, test: data.Images) -> dict:
+    from safetensors.torch import save_file
+
+    name = f"{models.architecture(task.network)}-{task.dataset}"
+    weights = {k: v.contiguous() for k, v in state.best["weights"].items()}
+    state.model.load_state_dict(weights)
+    device = next(state.model.parameters()).device.type
+    card = {
+        "name": name,
+        "network": task.network,
+        "dataset": task.dataset,
+        "classes": len(test.classes),
+        "training images": training_images,
+        "recipe": asdict(task.recipe),
+        "seed": task.seed,
+        "kept epoch": state.best["epoch"],
+        "validation accuracy": state.best["validation"],
+        "test accuracy": accuracy(state.model, test, prepare),
+        "training seconds": round(state.seconds),
+        "setting": asdict(state.setting),
+        "machine": f"{platform.machine()}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+    }
+    save_file(weights, out / f"{name}.safetensors")
+    (out / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
+    return card

@@ -1,0 +1,284 @@
+"""Exactness as public functions: dot test, dense test, reconstruction test, and every unit of every layer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from adjointbackmap.arithmetic import exact
+from adjointbackmap.hyperplanes import Hyperplanes, relative_error
+from adjointbackmap.operator import CHUNK, LayerOperator, basis, push, reached
+from adjointbackmap.pattern import check_images, record_pattern
+from adjointbackmap.recording import record
+from adjointbackmap.trace import Layer, Network
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
+SHARE_LIMIT = 0.01  # the study counts the units whose relative error is at most 1 %
+HISTOGRAM_EDGES = tuple(float(f"1e{e}") for e in range(-16, 3))
+
+
+def dot_test(operator: LayerOperator, seed: int = 0, tolerance: float | None = None) -> dict[str, float]:
+    r"""Whether forward and adjoint are each other's transpose: :math:`\langle J u | v \rangle = \langle u | J^* v \rangle`.
+
+    Args:
+        operator: The linear map of a layer.
+        seed: Of the random vectors.
+        tolerance: Largest difference, relative to the norms; by default 1e-12 in float64 and 1e-4 in float32.
+
+    Returns:
+        ``{"forward": <J u|v>, "adjoint": <u|J* v>, "error": relative difference}``, for all images together.
+
+    Raises:
+        RuntimeError: If the difference is larger than ``tolerance``.
+
+    Example:
+        >>> from adjointbackmap.operator import operator
+        >>> from adjointbackmap.trace import trace
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()).eval().double()
+        >>> x = torch.rand(1, 1, 5, 5).double()
+        >>> dot_test(operator(trace(model, x), x, "1"))["error"] < 1e-12
+        True
+    """
+    pattern = operator.pattern
+    n, dtype, device = pattern.images, pattern.dtype, pattern.network.device
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(n, *shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+    image, bias, v = draw(*operator.in_shape), draw(operator.bias_length), draw(*operator.out_shape)
+    out = operator.forward(image, bias)
+    back_image, back_bias = operator.adjoint(v)
+    forward = float((out * v).double().sum())
+    adjoint = float((image * back_image).double().sum() + (bias * back_bias).double().sum())
+    scale = float(out.double().norm() * v.double().norm()) or 1.0
+    error = abs(forward - adjoint) / scale
+    return _judged({"forward": forward, "adjoint": adjoint, "error": error}, dtype, tolerance, "The dot test")
+
+
+def dense_test(operator: LayerOperator, x: Tensor, tolerance: float | None = None) -> dict[str, float]:
+    """Whether the dense matrix is the Jacobian of the untouched model, from ``torch.func.jacrev``.
+
+    The image part is held against the Jacobian by the image, and each bias part that stands for a
+    parameter of the model against the Jacobian by that parameter.
+
+    Args:
+        operator: The linear map of a layer.
+        x: The images that it was made for, ``(N, C, H, W)`` or ``(C, H, W)``.
+        tolerance: Largest difference, relative to the largest entry; by default 1e-12 in float64 and 1e-4 in float32.
+
+    Returns:
+        ``{"image": relative difference, "bias": relative difference, "error": the larger}``.
+
+    Raises:
+        RuntimeError: If the difference is larger than ``tolerance``.
+    """
+    network, layer = operator.pattern.network, operator.layer
+    dtype = operator.pattern.dtype
+    x = check_images(network, x, dtype)
+    parameters = {name: p.detach().to(dtype) for name, p in network.model.named_parameters()}
+    buffers = {n: b.to(dtype) if b.is_floating_point() else b for n, b in network.model.named_buffers()}
+
+    def output(values: dict[str, Tensor], image: Tensor) -> Tensor:
+        swapped = {**parameters, **buffers, **values}
+        call = lambda batch: torch.func.functional_call(network.model, swapped, (batch,))  # noqa: E731
+        return record(network, image[None], [layer], call)[layer.name].output[0]
+
+    ours_image, ours_bias = operator.dense()
+    parts = {name: p for name, p in network.biases_in(dtype).items() if p.parameter is not None}
+    chosen = {p.parameter: parameters[p.parameter] for p in parts.values()}
+    image_error = bias_error = 0.0
+    for n, image in enumerate(x):
+        by_values, by_image = torch.func.jacrev(output, (0, 1))(chosen, image)
+        image_error = max(image_error, _difference(ours_image[n], by_image))
+        for part in parts.values():
+            theirs = by_values[part.parameter].reshape(*layer.out_shape, part.value.numel())
+            bias_error = max(bias_error, _difference(ours_bias[n][..., part.slice], theirs))
+    figures = {"image": image_error, "bias": bias_error, "error": max(image_error, bias_error)}
+    return _judged(figures, dtype, tolerance, "The dense test")
+
+
+def reconstruction_test(planes: Hyperplanes, tolerance: float | None = None) -> dict[str, float]:
+    r"""Whether :math:`\langle [x; b] | H \rangle` is what the untouched model computes.
+
+    The error is held against the scale of the rounding, :math:`\sum |x h_I| + \sum |b h_b|`.
+
+    Args:
+        planes: Hyperplanes of any units.
+        tolerance: Largest scale-aware error; by default 1e-12 in float64 and 1e-4 in float32.
+
+    Returns:
+        ``{"error": largest scale-aware error, "relative": largest |relative error|, "share": share of units <= 1 %}``.
+
+    Raises:
+        RuntimeError: If the error is larger than ``tolerance``; the message names the worst unit.
+    """
+    difference = (planes.reconstruct() - planes.value).abs()
+    scaled = difference / planes.magnitude().clamp_min(torch.finfo(planes.value.dtype).tiny)
+    relative = planes.relative_error().abs()
+    worst = int(scaled.argmax())
+    figures = {
+        "error": float(scaled.max()),
+        "relative": float(relative.max()),
+        "share": float((relative <= SHARE_LIMIT).double().mean()),
+    }
+    place = [int(i) for i in torch.unravel_index(torch.tensor(worst), scaled.shape)]
+    what = f"The reconstruction of unit {place} of {planes.layer} ({planes.mode}), value {float(planes.value.flatten()[worst]):.6g},"
+    return _judged(figures, planes.value.dtype, tolerance, what)
+
+
+@dataclass
+class LayerCheck:
+    """Errors of every unit of a layer over the images seen so far.
+
+    Attributes:
+        layer: Name of the layer.
+        units: Units checked, over all images.
+        within: How many have |relative error| <= 1 %.
+        within_signed: How many have a signed relative error <= 1 %, as published.
+        zero: How many have a value of exactly zero.
+        largest: Largest |relative error|.
+        scaled: Largest error divided by sum |x h| + sum |b h|.
+        worst: Image and unit of the largest |relative error|, the unit in the layer's own shape.
+        histogram: Counts of |relative error| between the powers of ten of ``HISTOGRAM_EDGES``.
+    """
+
+    layer: str
+    units: int = 0
+    within: int = 0
+    within_signed: int = 0
+    zero: int = 0
+    largest: float = 0.0
+    scaled: float = 0.0
+    worst: tuple[int, tuple[int, ...]] | None = None
+    histogram: list[int] = field(default_factory=lambda: [0] * (len(HISTOGRAM_EDGES) + 1))
+
+    @property
+    def share(self) -> float:
+        """Share of units with |relative error| <= 1 %."""
+        return self.within / self.units
+
+    def add(self, value: Tensor, reconstructed: Tensor, magnitude: Tensor, first_image: int) -> None:
+        """Count the units of some images, ``(N, *units)`` each."""
+        error = relative_error(reconstructed, value)
+        absolute = error.abs()
+        self.units += value.numel()
+        self.within += int((absolute <= SHARE_LIMIT).sum())
+        self.within_signed += int((error <= SHARE_LIMIT).sum())
+        self.zero += int((value == 0).sum())
+        tiny = torch.finfo(value.dtype).tiny
+        self.scaled = max(self.scaled, float(((reconstructed - value).abs() / magnitude.clamp_min(tiny)).max()))
+        if self.worst is None or float(absolute.max()) > self.largest:
+            image, *unit = (int(i) for i in torch.unravel_index(absolute.argmax().cpu(), absolute.shape))
+            self.largest, self.worst = float(absolute.max()), (first_image + image, tuple(unit))
+        edges = torch.tensor(HISTOGRAM_EDGES, dtype=torch.float64)
+        counts = torch.bincount(torch.bucketize(absolute.double().flatten().cpu(), edges), minlength=len(edges) + 1)
+        self.histogram = [a + b for a, b in zip(self.histogram, counts.tolist(), strict=True)]
+
+
+def verify(
+    network: Network,
+    images: Tensor,
+    layers: Sequence[str] | None = None,
+    own_bias: bool = False,
+    scale: float = 1 / 8,
+    dtype: torch.dtype | None = None,
+    report: Callable[[float], None] = lambda share: None,
+) -> dict[str, LayerCheck]:
+    r"""Hold every unit of every layer against its explicit hyperplane, [Wan2022, eqs. 3.27-3.29].
+
+    Every column of the hyperplanes is computed by a unit tangent of [x; b], and the inner products are
+    summed from these: never the network's own arithmetic over again.
+
+    Args:
+        network: Traced network.
+        images: Image or batch.
+        layers: Names of layers; by default every layer but those that give what another gives.
+        own_bias: Whether a layer's own bias belongs to its units.
+        scale: The factor k of the pattern.
+        dtype: ``torch.float64`` for more than the model's own precision.
+        report: Called with the share that is done.
+
+    Returns:
+        Name of a layer -> its errors.
+
+    Raises:
+        ValueError: If a layer or the images do not fit the network.
+
+    Example:
+        >>> from adjointbackmap.trace import trace
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()).eval()
+        >>> x = torch.rand(1, 1, 5, 5)
+        >>> {name: check.share for name, check in verify(trace(model, x), x).items()}
+        {'0': 1.0, '1': 1.0}
+    """
+    x = check_images(network, images, dtype)
+    chosen = [network.layer(name) for name in layers] if layers is not None else _distinct(network)
+    checks = {layer.name: LayerCheck(layer.name) for layer in chosen}
+    for n in range(len(x)):
+        _verify_image(network, x[n : n + 1], chosen, own_bias, scale, checks, n, lambda part, n=n: report((n + part) / len(x)))
+    return checks
+
+
+def _distinct(network: Network) -> list[Layer]:
+    """The layers, each value once, with a kernel's layer before others."""
+    by_slot: dict[int, Layer] = {}
+    for layer in sorted(network.layers.values(), key=lambda layer: layer.kernel is None):
+        by_slot.setdefault(layer.value.slot, layer)
+    return [layer for layer in network.layers.values() if layer in by_slot.values()]
+
+
+def _verify_image(
+    network: Network,
+    x: Tensor,
+    layers: Sequence[Layer],
+    own_bias: bool,
+    scale: float,
+    checks: dict[str, LayerCheck],
+    number: int,
+    report: Callable[[float], None],
+) -> None:
+    pattern = record_pattern(network, x, scale, x.dtype)
+    kernels = {layer.name: network.kernel(layer, x.dtype) for layer in layers if layer.kernel is not None and not own_bias}
+    targets = {layer.name: kernels[layer.name].sum if layer.name in kernels else layer.value for layer in layers}
+    with exact(x.device):
+        recorded = record(network, x, list(layers))
+        sums, scales = _inner_products(network, x, pattern, targets, report)
+        for layer in layers:
+            found = recorded[layer.name]
+            value = kernels[layer.name].apply(found.input) if layer.name in kernels else found.output
+            checks[layer.name].add(value, sums[layer.name], scales[layer.name], number)
+
+
+def _inner_products(network: Network, x: Tensor, pattern, targets: dict, report: Callable) -> tuple[dict, dict]:
+    """Sums of x h and of |x h| for every unit of the targets, from all columns of their hyperplanes."""
+    extended = torch.cat([x.flatten(), network.biases_in(x.dtype).vector.to(x.device)])
+    sums = {name: x.new_zeros(1, *value.shape) for name, value in targets.items()}
+    scales = {name: torch.zeros_like(total) for name, total in sums.items()}
+    for b in basis(pattern, reached(pattern.program, targets.values()), CHUNK):
+        columns = push(pattern, b.tangents, targets.values())
+        factors = extended[b.start : b.stop]
+        for name, value in targets.items():
+            column = columns[value.slot]
+            if column is not None:
+                products = column * factors.view(-1, *(1,) * len(value.shape))
+                sums[name] += products.sum(0)
+                scales[name] += products.abs_().sum(0)
+        report(b.stop / len(extended))
+    return sums, scales
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    """Largest difference relative to the largest entry."""
+    scale = float(theirs.abs().max()) if theirs.numel() else 0.0
+    return float((ours - theirs).abs().max()) / (scale or 1.0) if theirs.numel() else 0.0
+
+
+def _judged(figures: dict[str, float], dtype: torch.dtype, tolerance: float | None, what: str) -> dict[str, float]:
+    limit = TOLERANCE[dtype] if tolerance is None else tolerance
+    if not figures["error"] <= limit:
+        listed = ", ".join(f"{name} {figure:.6g}" for name, figure in figures.items())
+        msg = f"{what} must have an error of at most {limit:.0e}. Got {listed}."
+        raise RuntimeError(msg)
+    return figures
