@@ -12,7 +12,7 @@ from adjointbackmap import data, models  # isort: skip
 
 __version__ = "0.1.0"
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - in the order of the flow
     # a module becomes a network
     "trace",
     "Network",

@@ -28,8 +28,7 @@ def exact(device: torch.device) -> Iterator[None]:
 
 def _precision_switches() -> list[tuple[object, str, object]]:
     """The convolutions' switches: ``fp32_precision`` where this torch has it, ``allow_tf32`` before."""
-    cudnn = torch.backends.cudnn
-    if hasattr(getattr(cudnn, "conv", None), "fp32_precision"):
-        mkldnn = torch.backends.mkldnn
-        return [(cudnn.conv, "fp32_precision", "ieee"), (mkldnn.conv, "fp32_precision", "ieee")]
-    return [(cudnn, "allow_tf32", False)]
+    convolutions = [getattr(backend, "conv", None) for backend in (torch.backends.cudnn, torch.backends.mkldnn)]
+    if all(hasattr(c, "fp32_precision") for c in convolutions):
+        return [(c, "fp32_precision", "ieee") for c in convolutions]
+    return [(torch.backends.cudnn, "allow_tf32", False)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+CLONE = "aten.clone.default"
 ROOT = "model"  # name of the user's module inside the one that is exported
 
 
@@ -103,10 +104,11 @@ def capture(model: nn.Module, example: Tensor) -> Capture:
 def _read(exported: torch.export.ExportedProgram) -> Capture:
     *nodes, last = exported.graph.nodes
     spec = exported.call_spec.out_spec
-    first, named = spec.children() if hasattr(spec, "children") and callable(spec.children) else spec.children_specs
+    first, named = spec.children() if callable(getattr(spec, "children", None)) else spec.children_specs
     outputs = last.args[0]
     if not first.is_leaf() or not isinstance(outputs[0], torch.fx.Node):
-        msg = f"The model must return one tensor. Got {first.num_leaves} in a {first.type.__name__}: wrap it in a module that returns one."
+        kind = first.type.__name__
+        msg = f"The model must return one tensor. Got {first.num_leaves} in a {kind}: wrap it in a module that returns one."
         raise ValueError(msg)
     signature = exported.graph_signature
     parameters = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -148,3 +150,20 @@ def ancestors(node: torch.fx.Node) -> set[torch.fx.Node]:
 def is_getitem(node: torch.fx.Node) -> bool:
     """Whether a node takes one of several outputs of an operation."""
     return node.target is operator.getitem
+
+
+def first_input(node: torch.fx.Node) -> torch.fx.Node:
+    """The node that is an operation's first argument."""
+    return node.all_input_nodes[0]
+
+
+def op_name(node: torch.fx.Node) -> str:
+    """Name of a node's operation, such as ``conv2d``."""
+    return getattr(node.target, "_opname", None) or str(node.target).removeprefix("aten.").partition(".")[0]
+
+
+def source_of(node: torch.fx.Node) -> torch.fx.Node:
+    """The node that a copy was made of."""
+    while str(node.target) == CLONE:
+        node = first_input(node)
+    return node

@@ -2,11 +2,14 @@
 
 import copy
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from adjointbackmap.capture import Capture, capture, is_getitem, module_of
+from adjointbackmap.capture import CLONE, Capture, capture, first_input, is_getitem, module_of, op_name
+from adjointbackmap.rules import RULES
+from adjointbackmap.rules.kernels import Kernel
 from adjointbackmap.trace import KERNEL_MODULES, batch_of, check_eval
 
 BATCH_NORM = "aten._native_batch_norm_legit_no_training.default"
@@ -62,92 +65,112 @@ def fold(model: nn.Module, example: Tensor) -> Fold:
 
 def _merge(captured: Capture, node: torch.fx.Node, result: Fold) -> None:
     """Merge one batch norm or multiplier, or note why not."""
-    name, data = _factor(captured, node)
-    if name is None:
+    factor = _factor(captured, node)
+    if factor is None:
         return
-    source = _source(captured, data)
-    reason = _obstacle(captured, node, name, source, result)
+    source = _source(captured, factor.data)
+    reason = _obstacle(captured, node, factor.name, source, result)
     if reason:
-        result.left[name] = reason
-        result.merged.pop(name, None)
+        result.left[factor.name] = reason
+        result.merged.pop(factor.name, None)
         return
     path = module_of(source)[0]
     if str(node.target) == BATCH_NORM:
-        _merge_batch_norm(result.model, path, name)
+        _merge_batch_norm(result.model, path, factor.name)
     else:
-        _scale(result.model.get_submodule(path), getattr(*_owner(result.model, name)).detach())
-        getattr(*_owner(result.model, name)).data.fill_(1)
-    result.merged[name] = path
+        multiplier = result.model.get_parameter(factor.name)
+        _scale(_kernel_module(result.model, path), multiplier.detach())
+        multiplier.data.fill_(1)
+    result.merged[factor.name] = path
 
 
-def _factor(captured: Capture, node: torch.fx.Node) -> tuple[str | None, torch.fx.Node | None]:
-    """Name of the batch norm or of the multiplier's parameter, and the node that it multiplies."""
+@dataclass(frozen=True)
+class _Factor:
+    """A batch norm or a multiplier by its name, and the node of what it multiplies."""
+
+    name: str
+    data: torch.fx.Node
+
+
+def _factor(captured: Capture, node: torch.fx.Node) -> _Factor | None:
     if str(node.target) == BATCH_NORM:
-        return module_of(node)[0], node.args[0]
-    nodes = [a for a in node.args[:2] if isinstance(a, torch.fx.Node)]
-    named = [a for a in nodes if a.name in captured.parameters and a.meta["val"].numel() == 1]
-    if len(nodes) != 2 or len(named) != 1:
-        return None, None
-    return captured.parameters[named[0].name], next(a for a in nodes if a is not named[0])
+        return _Factor(module_of(node)[0], first_input(node))
+    if str(node.target) != PRODUCT or len(node.all_input_nodes) != 2:
+        return None
+    by_name = {n: captured.parameters[n.name] for n in node.all_input_nodes if _is_scalar_parameter(captured, n)}
+    if len(by_name) != 1:
+        return None
+    return _Factor(next(iter(by_name.values())), next(n for n in node.all_input_nodes if n not in by_name))
+
+
+def _is_scalar_parameter(captured: Capture, node: torch.fx.Node) -> bool:
+    return node.op == "placeholder" and node.name in captured.parameters and node.meta["val"].numel() == 1
 
 
 def _source(captured: Capture, node: torch.fx.Node) -> torch.fx.Node:
-    """The node that made a value, through merged batch norms and products."""
-    while is_getitem(node) or str(node.target) in (BATCH_NORM, PRODUCT):
-        node = node.args[0] if is_getitem(node) else _factor(captured, node)[1] or node.args[0]
-    return node
+    """The node that made a value, through batch norms and products."""
+    while True:
+        factor = _factor(captured, node)
+        if factor is None and not is_getitem(node):
+            return node
+        node = factor.data if factor else first_input(node)
 
 
 def _obstacle(captured: Capture, node: torch.fx.Node, name: str, source: torch.fx.Node, result: Fold) -> str:
     """Why a factor cannot be merged into ``source``; empty if it can."""
-    module = result.model.get_submodule(module_of(source)[0])
-    if not isinstance(module, KERNEL_MODULES) or str(source.target) not in _kernel_ops():
-        return f"it follows {getattr(source.target, '_opname', source.name)}, not a convolution or linear layer of its own"
     path = module_of(source)[0]
-    if sum(module_of(n)[0] == path and str(n.target) in _kernel_ops() for n in captured.nodes) > 1:
+    module = result.model.get_submodule(path)
+    if not isinstance(module, KERNEL_MODULES) or not _is_kernel_call(source):
+        return f"it follows {op_name(source)}, not a convolution or linear layer of its own"
+    if sum(module_of(n)[0] == path and _is_kernel_call(n) for n in captured.nodes) > 1:
         return f"{path} is used more than once"
-    if sum(_factor(captured, n)[0] == name for n in captured.nodes if str(n.target) in (BATCH_NORM, PRODUCT)) > 1:
+    if sum(f is not None and f.name == name for f in (_factor(captured, n) for n in captured.nodes)) > 1:
         return "it is used more than once"
+    shared = [n for n, p in result.model.named_parameters(remove_duplicate=False) if p is module.weight]
+    if len(shared) > 1:
+        return f"the kernel of {path} is shared as {', '.join(shared)}"
+    return _obstacle_between(captured, node, path, source, result)
+
+
+def _obstacle_between(captured: Capture, node: torch.fx.Node, path: str, source: torch.fx.Node, result: Fold) -> str:
+    """Why the values between a factor and the kernel cannot change; empty if they can."""
     current = node
     while current is not source:
-        current = current.args[0] if is_getitem(current) else _factor(captured, current)[1]
+        factor = _factor(captured, current)
+        if factor is not None and factor.name in result.left:
+            return f"{factor.name} before it is left"
+        current = factor.data if factor else first_input(current)
         if len(_users(current)) > 1:
             return f"the output of {path} is used elsewhere too"
-        between = _factor(captured, current)[0] if str(current.target) in (BATCH_NORM, PRODUCT) else None
-        if between is not None and between in result.left:
-            return f"{between} before it is left"
-    shared = [n for n, p in result.model.named_parameters(remove_duplicate=False) if p is module.weight]
-    return f"the kernel of {path} is shared as {', '.join(shared)}" if len(shared) > 1 else ""
+    return ""
 
 
 def _users(node: torch.fx.Node) -> list[torch.fx.Node]:
     """The operations that use a value, without the copies that the capture keeps of every layer's output."""
-    return [u for u in node.users if u.op == "call_function" and not (str(u.target) == "aten.clone.default" and not _used(u))]
+    return [u for u in node.users if not (str(u.target) == CLONE and all(v.op == "output" for v in u.users))]
 
 
-def _used(clone: torch.fx.Node) -> bool:
-    return any(u.op != "output" for u in clone.users)
-
-
-def _kernel_ops() -> tuple[str, ...]:
-    from adjointbackmap.rules.kernels import Convolution, Linear
-
-    return (*Convolution.ops, *Linear.ops)
+def _is_kernel_call(node: torch.fx.Node) -> bool:
+    rule = RULES.get(str(node.target))
+    return rule is not None and issubclass(rule, Kernel)
 
 
 def _merge_batch_norm(model: nn.Module, path: str, name: str) -> None:
-    norm = model.get_submodule(name)
-    module = model.get_submodule(path)
-    mean, variance = norm.running_mean.double(), norm.running_var.double()
-    scale = torch.rsqrt(variance + norm.eps) * (1 if norm.weight is None else norm.weight.detach().double())
+    norm = cast("nn.BatchNorm2d", model.get_submodule(name))
+    module = _kernel_module(model, path)
+    mean, variance = cast("Tensor", norm.running_mean).double(), cast("Tensor", norm.running_var).double()
+    scale = torch.rsqrt(variance + norm.eps)
+    offset = torch.zeros_like(mean)
+    if norm.affine:
+        scale, offset = scale * norm.weight.detach().double(), norm.bias.detach().double()
     _scale(module, scale)
-    offset = -mean * scale + (0 if norm.bias is None else norm.bias.detach().double())
-    bias = torch.zeros_like(mean) if module.bias is None else module.bias.detach().double()
-    module.bias = nn.Parameter((bias + offset).to(module.weight.dtype), requires_grad=module.weight.requires_grad)
+    own = offset if module.bias is None else offset + module.bias.detach().double()
+    bias = (own - mean * scale).to(module.weight.dtype)
+    module.bias = nn.Parameter(bias, requires_grad=module.weight.requires_grad)
     model.set_submodule(name, nn.Identity().eval())
 
 
-def _scale(module: nn.Module, scale: Tensor) -> None:
+def _scale(module: nn.Conv2d | nn.Linear, scale: Tensor) -> None:
     """Multiply the kernel's out-channels, and the bias, by a factor each."""
     scale = scale.double().reshape(-1)
     weight = module.weight
@@ -156,6 +179,5 @@ def _scale(module: nn.Module, scale: Tensor) -> None:
         module.bias.data = (module.bias.detach().double() * scale).to(weight.dtype)
 
 
-def _owner(model: nn.Module, parameter: str) -> tuple[nn.Module, str]:
-    path, _, name = parameter.rpartition(".")
-    return model.get_submodule(path), name
+def _kernel_module(model: nn.Module, path: str) -> nn.Conv2d | nn.Linear:
+    return cast("nn.Conv2d | nn.Linear", model.get_submodule(path))

@@ -12,7 +12,7 @@ from adjointbackmap.arithmetic import exact
 from adjointbackmap.operator import CHUNK, basis, pull, push, reached
 from adjointbackmap.pattern import ActivationPattern, check_images, record_pattern
 from adjointbackmap.program import KernelCall
-from adjointbackmap.recording import record
+from adjointbackmap.recording import Recorded, record
 from adjointbackmap.rules import Value
 from adjointbackmap.trace import Layer, Network
 from adjointbackmap.units import Selection, select, unit_dims
@@ -219,21 +219,21 @@ def hyperplanes(
     chosen = network.layer(layer)
     own_bias = _own_bias(chosen, mode, own_bias)
     images = check_images(network, x, dtype)
-    kernel = network.kernel(chosen, images.dtype) if mode in ("RM4", "RM3") or not own_bias else None
-    dims = unit_dims(chosen, mode, kernel.rule.in_channels if kernel else 0)
+    in_channels = 0 if own_bias else network.kernel(chosen, images.dtype).rule.in_channels
+    dims = unit_dims(chosen, mode, in_channels)
+    if not isinstance(units, str):
+        selection = select(dims, units, len(images))
+        _check_memory(network, selection, images, memory)
     recorded = _recorded(network, images, chosen)
     if isinstance(units, str):
-        selection = _predicted(units, mode, dims, recorded[1])
-    else:
-        selection = select(dims, units, len(images))
-    _check_memory(network, selection, images, memory)
-    job = _Job(network, chosen, mode, kernel, own_bias, selection, scale)
+        selection = _predicted(units, mode, dims, recorded.outputs[layer])
+    job = _Job(network, chosen, mode, own_bias, selection, scale, images.dtype)
     image, bias = job.planes(images)
     shape = (len(images), *selection.shape)
     return Hyperplanes(
         image=image.view(*shape, *images.shape[1:]),
         bias=bias.view(*shape, bias.shape[-1]),
-        value=job.values(*recorded).view(shape),
+        value=job.values(recorded).view(shape),
         x=images,
         network=network,
         layer=layer,
@@ -256,15 +256,12 @@ def _own_bias(layer: Layer, mode: str, own_bias: bool | None) -> bool:
     return own_bias is not False
 
 
-def _recorded(network: Network, images: Tensor, layer: Layer) -> tuple[Tensor | None, Tensor]:
+def _recorded(network: Network, images: Tensor, layer: Layer) -> Recorded:
     """Input of the layer's kernel and the layer's output, from the untouched model."""
-    inputs, outputs = [], []
     with exact(images.device):
-        for part in images.split(IMAGES_AT_ONCE):
-            found = record(network, part, [layer])[layer.name]
-            inputs.append(found.input)
-            outputs.append(found.output)
-    return (torch.cat(inputs) if layer.kernel is not None else None), torch.cat(outputs)
+        found = [record(network, part, [layer]) for part in images.split(IMAGES_AT_ONCE)]
+    inputs = {name: torch.cat([f.inputs[name] for f in found]) for name in found[0].inputs}
+    return Recorded(inputs, {layer.name: torch.cat([f.outputs[layer.name] for f in found])})
 
 
 def _predicted(units: str, mode: str, dims: dict[str, int], output: Tensor) -> Selection:
@@ -313,10 +310,15 @@ class _Job:
     network: Network
     layer: Layer
     mode: str
-    kernel: KernelCall | None
     own_bias: bool
     selection: Selection
     scale: float
+    dtype: torch.dtype
+
+    @property
+    def kernel(self) -> KernelCall:
+        """The layer's convolution or linear call."""
+        return self.network.kernel(self.layer, self.dtype)
 
     @property
     def target(self) -> Value:
@@ -377,25 +379,28 @@ class _Job:
             seeds = seeds.contiguous(memory_format=torch.channels_last)
         if j is None:
             return {self.target.slot: seeds}
-        (back,) = self.kernel.rule.adjoint((), seeds, [self.kernel.input.shape])
+        kernel = self.kernel
+        (back,) = kernel.rule.adjoint((), seeds, [kernel.input.shape])
         mask = torch.zeros_like(back)
-        channel = self.kernel.rule.in_channel_of(where["out_channel"], j)
-        mask[each, channel] = 1
-        return {self.kernel.input.slot: back * mask}
+        mask[each, kernel.rule.in_channel_of(where["out_channel"], j)] = 1
+        return {kernel.input.slot: back * mask}
 
-    def values(self, x: Tensor | None, output: Tensor) -> Tensor:
+    def values(self, recorded: Recorded) -> Tensor:
         """The units' values from what the untouched model computed, ``(N, K)``."""
+        output = recorded.outputs[self.layer.name]
         with exact(output.device):
-            everything = self._all_values(x, output).flatten(1)
+            everything = self._merged(output) if self.own_bias else self._without_bias(recorded.inputs[self.layer.name])
         flat = self.selection.flat.reshape(len(self.selection.flat), -1).to(output.device)
-        return everything.gather(1, flat.expand(len(output), -1))
+        return everything.flatten(1).gather(1, flat.expand(len(output), -1))
 
-    def _all_values(self, x: Tensor | None, output: Tensor) -> Tensor:
-        if self.mode in ("RM4", "RM3"):
-            mask = self.kernel.rule.in_channel_mask(x.shape[1]).to(x.device)
-            apart = [self._merged(self.kernel.apply(x * m.view(-1, *(1,) * (x.dim() - 2)))) for m in mask]
-            return torch.stack(apart, -2)
-        return self._merged(output if self.own_bias else self.kernel.apply(x))
+    def _without_bias(self, x: Tensor) -> Tensor:
+        """The layer's kernel applied to its recorded input, to one in-channel at a time where the mode keeps them apart."""
+        kernel = self.kernel
+        if self.mode not in ("RM4", "RM3"):
+            return self._merged(kernel.apply(x))
+        mask = kernel.rule.in_channel_mask(x.shape[1]).to(x.device)
+        apart = [self._merged(kernel.apply(x * m.view(-1, *(1,) * (x.dim() - 2)))) for m in mask]
+        return torch.stack(apart, -2)
 
     def _merged(self, maps: Tensor) -> Tensor:
         """Maps in the order of the units, positions summed where the mode says so."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adjointbackmap.arithmetic import exact
 from adjointbackmap.pattern import ActivationPattern, record_pattern
-from adjointbackmap.program import IMAGE, Program
+from adjointbackmap.program import IMAGE, Program, Step
 from adjointbackmap.rules import Value
 from adjointbackmap.trace import Layer, Network
 
@@ -39,7 +39,7 @@ def push(pattern: ActivationPattern, tangents: dict[int, Tensor], targets: Itera
     return {t.slot: values.get(t.slot) for t in targets}
 
 
-def _forward(pattern: ActivationPattern, step, inputs: list[Tensor | None]) -> Tensor | None:
+def _forward(pattern: ActivationPattern, step: Step, inputs: list[Tensor | None]) -> Tensor | None:
     batch = next((len(t) for t in inputs if t is not None), None)
     if batch is None:
         return None
@@ -60,8 +60,7 @@ def pull(pattern: ActivationPattern, cotangents: dict[int, Tensor]) -> tuple[Ten
         shapes = [i.shape for i in step.inputs]
         parts = step.rule.adjoint(pattern.gates.get(step.output.slot, ()), cotangent, shapes)
         for i, part in zip(step.inputs, parts, strict=True):
-            if part is not None:
-                sums[i.slot] = sums[i.slot] + part if i.slot in sums else part
+            sums[i.slot] = sums[i.slot] + part if i.slot in sums else part
     image = sums.get(IMAGE)
     image = like.new_zeros(batch, *program.image.shape) if image is None else image
     bias = [
@@ -154,9 +153,7 @@ class LayerOperator:
             msg = f"The tangents of image and bias must be as many. Got {' and '.join(map(str, sorted(counts)))}."
             raise ValueError(msg)
         step = max(1, CHUNK // self.pattern.images)
-        parts = [
-            self._push({name: t[:, k : k + step] for name, t in stacked.items()}) for k in range(0, counts.pop(), step)
-        ]
+        parts = [self._push({name: t[:, k : k + step] for name, t in stacked.items()}) for k in range(0, counts.pop(), step)]
         out = torch.cat(parts, 1)
         return out if given[0][1].dim() == len(given[0][2]) + 2 else out[:, 0]
 
@@ -228,7 +225,11 @@ class LayerOperator:
         )
 
     def _stacked(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Vectors as ``(N, K, *shape)``, checked."""
+        """Vectors as ``(N, K, *shape)``, checked.
+
+        Raises:
+            ValueError: If the shape or dtype does not fit.
+        """
         n = self.pattern.images
         if tensor.dim() == len(shape) + 1:
             tensor = tensor.unsqueeze(1)

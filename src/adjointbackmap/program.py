@@ -1,14 +1,14 @@
 """A captured graph -> steps that are linear in the image and the bias vector, in one dtype."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from adjointbackmap.capture import Capture, ancestors, call_name, is_getitem, module_of
-from adjointbackmap.rules import RULES, Constant, Entry, Field, Refused, Rule, Value
+from adjointbackmap.capture import Capture, ancestors, call_name, first_input, is_getitem, module_of, op_name
+from adjointbackmap.rules import RULES, Axis, Constant, Entry, Field, Refused, Rule, Value
 from adjointbackmap.rules.kernels import Kernel
 from adjointbackmap.rules.linear import Place
 
@@ -91,16 +91,10 @@ class Program:
         """Receptive field of every value."""
         spatial = max(len(self.image.shape) - 1, 0)
         fields: dict[int, Field] = {e.slot: () for e in self.entries}
-        fields[IMAGE] = _pixel(spatial)
+        fields[IMAGE] = (Axis(),) * spatial if spatial else None
         for step in self.steps:
             fields[step.output.slot] = step.rule.field(*(fields[i.slot] for i in step.inputs))
         return fields
-
-
-def _pixel(axes: int) -> Field:
-    from adjointbackmap.rules import Axis
-
-    return (Axis(),) * axes if axes else None
 
 
 def lower(capture: Capture, target: torch.fx.Node, tensors: dict[str, Tensor], dtype: torch.dtype) -> Program:
@@ -172,7 +166,7 @@ class _Lowering:
 
     def place(self, constant: Any, shape: tuple[int, ...]) -> Value | None:
         if not isinstance(constant, Constant):
-            return self.number(_op_name(self.node), constant) if constant else None
+            return self.number(op_name(self.node), constant) if constant else None
         if not constant.is_parameter and not constant.tensor.any():
             return None
         entry = self._entry(constant.source, constant.base, constant.source if constant.is_parameter else None)
@@ -204,12 +198,13 @@ class _Lowering:
 
     def _fold_constant(self, node: torch.fx.Node) -> None:
         """Compute an operation on constants; a movement keeps track of the entry's elements."""
+        op = cast("Callable[..., Any]", node.target)
         args = torch.fx.map_arg(node.args, lambda n: self.constants[n.name].tensor)
         kwargs = torch.fx.map_arg(node.kwargs, lambda n: self.constants[n.name].tensor)
-        tensor = node.target(*args, **kwargs)
-        first = self.constants.get(node.args[0].name) if node.args and isinstance(node.args[0], torch.fx.Node) else None
-        if str(node.target) in MOVEMENTS and first is not None:
-            index = node.target(first.index, *args[1:], **kwargs)
+        tensor = op(*args, **kwargs)
+        if str(node.target) in MOVEMENTS:
+            first = self.constants[first_input(node).name]
+            index = op(first.index, *args[1:], **kwargs)
             moved = Constant(tensor, first.source, first.base, index, first.is_parameter)
             self.constants[node.name] = moved
         elif isinstance(tensor, Tensor):
@@ -222,7 +217,7 @@ class _Lowering:
     def _operation(self, node: torch.fx.Node) -> None:
         if is_getitem(node):
             if node.args[1] == 0:
-                self.program.values[node.name] = self.program.values[node.args[0].name]
+                self.program.values[node.name] = self.program.values[first_input(node).name]
             else:
                 self.refused.append(self._described(node, "only the first of its outputs has a rule"))
             return
@@ -235,7 +230,7 @@ class _Lowering:
     def _build(self, node: torch.fx.Node) -> Value:
         rule = RULES.get(str(node.target))
         if rule is None:
-            raise Refused("")
+            raise Refused
         value = node.meta["val"]
         first = value[0] if isinstance(value, tuple | list) else value
         batch = self.capture.image.meta["val"].shape[0]
@@ -272,16 +267,12 @@ class _Lowering:
     def _described(self, node: torch.fx.Node, reason: str) -> str:
         path = module_of(node)[0]
         where = f" at {path}" if path else ""
-        return f"{_op_name(node)}{where}" + (f" ({reason})" if reason else "")
+        return f"{op_name(node)}{where}" + (f" ({reason})" if reason else "")
 
 
 def _source(tensor: Tensor, name: str, is_parameter: bool) -> Constant:
     index = torch.arange(tensor.numel(), device=tensor.device).reshape(tensor.shape)
     return Constant(tensor, name, tensor, index, is_parameter)
-
-
-def _op_name(node: torch.fx.Node) -> str:
-    return getattr(node.target, "_opname", None) or str(node.target).removeprefix("aten.").partition(".")[0]
 
 
 def _shape_of(node: torch.fx.Node) -> tuple[int, ...]:

@@ -14,17 +14,15 @@ from adjointbackmap.trace import OUTPUT, Layer, Network
 FUNCTIONS = ("conv1d", "conv2d", "conv3d", "linear")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Recorded:
-    """Input of a layer's convolution or linear call, and the layer's output, each ``(N, ...)``."""
+    """Inputs of the layers' convolution or linear calls, and the layers' outputs, by name, each ``(N, ...)``."""
 
-    input: Tensor | None = None
-    output: Tensor | None = None
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
 
 
-def record(
-    network: Network, x: Tensor, layers: list[Layer], call: Callable[[Tensor], Tensor] | None = None
-) -> dict[str, Recorded]:
+def record(network: Network, x: Tensor, layers: list[Layer], call: Callable[[Tensor], Tensor] | None = None) -> Recorded:
     """Run the model once and keep what goes into and comes out of layers.
 
     Nothing of the trace is used but the layers' names: a change of the model's forward shows here.
@@ -37,27 +35,27 @@ def record(
         call: How the module is called, where not plainly: to differentiate by its parameters.
 
     Returns:
-        Name of a layer -> what was recorded.
+        What was recorded.
     """
     network.check_unchanged()
-    kept = {layer.name: Recorded() for layer in layers}
-    calls = {layer.call: kept[layer.name] for layer in layers if layer.call is not None}
-    functional = {layer.call for layer in layers if layer.call is not None and not _is_module(network.model, layer)}
+    kept = Recorded({}, {})
+    names = {layer.name for layer in layers}
+    calls = {layer.call: layer for layer in layers if layer.call is not None}
 
     def function(call: str, x: Tensor, output: Tensor) -> None:
         if call in calls:
-            calls[call].input = x.clone()
-            if call in functional:
-                calls[call].output = output.clone()
+            kept.inputs[calls[call].name] = x.clone()  # a later operation in place does not reach it
+            if not _is_module(network.model, calls[call]):
+                kept.outputs[calls[call].name] = output.clone()
 
     def module(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
-        if name in kept:
-            kept[name].output = output.clone()  # a later operation in place does not reach it
+        if name in names and isinstance(output, Tensor):
+            kept.outputs[name] = output.clone()
 
     with _module_stack(network.model) as stack, listening(network.model, module), _Kernels(stack, function):
         output = call(x) if call else _call(network.model, x)
-    if OUTPUT in kept:
-        kept[OUTPUT].output = output
+    if OUTPUT in names:
+        kept.outputs[OUTPUT] = output
     return kept
 
 

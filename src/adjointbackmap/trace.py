@@ -7,9 +7,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from adjointbackmap.capture import ROOT, Capture, ancestors, call_name, capture, module_of
-from adjointbackmap.program import IMAGE, KernelCall, Program, lower
-from adjointbackmap.rules import Value, field_size
+from adjointbackmap.capture import Capture, ancestors, call_name, capture, module_of, op_name, source_of
+from adjointbackmap.program import KernelCall, Program, lower
+from adjointbackmap.rules import RULES, Value, field_size
+from adjointbackmap.rules.kernels import Kernel
 
 KERNEL_MODULES = (nn.modules.conv._ConvNd, nn.Linear)
 OUTPUT = "output"
@@ -224,9 +225,7 @@ def check_eval(model: nn.Module, error: type[Exception]) -> None:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    named = dict(model.named_parameters(remove_duplicate=False))
-    named.update(model.named_buffers(remove_duplicate=False))
-    return named
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 
 
 def _fingerprint(model: nn.Module) -> dict[str, tuple]:
@@ -245,25 +244,22 @@ def _checksum(tensor: Tensor) -> int:
 def _target(model: nn.Module, captured: Capture, until: str | None) -> torch.fx.Node:
     if until is None or until == OUTPUT:
         return captured.output
-    named = {**captured.layers, **{name: node for node, name, _ in _kernel_nodes(model, captured, captured.nodes)}}
+    named = {**captured.layers, **{name: node for node, name, _ in _kernel_nodes(model, captured)}}
     if until not in named:
         msg = f"until must be one of {', '.join(named)}. Got {until!r}."
         raise ValueError(msg)
     return captured.layers.get(until, named[until])
 
 
-def _kernel_nodes(model: nn.Module, captured: Capture, nodes) -> Iterator[tuple[torch.fx.Node, str, str]]:
+def _kernel_nodes(model: nn.Module, captured: Capture) -> Iterator[tuple[torch.fx.Node, str, str]]:
     """Each convolution and linear call: node, name of the layer, and name of the call inside its module."""
-    from adjointbackmap.rules import RULES
-    from adjointbackmap.rules.kernels import Kernel
-
     seen: dict[str, int] = {}
-    for node in nodes:
+    for node in captured.nodes:
         rule = RULES.get(str(node.target))
         if rule is None or not issubclass(rule, Kernel):
             continue
         path, call = module_of(node)
-        op = node.target._opname
+        op = op_name(node)
         inside = f"{call_name(path, call)}/{op}"
         seen[inside] = seen.get(inside, -1) + 1
         functional = call_name(f"{path}.{op}" if path else op, seen[inside])
@@ -275,9 +271,9 @@ def _layers(model: nn.Module, captured: Capture, target: torch.fx.Node, program:
     wanted = ancestors(target)
     fields = program.fields()
     image = program.image.shape[1:]
-    kernels = {name: (node, call) for node, name, call in _kernel_nodes(model, captured, captured.nodes) if node in wanted}
-    ends = {name: node for name, node in captured.layers.items() if node in wanted or _origin(node) in wanted}
-    ends = {**{name: node for name, (node, _) in kernels.items()}, **{n: _origin(e) for n, e in ends.items()}, OUTPUT: target}
+    kernels = {name: (node, call) for node, name, call in _kernel_nodes(model, captured) if node in wanted}
+    ends = {name: node for name, node in captured.layers.items() if node in wanted or source_of(node) in wanted}
+    ends = {**{name: node for name, (node, _) in kernels.items()}, **{n: source_of(e) for n, e in ends.items()}, OUTPUT: target}
     order = {node: i for i, node in enumerate(captured.nodes)}
     layers = {}
     for name, node in sorted(ends.items(), key=lambda item: (order[item[1]], item[0] == OUTPUT, -item[0].count("."))):
@@ -300,13 +296,6 @@ def _layers(model: nn.Module, captured: Capture, target: torch.fx.Node, program:
     return layers
 
 
-def _origin(node: torch.fx.Node) -> torch.fx.Node:
-    """The node that a kept copy was made of."""
-    while str(node.target) == "aten.clone.default":
-        node = node.args[0]
-    return node
-
-
 def _kind(model: nn.Module, name: str, kernel_node: torch.fx.Node | None) -> str:
     if name == OUTPUT:
         return OUTPUT
@@ -314,7 +303,7 @@ def _kind(model: nn.Module, name: str, kernel_node: torch.fx.Node | None) -> str
     try:
         return type(model.get_submodule(path)).__name__
     except AttributeError:
-        return kernel_node.target._opname if kernel_node is not None else name
+        return op_name(kernel_node) if kernel_node is not None else name
 
 
 def _modes(kernel: KernelCall | None, shape: tuple[int, ...]) -> tuple[str, ...]:

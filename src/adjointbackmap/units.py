@@ -101,7 +101,8 @@ def select(dims: dict[str, int], units: Any, images: int) -> Selection:
 def _own_units(dims: dict[str, int], units: Tensor, images: int) -> Selection:
     extents = torch.tensor(tuple(dims.values()))
     if units.shape[0] != images or units.shape[2] != len(dims) or units.is_floating_point():
-        msg = f"units of each image must be integers of shape ({images}, K, {len(dims)}). Got {tuple(units.shape)} of {units.dtype}."
+        shape = f"({images}, K, {len(dims)})"
+        msg = f"units of each image must be integers of shape {shape}. Got {tuple(units.shape)} of {units.dtype}."
         raise ValueError(msg)
     if ((units.cpu() < 0) | (units.cpu() >= extents)).any() or not units.numel():
         msg = f"units must lie in {', '.join(f'{n} of 0 to {e - 1}' for n, e in dims.items())}. Got others, or none."

@@ -9,8 +9,9 @@ from torch import Tensor
 from adjointbackmap.arithmetic import exact
 from adjointbackmap.hyperplanes import Hyperplanes, relative_error
 from adjointbackmap.operator import CHUNK, LayerOperator, basis, push, reached
-from adjointbackmap.pattern import check_images, record_pattern
+from adjointbackmap.pattern import ActivationPattern, check_images, record_pattern
 from adjointbackmap.recording import record
+from adjointbackmap.rules import Value
 from adjointbackmap.trace import Layer, Network
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
@@ -83,17 +84,17 @@ def dense_test(operator: LayerOperator, x: Tensor, tolerance: float | None = Non
     def output(values: dict[str, Tensor], image: Tensor) -> Tensor:
         swapped = {**parameters, **buffers, **values}
         call = lambda batch: torch.func.functional_call(network.model, swapped, (batch,))  # noqa: E731
-        return record(network, image[None], [layer], call)[layer.name].output[0]
+        return record(network, image[None], [layer], call).outputs[layer.name][0]
 
     ours_image, ours_bias = operator.dense()
-    parts = {name: p for name, p in network.biases_in(dtype).items() if p.parameter is not None}
-    chosen = {p.parameter: parameters[p.parameter] for p in parts.values()}
+    parts = {p.parameter: p for p in network.biases_in(dtype).values() if p.parameter is not None}
+    chosen = {name: parameters[name] for name in parts}
     image_error = bias_error = 0.0
     for n, image in enumerate(x):
         by_values, by_image = torch.func.jacrev(output, (0, 1))(chosen, image)
         image_error = max(image_error, _difference(ours_image[n], by_image))
-        for part in parts.values():
-            theirs = by_values[part.parameter].reshape(*layer.out_shape, part.value.numel())
+        for name, part in parts.items():
+            theirs = by_values[name].reshape(*layer.out_shape, part.value.numel())
             bias_error = max(bias_error, _difference(ours_bias[n][..., part.slice], theirs))
     figures = {"image": image_error, "bias": bias_error, "error": max(image_error, bias_error)}
     return _judged(figures, dtype, tolerance, "The dense test")
@@ -124,7 +125,9 @@ def reconstruction_test(planes: Hyperplanes, tolerance: float | None = None) -> 
         "share": float((relative <= SHARE_LIMIT).double().mean()),
     }
     place = [int(i) for i in torch.unravel_index(torch.tensor(worst), scaled.shape)]
-    what = f"The reconstruction of unit {place} of {planes.layer} ({planes.mode}), value {float(planes.value.flatten()[worst]):.6g},"
+    what = (
+        f"The reconstruction of unit {place} of {planes.layer} ({planes.mode}), value {float(planes.value.flatten()[worst]):.6g},"
+    )
     return _judged(figures, planes.value.dtype, tolerance, what)
 
 
@@ -216,8 +219,12 @@ def verify(
     x = check_images(network, images, dtype)
     chosen = [network.layer(name) for name in layers] if layers is not None else _distinct(network)
     checks = {layer.name: LayerCheck(layer.name) for layer in chosen}
-    for n in range(len(x)):
-        _verify_image(network, x[n : n + 1], chosen, own_bias, scale, checks, n, lambda part, n=n: report((n + part) / len(x)))
+    for n, image in enumerate(x):
+
+        def report_part(part: float, done: int = n) -> None:
+            report((done + part) / len(x))
+
+        _verify_image(network, image[None], chosen, own_bias, scale, checks, n, report_part)
     return checks
 
 
@@ -246,12 +253,14 @@ def _verify_image(
         recorded = record(network, x, list(layers))
         sums, scales = _inner_products(network, x, pattern, targets, report)
         for layer in layers:
-            found = recorded[layer.name]
-            value = kernels[layer.name].apply(found.input) if layer.name in kernels else found.output
-            checks[layer.name].add(value, sums[layer.name], scales[layer.name], number)
+            name = layer.name
+            value = kernels[name].apply(recorded.inputs[name]) if name in kernels else recorded.outputs[name]
+            checks[name].add(value, sums[name], scales[name], number)
 
 
-def _inner_products(network: Network, x: Tensor, pattern, targets: dict, report: Callable) -> tuple[dict, dict]:
+def _inner_products(
+    network: Network, x: Tensor, pattern: ActivationPattern, targets: dict[str, Value], report: Callable[[float], None]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Sums of x h and of |x h| for every unit of the targets, from all columns of their hyperplanes."""
     extended = torch.cat([x.flatten(), network.biases_in(x.dtype).vector.to(x.device)])
     sums = {name: x.new_zeros(1, *value.shape) for name, value in targets.items()}

@@ -1,5 +1,6 @@
 """What a rule is, and how rules turn an ATen operation into steps that are linear in [x; b]."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -52,8 +53,13 @@ class Constant:
 class Builder(Protocol):
     """What a rule's ``build`` may ask of the trace."""
 
-    shape: Shape
-    path: str
+    @property
+    def shape(self) -> Shape:
+        """Shape of the operation's output without the batch."""
+
+    @property
+    def path(self) -> str:
+        """The module that makes the operation."""
 
     def apply(self, rule: "Rule", *inputs: Value, shape: Shape | None = None) -> Value:
         """Append a step; its shape is the operation's own unless given."""
@@ -69,14 +75,18 @@ class Builder(Protocol):
 
 
 def tensor_of(argument: Any, what: str) -> Any:
-    """The tensor of a constant argument; refuse a value that depends on the image."""
+    """The tensor of a constant argument.
+
+    Raises:
+        Refused: If the argument depends on the image.
+    """
     if isinstance(argument, Value):
         msg = f"its {what} depends on the image"
         raise Refused(msg)
     return argument.tensor if isinstance(argument, Constant) else argument
 
 
-class Rule:
+class Rule(ABC):
     """One operation: linear in its inputs once its gates are known.
 
     Tangents and cotangents come as a folded batch ``(N * K, *shape)``: ``K`` of them for each of ``N``
@@ -100,11 +110,11 @@ class Rule:
         """What the activation pattern keeps of this operation at its inputs, whose kinks lie at ``scale`` times their place."""
         return ()
 
-    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor | None:
+    @abstractmethod
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """The linear map at the gates."""
-        raise TypeError(type(self))
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
         """The transpose of :meth:`forward`: one cotangent for each input of the given shapes."""
         zeros = [cotangent.new_zeros(len(cotangent), *shape) for shape in shapes]
         return torch.func.vjp(lambda *tangents: self.forward(gates, *tangents), *zeros)[1](cotangent)

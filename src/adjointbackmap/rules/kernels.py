@@ -1,5 +1,6 @@
 """Layers with a kernel: convolution and linear. Their bias is a part of ``b`` of its own."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,9 @@ from adjointbackmap.rules.linear import Add
 class Kernel(Rule):
     """A rule with a kernel ``(out, in, ...)``, whose in-channels the reconstruction modes tell apart."""
 
-    weight: Tensor
+    def __init__(self, weight: Tensor, *args: Any) -> None:
+        self.weight = weight
+        self.groups = 1
 
     @property
     def in_channels(self) -> int:
@@ -33,9 +36,18 @@ class Kernel(Rule):
         return builder.apply(Add(), out, placed) if placed else out
 
     @staticmethod
+    @abstractmethod
     def bias_shape(channels: int, dims: int) -> Shape:
         """Shape of the bias beside the batch, for an output of ``dims`` dimensions."""
-        raise TypeError(channels, dims)
+
+    def in_channel_mask(self, channels: int) -> Tensor:
+        """Which of the input's channels are in-channel ``j`` of their group: ``(j, channels)``."""
+        return torch.arange(channels) % self.in_channels == torch.arange(self.in_channels)[:, None]
+
+    def in_channel_of(self, out_channel: Tensor, j: Tensor) -> Tensor:
+        """The channel of the input that is in-channel ``j`` of an out-channel's group."""
+        per_group = self.weight.shape[0] // self.groups
+        return out_channel // per_group * self.in_channels + j
 
 
 class Convolution(Kernel):
@@ -54,8 +66,8 @@ class Convolution(Kernel):
         dilation: Sequence[int] = (1,),
         groups: int = 1,
     ) -> None:
-        axes = weight.dim() - 2
-        self.weight, self.groups = weight, groups
+        super().__init__(weight)
+        self.groups, axes = groups, weight.dim() - 2
         self.stride, self.padding, self.dilation = (list(v) * (axes // len(v)) for v in (stride, padding, dilation))
 
     @staticmethod
@@ -68,7 +80,7 @@ class Convolution(Kernel):
         args = (self.stride, self.padding, self.dilation, False, [0] * len(self.stride), self.groups)
         return torch.ops.aten.convolution.default(tangents[0], self.weight, None, *args)
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
         """Transposed convolution; this form of it is the fastest in float64 too."""
         like = cotangent.new_empty(1).expand(len(cotangent), *shapes[0])
         args = (None, self.stride, self.padding, self.dilation, False, [0] * len(self.stride), self.groups)
@@ -80,24 +92,11 @@ class Convolution(Kernel):
         extents = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.weight.shape[2:], strict=True)]
         return windowed(fields[0], self.stride, [-p for p in self.padding], extents)
 
-    def in_channel_mask(self, in_channels: int) -> Tensor:
-        """Which channels of the input are in-channel ``j`` of their group: ``(j, in_channels)``."""
-        own = self.weight.shape[1]
-        return torch.arange(in_channels) % own == torch.arange(own)[:, None]
-
-    def in_channel_of(self, out_channel: Tensor, j: Tensor) -> Tensor:
-        """The channel of the input that is in-channel ``j`` of an out-channel's group."""
-        per_group = self.weight.shape[0] // self.groups
-        return out_channel // per_group * self.weight.shape[1] + j
-
 
 class Linear(Kernel):
     """Matrix product with a kernel ``(out, in)`` over the last dimension."""
 
     ops = ("aten.linear.default",)
-
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
 
     @staticmethod
     def bias_shape(channels: int, dims: int) -> Shape:
@@ -108,6 +107,6 @@ class Linear(Kernel):
         """``x W^T``."""
         return tangents[0] @ self.weight.T
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
         """``g W``."""
         return (cotangent @ self.weight,)

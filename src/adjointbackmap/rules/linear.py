@@ -26,7 +26,7 @@ class Place(Pointwise):
         placed = entry if self.whole else entry[:, self.index.flatten()]
         return placed.reshape(len(entry), *self.index.shape)
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
         """Scatter and add."""
         flat = cotangent.reshape(len(cotangent), -1)
         if not self.whole:
@@ -42,7 +42,11 @@ class Add(Pointwise):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, alpha: float = 1, **kwargs: Any) -> Value:
-        """The sum of the data arguments, constants as entries of the bias vector."""
+        """The sum of the data arguments, constants as entries of the bias vector.
+
+        Raises:
+            Refused: If one argument would be broadcast over the batch.
+        """
         first, second = args[:2]
         left, right = (a if isinstance(a, Value) else builder.place(a, aligned(a, len(builder.shape))) for a in (first, second))
         factor = cls.sign * alpha
@@ -55,11 +59,11 @@ class Add(Pointwise):
             raise Refused(msg)
         return builder.apply(Add(), left, right)
 
-    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor | None:
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """``a + b``."""
         return tangents[0] + tangents[1]
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
         """The cotangent itself, summed where an argument was broadcast."""
         return tuple(cotangent.sum_to_size(len(cotangent), *shape) for shape in shapes)
 
@@ -69,6 +73,18 @@ class Subtract(Add):
 
     ops = ("aten.sub.Tensor", "aten.sub.Scalar")
     sign = -1.0
+
+
+class ReverseSubtract(Subtract):
+    """Difference whose second argument comes first: ``1 - x`` is one."""
+
+    ops = ("aten.rsub.Scalar", "aten.rsub.Tensor")
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """The subtraction with the arguments exchanged."""
+        first, second, *alpha = args
+        return super().build(builder, second, first, *alpha, **kwargs)
 
 
 class Expand(Pointwise):
@@ -81,7 +97,7 @@ class Expand(Pointwise):
         """Repeat."""
         return tangents[0].expand(len(tangents[0]), *self.shape)
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
         """Sum over the copies."""
         return (cotangent.sum_to_size(len(cotangent), *shapes[0]),)
 
@@ -137,7 +153,7 @@ class Scale(Pointwise):
         """``s x``."""
         return tangents[0] * self.factor
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
         """``s g``, summed where the data was broadcast."""
         return ((cotangent * self.factor).sum_to_size(len(cotangent), *shapes[0]),)
 
@@ -164,10 +180,9 @@ class Negate(Pointwise):
 
     ops = ("aten.neg.default",)
 
-    @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """A factor of -1."""
-        return builder.apply(Scale(-1.0), args[0])
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """``-x``."""
+        return -tangents[0]
 
 
 class BatchNorm(Rule):
@@ -203,7 +218,11 @@ class Identity(Rule):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """The argument itself; dropout must not be in train mode."""
+        """The argument itself.
+
+        Raises:
+            Refused: If it is dropout in train mode.
+        """
         if len(args) == 3 and args[2]:
             msg = "it drops units at random: pass training=self.training to the functional form"
             raise Refused(msg)
@@ -235,7 +254,7 @@ class Reshape(Rule):
         """Reshape."""
         return tangents[0].reshape(len(tangents[0]), *self.shape)
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
         """Reshape back."""
         return (cotangent.reshape(len(cotangent), *shapes[0]),)
 
@@ -261,7 +280,11 @@ class Mean(Aten):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step; the batch must not be averaged."""
+        """One step.
+
+        Raises:
+            Refused: If it goes over the batch.
+        """
         dims = len(args[0].shape) + 1
         if any(d % dims == 0 for d in args[1] or range(dims)):
             msg = "it goes over the images of a batch"
@@ -296,8 +319,13 @@ class AveragePooling(Aten):
 
 def pooling_field(field: Field, size: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,), *_: Any) -> Field:
     """The field after a pooling over windows of ``size``."""
-    size, stride, padding = (list(v) * (2 // len(v)) for v in (size, stride or size, padding))
+    size, stride, padding = (pair(v) for v in (size, stride or size, padding))
     return windowed(field, stride, [-p for p in padding], size)
+
+
+def pair(value: Sequence[int]) -> list[int]:
+    """One number per spatial axis of a map, from one or two."""
+    return list(value) * (2 // len(value))
 
 
 class Pad(Aten):
@@ -311,7 +339,11 @@ class Pad(Aten):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step; other modes and values have no rule yet."""
+        """One step.
+
+        Raises:
+            Refused: If it pads with anything but zero, or the batch.
+        """
         x, pad, *rest = args
         mode = next((r for r in rest if isinstance(r, str)), kwargs.get("mode", "constant"))
         value = next((r for r in rest if isinstance(r, int | float)), kwargs.get("value"))

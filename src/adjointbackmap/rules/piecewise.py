@@ -1,5 +1,6 @@
 """Operations that are linear only on pieces: which piece is in the gates, jumps of the line are entries of b."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,15 +10,15 @@ from torch import Tensor
 
 from adjointbackmap.rules.base import Builder, Gates, Pointwise, Rule, Shape, Value, gated
 from adjointbackmap.rules.field import Field
-from adjointbackmap.rules.linear import pooling_field
+from adjointbackmap.rules.linear import pair, pooling_field
 
 
 class Gate(Pointwise):
     """A piecewise-linear function of one number, zero at zero: the gate is its slope, PyTorch's derivative."""
 
+    @abstractmethod
     def slope(self, c: Tensor) -> Tensor:
         """Slope at ``c``."""
-        raise TypeError(c)
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
         """The slopes."""
@@ -27,7 +28,7 @@ class Gate(Pointwise):
         """Multiply by the slopes."""
         return gated(gates[0], tangents[0])
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
         """The map is its own adjoint."""
         return (gated(gates[0], cotangent),)
 
@@ -92,15 +93,16 @@ class Clamp(Pointwise):
         where = {"min": ~inside & (c <= low), "max": ~inside & (c >= high)}
         return tuple(g.to(c.dtype) for g in (inside, *(where[name] for name, _ in self.entries())))
 
-    def forward(self, gates: Gates, *tangents: Tensor | None) -> Tensor:
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """``slope * c + coefficient * bound``."""
-        return sum(gated(g, t) for g, t in zip(gates, tangents, strict=True) if t is not None)
+        total = gated(gates[0], tangents[0])
+        for gate, bound in zip(gates[1:], tangents[1:], strict=True):
+            total = total + gated(gate, bound)
+        return total
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
         """The same gates; summed over positions for the bounds."""
-        return tuple(
-            gated(g, cotangent).sum_to_size(len(cotangent), *shape) for g, shape in zip(gates, shapes, strict=True)
-        )
+        return tuple(gated(g, cotangent).sum_to_size(len(cotangent), *shape) for g, shape in zip(gates, shapes, strict=True))
 
 
 class Hardtanh(Clamp):
@@ -135,14 +137,21 @@ class MaxPooling(Rule):
 
     ops = ("aten.max_pool2d.default",)
 
-    def __init__(self, *args: Any) -> None:
-        self.args = args
+    def __init__(
+        self,
+        size: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: Sequence[int] = (0,),
+        dilation: Sequence[int] = (1,),
+        ceil_mode: bool = False,
+    ) -> None:
+        self.size, self.stride, self.padding, self.dilation = (pair(v) for v in (size, stride or size, padding, dilation))
+        self.ceil_mode = ceil_mode
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
         """Flat place of each window's winner, ``(N, C, H * W)``."""
-        size, stride, padding, dilation, ceil_mode = (*self.args, *([], 0, 1, False)[len(self.args) - 1 :])
-        winners = F.max_pool2d(inputs[0], size, stride or None, padding, dilation, ceil_mode, return_indices=True)[1]
-        return (winners,)
+        args = (self.size, self.stride, self.padding, self.dilation, self.ceil_mode)
+        return (F.max_pool2d(inputs[0], *args, return_indices=True)[1],)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """Take the winners."""
@@ -151,7 +160,7 @@ class MaxPooling(Rule):
         places = winners.flatten(2)[:, None].expand(-1, t.shape[1], -1, -1)
         return t.gather(3, places).unflatten(3, winners.shape[2:]).flatten(0, 1)
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
         """Give the winners their cotangents, summed where one won twice."""
         winners = gates[0]
         g = cotangent.unflatten(0, (len(winners), -1)).flatten(3)
@@ -162,7 +171,5 @@ class MaxPooling(Rule):
 
     def field(self, *fields: Field) -> Field:
         """The window, as far as dilation spreads it."""
-        size, stride, padding, dilation = (*self.args, *([], [0], [1])[len(self.args) - 1 :])[:4]
-        size, dilation = (list(v) * (2 // len(v)) for v in (size, dilation))
-        extent = [d * (k - 1) + 1 for k, d in zip(size, dilation, strict=True)]
-        return pooling_field(fields[0], extent, stride or size, padding)
+        extent = [d * (k - 1) + 1 for k, d in zip(self.size, self.dilation, strict=True)]
+        return pooling_field(fields[0], extent, self.stride, self.padding)

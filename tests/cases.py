@@ -1,0 +1,378 @@
+"""The catalogue of small networks that every part of the engine is tested on.
+
+A case is a function that gives a module and the shape of one input; :func:`make` seeds it, makes its batch-norm
+statistics non-trivial, and gives it in float64 and eval mode with two images.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Case = Callable[[], tuple[nn.Module, tuple[int, ...]]]
+CASES: dict[str, Case] = {}
+SEED = 20
+
+
+def case(build: Case) -> Case:
+    """Put a network into the catalogue under its function's name."""
+    CASES[build.__name__.replace("_", "-")] = build
+    return build
+
+
+def make(build: str | Case, images: int = 2) -> tuple[nn.Module, Tensor]:
+    """A network of the catalogue and some images, always the same."""
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        model, shape = CASES[build]() if isinstance(build, str) else build()
+        enliven(model)
+        return model.double().eval(), torch.randn(images, *shape, dtype=torch.float64)
+
+
+def enliven(model: nn.Module) -> None:
+    """Random statistics and affine parameters for every batch norm, so that none hides at 0 or 1."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias)
+
+
+class Net(nn.Module):
+    """A module of named parts and a function ``forward(net, x)``."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor], **parts: nn.Module | Tensor) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
+                self.register_buffer(name, part)
+            else:
+                setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def parameter(*shape: int) -> nn.Parameter:
+    """A random parameter."""
+    return nn.Parameter(torch.randn(shape))
+
+
+# convolutions
+
+
+@case
+def plain_conv_chain():
+    convs = [nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3, bias=False)]
+    return nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.LeakyReLU(0.2), convs[2]), (2, 6, 6)
+
+
+@case
+def no_bias():
+    return nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), nn.ReLU(), nn.Conv2d(3, 2, 2, bias=False)), (1, 5, 5)
+
+
+@case
+def stride_dilation_groups():
+    first, second = nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=2)
+    return nn.Sequential(first, nn.ReLU(), second, nn.LeakyReLU(0.1), nn.Conv2d(4, 6, (1, 3), groups=2)), (2, 8, 8)
+
+
+@case
+def asymmetric_padding():
+    def forward(net, x):
+        x = F.relu(net.conv1(F.pad(x, (0, 1, 2, 0))))
+        return net.conv3(net.conv2(x))
+
+    convs = {"conv1": nn.Conv2d(2, 3, 3, stride=2), "conv2": nn.Conv2d(3, 2, (3, 1), padding=(1, 0))}
+    return Net(forward, **convs, conv3=nn.Conv2d(2, 2, 2, padding="same")), (2, 6, 6)
+
+
+@case
+def reused_module():
+    def forward(net, x):
+        return net.conv(net.act(net.conv(net.act(net.conv(x)))))
+
+    return Net(forward, conv=nn.Conv2d(2, 2, 3, padding=1), act=nn.ReLU()), (2, 5, 5)
+
+
+@case
+def functional_conv_on_raw_parameters():
+    def forward(net, x):
+        x = F.relu(F.conv2d(x, net.kernel, net.offset, padding=1))
+        return F.linear(F.conv2d(x, net.kernel, stride=2).flatten(1), net.matrix)
+
+    parts = {"kernel": parameter(2, 2, 3, 3), "offset": parameter(2), "matrix": parameter(3, 8)}
+    return Net(forward, **parts), (2, 5, 5)
+
+
+@case
+def conv_in_one_dimension():
+    layers = [nn.Conv1d(2, 3, 3, stride=2, padding=1), nn.BatchNorm1d(3), nn.ReLU(), nn.Conv1d(3, 4, 2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 3)), (2, 10)
+
+
+# residual connections
+
+
+@case
+def residual_with_zero_padded_channels():
+    def forward(net, x):
+        branch = net.bn2(net.conv2(F.leaky_relu(net.bn1(net.conv1(x)), 0.2)))
+        shortcut = F.pad(F.avg_pool2d(x, 1, stride=2), (0, 0, 0, 0, 0, 2))
+        return net.fc(F.leaky_relu(branch + shortcut, 0.2).mean((2, 3)))
+
+    conv1, conv2 = nn.Conv2d(2, 3, 3, stride=2, padding=1, bias=False), nn.Conv2d(3, 4, 3, padding=1, bias=False)
+    return Net(forward, conv1=conv1, bn1=nn.BatchNorm2d(3), conv2=conv2, bn2=nn.BatchNorm2d(4), fc=nn.Linear(4, 3)), (2, 6, 6)
+
+
+@case
+def in_place_relu():
+    def forward(net, x):
+        y = net.conv1(x)
+        z = net.act(y)  # y is z from here on
+        return F.relu_(net.conv2(z) + y) - y
+
+    return Net(forward, conv1=nn.Conv2d(1, 2, 3), act=nn.ReLU(inplace=True), conv2=nn.Conv2d(2, 2, 3, padding=1)), (1, 6, 6)
+
+
+@case
+def scalars_before_padded_convs():
+    def forward(net, x):
+        x = F.relu(net.conv0(x) + net.b0)
+        branch = F.relu(net.conv1(x + net.b1) + net.b2)
+        return F.relu(net.conv2(branch + net.b3) * net.m2 + net.b4 + x)
+
+    convs = {f"conv{i}": nn.Conv2d(2, 2, 3, padding=1, bias=False) for i in range(3)}
+    return Net(forward, **convs, **{f"b{i}": parameter() for i in range(5)}, m2=parameter()), (2, 5, 5)
+
+
+@case
+def shared_scalar():
+    def forward(net, x):
+        x = F.relu(net.conv(x + net.b) - 2 * net.c)
+        return torch.sub(x, net.b, alpha=3) + net.b
+
+    return Net(forward, conv=nn.Conv2d(1, 2, 3, padding=1), b=parameter(), c=parameter()), (1, 5, 5)
+
+
+@case
+def shared_kernel():
+    def forward(net, x):
+        return net.conv2(F.relu(net.bn(net.conv1(x))))
+
+    first, second = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)
+    second.weight = first.weight
+    return Net(forward, conv1=first, bn=nn.BatchNorm2d(2), conv2=second), (2, 4, 4)
+
+
+# pointwise
+
+
+@case
+def multipliers():
+    def forward(net, x):
+        x = F.relu(net.conv1(x) * net.per_channel / 3)
+        return 0.5 * -(net.conv2(x) * net.one)
+
+    convs = {"conv1": nn.Conv2d(1, 3, 3), "conv2": nn.Conv2d(3, 2, 2)}
+    return Net(forward, **convs, per_channel=parameter(3, 1, 1), one=parameter(1)), (1, 5, 5)
+
+
+@case
+def saturated_on_both_sides():
+    def forward(net, x):
+        x = F.hardtanh(net.conv1(4 * x), -0.7, 0.9)
+        x = F.relu6(20 * net.conv2(x))
+        x = torch.clamp(net.conv3(x), -0.3, 1.2)
+        return torch.clamp(net.fc(x.flatten(1)), min=0.1)
+
+    convs = {"conv1": nn.Conv2d(1, 3, 3), "conv2": nn.Conv2d(3, 3, 2), "conv3": nn.Conv2d(3, 2, 2)}
+    return Net(forward, **convs, fc=nn.Linear(8, 6)), (1, 6, 6)
+
+
+@case
+def dead_units():
+    dead = nn.Conv2d(1, 3, 3)
+    dead.bias.data = torch.tensor([-100.0, 0.1, -100.0])
+    return nn.Sequential(dead, nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 2, 2, bias=False)), (1, 6, 6)
+
+
+@case
+def constants_and_buffers():
+    def forward(net, x):
+        x = (x - net.mean) / net.std
+        x = F.relu(net.conv(1.5 - x) + 0.25)
+        return net.fc((2 * x - 0.5).flatten(1)) + net.prior
+
+    buffers = {"mean": torch.rand(2, 1, 1), "std": torch.rand(2, 1, 1) + 0.5, "prior": torch.randn(3)}
+    return Net(forward, conv=nn.Conv2d(2, 2, 3), fc=nn.Linear(18, 3, bias=False), **buffers), (2, 5, 5)
+
+
+@case
+def constant_for_every_position():
+    def forward(net, x):
+        return net.conv(F.relu(x + net.place))
+
+    return Net(forward, place=parameter(1, 2, 4, 4), conv=nn.Conv2d(2, 2, 3)), (2, 4, 4)
+
+
+@case
+def identities():
+    class Same(nn.Module):
+        def forward(self, x):
+            return x
+
+    layers = [nn.Identity(), nn.Conv2d(1, 2, 3), Same(), nn.Dropout(0.5), nn.ReLU(), nn.Identity(), nn.Conv2d(2, 2, 2), Same()]
+    return nn.Sequential(*layers), (1, 5, 5)
+
+
+# pooling
+
+
+@case
+def max_pool_with_overlap_padding_and_ceil():
+    pools = [nn.MaxPool2d(3, 2, padding=1, ceil_mode=True), nn.MaxPool2d(2, 1, dilation=2)]
+    return nn.Sequential(nn.Conv2d(1, 2, 3), pools[0], nn.Conv2d(2, 2, 1), pools[1]), (1, 9, 9)
+
+
+@case
+def max_pool_with_ties():
+    first = nn.Conv2d(1, 2, 3)
+    first.bias.data.fill_(-1)  # most windows hold zeros only
+    return nn.Sequential(first, nn.ReLU(), nn.MaxPool2d(3, 1), nn.Conv2d(2, 2, 2)), (1, 7, 7)
+
+
+@case
+def average_pool_with_ceil():
+    pools = [nn.AvgPool2d(3, 2, ceil_mode=True), nn.AvgPool2d(3, 1, padding=1, count_include_pad=False)]
+    tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3)]
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), *pools, nn.Conv2d(2, 2, 2), *tail), (1, 8, 8)
+
+
+# batch norm
+
+
+@case
+def conv_with_bias_before_batch_norm():
+    first, second = nn.Conv2d(2, 3, 3), nn.Conv2d(3, 2, 3, bias=False)
+    norms = [nn.BatchNorm2d(3), nn.BatchNorm2d(2, affine=False)]
+    return nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1]), (2, 6, 6)
+
+
+@case
+def batch_norm_before_conv():
+    return nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 3)), (2, 5, 5)
+
+
+@case
+def batch_norm_after_add():
+    def forward(net, x):
+        return net.fc(F.relu(net.bn(net.conv1(x) + net.conv2(x))).flatten(1))
+
+    convs = {"conv1": nn.Conv2d(1, 2, 3), "conv2": nn.Conv2d(1, 2, 3, bias=False)}
+    return Net(forward, **convs, bn=nn.BatchNorm2d(2), fc=nn.Linear(18, 3)), (1, 5, 5)
+
+
+@case
+def conv_output_used_elsewhere():
+    def forward(net, x):
+        y = net.conv(x)
+        return F.relu(net.bn(y)) + y
+
+    return Net(forward, conv=nn.Conv2d(1, 2, 3), bn=nn.BatchNorm2d(2)), (1, 5, 5)
+
+
+@case
+def conv_batch_norm_multiplier():
+    def forward(net, x):
+        return net.conv2(F.relu(net.bn(net.conv1(x)) * net.m + net.b))
+
+    convs = {"conv1": nn.Conv2d(1, 3, 3, bias=False), "conv2": nn.Conv2d(3, 2, 2)}
+    return Net(forward, **convs, bn=nn.BatchNorm2d(3), m=parameter(), b=parameter()), (1, 5, 5)
+
+
+# linear
+
+
+@case
+def mlp_on_flat_inputs():
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5, bias=False), nn.ReLU()), (6,)
+
+
+@case
+def linear_with_positions():
+    return nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3), nn.Flatten(), nn.Linear(12, 2)), (4, 5)
+
+
+# a whole network in torchvision's layout
+
+
+class BasicBlock(nn.Module):
+    """Two convolutions and a shortcut, with torchvision's names."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample = None
+        if stride > 1:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
+
+
+class SmallResNet(nn.Module):
+    """ResNet-18 in torchvision's layout, with four channels where it has 64."""
+
+    def __init__(self, width: int = 4, classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        for i, (inputs, outputs) in enumerate(((1, 1), (1, 2), (2, 4), (4, 8)), start=1):
+            blocks = [BasicBlock(width * inputs, width * outputs, 1 if i == 1 else 2), BasicBlock(width * outputs, width * outputs)]
+            self.add_module(f"layer{i}", nn.Sequential(*blocks))
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(8 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for i in range(1, 5):
+            x = getattr(self, f"layer{i}")(x)
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+def small_resnet():
+    """Not in the catalogue: larger than the others."""
+    return SmallResNet(), (3, 32, 32)
+
+
+# networks that are not piecewise affine
+
+
+def not_affine():
+    """GELU in a block, a product of data, and a softmax at the end."""
+
+    def block(net, x):
+        return F.gelu(net.conv(x))
+
+    def forward(net, x):
+        x = net.block(F.relu(net.first(x)))
+        x = net.gate(x)
+        return net.last(net.fc(x.flatten(1)))
+
+    gate = Net(lambda net, x: x * x)
+    parts = {"first": nn.Conv2d(1, 2, 3), "block": Net(block, conv=nn.Conv2d(2, 2, 1)), "gate": gate}
+    return Net(forward, **parts, fc=nn.Linear(18, 3), last=nn.Softmax(1)), (1, 5, 5)
