@@ -86,10 +86,9 @@ def stride_dilation_groups():
 def asymmetric_padding():
     def forward(net, x):
         x = F.relu(net.conv1(F.pad(x, (0, 1, 2, 0))))
-        return net.conv3(net.conv2(x))
+        return net.conv2(x)
 
-    convs = {"conv1": nn.Conv2d(2, 3, 3, stride=2), "conv2": nn.Conv2d(3, 2, (3, 1), padding=(1, 0))}
-    return Net(forward, **convs, conv3=nn.Conv2d(2, 2, 2, padding="same")), (2, 6, 6)
+    return Net(forward, conv1=nn.Conv2d(2, 3, 3, stride=2), conv2=nn.Conv2d(3, 2, (3, 1), padding=(1, 0))), (2, 6, 6)
 
 
 @case
@@ -166,7 +165,7 @@ def shared_kernel():
         return net.conv2(F.relu(net.bn(net.conv1(x))))
 
     first, second = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)
-    second.weight = first.weight
+    second.weight, second.bias = first.weight, first.bias
     return Net(forward, conv1=first, bn=nn.BatchNorm2d(2), conv2=second), (2, 4, 4)
 
 
@@ -206,7 +205,7 @@ def dead_units():
 def constants_and_buffers():
     def forward(net, x):
         x = (x - net.mean) / net.std
-        x = F.relu(net.conv(1.5 - x) + 0.25)
+        x = F.relu(torch.sub(net.conv(1.5 - x), 0.25, alpha=3))
         return net.fc((2 * x - 0.5).flatten(1)) + net.prior
 
     buffers = {"mean": torch.rand(2, 1, 1), "std": torch.rand(2, 1, 1) + 0.5, "prior": torch.randn(3)}
@@ -342,8 +341,8 @@ class SmallResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         for i, (inputs, outputs) in enumerate(((1, 1), (1, 2), (2, 4), (4, 8)), start=1):
-            blocks = [BasicBlock(width * inputs, width * outputs, 1 if i == 1 else 2), BasicBlock(width * outputs, width * outputs)]
-            self.add_module(f"layer{i}", nn.Sequential(*blocks))
+            first = BasicBlock(width * inputs, width * outputs, 1 if i == 1 else 2)
+            self.add_module(f"layer{i}", nn.Sequential(first, BasicBlock(width * outputs, width * outputs)))
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(8 * width, classes)
 

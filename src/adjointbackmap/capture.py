@@ -1,6 +1,7 @@
 """A module and an example -> the graph of ATen operations that ``torch.export`` sees, with every layer's output."""
 
 import operator
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class _Listened(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, x: Tensor) -> tuple[object, dict[str, Tensor]]:
         outputs: dict[str, Tensor] = {}
 
         def keep(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
@@ -92,7 +93,8 @@ def capture(model: nn.Module, example: Tensor) -> Capture:
     wrapper = _Listened(model).train(model.training)
     shapes = ({0: torch.export.Dim("batch")},)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own code
             exported = torch.export.export(wrapper, (example,), dynamic_shapes=shapes, strict=False).run_decompositions({})
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

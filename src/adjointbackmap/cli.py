@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,7 +25,12 @@ if TYPE_CHECKING:
     from adjointbackmap.trace import Network
     from adjointbackmap.verification import LayerCheck
 
-app = App(name="adjointbackmap", help="Exact effective hyperplanes of any unit of any layer of a piecewise-affine network.")
+app = App(
+    name="adjointbackmap",
+    help="Exact effective hyperplanes of any unit of any layer of a piecewise-affine network.",
+    error_console=Console(stderr=True, soft_wrap=True),
+    error_formatter=lambda error: Text(f"adjointbackmap: {' '.join(str(error).split())}"),
+)
 console = Console()
 DEMO_NETWORK = "vgg7-cifar10"
 STUDY_SCALE = 1 / 8
@@ -109,15 +116,13 @@ def layers(source: Source = NO_SOURCE) -> None:
 
     subject = _subject(source)
     network = subject.trace()
-    table = Table("layer", "kind", "output shape", "receptive field", "modes", "hyperplanes", title=subject.title)
+    table = Table("layer", "kind", "output", "field", "modes", "hyperplanes", title=subject.title)
     for layer in network.layers.values():
         mode = next(m for m in ("RM2", "RM0") if m in layer.modes)
-        units = 1
-        for extent in unit_dims(layer, mode).values():
-            units *= extent
-        field = " x ".join(map(str, layer.receptive_field))
-        shape = " x ".join(map(str, layer.out_shape))
-        table.add_row(layer.name, layer.kind, shape, field, " ".join(layer.modes), f"{units:,} in {mode}")
+        units = prod(unit_dims(layer, mode).values())
+        shape, field = ("x".join(map(str, extents)) for extents in (layer.out_shape, layer.receptive_field))
+        modes = layer.modes[0] if len(layer.modes) == 1 else f"{layer.modes[0]} to {layer.modes[-1]}"
+        table.add_row(layer.name, layer.kind, shape, field, modes, f"{units:,} in {mode}")
     console.print(table)
     console.print(f"{len(network.biases)} biases in {len(network.biases.names)} parts: {', '.join(network.biases.names)}")
 
@@ -242,6 +247,9 @@ def train(
     epochs: int = 30,
     batch: int = 128,
     peak_rate: float = 0.2,
+    rise: float = 0.2,
+    weight_decay: float = 5e-4,
+    start: Path | None = None,
     seed: int = 0,
     device: Literal["cpu", "cuda"] = "cpu",
     threads: int | None = None,
@@ -256,6 +264,9 @@ def train(
         epochs: Passes over the training images.
         batch: Images in a step.
         peak_rate: Largest learning rate.
+        rise: Share of the steps in which the rate rises.
+        weight_decay: Factor of the squared weights in the loss.
+        start: Weights to begin from, the safetensors file of an earlier run.
         seed: Of initialisation, order and augmentation.
         device: Where to train.
         threads: Threads of the processor to use.
@@ -264,7 +275,8 @@ def train(
     from adjointbackmap.training import train as run
 
     _use_threads(threads)
-    task = Task(network, dataset, seed, Recipe(epochs=epochs, batch=batch, peak_rate=peak_rate))
+    recipe = Recipe(epochs=epochs, batch=batch, peak_rate=peak_rate, rise=rise, weight_decay=weight_decay)
+    task = Task(network, dataset, seed, recipe, str(start) if start else None)
     folder = out or Path("runs") / f"{network}-{dataset}-{seed}"
     with _progress(f"{network} on {dataset}") as (bar, job):
 
@@ -484,11 +496,11 @@ def _class_table(planes: "Hyperplanes", classes: tuple[str, ...]) -> Table:
 
 
 def _unit_table(network: "Network", x: "Tensor") -> Table:
-    """One unit of every layer: the middle of the map in the first channel that is active there."""
+    """One unit of every layer: the middle of the first out-channel's map."""
     from adjointbackmap.hyperplanes import hyperplanes
 
     table = Table("layer", "unit", "network's value", "reconstruction", "relative error", title="One unit of every layer")
-    for layer in network.layers.values():
+    for layer in network.distinct_layers():
         mode = next(m for m in ("RM2", "RM0") if m in layer.modes)
         middle = tuple(extent // 2 for extent in layer.out_shape[1:]) if mode == "RM2" else ()
         planes = hyperplanes(network, x, layer.name, mode, (*middle, 0), scale=STUDY_SCALE)
@@ -500,17 +512,18 @@ def _unit_table(network: "Network", x: "Tensor") -> Table:
 def _check_table(checks: dict[str, "LayerCheck"]) -> Table:
     total = sum(check.units for check in checks.values())
     table = Table(
-        "layer", "units", "|error| <= 1 %", "error <= 1 % (signed)", "largest |error|", "scale-aware", "exactly zero",
-        title=f"Every unit of every layer: {total:,} hyperplanes against the network",
-    )  # fmt: skip
+        *("layer", "units", "|e| <= 1 %", "e <= 1 %", "largest |e|", "scaled", "zero"),
+        title=f"Every unit of every layer: {total:,} hyperplanes",
+        caption="e: relative error; shares in %; scaled: largest error over the sum of |x h| and |b h|; zero: units that are 0",
+    )
     for check in checks.values():
         table.add_row(
             check.layer,
             f"{check.units:,}",
-            f"{100 * check.share:.4f} %",
-            f"{100 * check.within_signed / check.units:.4f} %",
+            f"{100 * check.share:.4f}",
+            f"{100 * check.within_signed / check.units:.4f}",
             f"{check.largest:.1e}",
             f"{check.scaled:.1e}",
-            f"{100 * check.zero / check.units:.1f} %",
+            f"{100 * check.zero / check.units:.1f}",
         )
     return table

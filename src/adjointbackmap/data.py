@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 ENVIRONMENT_VARIABLE = "ADJOINTBACKMAP_DATA"
@@ -77,8 +78,8 @@ SOURCES = {
 class Images:
     """Images as bytes ``(N, 3, 32, 32)`` with labels ``(N,)``, the class names and the SHA-256 of each image."""
 
-    pixels: Tensor
-    labels: Tensor
+    pixels: UInt8[Tensor, "n 3 32 32"]
+    labels: Int64[Tensor, " n"]
     classes: tuple[str, ...]
     hashes: tuple[str, ...]
 
@@ -91,7 +92,7 @@ class Images:
         hashes = tuple(self.hashes[i] for i in positions.tolist())
         return Images(self.pixels[positions], self.labels[positions], self.classes, hashes)
 
-    def unit_interval(self) -> Tensor:
+    def unit_interval(self) -> Float[Tensor, "n 3 32 32"]:
         """Pixels in [0, 1], ``(N, 3, 32, 32)`` in float32."""
         return self.pixels.float() / 255
 

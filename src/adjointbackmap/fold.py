@@ -13,6 +13,7 @@ from adjointbackmap.rules.kernels import Kernel
 from adjointbackmap.trace import KERNEL_MODULES, batch_of, check_eval
 
 BATCH_NORM = "aten._native_batch_norm_legit_no_training.default"
+LINEAR = "aten.linear.default"
 PRODUCT = "aten.mul.Tensor"
 
 
@@ -78,7 +79,7 @@ def _merge(captured: Capture, node: torch.fx.Node, result: Fold) -> None:
     if str(node.target) == BATCH_NORM:
         _merge_batch_norm(result.model, path, factor.name)
     else:
-        multiplier = result.model.get_parameter(factor.name)
+        multiplier = {**dict(result.model.named_parameters()), **dict(result.model.named_buffers())}[factor.name]
         _scale(_kernel_module(result.model, path), multiplier.detach())
         multiplier.data.fill_(1)
     result.merged[factor.name] = path
@@ -126,6 +127,12 @@ def _obstacle(captured: Capture, node: torch.fx.Node, name: str, source: torch.f
         return f"{path} is used more than once"
     if sum(f is not None and f.name == name for f in (_factor(captured, n) for n in captured.nodes)) > 1:
         return "it is used more than once"
+    if str(node.target) == BATCH_NORM and str(source.target) == LINEAR and source.meta["val"].dim() > 2:
+        return f"it scales the positions of {path}, not its features"
+    constants = [n for n in (*source.all_input_nodes, *node.all_input_nodes) if n.op == "placeholder"]
+    elsewhere = [captured.parameters[n.name] for n in constants if n.name in captured.parameters and len(_users(n)) > 1]
+    if elsewhere:
+        return f"{', '.join(elsewhere)} is used elsewhere too"
     shared = [n for n, p in result.model.named_parameters(remove_duplicate=False) if p is module.weight]
     if len(shared) > 1:
         return f"the kernel of {path} is shared as {', '.join(shared)}"

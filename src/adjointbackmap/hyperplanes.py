@@ -6,6 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from adjointbackmap.arithmetic import exact
@@ -38,7 +39,7 @@ class Contributions:
     image: Tensor
     bias: dict[str, Tensor]
 
-    def total(self) -> Tensor:
+    def total(self) -> Float[Tensor, "n *units"]:
         """Sum over pixels and biases, ``(N, *units)``."""
         parts = [b.sum(-1) for b in self.bias.values()]
         return self.image.flatten(-3).sum(-1) + sum(parts) if parts else self.image.flatten(-3).sum(-1)
@@ -61,10 +62,10 @@ class Hyperplanes:
         scale: The factor k of the pattern.
     """
 
-    image: Tensor
-    bias: Tensor
-    value: Tensor
-    x: Tensor
+    image: Float[Tensor, "n *units_in"]
+    bias: Float[Tensor, "n *units m"]
+    value: Float[Tensor, "n *units"]
+    x: Float[Tensor, "n *in"]
     network: Network
     layer: str
     mode: str
@@ -72,7 +73,7 @@ class Hyperplanes:
     own_bias: bool
     scale: float
 
-    def reconstruct(self, x: Tensor | None = None) -> Tensor:
+    def reconstruct(self, x: Tensor | None = None) -> Float[Tensor, "n *units"]:
         r"""The inner product :math:`\langle [x; b] | H \rangle`, ``(N, *units)``.
 
         Args:
@@ -84,12 +85,12 @@ class Hyperplanes:
         image, bias = self._inner(self._images(x).flatten(1), self._b())
         return (image + bias).view(self.value.shape)
 
-    def magnitude(self, x: Tensor | None = None) -> Tensor:
+    def magnitude(self, x: Tensor | None = None) -> Float[Tensor, "n *units"]:
         r"""The scale of the rounding: :math:`\sum |x h_I| + \sum |b h_b|`, ``(N, *units)``."""
         image, bias = self._inner(self._images(x).flatten(1), self._b(), torch.abs)
         return (image + bias).view(self.value.shape)
 
-    def relative_error(self) -> Tensor:
+    def relative_error(self) -> Float[Tensor, "n *units"]:
         """Signed relative error of the reconstruction [Wan2022, eq. 3.29], ``(N, *units)``."""
         return relative_error(self.reconstruct(), self.value)
 
@@ -154,7 +155,7 @@ class Hyperplanes:
         return self.network.biases_in(self.image.dtype).vector
 
 
-def relative_error(reconstructed: Tensor, value: Tensor) -> Tensor:
+def relative_error(reconstructed: Float[Tensor, "*units"], value: Float[Tensor, "*units"]) -> Float[Tensor, "*units"]:
     r"""Signed relative error :math:`(\hat c - c) / c_{\neq 0}` [Wan2022, eq. 3.29].
 
     A value of zero is replaced in the denominator by the smallest positive normal float32; where both

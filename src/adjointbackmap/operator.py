@@ -6,6 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from adjointbackmap.arithmetic import exact
@@ -48,7 +49,9 @@ def _forward(pattern: ActivationPattern, step: Step, inputs: list[Tensor | None]
     return step.rule.forward(pattern.gates.get(step.output.slot, ()), *full)
 
 
-def pull(pattern: ActivationPattern, cotangents: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+def pull(
+    pattern: ActivationPattern, cotangents: dict[int, Float[Tensor, "batch *_"]]
+) -> tuple[Float[Tensor, "batch *in"], Float[Tensor, "batch m"]]:
     """Adjoint: cotangents by slot, folded ``(N * K, *shape)``, to image ``(N * K, C, H, W)`` and bias ``(N * K, M)``."""
     program = pattern.program
     sums = dict(cotangents)
@@ -130,7 +133,7 @@ class LayerOperator:
         """Shape of the layer's output for one image."""
         return self.layer.out_shape
 
-    def forward(self, image: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor | None = None, bias: Tensor | None = None) -> Float[Tensor, "n *k_out"]:
         """Tangents of the layer.
 
         Args:
@@ -157,7 +160,7 @@ class LayerOperator:
         out = torch.cat(parts, 1)
         return out if given[0][1].dim() == len(given[0][2]) + 2 else out[:, 0]
 
-    def adjoint(self, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+    def adjoint(self, cotangent: Tensor) -> tuple[Float[Tensor, "n *k_in"], Float[Tensor, "n *k m"]]:
         """Cotangents of the image and of the bias vector.
 
         Args:
@@ -180,7 +183,7 @@ class LayerOperator:
         image, bias = (torch.cat(p, 1) for p in zip(*parts, strict=True))
         return (image, bias) if cotangent.dim() == len(self.out_shape) + 2 else (image[:, 0], bias[:, 0])
 
-    def dense(self) -> tuple[Tensor, Tensor]:
+    def dense(self) -> tuple[Float[Tensor, "n *out_in"], Float[Tensor, "n *out m"]]:
         """The whole matrix, one row per unit: image part ``(N, *out_shape, C, H, W)``, bias part ``(N, *out_shape, M)``."""
         units = prod(self.out_shape)
         eye = torch.eye(units, dtype=self.pattern.dtype, device=self.pattern.network.device).view(1, units, *self.out_shape)

@@ -5,6 +5,7 @@ from math import isqrt, sqrt
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -15,7 +16,7 @@ SIGNED = "RdBu_r"  # red is positive, blue negative, white zero
 MOST_PANELS = 64
 
 
-def centred(part: Tensor, scale: float) -> np.ndarray:
+def centred(part: Float[Tensor, "c h w"], scale: float) -> np.ndarray:
     """A signed image part ``(C, H, W)`` as colours ``(H, W, C)`` with zero at mid-grey and ``scale`` at white.
 
     Example:
@@ -26,7 +27,7 @@ def centred(part: Tensor, scale: float) -> np.ndarray:
     return (0.5 + part.movedim(0, -1).cpu().double().numpy() / (2 * (scale or 1.0))).clip(0, 1)
 
 
-def near_square(vector: Tensor) -> np.ndarray:
+def near_square(vector: Float[Tensor, " m"]) -> np.ndarray:
     """A bias part ``(M,)`` as the image nearest to a square: 384 become 16 x 24, a prime number becomes a strip.
 
     Example:
@@ -50,10 +51,10 @@ def class_hyperplanes(planes: Hyperplanes, classes: Sequence[str], pixels: Tenso
     image, bias, value = planes.image[0], planes.bias[0], planes.value[0]
     columns, blocks = 5, -(-len(image) // 5)
     with_bias = bias.shape[-1] > 0
-    figure = Figure(figsize=(12.5, 0.6 + blocks * (4.1 if with_bias else 2.3)), layout="constrained")
+    figure = Figure(figsize=(12.5, 0.8 + blocks * (3.0 if with_bias else 1.9)), layout="constrained")
     figure.suptitle(title)
     rows = blocks * (2 if with_bias else 1)
-    grid = figure.add_gridspec(rows, columns + 2, height_ratios=([1.25, 1] if with_bias else [1]) * blocks)
+    grid = figure.add_gridspec(rows, columns + 2, height_ratios=([1.5, 1] if with_bias else [1]) * blocks)
     _show(figure.add_subplot(grid[:, :2]), pixels.movedim(0, -1).cpu().numpy(), "input")
     limit, bias_limit = float(image.abs().max()), float(bias.abs().max()) if with_bias else 0.0
     for i, name in enumerate(classes):

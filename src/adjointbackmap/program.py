@@ -225,7 +225,7 @@ class _Lowering:
             self.program.values[node.name] = self._build(node)
         except Refused as reason:
             self.refused.append(self._described(node, str(reason)))
-            self.program.values[node.name] = Value(-1, ())
+            self.program.values[node.name] = Value(-1, self.shape)
 
     def _build(self, node: torch.fx.Node) -> Value:
         rule = RULES.get(str(node.target))

@@ -153,6 +153,13 @@ class Network:
             raise ValueError(msg)
         return self.layers[name]
 
+    def distinct_layers(self) -> list[Layer]:
+        """The layers, each value once: of two that give the same, the one with a kernel, else the first."""
+        by_slot: dict[int, Layer] = {}
+        for layer in sorted(self.layers.values(), key=lambda layer: layer.kernel is None):
+            by_slot.setdefault(layer.value.slot, layer)
+        return [layer for layer in self.layers.values() if layer in by_slot.values()]
+
     def kernel(self, layer: Layer, dtype: torch.dtype | None = None) -> KernelCall:
         """The convolution or linear call of a layer.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from adjointbackmap import data, models
@@ -64,6 +65,7 @@ class Task:
     dataset: str
     seed: int = 0
     recipe: Recipe = field(default_factory=Recipe)
+    start: str | None = None  # weights to begin from, the safetensors file of an earlier run
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def train(
 
     Raises:
         ValueError: If ``out`` holds the checkpoint of another task.
+        FileNotFoundError: If the weights to start from are not there.
     """
     out.mkdir(parents=True, exist_ok=True)
     images, validation, test = (data.load(task.dataset, split, root) for split in ("train", "validation", "test"))
@@ -162,7 +165,7 @@ def accuracy(model: nn.Module, images: data.Images, prepare: nn.Module, batch: i
     return right / len(images)
 
 
-def augment(pixels: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+def augment(pixels: UInt8[Tensor, "n 3 h w"], padding: int, generator: torch.Generator) -> Float[Tensor, "n 3 h w"]:
     """Flip half of the images and crop each at random from its zero-padded self.
 
     Args:
@@ -230,7 +233,19 @@ def _end_epoch(state: _State, validation: data.Images, prepare: nn.Module, loss:
 def _begin(task: Task, pixels: Tensor, labels: Tensor, prepare: nn.Module, device: str) -> _State:
     classes = len(data.SOURCES[task.dataset].classes)
     setting = _fastest_setting(task, classes, prepare, pixels[: task.recipe.batch], labels[: task.recipe.batch], device)
-    return _fresh(task, classes, setting, device)
+    state = _fresh(task, classes, setting, device)
+    if task.start is not None:
+        state.model.load_state_dict(_starting_weights(Path(task.start)))
+    return state
+
+
+def _starting_weights(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        msg = f"The weights to start from must be a safetensors file of an earlier run. Got {path}, which is none."
+        raise FileNotFoundError(msg)
+    return load_file(path)
 
 
 def _fresh(task: Task, classes: int, setting: Setting, device: str) -> _State:
@@ -323,6 +338,7 @@ def _finish(state: _State, task: Task, out: Path, prepare: nn.Module, training_i
         "training images": training_images,
         "recipe": asdict(task.recipe),
         "seed": task.seed,
+        "started from": _earlier(task),
         "kept epoch": state.best["epoch"],
         "validation accuracy": state.best["validation"],
         "test accuracy": accuracy(state.model, test, prepare),
@@ -333,3 +349,9 @@ def _finish(state: _State, task: Task, out: Path, prepare: nn.Module, training_i
     save_file(weights, out / f"{name}.safetensors")
     (out / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
+
+
+def _earlier(task: Task) -> dict | None:
+    """The card of the run whose weights this one began from."""
+    card = Path(task.start or "").with_suffix(".json")
+    return json.loads(card.read_text()) if task.start is not None and card.is_file() else None

@@ -88,15 +88,15 @@ def dense_test(operator: LayerOperator, x: Tensor, tolerance: float | None = Non
 
     ours_image, ours_bias = operator.dense()
     parts = {p.parameter: p for p in network.biases_in(dtype).values() if p.parameter is not None}
-    chosen = {name: parameters[name] for name in parts}
+    chosen = {name: {**parameters, **buffers}[name] for name in parts}
     image_error = bias_error = 0.0
     for n, image in enumerate(x):
         by_values, by_image = torch.func.jacrev(output, (0, 1))(chosen, image)
-        image_error = max(image_error, _difference(ours_image[n], by_image))
+        image_error = _larger(image_error, _difference(ours_image[n], by_image))
         for name, part in parts.items():
             theirs = by_values[name].reshape(*layer.out_shape, part.value.numel())
-            bias_error = max(bias_error, _difference(ours_bias[n][..., part.slice], theirs))
-    figures = {"image": image_error, "bias": bias_error, "error": max(image_error, bias_error)}
+            bias_error = _larger(bias_error, _difference(ours_bias[n][..., part.slice], theirs))
+    figures = {"image": image_error, "bias": bias_error, "error": _larger(image_error, bias_error)}
     return _judged(figures, dtype, tolerance, "The dense test")
 
 
@@ -171,8 +171,8 @@ class LayerCheck:
         self.within_signed += int((error <= SHARE_LIMIT).sum())
         self.zero += int((value == 0).sum())
         tiny = torch.finfo(value.dtype).tiny
-        self.scaled = max(self.scaled, float(((reconstructed - value).abs() / magnitude.clamp_min(tiny)).max()))
-        if self.worst is None or float(absolute.max()) > self.largest:
+        self.scaled = _larger(self.scaled, float(((reconstructed - value).abs() / magnitude.clamp_min(tiny)).max()))
+        if self.worst is None or _larger(self.largest, float(absolute.max())) != self.largest:
             image, *unit = (int(i) for i in torch.unravel_index(absolute.argmax().cpu(), absolute.shape))
             self.largest, self.worst = float(absolute.max()), (first_image + image, tuple(unit))
         edges = torch.tensor(HISTOGRAM_EDGES, dtype=torch.float64)
@@ -217,7 +217,7 @@ def verify(
         {'0': 1.0, '1': 1.0}
     """
     x = check_images(network, images, dtype)
-    chosen = [network.layer(name) for name in layers] if layers is not None else _distinct(network)
+    chosen = [network.layer(name) for name in layers] if layers is not None else network.distinct_layers()
     checks = {layer.name: LayerCheck(layer.name) for layer in chosen}
     for n, image in enumerate(x):
 
@@ -226,14 +226,6 @@ def verify(
 
         _verify_image(network, image[None], chosen, own_bias, scale, checks, n, report_part)
     return checks
-
-
-def _distinct(network: Network) -> list[Layer]:
-    """The layers, each value once, with a kernel's layer before others."""
-    by_slot: dict[int, Layer] = {}
-    for layer in sorted(network.layers.values(), key=lambda layer: layer.kernel is None):
-        by_slot.setdefault(layer.value.slot, layer)
-    return [layer for layer in network.layers.values() if layer in by_slot.values()]
 
 
 def _verify_image(
@@ -276,6 +268,11 @@ def _inner_products(
                 scales[name] += products.abs_().sum(0)
         report(b.stop / len(extended))
     return sums, scales
+
+
+def _larger(first: float, second: float) -> float:
+    """The larger of two errors, where NaN is larger than any number."""
+    return first if second <= first or first != first else second
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -50,6 +50,7 @@ class Constant:
     is_parameter: bool
 
 
+@runtime_checkable
 class Builder(Protocol):
     """What a rule's ``build`` may ask of the trace."""
 

@@ -41,17 +41,17 @@ class Add(Pointwise):
     sign: ClassVar[float] = 1.0
 
     @classmethod
-    def build(cls, builder: Builder, *args: Any, alpha: float = 1, **kwargs: Any) -> Value:
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
         """The sum of the data arguments, constants as entries of the bias vector.
 
         Raises:
             Refused: If one argument would be broadcast over the batch.
         """
-        first, second = args[:2]
+        first, second, alpha = (*args, kwargs.get("alpha", 1))[:3]
         left, right = (a if isinstance(a, Value) else builder.place(a, aligned(a, len(builder.shape))) for a in (first, second))
         factor = cls.sign * alpha
         if right is not None and factor != 1:
-            right = builder.apply(Scale(factor), right, shape=right.shape)
+            right = builder.apply(Scale(float(factor)), right, shape=right.shape)
         if left is None or right is None:
             return _broadcast(builder, left or right)
         if isinstance(first, Value) and isinstance(second, Value) and len(left.shape) != len(right.shape):
@@ -83,8 +83,8 @@ class ReverseSubtract(Subtract):
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
         """The subtraction with the arguments exchanged."""
-        first, second, *alpha = args
-        return super().build(builder, second, first, *alpha, **kwargs)
+        first, second, *factor = args
+        return super().build(builder, second, first, *factor, **kwargs)
 
 
 class Expand(Pointwise):
@@ -140,8 +140,7 @@ class Scale(Pointwise):
         first, second = args[:2]
         data, constant = (first, second) if isinstance(first, Value) else (second, first)
         factor = tensor_of(constant, "second factor")
-        if isinstance(factor, Tensor):
-            factor = factor.reshape(aligned(constant, len(builder.shape)))
+        factor = factor.reshape(aligned(constant, len(builder.shape))) if isinstance(factor, Tensor) else float(factor)
         return builder.apply(Scale(cls.prepared(factor)), data)
 
     @staticmethod
@@ -214,7 +213,14 @@ class BatchNorm(Rule):
 class Identity(Rule):
     """An operation that changes nothing in eval mode."""
 
-    ops = ("aten.clone.default", "aten.alias.default", "aten.detach.default", "aten.contiguous.default", "aten.dropout.default")
+    ops = (
+        "aten.clone.default",
+        "aten.alias.default",
+        "aten.detach.default",
+        "aten.contiguous.default",
+        "aten.dropout.default",
+        "aten.native_dropout.default",
+    )
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:

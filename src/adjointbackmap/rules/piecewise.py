@@ -71,7 +71,7 @@ class Clamp(Pointwise):
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
         """The data, then an entry for each bound that is not zero."""
         x, low, high = (*args, None, None)[:3]
-        low, high = kwargs.get("min", low), kwargs.get("max", high)
+        low, high = (v if v is None else float(v) for v in (kwargs.get("min", low), kwargs.get("max", high)))
         rule = cls(low, high)
         bounds = [builder.number(name, value) for name, value in rule.entries()]
         return builder.apply(rule, x, *bounds)

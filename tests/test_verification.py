@@ -1,0 +1,246 @@
+"""Verification: every unit of every layer, the shares, the counts, and messages that tell the figures."""
+
+import sys
+
+import pytest
+import torch
+from cases import make
+
+import adjointbackmap as abm
+from adjointbackmap.verification import HISTOGRAM_EDGES, LayerCheck
+
+
+@pytest.mark.parametrize("own_bias", [False, True], ids=["without-own-bias", "own-bias"])
+def test_every_unit_of_every_layer_is_reproduced(traced, own_bias):
+    """In float64 all units are within 1 %, counts are complete, and errors are of rounding."""
+    checks = abm.verify(traced.network, traced.x, own_bias=own_bias)
+    assert set(checks) == {layer.name for layer in traced.network.distinct_layers()}
+    for name, check in checks.items():
+        units = 2 * torch.Size(traced.network.layers[name].out_shape).numel()
+        assert check.layer == name
+        assert check.units == sum(check.histogram) == units
+        assert check.share == 1
+        assert check.within == check.within_signed == units
+        assert check.scaled <= 1e-12
+        assert len(check.histogram) == len(HISTOGRAM_EDGES) + 1
+
+
+def test_every_kernel_is_among_the_layers(traced):
+    """Of two layers that give the same value one is verified, and every convolution and linear call is."""
+    checks = abm.verify(traced.network, traced.x[:1])
+    assert {layer.name for layer in traced.network.layers.values() if layer.kernel} <= set(checks)
+
+
+def test_scale_of_the_study_is_the_default(traced_case, monkeypatch):
+    """The pattern is taken at k = 1/8 unless asked otherwise."""
+    traced, module, seen = traced_case("plain-conv-chain"), sys.modules["adjointbackmap.verification"], []
+
+    def spy(network, x, scale, *args):
+        seen.append(scale)
+        return abm.record_pattern(network, x, scale, *args)
+
+    monkeypatch.setattr(module, "record_pattern", spy)
+    abm.verify(traced.network, traced.x[:1])
+    abm.verify(traced.network, traced.x[:1], scale=0.5)
+    assert seen == [1 / 8, 0.5]
+
+
+def test_zero_units_are_counted(traced_case):
+    """Units that are exactly zero: the dead channels after ReLU, with an error of zero."""
+    traced = traced_case("dead-units")
+    check = abm.verify(traced.network, traced.x, ["1"])["1"]
+    assert check.zero == int((traced.model[:2](traced.x) == 0).sum())
+    assert check.zero >= 2 * 2 * 16
+    assert check.share == 1
+
+
+def test_layers_may_be_chosen(traced_case):
+    """Only the layers that are named, in their order."""
+    traced = traced_case("plain-conv-chain")
+    assert list(abm.verify(traced.network, traced.x, ["4", "0"])) == ["4", "0"]
+    with pytest.raises(ValueError, match=r"A layer must be one of .* Got 'conv9'"):
+        abm.verify(traced.network, traced.x, ["conv9"])
+
+
+def test_progress_is_reported(traced_case):
+    """The callback hears a rising share that ends at one."""
+    traced, heard = traced_case("plain-conv-chain"), []
+    abm.verify(traced.network, traced.x, report=heard.append)
+    assert heard == sorted(heard)
+    assert heard[-1] == pytest.approx(1)
+    assert len(heard) >= 4
+
+
+def test_images_add_up(traced_case):
+    """Counts of a batch are the sums of its images' counts."""
+    traced = traced_case("plain-conv-chain")
+    both = abm.verify(traced.network, traced.x)["2"]
+    alone = [abm.verify(traced.network, x)["2"] for x in traced.x]
+    assert both.units == sum(c.units for c in alone)
+    assert both.largest == max(c.largest for c in alone)
+    assert both.worst[0] == max(range(2), key=lambda n: alone[n].largest)
+    assert both.histogram == [a + b for a, b in zip(*(c.histogram for c in alone), strict=True)]
+
+
+def test_float64_is_more_exact_than_float32():
+    """A float32 network verified in float64 has errors of float64's rounding; the model stays float32."""
+    model, x = make("plain-conv-chain")
+    model, x = model.float(), x.float()
+    network = abm.trace(model, x)
+    single, double = abm.verify(network, x)["2"], abm.verify(network, x, dtype=torch.float64)["2"]
+    assert 1e-10 < single.scaled <= 1e-6
+    assert double.scaled <= 1e-13
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_altered_model_is_found():
+    """What the model computes differently from the trace shows in the share, the largest error, and the worst unit."""
+    model, x = make("plain-conv-chain")
+    network = abm.trace(model, x)
+    hook = model[2].register_forward_hook(lambda module, inputs, out: out.index_fill(1, torch.tensor(3), 1e3))
+    check = abm.verify(network, x, ["2"], own_bias=True)["2"]
+    hook.remove()
+    assert check.share == 0.75
+    assert check.scaled > 1e-3
+    assert check.worst[1][0] == 3
+
+
+# counting
+
+
+def counted(value, reconstructed, magnitude=None):
+    """The counts of a layer with planted values."""
+    check = LayerCheck("planted")
+    value, reconstructed = torch.tensor([value]), torch.tensor([reconstructed])
+    check.add(value, reconstructed, value.abs() if magnitude is None else torch.tensor([magnitude]), 0)
+    return check
+
+
+def test_signed_share_forgives_negative_errors_and_the_absolute_does_not():
+    """Relative errors of -50 %, -2 %, 0.5 %, 2 %: the signed share counts three, the absolute one."""
+    check = counted([1.0, 1.0, 1.0, 1.0], [0.5, 0.98, 1.005, 1.02])
+    assert (check.within_signed, check.within, check.units) == (3, 1, 4)
+    assert check.share == 0.25
+
+
+def test_sign_is_that_of_the_relative_error():
+    """For a negative value, an overshoot in magnitude is a positive relative error."""
+    check = counted([-1.0, -1.0], [-1.5, -0.5])
+    assert (check.within_signed, check.within) == (1, 0)
+
+
+def test_worst_unit_is_found_with_its_image():
+    """The place of the largest absolute relative error, in the layer's own shape, over all images added."""
+    check = LayerCheck("planted")
+    value = torch.ones(2, 3, 2, 2)
+    first, second = value.clone(), value.clone()
+    first[1, 2, 0, 1] = 1.1
+    second[0, 1, 1, 0] = 0.7
+    check.add(value, first, value, 0)
+    assert check.worst == (1, (2, 0, 1))
+    check.add(value, second, value, 2)
+    assert check.worst == (2, (1, 1, 0))
+    assert check.largest == pytest.approx(0.3)
+    check.add(value, value, value, 4)
+    assert check.worst == (2, (1, 1, 0))
+
+
+def test_scaled_error_is_held_against_the_magnitude():
+    """The largest |error| / magnitude, whatever the value itself is."""
+    check = counted([1e-9, 1.0], [2e-9, 1.0], [1.0, 1.0])
+    assert check.scaled == pytest.approx(1e-9)
+    assert check.largest == pytest.approx(1.0)
+
+
+def test_histogram_counts_between_powers_of_ten():
+    """An error falls between the powers of ten around it; zero and NaN are in the outermost."""
+    check = counted([1.0] * 3, [1.0, 1.05, 5001.0])
+    edges = HISTOGRAM_EDGES
+    assert check.histogram[0] == 1
+    assert check.histogram[next(i for i, e in enumerate(edges) if e > 0.05)] == 1
+    assert check.histogram[-1] == 1
+    assert sum(check.histogram) == 3
+
+
+def test_nan_is_never_taken_for_small():
+    """A NaN among the reconstructed values is outside every share and the worst of all."""
+    check = LayerCheck("planted")
+    value = torch.ones(1, 3)
+    check.add(value, torch.tensor([[1.0, 2.0, 1.0]]), value, 0)
+    check.add(value, torch.tensor([[1.0, float("nan"), 1.0]]), value, 1)
+    assert check.scaled != check.scaled
+    assert check.largest != check.largest
+    assert check.worst == (1, (1,))
+    assert (check.within, check.within_signed) == (4, 4)
+    check.add(value, value, value, 2)
+    assert check.scaled != check.scaled
+
+
+def test_both_zero_is_no_error():
+    """A unit that is zero on both sides counts as within, and as zero."""
+    check = counted([0.0, 0.0], [0.0, 1e-30])
+    assert (check.zero, check.within, check.units) == (2, 1, 2)
+
+
+# messages
+
+
+def altered_chain():
+    """A network whose second convolution gives twice what it did when it was traced, and its images."""
+    model, x = make("plain-conv-chain")
+    network = abm.trace(model, x)
+    forward = model[2].forward
+    model[2].forward = lambda c: 2 * forward(c)
+    return network, x
+
+
+def test_failing_reconstruction_names_the_unit_and_the_figures():
+    """The message names the worst unit, its value, every figure and the tolerance."""
+    network, x = altered_chain()
+    planes = abm.hyperplanes(network, x, "2", "RM2")
+    expected = (
+        r"The reconstruction of unit \[\d, \d, \d, \d\] of 2 \(RM2\), value [-\d.e+]+, must have an error of at most 1e-12\. "
+        r"Got error [\d.e-]+, relative 0\.5, share 0\."
+    )
+    with pytest.raises(RuntimeError, match=expected):
+        abm.reconstruction_test(planes)
+    assert abm.reconstruction_test(planes, tolerance=1.1)["relative"] == pytest.approx(0.5)
+
+
+def test_failing_dense_test_tells_both_parts():
+    """The message tells the image's and the biases' differences."""
+    network, x = altered_chain()
+    with pytest.raises(RuntimeError, match=r"The dense test must have an error of at most 1e-12\. Got image 0\.5.*, bias 0\.5"):
+        abm.dense_test(abm.operator(network, x, "2"), x)
+
+
+def test_failing_dot_test_tells_both_products(monkeypatch):
+    """The message tells <J u | v>, <u | J* v> and their difference."""
+    from adjointbackmap.rules.kernels import Convolution
+
+    model, x = make("plain-conv-chain")
+    network, right = abm.trace(model, x), Convolution.adjoint
+    monkeypatch.setattr(Convolution, "adjoint", lambda *args: tuple(2 * part for part in right(*args)))
+    with pytest.raises(RuntimeError, match=r"The dot test must have an error .* Got forward .*, adjoint .*, error "):
+        abm.dot_test(abm.operator(network, x, "2"))
+
+
+def test_figures_are_given_back(traced_case):
+    """A passing test returns what it measured."""
+    traced = traced_case("plain-conv-chain")
+    operator = abm.operator(traced.network, traced.x, "2")
+    dot = abm.dot_test(operator, seed=3)
+    assert dot.keys() == {"forward", "adjoint", "error"}
+    assert dot["forward"] == pytest.approx(dot["adjoint"], rel=1e-12)
+    assert dot["forward"] != pytest.approx(abm.dot_test(operator, seed=4)["forward"])
+    assert abm.dense_test(operator, traced.x).keys() == {"image", "bias", "error"}
+    figures = abm.reconstruction_test(abm.hyperplanes(traced.network, traced.x, "2", "RM4"))
+    assert figures.keys() == {"error", "relative", "share"}
+    assert figures["share"] == 1
+
+
+def test_dense_test_takes_the_images_of_its_operator(traced_case):
+    """Other images have another Jacobian: the test finds that too."""
+    traced = traced_case("plain-conv-chain")
+    with pytest.raises(RuntimeError, match="dense test"):
+        abm.dense_test(abm.operator(traced.network, traced.x, "4"), -traced.x)
