@@ -353,14 +353,15 @@ def last_winner(self, scale, *inputs):
 RIGHT_WINNERS = MaxPooling.gates
 AVERAGE = "average-pool-with-ceil"
 CHAIN = "plain-conv-chain"
+STRIDED = "stride-dilation-groups"
 FORWARD, ADJOINT, BOTH = {"dot", "verify"}, {"dot", "dense", "reconstruction"}, {"dense", "reconstruction", "verify"}
 FAULTS = {
     "average-pooling-doubled": (AVERAGE, AveragePooling, "forward", doubled(AveragePooling.forward), BOTH),
     "leaky-slope-doubled": (CHAIN, LeakyReLU, "slope", doubled(LeakyReLU.slope), BOTH),
     "relu-leaks": (CHAIN, ReLU, "slope", leaking, BOTH),
     "wrong-winners": ("max-pool-with-overlap-padding-and-ceil", MaxPooling, "gates", last_winner, BOTH),
-    "convolution-doubled": (CHAIN, Convolution, "forward", doubled(Convolution.forward), FORWARD),
-    "convolution-adjoint-doubled": (CHAIN, Convolution, "adjoint", doubled(Convolution.adjoint), ADJOINT),
+    "convolution-doubled": (STRIDED, Convolution, "forward", doubled(Convolution.forward), FORWARD),
+    "convolution-adjoint-doubled": (STRIDED, Convolution, "adjoint", doubled(Convolution.adjoint), ADJOINT),
     "linear-adjoint-doubled": (AVERAGE, Linear, "adjoint", doubled(Linear.adjoint), ADJOINT),
     "bias-doubled": (CHAIN, Place, "forward", doubled(Place.forward), FORWARD),
     "bias-lost-in-the-adjoint": (CHAIN, Add, "adjoint", without_bias_part(Add.adjoint), ADJOINT),

@@ -7,6 +7,7 @@ import torch
 from cases import make
 
 import adjointbackmap as abm
+from adjointbackmap.rules.kernels import Linear
 from adjointbackmap.verification import HISTOGRAM_EDGES, LayerCheck
 
 
@@ -216,13 +217,11 @@ def test_failing_dense_test_tells_both_parts():
 
 def test_failing_dot_test_tells_both_products(monkeypatch):
     """The message tells <J u | v>, <u | J* v> and their difference."""
-    from adjointbackmap.rules.kernels import Convolution
-
-    model, x = make("plain-conv-chain")
-    network, right = abm.trace(model, x), Convolution.adjoint
-    monkeypatch.setattr(Convolution, "adjoint", lambda *args: tuple(2 * part for part in right(*args)))
+    model, x = make("average-pool-with-ceil")
+    network, right = abm.trace(model, x), Linear.adjoint
+    monkeypatch.setattr(Linear, "adjoint", lambda *args: tuple(2 * part for part in right(*args)))
     with pytest.raises(RuntimeError, match=r"The dot test must have an error .* Got forward .*, adjoint .*, error "):
-        abm.dot_test(abm.operator(network, x, "2"))
+        abm.dot_test(abm.operator(network, x, "output"))
 
 
 def test_figures_are_given_back(traced_case):

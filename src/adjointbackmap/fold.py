@@ -129,13 +129,13 @@ def _obstacle(captured: Capture, node: torch.fx.Node, name: str, source: torch.f
         return "it is used more than once"
     if str(node.target) == BATCH_NORM and str(source.target) == LINEAR and source.meta["val"].dim() > 2:
         return f"it scales the positions of {path}, not its features"
+    shared = [n for n, p in result.model.named_parameters(remove_duplicate=False) if p is module.weight]
+    if len(shared) > 1:
+        return f"the kernel of {path} is shared as {', '.join(shared)}"
     constants = [n for n in (*source.all_input_nodes, *node.all_input_nodes) if n.op == "placeholder"]
     elsewhere = [captured.parameters[n.name] for n in constants if n.name in captured.parameters and len(_users(n)) > 1]
     if elsewhere:
         return f"{', '.join(elsewhere)} is used elsewhere too"
-    shared = [n for n, p in result.model.named_parameters(remove_duplicate=False) if p is module.weight]
-    if len(shared) > 1:
-        return f"the kernel of {path} is shared as {', '.join(shared)}"
     return _obstacle_between(captured, node, path, source, result)
 
 
@@ -177,7 +177,7 @@ def _merge_batch_norm(model: nn.Module, path: str, name: str) -> None:
     model.set_submodule(name, nn.Identity().eval())
 
 
-def _scale(module: nn.Conv2d | nn.Linear, scale: Tensor) -> None:
+def _scale(module: nn.modules.conv._ConvNd | nn.Linear, scale: Tensor) -> None:
     """Multiply the kernel's out-channels, and the bias, by a factor each."""
     scale = scale.double().reshape(-1)
     weight = module.weight
@@ -186,5 +186,5 @@ def _scale(module: nn.Conv2d | nn.Linear, scale: Tensor) -> None:
         module.bias.data = (module.bias.detach().double() * scale).to(weight.dtype)
 
 
-def _kernel_module(model: nn.Module, path: str) -> nn.Conv2d | nn.Linear:
-    return cast("nn.Conv2d | nn.Linear", model.get_submodule(path))
+def _kernel_module(model: nn.Module, path: str) -> nn.modules.conv._ConvNd | nn.Linear:
+    return cast("nn.modules.conv._ConvNd | nn.Linear", model.get_submodule(path))

@@ -34,15 +34,16 @@ class Contributions:
     Attributes:
         image: ``x * H_I``, ``(N, *units, C, H, W)``.
         bias: ``b * H_b`` by the part of the bias vector, each ``(N, *units, length)``.
+        axes: Dimensions of one input: 3 for ``(C, H, W)``.
     """
 
     image: Tensor
     bias: dict[str, Tensor]
+    axes: int = 3
 
     def total(self) -> Float[Tensor, "n *units"]:
         """Sum over pixels and biases, ``(N, *units)``."""
-        parts = [b.sum(-1) for b in self.bias.values()]
-        return self.image.flatten(-3).sum(-1) + sum(parts) if parts else self.image.flatten(-3).sum(-1)
+        return sum((b.sum(-1) for b in self.bias.values()), start=self.image.flatten(-self.axes).sum(-1))
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Hyperplanes:
         x = self.x.view(len(self.x), *(1,) * len(self.units.shape), *self.x.shape[1:])
         parts = self.network.biases_in(self.image.dtype)
         bias = {name: self.bias[..., part.slice] * part.value.flatten() for name, part in parts.items()}
-        return Contributions(x * self.image, bias)
+        return Contributions(x * self.image, bias, self.x.dim() - 1)
 
     def to_xarray(self) -> "xarray.Dataset":
         """Image, bias and value with labelled dimensions: images, units, channel, row, col, and the bias vector's names.

@@ -92,8 +92,8 @@ def basis(pattern: ActivationPattern, upstream: set[int], chunk: int = CHUNK) ->
             count = min(max(1, chunk // pattern.images), size - first)
             unit = torch.zeros(count, size, dtype=pattern.dtype, device=pattern.network.device)
             unit[torch.arange(count), first + torch.arange(count)] = 1
-            tangents = unit.view(1, count, *shape).expand(pattern.images, count, *shape).flatten(0, 1)
-            yield Basis(start + first, start + first + count, {slot: tangents})
+            stacked = unit.view(1, count, *shape).expand(pattern.images, count, *shape)
+            yield Basis(start + first, start + first + count, {slot: _folded(stacked)})
         start += size
 
 
@@ -233,12 +233,12 @@ class LayerOperator:
         Raises:
             ValueError: If the shape or dtype does not fit.
         """
-        n = self.pattern.images
+        n, given = self.pattern.images, tuple(tensor.shape)
         if tensor.dim() == len(shape) + 1:
             tensor = tensor.unsqueeze(1)
         if tensor.dim() != len(shape) + 2 or len(tensor) != n or tuple(tensor.shape[2:]) != shape or not tensor.shape[1]:
             inner = ", ".join(map(str, shape))
-            msg = f"{name} must have shape ({n}, K, {inner}) or ({n}, {inner}). Got {tuple(tensor.shape)}."
+            msg = f"{name} must have shape ({n}, K, {inner}) or ({n}, {inner}). Got {given}."
             raise ValueError(msg)
         if tensor.dtype != self.pattern.dtype:
             msg = f"{name} must be {self.pattern.dtype} as the pattern. Got {tensor.dtype}: convert it with .to()."
@@ -263,9 +263,11 @@ class LayerOperator:
 
 
 def _folded(stacked: Tensor) -> Tensor:
-    """``(N, K, *shape)`` as one batch, channels-last where it holds maps."""
+    """``(N, K, *shape)`` as one batch, channels-last where that is faster: maps in float32."""
     folded = stacked.flatten(0, 1)
-    return folded.contiguous(memory_format=torch.channels_last) if folded.dim() == 4 else folded
+    if folded.dim() != 4 or folded.dtype != torch.float32:
+        return folded
+    return folded.contiguous(memory_format=torch.channels_last)
 
 
 def operator(network: Network, x: Tensor, layer: str, scale: float = 1.0, dtype: torch.dtype | None = None) -> LayerOperator:

@@ -276,5 +276,7 @@ def _source(tensor: Tensor, name: str, is_parameter: bool) -> Constant:
 
 
 def _shape_of(node: torch.fx.Node) -> tuple[int, ...]:
+    """Shape of an operation's first output without the batch; an extent that hangs on the batch, which is refused, as 1."""
     value = node.meta["val"]
-    return tuple((value[0] if isinstance(value, tuple | list) else value).shape[1:])
+    first = value[0] if isinstance(value, tuple | list) else value
+    return tuple(n if isinstance(n, int) else 1 for n in first.shape[1:])

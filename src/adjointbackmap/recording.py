@@ -40,7 +40,8 @@ def record(network: Network, x: Tensor, layers: list[Layer], call: Callable[[Ten
     network.check_unchanged()
     kept = Recorded({}, {})
     names = {layer.name for layer in layers}
-    calls = {layer.call: layer for layer in layers if layer.call is not None}
+    wanted = [*layers, network.layers[network.until]] if network.until else layers
+    calls = {layer.call: layer for layer in wanted if layer.call is not None}
 
     def function(call: str, x: Tensor, output: Tensor) -> None:
         if call in calls:
@@ -49,13 +50,13 @@ def record(network: Network, x: Tensor, layers: list[Layer], call: Callable[[Ten
                 kept.outputs[calls[call].name] = output.clone()
 
     def module(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
-        if name in names and isinstance(output, Tensor):
+        if name in (*names, network.until) and isinstance(output, Tensor):
             kept.outputs[name] = output.clone()
 
     with _module_stack(network.model) as stack, listening(network.model, module), _Kernels(stack, function):
         output = call(x) if call else _call(network.model, x)
     if OUTPUT in names:
-        kept.outputs[OUTPUT] = output
+        kept.outputs[OUTPUT] = kept.outputs[network.until] if network.until else output
     return kept
 
 

@@ -107,10 +107,12 @@ class Network:
         model: The user's module, untouched; its parameters are the network's.
         layers: Name -> :class:`Layer`, in the order of execution.
         in_shape: Shape of one input, such as ``(3, 32, 32)``.
+        until: Name of the layer that ends the network, ``None`` where the module's output does.
     """
 
-    def __init__(self, model: nn.Module, captured: Capture, target: torch.fx.Node) -> None:
+    def __init__(self, model: nn.Module, captured: Capture, target: torch.fx.Node, until: str | None = None) -> None:
         self.model = model
+        self.until = None if until == OUTPUT else until
         self._capture, self._target = captured, target
         self._programs: dict[torch.dtype, Program] = {}
         tensors = _tensors(model)
@@ -208,7 +210,7 @@ def trace(model: nn.Module, example: Tensor, until: str | None = None) -> Networ
     """
     check_eval(model, ValueError)
     captured = capture(model, batch_of(example))
-    return Network(model, captured, _target(model, captured, until))
+    return Network(model, captured, _target(model, captured, until), until)
 
 
 def batch_of(example: Tensor) -> Tensor:

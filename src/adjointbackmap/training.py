@@ -110,9 +110,10 @@ def train(
         The card: data, recipe, seed, accuracies, time, machine.
 
     Raises:
-        ValueError: If ``out`` holds the checkpoint of another task.
+        ValueError: If there is no such network, or ``out`` holds the checkpoint of another task.
         FileNotFoundError: If the weights to start from are not there.
     """
+    models.architecture(task.network)
     out.mkdir(parents=True, exist_ok=True)
     images, validation, test = (data.load(task.dataset, split, root) for split in ("train", "validation", "test"))
     prepare = models.preprocessing(task.network).to(device)
@@ -353,5 +354,7 @@ def _finish(state: _State, task: Task, out: Path, prepare: nn.Module, training_i
 
 def _earlier(task: Task) -> dict | None:
     """The card of the run whose weights this one began from."""
-    card = Path(task.start or "").with_suffix(".json")
-    return json.loads(card.read_text()) if task.start is not None and card.is_file() else None
+    if task.start is None:
+        return None
+    card = Path(task.start).with_suffix(".json")
+    return json.loads(card.read_text()) if card.is_file() else None

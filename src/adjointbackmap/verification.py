@@ -87,7 +87,7 @@ def dense_test(operator: LayerOperator, x: Tensor, tolerance: float | None = Non
         return record(network, image[None], [layer], call).outputs[layer.name][0]
 
     ours_image, ours_bias = operator.dense()
-    parts = {p.parameter: p for p in network.biases_in(dtype).values() if p.parameter is not None}
+    parts = {_first_name(network.model, p.parameter): p for p in network.biases_in(dtype).values() if p.parameter is not None}
     chosen = {name: {**parameters, **buffers}[name] for name in parts}
     image_error = bias_error = 0.0
     for n, image in enumerate(x):
@@ -263,11 +263,17 @@ def _inner_products(
         for name, value in targets.items():
             column = columns[value.slot]
             if column is not None:
-                products = column * factors.view(-1, *(1,) * len(value.shape))
-                sums[name] += products.sum(0)
-                scales[name] += products.abs_().sum(0)
+                rows = column.flatten(1)
+                sums[name] += (factors @ rows).view(value.shape)
+                scales[name] += (factors.abs() @ rows.abs()).view(value.shape)
         report(b.stop / len(extended))
     return sums, scales
+
+
+def _first_name(model: torch.nn.Module, name: str) -> str:
+    """The first of the names of a parameter or buffer that a model holds under several."""
+    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    return next(other for other, tensor in tensors.items() if tensor is tensors[name])
 
 
 def _larger(first: float, second: float) -> float:
