@@ -1,14 +1,17 @@
 """Exact effective hyperplanes of any unit of any layer of a piecewise-affine network."""
 
-from adjointbackmap.fold import Fold, fold
-from adjointbackmap.hyperplanes import Contributions, Hyperplanes, hyperplanes
-from adjointbackmap.operator import LayerOperator, operator
-from adjointbackmap.pattern import ActivationPattern, record_pattern
-from adjointbackmap.program import UnsupportedOperation
-from adjointbackmap.trace import Biases, Layer, Network, trace
-from adjointbackmap.verification import LayerCheck, dense_test, dot_test, reconstruction_test, verify
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from adjointbackmap import data, models  # isort: skip
+if TYPE_CHECKING:
+    from adjointbackmap import data, models
+    from adjointbackmap.folding import Fold, fold
+    from adjointbackmap.hyperplane import Contributions, Hyperplanes, hyperplanes
+    from adjointbackmap.network import Biases, Layer, Network, trace
+    from adjointbackmap.operators import LayerOperator, operator
+    from adjointbackmap.pattern import ActivationPattern, record_pattern
+    from adjointbackmap.program import UnsupportedOperation
+    from adjointbackmap.verification import LayerCheck, dense_test, dot_test, reconstruction_test, verify
 
 __version__ = "0.1.0"
 
@@ -40,3 +43,28 @@ __all__ = [  # noqa: RUF022 - in the order of the flow
     "models",
     "data",
 ]
+
+# Where each name is defined: torch is imported on first use, so that the command line answers --help at once.
+_HOMES = {
+    "network": ("trace", "Network", "Layer", "Biases"),
+    "program": ("UnsupportedOperation",),
+    "folding": ("fold", "Fold"),
+    "pattern": ("record_pattern", "ActivationPattern"),
+    "operators": ("operator", "LayerOperator"),
+    "hyperplane": ("hyperplanes", "Hyperplanes", "Contributions"),
+    "verification": ("dot_test", "dense_test", "reconstruction_test", "verify", "LayerCheck"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("models", "data"):
+        return import_module(f"{__name__}.{name}")
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

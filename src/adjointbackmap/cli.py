@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from adjointbackmap import training
-    from adjointbackmap.hyperplanes import Hyperplanes
-    from adjointbackmap.trace import Network
+    from adjointbackmap.hyperplane import Hyperplanes
+    from adjointbackmap.network import Network
     from adjointbackmap.verification import LayerCheck
 
 app = App(
@@ -74,7 +74,7 @@ class Subject:
         """Trace the module at its shape."""
         import torch
 
-        from adjointbackmap.trace import trace
+        from adjointbackmap.network import trace
 
         return trace(self.module, torch.zeros(1, *self.shape))
 
@@ -89,7 +89,7 @@ def demo(*, image: str = "ship", out: Path = Path("adjointbackmap-demo"), thread
         threads: Threads of the processor to use.
     """
     from adjointbackmap import plots
-    from adjointbackmap.hyperplanes import hyperplanes
+    from adjointbackmap.hyperplane import hyperplanes
 
     started = time.monotonic()
     _use_threads(threads)
@@ -159,7 +159,7 @@ def map_units(
     import torch
 
     from adjointbackmap import plots
-    from adjointbackmap.hyperplanes import hyperplanes
+    from adjointbackmap.hyperplane import hyperplanes
     from adjointbackmap.store import write_npz
 
     subject = _subject(source)
@@ -352,7 +352,7 @@ def _subject(source: Source) -> Subject:
     from torch import nn
 
     from adjointbackmap import data, models
-    from adjointbackmap.fold import fold
+    from adjointbackmap.folding import fold
 
     if source.model is not None and source.name is None:
         subject = Subject(_built(source.model, source.weights), nn.Identity(), (), source.model, source.shape)
@@ -497,7 +497,7 @@ def _class_table(planes: "Hyperplanes", classes: tuple[str, ...]) -> Table:
 
 def _unit_table(network: "Network", x: "Tensor") -> Table:
     """One unit of every layer: the middle of the first out-channel's map."""
-    from adjointbackmap.hyperplanes import hyperplanes
+    from adjointbackmap.hyperplane import hyperplanes
 
     table = Table("layer", "unit", "network's value", "reconstruction", "relative error", title="One unit of every layer")
     for layer in network.distinct_layers():

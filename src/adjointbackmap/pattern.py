@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from adjointbackmap.arithmetic import exact
+from adjointbackmap.network import Network
 from adjointbackmap.program import IMAGE, Program
 from adjointbackmap.rules.base import Gates
-from adjointbackmap.trace import Network
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def record_pattern(network: Network, x: Tensor, scale: float = 1.0, dtype: torch
 
     Example:
         >>> import torch
-        >>> from adjointbackmap.trace import trace
+        >>> from adjointbackmap.network import trace
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()).eval()
         >>> x = torch.rand(1, 5, 5)
         >>> network = trace(model, x[None])

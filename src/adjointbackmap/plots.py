@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from adjointbackmap.hyperplanes import Hyperplanes
+from adjointbackmap.hyperplane import Hyperplanes
 
 SIGNED = "RdBu_r"  # red is positive, blue negative, white zero
 MOST_PANELS = 64

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from adjointbackmap.capture import call_name, listening
-from adjointbackmap.trace import OUTPUT, Layer, Network
+from adjointbackmap.network import OUTPUT, Layer, Network
 
 FUNCTIONS = ("conv1d", "conv2d", "conv3d", "linear")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adjointbackmap.hyperplanes import Hyperplanes
-from adjointbackmap.trace import Network
+from adjointbackmap.hyperplane import Hyperplanes
+from adjointbackmap.network import Network
 
 
 def weights_hash(network: Network) -> str:

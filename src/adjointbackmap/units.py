@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adjointbackmap.trace import Layer
+from adjointbackmap.network import Layer
 
 SPATIAL_NAMES = {0: (), 1: ("out_col",), 2: ("out_row", "out_col"), 3: ("out_depth", "out_row", "out_col")}
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from adjointbackmap.arithmetic import exact
-from adjointbackmap.hyperplanes import Hyperplanes, relative_error
-from adjointbackmap.operator import CHUNK, LayerOperator, basis, push, reached
+from adjointbackmap.hyperplane import Hyperplanes, relative_error
+from adjointbackmap.network import Layer, Network
+from adjointbackmap.operators import CHUNK, LayerOperator, basis, push, reached
 from adjointbackmap.pattern import ActivationPattern, check_images, record_pattern
 from adjointbackmap.recording import record
 from adjointbackmap.rules import Value
-from adjointbackmap.trace import Layer, Network
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
 SHARE_LIMIT = 0.01  # the study counts the units whose relative error is at most 1 %
@@ -34,8 +34,8 @@ def dot_test(operator: LayerOperator, seed: int = 0, tolerance: float | None = N
         RuntimeError: If the difference is larger than ``tolerance``.
 
     Example:
-        >>> from adjointbackmap.operator import operator
-        >>> from adjointbackmap.trace import trace
+        >>> from adjointbackmap.operators import operator
+        >>> from adjointbackmap.network import trace
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()).eval().double()
         >>> x = torch.rand(1, 1, 5, 5).double()
         >>> dot_test(operator(trace(model, x), x, "1"))["error"] < 1e-12
@@ -210,7 +210,7 @@ def verify(
         ValueError: If a layer or the images do not fit the network.
 
     Example:
-        >>> from adjointbackmap.trace import trace
+        >>> from adjointbackmap.network import trace
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()).eval()
         >>> x = torch.rand(1, 1, 5, 5)
         >>> {name: check.share for name, check in verify(trace(model, x), x).items()}

@@ -10,7 +10,7 @@ from cases import make
 import adjointbackmap as abm
 from adjointbackmap.arithmetic import exact
 
-ENGINE = sys.modules["adjointbackmap.operator"]
+ENGINE = sys.modules["adjointbackmap.operators"]
 LAYERS = {"map": ("plain-conv-chain", "2"), "flat": ("residual-with-zero-padded-channels", "fc"), "no-bias": ("no-bias", "2")}
 CPU = torch.device("cpu")
 

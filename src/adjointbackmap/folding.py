@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from adjointbackmap.capture import CLONE, Capture, capture, first_input, is_getitem, module_of, op_name
+from adjointbackmap.network import KERNEL_MODULES, batch_of, check_eval
 from adjointbackmap.rules import RULES
 from adjointbackmap.rules.kernels import Kernel
-from adjointbackmap.trace import KERNEL_MODULES, batch_of, check_eval
 
 BATCH_NORM = "aten._native_batch_norm_legit_no_training.default"
 LINEAR = "aten.linear.default"

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adjointbackmap.arithmetic import exact
+from adjointbackmap.network import Layer, Network
 from adjointbackmap.pattern import ActivationPattern, record_pattern
 from adjointbackmap.program import IMAGE, Program, Step
 from adjointbackmap.rules import Value
-from adjointbackmap.trace import Layer, Network
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -288,7 +288,7 @@ def operator(network: Network, x: Tensor, layer: str, scale: float = 1.0, dtype:
 
     Example:
         >>> import torch
-        >>> from adjointbackmap.trace import trace
+        >>> from adjointbackmap.network import trace
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3), torch.nn.ReLU()).eval()
         >>> x = torch.rand(1, 1, 2, 2)
         >>> network = trace(model, x)

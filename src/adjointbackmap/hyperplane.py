@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adjointbackmap.arithmetic import exact
-from adjointbackmap.operator import CHUNK, basis, pull, push, reached
+from adjointbackmap.network import Layer, Network
+from adjointbackmap.operators import CHUNK, basis, pull, push, reached
 from adjointbackmap.pattern import ActivationPattern, check_images, record_pattern
 from adjointbackmap.program import KernelCall
 from adjointbackmap.recording import Recorded, record
 from adjointbackmap.rules import Value
-from adjointbackmap.trace import Layer, Network
 from adjointbackmap.units import Selection, select, unit_dims
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Hyperplanes:
 
         Example:
             >>> import torch
-            >>> from adjointbackmap.trace import trace
+            >>> from adjointbackmap.network import trace
             >>> network = trace(torch.nn.Conv2d(1, 2, 3).eval(), torch.rand(1, 1, 5, 5))
             >>> hyperplanes(network, torch.rand(1, 5, 5), "output", "RM1").to_xarray()["image"].dims
             ('n', 'out_channel', 'channel', 'row', 'col')
@@ -211,7 +211,7 @@ def hyperplanes(
 
     Example:
         >>> import torch
-        >>> from adjointbackmap.trace import trace
+        >>> from adjointbackmap.network import trace
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3)).eval()
         >>> image = torch.rand(3, 8, 8)
         >>> planes = hyperplanes(trace(model, image[None]), image, layer="2", mode="RM2")
