@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,8 @@ def weights_hash(network: Network) -> str:
 
 def provenance(planes: Hyperplanes) -> dict:
     """What made some hyperplanes: weights, versions, layer, mode, k, dtype, and where each bias lies in the bias part."""
-    from adjointbackmap import __version__
-
     return {
-        "adjointbackmap": __version__,
+        "adjointbackmap": version("adjointbackmap"),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "weights sha256": weights_hash(planes.network),
