@@ -8,9 +8,9 @@ import torch
 from cases import make
 
 import adjointbackmap as abm
+from adjointbackmap import operators
 from adjointbackmap.arithmetic import exact
 
-ENGINE = sys.modules["adjointbackmap.operators"]
 LAYERS = {"map": ("plain-conv-chain", "2"), "flat": ("residual-with-zero-padded-channels", "fc"), "no-bias": ("no-bias", "2")}
 CPU = torch.device("cpu")
 
@@ -116,7 +116,7 @@ def test_results_do_not_depend_on_the_chunks(operator, monkeypatch, chunk):
     """Whether vectors go through the network together or in parts makes no difference beyond rounding."""
     image, cotangent = draw(2, 9, *operator.in_shape), draw(2, 9, *operator.out_shape)
     together = (operator.forward(image), *operator.adjoint(cotangent))
-    monkeypatch.setattr(ENGINE, "CHUNK", chunk)
+    monkeypatch.setattr(operators, "CHUNK", chunk)
     for ours, theirs in zip((operator.forward(image), *operator.adjoint(cotangent)), together, strict=True):
         assert_close(ours, theirs)
 

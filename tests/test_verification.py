@@ -1,12 +1,11 @@
 """Verification: every unit of every layer, the shares, the counts, and messages that tell the figures."""
 
-import sys
-
 import pytest
 import torch
 from cases import make
 
 import adjointbackmap as abm
+from adjointbackmap import verification
 from adjointbackmap.rules.kernels import Linear
 from adjointbackmap.verification import HISTOGRAM_EDGES, LayerCheck
 
@@ -34,7 +33,7 @@ def test_every_kernel_is_among_the_layers(traced):
 
 def test_scale_of_the_study_is_the_default(traced_case, monkeypatch):
     """The pattern is taken at k = 1/8 unless asked otherwise."""
-    traced, module, seen = traced_case("plain-conv-chain"), sys.modules["adjointbackmap.verification"], []
+    traced, module, seen = traced_case("plain-conv-chain"), verification, []
 
     def spy(network, x, scale, *args):
         seen.append(scale)
