@@ -100,6 +100,12 @@ def reused_module():
 
 
 @case
+def module_with_two_names():
+    shared = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2))
+    return nn.Sequential(shared, nn.ReLU(), shared, nn.LeakyReLU(0.2), nn.Conv2d(2, 1, 2)), (2, 4, 4)
+
+
+@case
 def functional_conv_on_raw_parameters():
     def forward(net, x):
         x = F.relu(F.conv2d(x, net.kernel, net.offset, padding=1))
@@ -306,6 +312,152 @@ def mlp_on_flat_inputs():
 @case
 def linear_with_positions():
     return nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3), nn.Flatten(), nn.Linear(12, 2)), (4, 5)
+
+
+# one operation each, after a layer with a bias
+
+
+OPERATIONS: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], tuple[int, ...]]] = {}
+MAP, LINE, VOLUME, ROW = (4, 6, 6), (4, 6), (2, 4, 4, 4), (6,)
+
+
+def operations(shape: tuple[int, ...], **functions: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    """Put operations ``f(net, x)`` on inputs of a shape into the catalogue; ``net`` has constants to use."""
+    OPERATIONS.update({name.replace("_", "-"): (function, shape) for name, function in functions.items()})
+
+
+def operation_case(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """A convolution or linear layer, and one operation on what it gives."""
+    function, shape = OPERATIONS[name]
+    kinds = {1: nn.Linear, 2: nn.Conv1d, 3: nn.Conv2d, 4: nn.Conv3d}
+    first = kinds[len(shape)](shape[0], shape[0], *((3, 1, 1) if len(shape) > 1 else ()))
+    constants = {
+        "matrix": torch.randn(6, 5),
+        "channels": torch.randn(4, 3),
+        "per_channel": torch.rand(4),
+        "kernel2": torch.randn(4, 3, 3, 3),
+        "places": torch.tensor([2, 0, 2]),
+        "chosen": torch.rand(6, 6) > 0.5,
+    }
+    return Net(lambda net, x: function(net, net.first(x)), first=first, **constants), shape
+
+
+def assigned(x: Tensor) -> Tensor:
+    """Parts of a tensor replaced in place."""
+    x = x.clone()
+    x[:, 0] = x[:, 1] * 2
+    x[:, :, 1:3] = 0
+    x[:, 2, ::2] += x[:, 3, 1::2]
+    return x
+
+
+operations(
+    MAP,
+    reflect_padding=lambda net, x: F.pad(x, (1, 2, 2, 0), mode="reflect"),
+    replicate_padding=lambda net, x: F.pad(x, (1, 2, 2, 0), mode="replicate"),
+    circular_padding=lambda net, x: F.pad(x, (1, 2, 2, 0), mode="circular"),
+    padding_with_a_number=lambda net, x: F.pad(x, (1, 0, 2, 1), value=0.7),
+    padding_that_cuts=lambda net, x: F.pad(x, (-1, 0, 2, -1)),
+    conv_same_even_kernel=lambda net, x: F.conv2d(x, net.kernel2[:, :1, :2, :2].transpose(0, 1), padding="same"),
+    conv_valid=lambda net, x: F.conv2d(x, net.kernel2[:, :1].transpose(0, 1), padding="valid"),
+    transposed_conv=lambda net, x: F.conv_transpose2d(x, net.kernel2, net.per_channel[:3], 2, 1, 1),
+    transposed_conv_dilated=lambda net, x: F.conv_transpose2d(x, net.kernel2, None, (3, 1), 1, 0, dilation=2),
+    transposed_conv_grouped=lambda net, x: F.conv_transpose2d(x, net.kernel2, net.per_channel.repeat(2)[:6], groups=2),
+    einsum=lambda net, x: torch.einsum("nchw,cd->ndhw", x, net.channels),
+    einsum_with_dots=lambda net, x: torch.einsum("...w,wd->...d", x, net.matrix),
+    matmul=lambda net, x: x @ net.matrix,
+    matmul_from_the_left=lambda net, x: net.matrix.T @ x,
+    absolute=lambda net, x: x.abs(),
+    prelu=lambda net, x: F.prelu(x, net.per_channel),
+    rrelu=lambda net, x: F.rrelu(x, training=net.training),
+    relu6=lambda net, x: F.relu6(8 * x),
+    hardtanh=lambda net, x: F.hardtanh(x, -0.3, 0.4),
+    hard_sigmoid=lambda net, x: F.hardsigmoid(4 * x),
+    hard_shrink=lambda net, x: F.hardshrink(x, 0.4),
+    soft_shrink=lambda net, x: F.softshrink(x, 0.4),
+    threshold=lambda net, x: F.threshold(x, 0.1, -0.8),
+    threshold_at_zero=lambda net, x: F.threshold(x, -0.1, 0),
+    clamp_max=lambda net, x: x.clamp_max(0.3) + x.clamp_min(-0.2) + torch.clip(x, 0.1, 0.9),
+    clamp_between_tensors=lambda net, x: x.clamp(-net.per_channel[:, None, None], 0.5 * net.per_channel[:, None, None]),
+    maximum=lambda net, x: torch.maximum(x, 0.5 - x) - torch.min(x[:, :2], x[:, 2:]).repeat(1, 2, 1, 1),
+    maximum_with_constants=lambda net, x: torch.maximum(x, net.per_channel[:, None, None]) + torch.maximum(torch.zeros(1), x),
+    largest=lambda net, x: x.amax((2, 3)) - x.amin((2, 3)),
+    largest_channel=lambda net, x: x.amax(1, keepdim=True) + x,
+    maxout=lambda net, x: x.unflatten(1, (2, 2)).max(1).values - x.unflatten(1, (2, 2)).min(dim=2)[0],
+    maxout_kept=lambda net, x: x.max(1, keepdim=True)[0] - x,
+    where=lambda net, x: torch.where(x > 0.1, x, 2 * x - 1),
+    where_several=lambda net, x: torch.where((x > 0) & (x[:, :1] < 0.5) | ~(x >= -0.5), 0.3, x),
+    where_constant=lambda net, x: torch.where(net.chosen, x, -x) + torch.where(net.chosen, 0.0, x),
+    where_equal=lambda net, x: torch.where(F.relu(x) == 0, 0.7, x) + x.masked_fill(x != F.relu(x), -1.5),
+    mask_as_factor=lambda net, x: x * (x > 0) + (x < 0).float().to(x.dtype) * 0.3 - (x > 1).to(x.dtype),
+    masks_multiplied=lambda net, x: (x > 0) * (x[:, :1] <= 0.5) * x,
+    sign=lambda net, x: x - 0.2 * torch.sign(x),
+    average_pool_options=lambda net, x: F.avg_pool2d(x, 3, 2, 1, True, False, 2),
+    adaptive_average=lambda net, x: F.adaptive_avg_pool2d(x, (3, 4)),
+    adaptive_average_divides=lambda net, x: F.adaptive_avg_pool2d(x, (3, 2)),
+    adaptive_max=lambda net, x: F.adaptive_max_pool2d(x, (3, 4)),
+    max_pool_with_indices=lambda net, x: F.max_pool2d(x, 3, 1, 1, return_indices=True)[0],
+    mean_and_sum=lambda net, x: x.mean(1, keepdim=True) + x.sum((1, 2), keepdim=True) - x.mean((1, 2, 3), keepdim=True),
+    cat=lambda net, x: torch.cat([x, 2 * x, net.per_channel[:, None, None].expand(1, 4, 6, 6) + 0 * x[:, :1]], 1),
+    cat_with_constants=lambda net, x: torch.cat(
+        [x, torch.ones_like(x), torch.zeros_like(x), x.new_full((x.shape[0], 1, 6, 6), 2.0)], 1
+    ),
+    cat_of_positions=lambda net, x: torch.cat([x, x[:, :, 1:3]], 2),
+    stack=lambda net, x: torch.stack([x, 2 * x, torch.ones_like(x)], 2),
+    split=lambda net, x: x.split([1, 3], 1)[1] - x.chunk(2, 1)[0].repeat(1, 2, 1, 1)[:, 1:] + x.unbind(1)[2].unsqueeze(1),
+    slices=lambda net, x: x[:, 1:, ::2, 2:5] + x[:, :3, 1::2, -4:-1].narrow(2, 0, 3),
+    select=lambda net, x: x[:, 1] - x.select(3, 2).mean(1, keepdim=True),
+    index=lambda net, x: x[:, [3, 0]] + x.index_select(1, net.places[:2]),
+    index_of_positions=lambda net, x: x[:, :, net.places][:, :, :, net.places] + x[:, :, [0, 1, 2], [3, 4, 5]].unsqueeze(2),
+    assignment=lambda net, x: assigned(x),
+    flip=lambda net, x: x.flip(1, 3),
+    roll=lambda net, x: x.roll((1, -2), (2, 1)),
+    permute=lambda net, x: x.permute(0, 2, 3, 1).contiguous() * net.per_channel,
+    transpose=lambda net, x: x.transpose(1, -1).movedim(1, 2).swapaxes(2, 3),
+    reshape=lambda net, x: x.view(x.shape[0], 2, -1).unsqueeze(1).squeeze(1).flatten(2),
+    expand_and_repeat=lambda net, x: x.mean((2, 3), keepdim=True).expand(-1, -1, 2, 3).repeat(1, 2, 1, 1).repeat_interleave(2, 3),
+    tile=lambda net, x: x.tile(1, 1, 2, 1),
+    constants_like=lambda net, x: (
+        x + torch.ones_like(x) - torch.full_like(x, 1.5) + torch.zeros_like(x) + torch.full((1, 6), 0.1)
+    ),
+    nearest=lambda net, x: F.interpolate(x, scale_factor=2),
+    nearest_to_a_size=lambda net, x: F.interpolate(x, size=(9, 4)),
+    nearest_exact=lambda net, x: F.interpolate(x, scale_factor=1.5, mode="nearest-exact"),
+    bilinear=lambda net, x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    bilinear_aligned=lambda net, x: F.interpolate(x, size=(9, 11), mode="bilinear", align_corners=True),
+    bicubic=lambda net, x: F.interpolate(x, scale_factor=2, mode="bicubic"),
+    pixel_shuffle=lambda net, x: F.pixel_shuffle(x, 2),
+    pixel_unshuffle=lambda net, x: F.pixel_unshuffle(x, 2),
+    channel_shuffle=lambda net, x: F.channel_shuffle(x, 2),
+    unfold_and_fold=lambda net, x: F.fold(F.unfold(x, 3, padding=1) * 2, (6, 6), 3, padding=1),
+    sliding_windows=lambda net, x: x.unfold(2, 3, 2),
+    casts=lambda net, x: x.to(x.dtype).type_as(x) * 2,
+)
+operations(
+    LINE,
+    conv1d_padded_by_name=lambda net, x: F.conv1d(x, net.kernel2[0][:, :, :2].repeat(1, 2, 1)[:, :4], padding="same"),
+    transposed_conv1d=lambda net, x: F.conv_transpose1d(x, net.kernel2[:, :, 0], None, 2),
+    max_pool1d=lambda net, x: F.max_pool1d(x, 3, 2, 1),
+    one_number=lambda net, x: x.flatten(1).select(1, -1).unsqueeze(1),
+    adaptive_max1d=lambda net, x: F.adaptive_max_pool1d(x, 4),
+    average_pool1d=lambda net, x: F.avg_pool1d(x, 2, 2) + F.adaptive_avg_pool1d(x, 3),
+    linear_interpolation=lambda net, x: F.interpolate(x, scale_factor=2, mode="linear") + F.interpolate(x, scale_factor=2),
+    pads_on_a_line=lambda net, x: F.pad(x, (2, 1), mode="reflect") + F.pad(x, (2, 1), mode="replicate"),
+)
+operations(
+    VOLUME,
+    conv3d=lambda net, x: F.conv3d(x, net.kernel2[:2, :2, :, :, None].repeat(1, 1, 1, 1, 2), stride=(1, 2, 1), padding=1),
+    transposed_conv3d=lambda net, x: F.conv_transpose3d(x, net.kernel2[:2, :, :2, :2, None], None, 2),
+    max_pool3d=lambda net, x: F.max_pool3d(x, 2, 1) + F.adaptive_max_pool3d(x, 3),
+    average_pool3d=lambda net, x: F.avg_pool3d(x, 2) + F.adaptive_avg_pool3d(x, 2),
+    volume_interpolation=lambda net, x: F.interpolate(x, scale_factor=2, mode="trilinear") + F.interpolate(x, scale_factor=2),
+)
+operations(
+    ROW,
+    product=lambda net, x: torch.mm(x, net.matrix) + x.matmul(net.matrix),
+    largest_of_all=lambda net, x: x - x.amax(-1, keepdim=True) + x.max(dim=1, keepdim=True)[0],
+    products_of_a_batch=lambda net, x: torch.bmm(x[:, None].expand(-1, 2, -1), x.new_zeros(x.shape[0], 6, 2) + net.matrix[:, :2]),
+)
 
 
 # a whole network in torchvision's layout

@@ -4,8 +4,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from cases import CASES, make
+from cases import CASES, OPERATIONS, make, operation_case
+from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
+
+pytest.register_assert_rewrite("checks")
+
+# random networks: the same few in every run, or thousands of new ones with `make random`
+settings.register_profile("few", max_examples=20, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("random", parent=settings.get_profile("few"), max_examples=5000, derandomize=False, print_blob=True)
+settings.load_profile("few")
 
 
 @dataclass(frozen=True)
@@ -20,14 +28,14 @@ class Traced:
 
 @pytest.fixture(scope="session")
 def traced_case():
-    """Trace a network of the catalogue by its name, once."""
+    """Trace a network or an operation of the catalogue by its name, once."""
     from adjointbackmap import trace  # not above: pytest's option for the shapes must come first
 
     seen: dict[str, Traced] = {}
 
     def get(name: str) -> Traced:
         if name not in seen:
-            model, x = make(name)
+            model, x = make(name if name in CASES else lambda: operation_case(name))
             seen[name] = Traced(name, model, x, trace(model, x))
         return seen[name]
 
@@ -37,4 +45,10 @@ def traced_case():
 @pytest.fixture(scope="session", params=CASES)
 def traced(request, traced_case):
     """Every network of the catalogue in turn."""
+    return traced_case(request.param)
+
+
+@pytest.fixture(scope="session", params=OPERATIONS)
+def operation(request, traced_case):
+    """Every operation of the catalogue in turn, each after a layer with a bias."""
     return traced_case(request.param)

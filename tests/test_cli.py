@@ -162,7 +162,7 @@ BAD_INPUT = {
     "no such picture": (("verify", SHIPPED, "--image", "nowhere.png"), "or a picture file of 32 x 32 pixels. Got nowhere.png"),
     "too many images": (("verify", SHIPPED, "--images", "201"), "--images must be from 1 to 200. Got 201"),
     "threads": (("verify", SHIPPED, "--threads", "0"), "--threads must be at least 1. Got 0"),
-    "memory": (("map", SHIPPED, "--layer", "conv1", "--mode", "RM4"), "must fit in memory=2GiB. It needs 13"),
+    "memory": (("map", SHIPPED, "--layer", "conv1", "--mode", "RM4"), "must fit in memory=2GiB. It needs 12"),
     "unknown architecture": (("train", "vgg9"), "must be one of vgg7-nobias"),
     "no data": (("evaluate", SHIPPED, "--data", "nowhere"), "nowhere/cifar-10-batches-bin must hold the official binary files"),
     "unknown command": (("fly",), "fly"),

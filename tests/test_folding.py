@@ -113,6 +113,24 @@ def test_what_cannot_be_merged_is_left_with_a_reason(why):
         assert reason in folded.left[name]
 
 
+TRANSPOSED = {
+    "one-axis": (nn.ConvTranspose1d(2, 3, 3, stride=2), nn.BatchNorm1d(3), (2, 4)),
+    "two-axes": (nn.ConvTranspose2d(2, 3, 3, stride=2, bias=False), nn.BatchNorm2d(3), (2, 3, 4)),
+    "groups": (nn.ConvTranspose2d(4, 6, 2, groups=2), nn.BatchNorm2d(6), (4, 3, 3)),
+    "depthwise": (nn.ConvTranspose2d(3, 3, 2, groups=3), nn.BatchNorm2d(3, affine=False), (3, 3, 3)),
+    "three-axes": (nn.ConvTranspose3d(2, 4, 2, groups=2), nn.BatchNorm3d(4), (2, 2, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_transposed_convolution_takes_batch_norm_and_multiplier(name):
+    """Its kernel is (in, out / groups, ...): every out-channel of every group has its own factor."""
+    conv, norm, shape = TRANSPOSED[name]
+    model, x, folded = folded_net(lambda net, x: F.relu(net.bn(net.conv(x)) * net.m), shape, conv=conv, bn=norm, m=parameter())
+    assert folded.merged == {"bn": "conv", "m": "conv"}
+    assert_equivalent(model, x, folded)
+
+
 def test_batch_norm_over_positions_is_left():
     """After a linear layer with positions, batch norm scales these and not the features."""
     parts = {"fc": nn.Linear(5, 4), "bn": nn.BatchNorm1d(4)}

@@ -4,13 +4,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adjointbackmap import data, models
+    from adjointbackmap import captum, data, models
+    from adjointbackmap.auditing import audit
     from adjointbackmap.folding import Fold, fold
     from adjointbackmap.hyperplane import Contributions, Hyperplanes, hyperplanes
-    from adjointbackmap.network import Biases, Layer, Network, trace
+    from adjointbackmap.network import Biases, Layer, Network
     from adjointbackmap.operators import LayerOperator, operator
     from adjointbackmap.pattern import ActivationPattern, record_pattern
     from adjointbackmap.program import UnsupportedOperation
+    from adjointbackmap.tracing import trace
     from adjointbackmap.verification import LayerCheck, dense_test, dot_test, reconstruction_test, verify
 
 __version__ = "0.1.0"
@@ -34,11 +36,14 @@ __all__ = [  # noqa: RUF022 - in the order of the flow
     "Hyperplanes",
     "Contributions",
     # exactness
+    "audit",
     "dot_test",
     "dense_test",
     "reconstruction_test",
     "verify",
     "LayerCheck",
+    # dialects of other libraries
+    "captum",
     # networks and data of the study
     "models",
     "data",
@@ -46,18 +51,20 @@ __all__ = [  # noqa: RUF022 - in the order of the flow
 
 # Where each name is defined: torch is imported on first use, so that the command line answers --help at once.
 _HOMES = {
-    "network": ("trace", "Network", "Layer", "Biases"),
+    "tracing": ("trace",),
+    "network": ("Network", "Layer", "Biases"),
     "program": ("UnsupportedOperation",),
     "folding": ("fold", "Fold"),
     "pattern": ("record_pattern", "ActivationPattern"),
     "operators": ("operator", "LayerOperator"),
     "hyperplane": ("hyperplanes", "Hyperplanes", "Contributions"),
+    "auditing": ("audit",),
     "verification": ("dot_test", "dense_test", "reconstruction_test", "verify", "LayerCheck"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("models", "data"):
+    if name in ("captum", "models", "data"):
         return import_module(f"{__name__}.{name}")
     for module, names in _HOMES.items():
         if name in names:

@@ -1,16 +1,23 @@
 """A module and an example -> the graph of ATen operations that ``torch.export`` sees, with every layer's output."""
 
+import io
+import logging
 import operator
+import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 CLONE = "aten.clone.default"
 ROOT = "model"  # name of the user's module inside the one that is exported
+MODULE = "module and call"  # where a node of a module with several names says by which one it goes
 
 
 @dataclass(frozen=True)
@@ -18,9 +25,9 @@ class Capture:
     """The graph of a module in the order of execution.
 
     Attributes:
-        nodes: Every node but the output.
+        nodes: Every node but the one that gives the outputs.
         image: The node of the image.
-        output: The node of the module's output.
+        outputs: Name of an output -> its node, see :func:`named`.
         layers: Name of a module's call -> the node of what it returned.
         parameters: Name of a node -> the module's name for the parameter or buffer that it stands for.
         tensors: Name of a node -> tensor that the graph holds itself.
@@ -28,7 +35,7 @@ class Capture:
 
     nodes: tuple[torch.fx.Node, ...]
     image: torch.fx.Node
-    output: torch.fx.Node
+    outputs: dict[str, Any]
     layers: dict[str, torch.fx.Node]
     parameters: dict[str, str]
     tensors: dict[str, Tensor]
@@ -39,8 +46,15 @@ def call_name(path: str, call: int) -> str:
     return f"{path}:{call}" if call else path
 
 
+def paths_of(model: nn.Module) -> list[str]:
+    """The first name of every submodule."""
+    return [path for path, _ in model.named_modules() if path]
+
+
 @contextmanager
-def listening(model: nn.Module, hook: Callable[[str, nn.Module, tuple, object], None]) -> Iterator[None]:
+def listening(
+    model: nn.Module, hook: Callable[[str, nn.Module, tuple, object], None], paths: Sequence[str] | None = None
+) -> Iterator[None]:
     """Call ``hook(name, module, inputs, output)`` after every call of a submodule; nothing stays behind."""
     calls: dict[str, int] = {}
     handles = []
@@ -53,9 +67,8 @@ def listening(model: nn.Module, hook: Callable[[str, nn.Module, tuple, object], 
         return after
 
     try:
-        for path, module in model.named_modules():
-            if path:
-                handles.append(module.register_forward_hook(listen(path)))
+        for path in paths_of(model) if paths is None else paths:
+            handles.append(model.get_submodule(path).register_forward_hook(listen(path)))
         yield
     finally:
         for handle in handles:
@@ -63,21 +76,21 @@ def listening(model: nn.Module, hook: Callable[[str, nn.Module, tuple, object], 
 
 
 class _Listened(nn.Module):
-    """Returns the module's output and what every submodule returned, so that the graph names them exactly."""
+    """Returns the module's outputs and what every submodule returned, so that the graph names them exactly."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.paths = model, paths_of(model)  # while it is exported, a module with two names looks like two
 
-    def forward(self, x: Tensor) -> tuple[object, dict[str, Tensor]]:
+    def forward(self, x: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
         outputs: dict[str, Tensor] = {}
 
         def keep(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
             if isinstance(output, Tensor):
                 outputs[name] = output.clone()  # a later operation in place does not reach it
 
-        with listening(self.model, keep):
-            return self.model(x), outputs
+        with listening(self.model, keep, self.paths):
+            return named(self.model(x)), outputs
 
 
 def capture(model: nn.Module, example: Tensor) -> Capture:
@@ -88,31 +101,117 @@ def capture(model: nn.Module, example: Tensor) -> Capture:
         example: A batch of at least two inputs.
 
     Raises:
-        ValueError: If ``torch.export`` cannot follow the module, or it does not return one tensor.
+        ValueError: If ``torch.export`` cannot follow the module, or the module changes its buffers.
     """
     wrapper = _Listened(model).train(model.training)
     shapes = ({0: torch.export.Dim("batch")},)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own code
             exported = torch.export.export(wrapper, (example,), dynamic_shapes=shapes, strict=False).run_decompositions({})
     except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        msg = f"The model must be a graph that torch.export can capture for any batch size. Got {type(error).__name__}: {reason}"
+        msg = f"The model must be a graph that torch.export can capture for any batch size. Got {_explained(error)}"
         raise ValueError(msg) from error
-    return _read(exported)
+    return _read(exported, _first_names(model))
 
 
-def _read(exported: torch.export.ExportedProgram) -> Capture:
-    *nodes, last = exported.graph.nodes
-    spec = exported.call_spec.out_spec
-    first, named = spec.children() if callable(getattr(spec, "children", None)) else spec.children_specs
-    outputs = last.args[0]
-    if not first.is_leaf() or not isinstance(outputs[0], torch.fx.Node):
-        kind = first.type.__name__
-        msg = f"The model must return one tensor. Got {first.num_leaves} in a {kind}: wrap it in a module that returns one."
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out torch's report of a capture that fails: the error tells what is to be known."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _explained(error: Exception) -> str:
+    """The first line of an error, the line of the model's code that caused it, and what to do where that is known."""
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    inside = (Path(torch.__file__).parent, Path(__file__).parent)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_file()]
+    theirs = [f for f in frames if not any(Path(f.filename).is_relative_to(folder) for folder in inside)]
+    where = f" at {theirs[-1].filename}:{theirs[-1].lineno} ({theirs[-1].line})" if theirs else ""
+    if "specialized it to be a constant" in str(error):
+        return f"a model that fixes the batch{where}: write x.shape[0] in place of len(x) or a number, and give a batch (N, ...)."
+    if "data-dependent" in first:
+        return f"a branch or a shape that depends on the data{where}: write it with torch.where."
+    if "not a known type" in first:
+        return f"{first.partition(',')[0].removeprefix('Found ')}: return a tensor, a tuple, a dict or a dataclass."
+    return f"{type(error).__name__}: {first}{where}."
+
+
+def named(result: Any) -> dict[str, Any]:
+    """What a module returns, by name: the keys of a mapping, the fields of an object, the places in a tuple or list."""
+    if isinstance(result, Mapping):
+        return {str(name): value for name, value in result.items()}
+    if is_dataclass(result):
+        return {field.name: getattr(result, field.name) for field in fields(result)}
+    if hasattr(result, "_fields"):
+        return result._asdict()
+    return {str(i): value for i, value in enumerate(result if isinstance(result, tuple | list) else [result])}
+
+
+def pick(result: Any, output: int | str | None) -> Any:
+    """The output of a module that returns one, or the chosen one of several.
+
+    Args:
+        result: What the module returned: a tensor, or a tuple, list, mapping or object of these.
+        output: Name, or index; ``None`` where there is only one.
+
+    Raises:
+        ValueError: If there is no such output, it is no tensor, or there are several and none is chosen.
+    """
+    several = named(result)
+    names = list(several)
+    given = [name for name in names if several[name] is not None]
+    if output is None and len(given) == 1:
+        output = given[0]
+    if type(output) is int and str(output) not in several and -len(names) <= output < len(names):
+        output = names[output]
+    if str(output) not in given or type(output) not in (int, str):
+        listed = ", ".join(given) or "nothing"
+        msg = f"output must be one of what the model returns: {listed}. Got {output!r}: choose one with output=."
         raise ValueError(msg)
-    signature = exported.graph_signature
+    chosen = several[str(output)]
+    if not isinstance(chosen, Tensor | torch.fx.Node):
+        msg = f"The output {output!r} must be a tensor. Got {type(chosen).__name__}: wrap the model in one that returns a tensor."
+        raise ValueError(msg)
+    return chosen
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Name of a module, parameter or buffer -> the first name of the same one."""
+    named = [*model.named_modules(remove_duplicate=False), *model.named_parameters(remove_duplicate=False)]
+    named += model.named_buffers(remove_duplicate=False)
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(one), name) for name, one in named}
+
+
+def _name_by_first(nodes: Sequence[torch.fx.Node], first: Mapping[str, str]) -> None:
+    """Note the module and the call that made each node of a module with several names: calls are counted over all of them."""
+    several = {name for names in first.items() if names[0] != names[1] for name in names}
+    calls: dict[str, list[tuple[str, int]]] = {}
+    for node in nodes:
+        path, call = module_of(node)
+        if path in several:
+            seen = calls.setdefault(first[path], [])
+            if (path, call) not in seen:
+                seen.append((path, call))
+            node.meta[MODULE] = (first[path], seen.index((path, call)))
+
+
+def _read(exported: torch.export.ExportedProgram, first: Mapping[str, str]) -> Capture:
+    *nodes, last = exported.graph.nodes
+    _name_by_first(nodes, first)
+    signature, spec = exported.graph_signature, exported.call_spec.out_spec
+    if signature.buffers_to_mutate:
+        changed = ", ".join(name.removeprefix(f"{ROOT}.") for name in signature.buffers_to_mutate.values())
+        msg = f"The model must leave its buffers as they are in eval mode. Got a forward that changes {changed}: leave that out."
+        raise ValueError(msg)
+    outputs, layers = pytree.tree_unflatten(last.args[0][-spec.num_leaves :], spec)  # an input that is changed comes before
     parameters = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     constants = {**exported.constants, **{n: exported.state_dict[t] for n, t in parameters.items() if t in exported.state_dict}}
     lifted = {name: constants[target] for name, target in signature.inputs_to_lifted_tensor_constants.items()}
@@ -120,15 +219,17 @@ def _read(exported: torch.export.ExportedProgram) -> Capture:
     return Capture(
         nodes=tuple(nodes),
         image=image,
-        output=outputs[0],
-        layers=dict(zip(named.context, outputs[1:], strict=True)),
-        parameters={name: target.removeprefix(f"{ROOT}.") for name, target in parameters.items()},
+        outputs=outputs,
+        layers=layers,
+        parameters={n: first.get(t.removeprefix(f"{ROOT}."), t.removeprefix(f"{ROOT}.")) for n, t in parameters.items()},
         tensors=lifted,
     )
 
 
 def module_of(node: torch.fx.Node) -> tuple[str, int]:
     """The path of the innermost module that made a node, without the wrapper's prefix, and which of its calls."""
+    if MODULE in node.meta:
+        return node.meta[MODULE]
     stack = [(key, path) for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items() if path.startswith(ROOT)]
     if not stack:
         return "", 0

@@ -74,7 +74,7 @@ class Subject:
         """Trace the module at its shape."""
         import torch
 
-        from adjointbackmap.network import trace
+        from adjointbackmap.tracing import trace
 
         return trace(self.module, torch.zeros(1, *self.shape))
 

@@ -181,9 +181,18 @@ def _scale(module: nn.modules.conv._ConvNd | nn.Linear, scale: Tensor) -> None:
     """Multiply the kernel's out-channels, and the bias, by a factor each."""
     scale = scale.double().reshape(-1)
     weight = module.weight
-    weight.data = (weight.detach().double() * scale.view(-1, *(1,) * (weight.dim() - 1))).to(weight.dtype)
+    weight.data = (weight.detach().double() * _along_kernel(module, scale)).to(weight.dtype)
     if module.bias is not None:
         module.bias.data = (module.bias.detach().double() * scale).to(weight.dtype)
+
+
+def _along_kernel(module: nn.modules.conv._ConvNd | nn.Linear, scale: Tensor) -> Tensor:
+    """A factor for each out-channel, or one for all, where the kernel has it: a transposed one is ``(in, out / groups, ...)``."""
+    axes = (1,) * (module.weight.dim() - 2)
+    if not isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return scale.view(-1, 1, *axes)
+    of_groups = scale.expand(module.out_channels).view(module.groups, -1)
+    return of_groups.repeat_interleave(module.in_channels // module.groups, 0).view(module.in_channels, -1, *axes)
 
 
 def _kernel_module(model: nn.Module, path: str) -> nn.modules.conv._ConvNd | nn.Linear:

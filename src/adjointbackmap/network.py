@@ -1,16 +1,20 @@
-"""A module and the shape of its input -> :class:`Network`: layers, the bias vector, and the steps between them."""
+"""A captured module -> :class:`Network`: its layers, the bias vector, and the steps between them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from adjointbackmap.capture import Capture, ancestors, call_name, capture, module_of, op_name, source_of
+from adjointbackmap.capture import Capture, ancestors, call_name, module_of, op_name, pick, source_of
 from adjointbackmap.program import KernelCall, Program, lower
 from adjointbackmap.rules import RULES, Value, field_size
 from adjointbackmap.rules.kernels import Kernel
+
+if TYPE_CHECKING:
+    from adjointbackmap.methods import Plan
 
 KERNEL_MODULES = (nn.modules.conv._ConvNd, nn.Linear)
 OUTPUT = "output"
@@ -56,7 +60,7 @@ class Biases(Mapping[str, Bias]):
     """The bias vector ``b`` in the order of execution: one entry per additive scalar, ``len()`` is M.
 
     Example:
-        >>> import torch
+        >>> from adjointbackmap import trace
         >>> network = trace(torch.nn.Conv2d(3, 4, 3).eval(), torch.rand(1, 3, 8, 8))
         >>> len(network.biases), network.biases.names
         (4, ('bias',))
@@ -101,24 +105,26 @@ class Biases(Mapping[str, Bias]):
 
 
 class Network:
-    """A traced module: made by :func:`trace`, taken by everything else.
+    """A traced module: made by :func:`adjointbackmap.trace`, taken by everything else.
 
     Attributes:
         model: The user's module, untouched; its parameters are the network's.
         layers: Name -> :class:`Layer`, in the order of execution.
         in_shape: Shape of one input, such as ``(3, 32, 32)``.
         until: Name of the layer that ends the network, ``None`` where the module's output does.
+        output: Which of the module's outputs that is, where it has several.
     """
 
-    def __init__(self, model: nn.Module, captured: Capture, target: torch.fx.Node, until: str | None = None) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, captured: Capture, until: str | None = None, output: int | str | None = None) -> None:
+        self.model, self.output = model, output
         self.until = None if until == OUTPUT else until
+        target = _target(model, captured, until, output)
         self._capture, self._target = captured, target
         self._programs: dict[torch.dtype, Program] = {}
         tensors = _tensors(model)
         floating = [t.dtype for t in tensors.values() if t.is_floating_point()]
         self.dtype = floating[0] if floating else captured.image.meta["val"].dtype
-        self.device = next((t.device for t in tensors.values()), torch.device("cpu"))
+        self.device = next((t.device for t in tensors.values()), captured.image.meta["val"].device)
         self.in_shape = tuple(captured.image.meta["val"].shape[1:])
         self._seen = _fingerprint(model)
         self.layers: dict[str, Layer] = _layers(model, captured, target, self.program())
@@ -173,6 +179,29 @@ class Network:
             raise ValueError(msg)
         return self.program(dtype).kernels[layer.kernel]
 
+    def plan(self, layer: str, mode: str, units: Any = None, own_bias: bool | None = None, method: str | None = None) -> "Plan":
+        """How the hyperplanes of some units of one image are computed: method, vectors, multiply-adds, bytes.
+
+        Args:
+            layer: Name in :attr:`layers`.
+            mode: One of its reconstruction modes.
+            units: As for :func:`adjointbackmap.hyperplanes`.
+            own_bias: Whether the layer's own bias belongs to the units.
+            method: A method to look at; by default the cheapest.
+
+        Raises:
+            ValueError: If the layer, mode, units or method do not fit the network.
+
+        Example:
+            >>> from adjointbackmap import trace
+            >>> network = trace(torch.nn.Conv2d(3, 4, 3).eval(), torch.rand(1, 3, 8, 8))
+            >>> print(network.plan("output", "RM2", units=(0, 0, 0)))
+            adjoint: 1 cotangents, 3.89e-06 GMAC, 0.0 MiB
+        """
+        from adjointbackmap.methods import plan
+
+        return plan(self, layer, mode, units, own_bias, method)
+
     def check_unchanged(self) -> None:
         """Hold the model against the one that was traced.
 
@@ -187,46 +216,35 @@ class Network:
             raise RuntimeError(msg)
 
 
-def trace(model: nn.Module, example: Tensor, until: str | None = None) -> Network:
-    r"""Capture a module in eval mode as a graph whose inputs are the image and every additive constant.
-
-    Args:
-        model: Any module of piecewise-affine operations; it is left as it was.
-        example: A batch ``(N, *in_shape)`` such as ``(1, 3, 32, 32)``; only its shape and dtype matter.
-        until: Name of a layer that ends the network: what comes after it does not count.
-
-    Returns:
-        The network, for inputs of the example's shape and any batch size.
-
-    Raises:
-        ValueError: If the model is in train mode, the example does not fit it, ``until`` is not one of its layers,
-            or ``torch.export`` cannot follow it.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval()
-        >>> list(trace(model, torch.rand(1, 3, 8, 8)).layers)
-        ['0', '1', 'output']
-    """
-    check_eval(model, ValueError)
-    captured = capture(model, batch_of(example))
-    return Network(model, captured, _target(model, captured, until), until)
-
-
 def batch_of(example: Tensor) -> Tensor:
     """An example as a batch of at least two: ``torch.export`` would fix a batch of one.
 
     Raises:
+        TypeError: If it is no tensor.
         ValueError: If it is no batch of floating numbers.
     """
+    if not isinstance(example, Tensor):
+        msg = f"The example must be a torch.Tensor. Got {type(example).__name__}: a network has one input."
+        raise TypeError(msg)
     if example.dim() < 2 or not example.is_floating_point() or not len(example):
         msg = f"The example must be a batch (N, ...) of floating numbers. Got {tuple(example.shape)} of {example.dtype}."
         raise ValueError(msg)
-    return example.detach() if len(example) > 1 else example.detach().expand(2, *example.shape[1:]).clone()
+    return example.detach().expand(max(2, len(example)), *example.shape[1:]).clone(memory_format=torch.contiguous_format)
 
 
 def check_eval(model: nn.Module, error: type[Exception]) -> None:
-    """Raise ``error`` if any module of a model is in train mode."""
+    """Raise ``error`` if any module of a model is in train mode.
+
+    Raises:
+        TypeError: If it is no module, or one whose code was compiled.
+    """
+    if not isinstance(model, nn.Module):
+        msg = f"The model must be a torch.nn.Module. Got {type(model).__name__}: wrap it in one."
+        raise TypeError(msg)
+    compiled = [type(m).__name__ for m in model.modules() if isinstance(m, torch.jit.ScriptModule) or hasattr(m, "_orig_mod")]
+    if compiled:
+        msg = f"The model must be Python modules. Got {compiled[0]}, which is compiled: pass the module that it was made of."
+        raise TypeError(msg)
     training = [path or "the model itself" for path, module in model.named_modules() if module.training]
     if training:
         msg = f"The model must be in eval mode. Got train mode in {', '.join(training[:3])}: call model.eval() first."
@@ -250,9 +268,9 @@ def _checksum(tensor: Tensor) -> int:
     return int(tensor.detach().view(bits).sum()) if tensor.dim() else int(tensor.detach().reshape(1).view(bits))
 
 
-def _target(model: nn.Module, captured: Capture, until: str | None) -> torch.fx.Node:
+def _target(model: nn.Module, captured: Capture, until: str | None, output: int | str | None) -> torch.fx.Node:
     if until is None or until == OUTPUT:
-        return captured.output
+        return pick(captured.outputs, output)
     named = {**captured.layers, **{name: node for node, name, _ in _kernel_nodes(model, captured)}}
     if until not in named:
         msg = f"until must be one of {', '.join(named)}. Got {until!r}."
@@ -284,7 +302,7 @@ def _layers(model: nn.Module, captured: Capture, target: torch.fx.Node, program:
     ends = {name: node for name, node in captured.layers.items() if node in wanted or source_of(node) in wanted}
     ends = {**{name: node for name, (node, _) in kernels.items()}, **{n: source_of(e) for n, e in ends.items()}, OUTPUT: target}
     order = {node: i for i, node in enumerate(captured.nodes)}
-    layers = {}
+    layers: dict[str, Layer] = {}
     for name, node in sorted(ends.items(), key=lambda item: (order[item[1]], item[0] == OUTPUT, -item[0].count("."))):
         value = program.values.get(node.name)
         if value is None or not value.shape:
@@ -302,6 +320,13 @@ def _layers(model: nn.Module, captured: Capture, target: torch.fx.Node, program:
             call=call,
             value=value,
         )
+    if OUTPUT not in layers:
+        shape = ", ".join(["N", *map(str, target.meta["val"].shape[1:])])
+        msg = (
+            "The output must be numbers that depend on the input, with a dimension beside the batch. "
+            f"Got ({shape}) of {target.meta['val'].dtype}: choose another with output=, or until=."
+        )
+        raise ValueError(msg)
     return layers
 
 

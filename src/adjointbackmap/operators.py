@@ -63,7 +63,8 @@ def pull(
         shapes = [i.shape for i in step.inputs]
         parts = step.rule.adjoint(pattern.gates.get(step.output.slot, ()), cotangent, shapes)
         for i, part in zip(step.inputs, parts, strict=True):
-            sums[i.slot] = sums[i.slot] + part if i.slot in sums else part
+            if part is not None:
+                sums[i.slot] = sums[i.slot] + part if i.slot in sums else part
     image = sums.get(IMAGE)
     image = like.new_zeros(batch, *program.image.shape) if image is None else image
     bias = [
@@ -288,7 +289,7 @@ def operator(network: Network, x: Tensor, layer: str, scale: float = 1.0, dtype:
 
     Example:
         >>> import torch
-        >>> from adjointbackmap.network import trace
+        >>> from adjointbackmap import trace
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3), torch.nn.ReLU()).eval()
         >>> x = torch.rand(1, 1, 2, 2)
         >>> network = trace(model, x)

@@ -56,7 +56,7 @@ def record_pattern(network: Network, x: Tensor, scale: float = 1.0, dtype: torch
 
     Example:
         >>> import torch
-        >>> from adjointbackmap.network import trace
+        >>> from adjointbackmap import trace
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()).eval()
         >>> x = torch.rand(1, 5, 5)
         >>> network = trace(model, x[None])

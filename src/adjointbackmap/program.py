@@ -6,11 +6,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from adjointbackmap.capture import Capture, ancestors, call_name, first_input, is_getitem, module_of, op_name
-from adjointbackmap.rules import RULES, Axis, Constant, Entry, Field, Refused, Rule, Value
+from adjointbackmap.rules import RULES, Axis, Constant, Entry, Field, Mask, Refused, Rule, Value
 from adjointbackmap.rules.kernels import Kernel
-from adjointbackmap.rules.linear import Place
+from adjointbackmap.rules.linear import Masked, Place
 
 IMAGE = 0  # slot of the image
 
@@ -33,6 +34,28 @@ MOVEMENTS = {
     "aten.view.default",
 }
 
+# Operations that only read the shape of their data: what they give is a constant.
+SHAPE_ONLY = {
+    *(f"aten.{name}.default" for name in "zeros_like ones_like full_like zero new_zeros new_ones new_full".split()),
+    *("aten.fill.Scalar", "aten.fill.Tensor"),
+}
+
+# Operations that give one number everywhere: one entry of b, not one for each element.
+FILLED = {*SHAPE_ONLY, *(f"aten.{name}.default" for name in "full ones zeros scalar_tensor".split())}
+
+DTYPE_ASSERTION = "aten._assert_tensor_metadata.default"  # where the model casts; its last argument is the dtype before
+
+# Why common operations have no rule.
+STATISTICS = "its statistics depend on the image"
+REASONS = {
+    "aten.instance_norm.default": STATISTICS,
+    "aten.layer_norm.default": STATISTICS,
+    "aten.group_norm.default": STATISTICS,
+    "aten.rms_norm.default": STATISTICS,
+    "aten._native_batch_norm_legit.no_stats": STATISTICS,
+    "aten._native_batch_norm_legit_functional.default": STATISTICS,
+}
+
 
 class UnsupportedOperation(ValueError):
     """The network has operations that are not piecewise affine, or that have no rule; the message names them all."""
@@ -40,12 +63,12 @@ class UnsupportedOperation(ValueError):
 
 @dataclass(frozen=True)
 class Step:
-    """One rule applied to earlier values; ``shape`` is its output's without the batch."""
+    """One rule applied to earlier values, for an ATen operation."""
 
     rule: Rule
     inputs: tuple[Value, ...]
     output: Value
-    node: str
+    op: str
 
 
 @dataclass(frozen=True)
@@ -93,8 +116,14 @@ class Program:
         fields: dict[int, Field] = {e.slot: () for e in self.entries}
         fields[IMAGE] = (Axis(),) * spatial if spatial else None
         for step in self.steps:
-            fields[step.output.slot] = step.rule.field(*(fields[i.slot] for i in step.inputs))
+            known = [fields[i.slot] if _meet(i, step) or fields[i.slot] == () else None for i in step.inputs]
+            fields[step.output.slot] = step.rule.field(*known) if any(f != () for f in known) else ()
         return fields
+
+
+def _meet(value: Value, step: Step) -> bool:
+    """Whether an input has the output's positions, where the rule goes position by position."""
+    return not step.rule.positional() or value.shape[1:] == step.output.shape[1:]
 
 
 def lower(capture: Capture, target: torch.fx.Node, tensors: dict[str, Tensor], dtype: torch.dtype) -> Program:
@@ -113,12 +142,14 @@ def lower(capture: Capture, target: torch.fx.Node, tensors: dict[str, Tensor], d
 
 
 class _Lowering:
-    """Walks the graph once; the rules' ``build`` methods call back :meth:`apply`, :meth:`offset`, :meth:`place`."""
+    """Walks the graph once; the rules' ``build`` methods call back, see :class:`adjointbackmap.rules.Builder`."""
 
     def __init__(self, capture: Capture, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
         self.capture, self.tensors, self.dtype = capture, tensors, dtype
+        self.device = next((t.device for t in tensors.values()), capture.image.meta["val"].device)
         self.program = Program(Value(IMAGE, tuple(capture.image.meta["val"].shape[1:])))
         self.constants: dict[str, Constant] = {}
+        self.found: dict[str, Any] = {}  # node -> what its rule built: a value, a list of them, a mask
         self.known: dict[str, Value] = {}
         self.names: dict[str, int] = {}
         self.slots = IMAGE
@@ -129,19 +160,30 @@ class _Lowering:
         for node in self.capture.nodes:
             if node in wanted:
                 self._visit(node)
+            elif str(node.target) == DTYPE_ASSERTION and first_input(node) in wanted:
+                self._check_dtype(node)
         if self.refused:
             msg = (
                 f"Every operation must be piecewise affine and have a rule. Got {', '.join(self.refused)}: "
                 "replace them, or cut the graph before them with until=."
             )
             raise UnsupportedOperation(msg)
+        self.program.values = {name: value for name, value in self.found.items() if isinstance(value, Value)}
         return self.program
 
     # what a rule may ask (see rules.base.Builder)
 
     @property
+    def op(self) -> str:
+        return op_name(self.node)
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        return _shape_of(self.node)
+        return self.shapes[0]
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [_without_batch(t) for t in _outputs_of(self.node)]
 
     @property
     def path(self) -> str:
@@ -150,7 +192,7 @@ class _Lowering:
     def apply(self, rule: Rule, *inputs: Value, shape: tuple[int, ...] | None = None) -> Value:
         self.slots += 1
         output = Value(self.slots, self.shape if shape is None else shape)
-        self.program.steps.append(Step(rule, inputs, output, self.node.name))
+        self.program.steps.append(Step(rule, inputs, output, self.op))
         if isinstance(rule, Kernel):
             self._keep_kernel(rule, inputs[0], output)
         return output
@@ -161,12 +203,12 @@ class _Lowering:
         return self.apply(Place(index, value.numel()), entry, shape=shape)
 
     def number(self, name: str, value: float) -> Value:
-        tensor = torch.tensor(float(value), dtype=self.dtype, device=self._device())
+        tensor = torch.tensor(float(value), dtype=self.dtype, device=self.device)
         return self.offset(self._own_name(name), tensor, (1,) * len(self.shape), None)
 
     def place(self, constant: Any, shape: tuple[int, ...]) -> Value | None:
         if not isinstance(constant, Constant):
-            return self.number(op_name(self.node), constant) if constant else None
+            return self.number(self.op, float(constant)) if constant else None
         if not constant.is_parameter and not constant.tensor.any():
             return None
         entry = self._entry(constant.source, constant.base, constant.source if constant.is_parameter else None)
@@ -178,12 +220,12 @@ class _Lowering:
     def _visit(self, node: torch.fx.Node) -> None:
         self.node = node
         if node is self.capture.image:
-            self.program.values[node.name] = self.program.image
+            self.found[node.name] = self.program.image
         elif node.op == "placeholder" or node.op == "get_attr":
             self._constant_input(node)
         elif isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool):
             return
-        elif any(n.name in self.program.values for n in node.all_input_nodes):
+        elif str(node.target) not in SHAPE_ONLY and any(n.name in self.found for n in node.all_input_nodes):
             self._operation(node)
         else:
             self._fold_constant(node)
@@ -191,16 +233,16 @@ class _Lowering:
     def _constant_input(self, node: torch.fx.Node) -> None:
         name = self.capture.parameters.get(node.name)
         tensor = self.tensors[name] if name is not None else self.capture.tensors[node.name]
-        tensor = tensor.detach()
-        if tensor.is_floating_point():
-            tensor = tensor.to(self.dtype)
-        self.constants[node.name] = _source(tensor, name or node.name, name is not None)
+        self.constants[node.name] = _source(self._in_dtype(tensor.detach()), name or node.name, name is not None)
+
+    def _in_dtype(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
     def _fold_constant(self, node: torch.fx.Node) -> None:
-        """Compute an operation on constants; a movement keeps track of the entry's elements."""
+        """Compute an operation on constants, for a batch of one; a movement keeps track of the entry's elements."""
         op = cast("Callable[..., Any]", node.target)
-        args = torch.fx.map_arg(node.args, lambda n: self.constants[n.name].tensor)
-        kwargs = torch.fx.map_arg(node.kwargs, lambda n: self.constants[n.name].tensor)
+        args = torch.fx.map_arg(node.args, self._known_tensor)
+        kwargs = torch.fx.map_arg(node.kwargs, self._known_tensor)
         tensor = op(*args, **kwargs)
         if str(node.target) in MOVEMENTS:
             first = self.constants[first_input(node).name]
@@ -210,38 +252,72 @@ class _Lowering:
         elif isinstance(tensor, Tensor):
             path, call = module_of(node)
             name = ".".join(p for p in (call_name(path, call), node.name) if p)
-            self.constants[node.name] = _source(tensor, name, False)
+            made = _filled if str(node.target) in FILLED else _source
+            self.constants[node.name] = made(self._in_dtype(tensor), name, False)
         else:
             self.refused.append(self._described(node, "it gives several constants"))
 
-    def _operation(self, node: torch.fx.Node) -> None:
-        if is_getitem(node):
-            if node.args[1] == 0:
-                self.program.values[node.name] = self.program.values[first_input(node).name]
-            else:
-                self.refused.append(self._described(node, "only the first of its outputs has a rule"))
-            return
-        try:
-            self.program.values[node.name] = self._build(node)
-        except Refused as reason:
-            self.refused.append(self._described(node, str(reason)))
-            self.program.values[node.name] = Value(-1, self.shape)
+    def _known_tensor(self, node: torch.fx.Node) -> Any:
+        """A constant, zeros in place of data whose shape alone is read, and 1 for the extent of the batch."""
+        if node.name in self.constants:
+            return self.constants[node.name].tensor
+        if node.name in self.found:
+            return torch.zeros(1, *_without_batch(_outputs_of(node)[0]), dtype=self.dtype, device=self.device)
+        return 1
 
-    def _build(self, node: torch.fx.Node) -> Value:
+    def _check_dtype(self, node: torch.fx.Node) -> None:
+        """Refuse a cast that changes nothing at the trace, but would round in the dtype of the steps."""
+        dtype = node.args[3] if len(node.args) > 3 else node.kwargs.get("dtype")
+        is_mask = isinstance(self.found.get(first_input(node).name), Mask)
+        if not is_mask and isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype != self.dtype:
+            self.refused.append(self._described(node, f"it casts to {dtype}, and the network computes in {self.dtype}"))
+
+    def _operation(self, node: torch.fx.Node) -> None:
+        try:
+            built = self._output(node) if is_getitem(node) else self._build(node)
+        except (Refused, GuardOnDataDependentSymNode) as error:
+            reason = str(error) if isinstance(error, Refused) else "its shape or a number in it is read from the data"
+            self.refused.append(self._described(node, reason))
+            built = Value(-1, self.shape)
+        self.found[node.name] = built
+
+    def _output(self, node: torch.fx.Node) -> Any:
+        """One of several outputs; of a rule that gives one, the first.
+
+        Raises:
+            Refused: If it is another.
+        """
+        whole, which = self.found[first_input(node).name], node.args[1]
+        if isinstance(whole, list):
+            return whole[cast("int", which)]
+        if which == 0:
+            return whole
+        msg = "only the first of its outputs has a rule"
+        raise Refused(msg)
+
+    def _build(self, node: torch.fx.Node) -> Any:
         rule = RULES.get(str(node.target))
         if rule is None:
-            raise Refused
-        value = node.meta["val"]
-        first = value[0] if isinstance(value, tuple | list) else value
+            raise Refused(REASONS.get(str(node.target), ""))
+        first = _outputs_of(node)[0]
         batch = self.capture.image.meta["val"].shape[0]
         if not first.dim() or first.shape[0] != batch or any(isinstance(s, torch.SymInt) for s in first.shape[1:]):
             msg = "it moves the batch out of the first dimension"
             raise Refused(msg)
-        convert = self._argument
-        return rule.build(self, *torch.fx.map_arg(node.args, convert), **torch.fx.map_arg(node.kwargs, convert))
 
-    def _argument(self, node: torch.fx.Node) -> Any:
-        return self.program.values.get(node.name) or self.constants.get(node.name) or node.meta.get("val")
+        def argument(node: torch.fx.Node) -> Any:
+            found = self.found.get(node.name)
+            if isinstance(found, Mask) and not rule.takes_masks:
+                return self._as_numbers(found)
+            return found or self.constants.get(node.name) or node.meta.get("val")
+
+        return rule.build(self, *torch.fx.map_arg(node.args, argument), **torch.fx.map_arg(node.kwargs, argument))
+
+    def _as_numbers(self, mask: Mask) -> Value:
+        """A mask as 1 and 0, which is the mask times an entry of 1."""
+        one = torch.ones((), dtype=self.dtype, device=self.device)
+        placed = self.offset(self._own_name("one"), one, (1,) * len(mask.shape), None)
+        return Masked.product(self, placed, mask)
 
     def _keep_kernel(self, rule: Kernel, x: Value, output: Value) -> None:
         node = self.node
@@ -261,13 +337,17 @@ class _Lowering:
         self.names[stem] = self.names.get(stem, -1) + 1
         return f"{stem}#{self.names[stem]}" if self.names[stem] else stem
 
-    def _device(self) -> torch.device:
-        return next(iter(self.tensors.values())).device if self.tensors else torch.device("cpu")
-
     def _described(self, node: torch.fx.Node, reason: str) -> str:
         path = module_of(node)[0]
         where = f" at {path}" if path else ""
-        return f"{op_name(node)}{where}" + (f" ({reason})" if reason else "")
+        op = op_name(first_input(node) if is_getitem(node) else node)
+        return f"{op}{where}" + (f" ({reason})" if reason else "")
+
+
+def _filled(tensor: Tensor, name: str, is_parameter: bool) -> Constant:
+    """A tensor of one number everywhere, which is one entry."""
+    index = torch.zeros(tensor.shape, dtype=torch.int64, device=tensor.device)
+    return Constant(tensor, name, tensor.flatten()[:1], index, is_parameter)
 
 
 def _source(tensor: Tensor, name: str, is_parameter: bool) -> Constant:
@@ -275,8 +355,11 @@ def _source(tensor: Tensor, name: str, is_parameter: bool) -> Constant:
     return Constant(tensor, name, tensor, index, is_parameter)
 
 
-def _shape_of(node: torch.fx.Node) -> tuple[int, ...]:
-    """Shape of an operation's first output without the batch; an extent that hangs on the batch, which is refused, as 1."""
+def _outputs_of(node: torch.fx.Node) -> list[Tensor]:
     value = node.meta["val"]
-    first = value[0] if isinstance(value, tuple | list) else value
-    return tuple(n if isinstance(n, int) else 1 for n in first.shape[1:])
+    return list(value) if isinstance(value, tuple | list) else [value]
+
+
+def _without_batch(tensor: Tensor) -> tuple[int, ...]:
+    """Shape beside the batch; an extent that hangs on the batch, which is refused, as 1."""
+    return tuple(n if isinstance(n, int) else 1 for n in tensor.shape[1:])

@@ -1,17 +1,19 @@
 """What the untouched model computes: inputs and outputs of its layers, from one forward pass of the module itself."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from adjointbackmap.capture import call_name, listening
+from adjointbackmap.capture import call_name, listening, pick
 from adjointbackmap.network import OUTPUT, Layer, Network
 
-FUNCTIONS = ("conv1d", "conv2d", "conv3d", "linear")
+FUNCTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Recorded:
     outputs: dict[str, Tensor]
 
 
-def record(network: Network, x: Tensor, layers: list[Layer], call: Callable[[Tensor], Tensor] | None = None) -> Recorded:
+def record(network: Network, x: Tensor, layers: list[Layer], call: Callable[[Tensor], Any] | None = None) -> Recorded:
     """Run the model once and keep what goes into and comes out of layers.
 
     Nothing of the trace is used but the layers' names: a change of the model's forward shows here.
@@ -54,17 +56,30 @@ def record(network: Network, x: Tensor, layers: list[Layer], call: Callable[[Ten
             kept.outputs[name] = output.clone()
 
     with _module_stack(network.model) as stack, listening(network.model, module), _Kernels(stack, function):
-        output = call(x) if call else _call(network.model, x)
+        output = (call or partial(_call, network.model))(x.clone(memory_format=torch.contiguous_format))  # it may write into it
     if OUTPUT in names:
-        kept.outputs[OUTPUT] = kept.outputs[network.until] if network.until else output
+        kept.outputs[OUTPUT] = kept.outputs[network.until] if network.until else pick(output, network.output)
     return kept
 
 
-def _call(model: nn.Module, x: Tensor) -> Tensor:
+def _call(model: nn.Module, x: Tensor) -> Any:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if all(t.dtype == x.dtype for t in tensors.values() if t.is_floating_point()):
         return model(x)
-    return torch.func.functional_call(model, {name: _cast(t, x.dtype) for name, t in tensors.items()}, (x,))
+    return call_with(model, {name: _cast(t, x.dtype) for name, t in tensors.items()}, x)
+
+
+def call_with(model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -> Any:
+    """Call a module with other parameters and buffers, given by the first name of each.
+
+    ``functional_call`` is given every tensor of every module once: it leaves a module changed that it meets under two names.
+    """
+    names = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    swapped = {}
+    for path, module in model.named_modules():
+        own = {**module._parameters, **module._buffers}
+        swapped.update({".".join(filter(None, (path, n))): tensors[names[id(t)]] for n, t in own.items() if t is not None})
+    return torch.func.functional_call(model, swapped, (x,), tie_weights=False)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -57,6 +57,11 @@ class Selection:
         """Shape of the selection for one image."""
         return tuple(self.flat.shape[1:])
 
+    @property
+    def is_everything(self) -> bool:
+        """Whether it is every unit, in order."""
+        return self.shape == tuple(self.dims.values()) and len(self.flat) == 1 and self.names == tuple(self.dims)
+
     def coordinates(self) -> dict[str, Tensor]:
         """Each unit's place along every dimension of the mode, of the shape of :attr:`flat`."""
         places = torch.unravel_index(self.flat, tuple(self.dims.values()))

@@ -1,7 +1,8 @@
 """Exactness as public functions: dot test, dense test, reconstruction test, and every unit of every layer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,10 +10,12 @@ from torch import Tensor
 from adjointbackmap.arithmetic import exact
 from adjointbackmap.hyperplane import Hyperplanes, relative_error
 from adjointbackmap.network import Layer, Network
-from adjointbackmap.operators import CHUNK, LayerOperator, basis, push, reached
+from adjointbackmap.operators import CHUNK, Basis, LayerOperator, basis, push, reached
 from adjointbackmap.pattern import ActivationPattern, check_images, record_pattern
-from adjointbackmap.recording import record
+from adjointbackmap.program import IMAGE
+from adjointbackmap.recording import call_with, record
 from adjointbackmap.rules import Value
+from adjointbackmap.windows import Sweep
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
 SHARE_LIMIT = 0.01  # the study counts the units whose relative error is at most 1 %
@@ -35,7 +38,7 @@ def dot_test(operator: LayerOperator, seed: int = 0, tolerance: float | None = N
 
     Example:
         >>> from adjointbackmap.operators import operator
-        >>> from adjointbackmap.network import trace
+        >>> from adjointbackmap import trace
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()).eval().double()
         >>> x = torch.rand(1, 1, 5, 5).double()
         >>> dot_test(operator(trace(model, x), x, "1"))["error"] < 1e-12
@@ -83,7 +86,7 @@ def dense_test(operator: LayerOperator, x: Tensor, tolerance: float | None = Non
 
     def output(values: dict[str, Tensor], image: Tensor) -> Tensor:
         swapped = {**parameters, **buffers, **values}
-        call = lambda batch: torch.func.functional_call(network.model, swapped, (batch,))  # noqa: E731
+        call = partial(call_with, network.model, swapped)
         return record(network, image[None], [layer], call).outputs[layer.name][0]
 
     ours_image, ours_bias = operator.dense()
@@ -210,7 +213,7 @@ def verify(
         ValueError: If a layer or the images do not fit the network.
 
     Example:
-        >>> from adjointbackmap.network import trace
+        >>> from adjointbackmap import trace
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()).eval()
         >>> x = torch.rand(1, 1, 5, 5)
         >>> {name: check.share for name, check in verify(trace(model, x), x).items()}
@@ -253,21 +256,45 @@ def _verify_image(
 def _inner_products(
     network: Network, x: Tensor, pattern: ActivationPattern, targets: dict[str, Value], report: Callable[[float], None]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Sums of x h and of |x h| for every unit of the targets, from all columns of their hyperplanes."""
+    """Sums of x h and of |x h| for every unit of the targets: a bias's tangent starts at its own layer, a pixel's is windowed."""
+    totals = {name: x.new_zeros(2, *value.shape) for name, value in targets.items()}
     extended = torch.cat([x.flatten(), network.biases_in(x.dtype).vector.to(x.device)])
-    sums = {name: x.new_zeros(1, *value.shape) for name, value in targets.items()}
-    scales = {name: torch.zeros_like(total) for name, total in sums.items()}
-    for b in basis(pattern, reached(pattern.program, targets.values()), CHUNK):
+    biases = reached(pattern.program, targets.values()) - {IMAGE}
+    _add_columns(pattern, extended, basis(pattern, biases, CHUNK), targets, totals)
+    if x.dim() > 2:
+        _add_pixels(x, Sweep(pattern, targets.values()), targets, totals, report)
+    else:
+        _add_columns(pattern, extended, basis(pattern, {IMAGE}, CHUNK), targets, totals)
+    report(1.0)
+    return {name: t[:1] for name, t in totals.items()}, {name: t[1:] for name, t in totals.items()}
+
+
+def _add_pixels(
+    x: Tensor, sweep: Sweep, targets: dict[str, Value], totals: dict[str, Tensor], report: Callable[[float], None]
+) -> None:
+    """Add what the pixels contribute, by windowed tangents."""
+    groups = list(sweep.groups())
+    for done, group in enumerate(groups):
+        report(done / len(groups))
+        tangents = sweep.run(group)
+        factors = x[0][(slice(None), *group.places().T)].T.contiguous()
+        for name, value in targets.items():
+            products = sweep.inner(group, tangents[value.slot], factors, value.shape)
+            if products is not None:
+                totals[name] += products
+
+
+def _add_columns(
+    pattern: ActivationPattern, extended: Tensor, bases: Iterable[Basis], targets: dict[str, Value], totals: dict[str, Tensor]
+) -> None:
+    for b in bases:
         columns = push(pattern, b.tangents, targets.values())
         factors = extended[b.start : b.stop]
         for name, value in targets.items():
             column = columns[value.slot]
             if column is not None:
                 rows = column.flatten(1)
-                sums[name] += (factors @ rows).view(value.shape)
-                scales[name] += (factors.abs() @ rows.abs()).view(value.shape)
-        report(b.stop / len(extended))
-    return sums, scales
+                totals[name] += torch.stack([factors @ rows, factors.abs() @ rows.abs()]).view(2, *value.shape)
 
 
 def _first_name(model: torch.nn.Module, name: str) -> str:

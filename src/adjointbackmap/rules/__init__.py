@@ -1,7 +1,7 @@
 """One small class per operation: its gates, its linear forward, its adjoint, its receptive field."""
 
-from adjointbackmap.rules import kernels, linear, piecewise
-from adjointbackmap.rules.base import RULES, Builder, Constant, Entry, Refused, Rule, Value
+from adjointbackmap.rules import kernels, linear, masks, moving, padding, piecewise, pooling
+from adjointbackmap.rules.base import RULES, Builder, Constant, Entry, Mask, Refused, Rule, Value
 from adjointbackmap.rules.field import Axis, Field, field_size
 
 __all__ = [
@@ -11,11 +11,16 @@ __all__ = [
     "Constant",
     "Entry",
     "Field",
+    "Mask",
     "Refused",
     "Rule",
     "Value",
     "field_size",
     "kernels",
     "linear",
+    "masks",
+    "moving",
+    "padding",
     "piecewise",
+    "pooling",
 ]

@@ -1,14 +1,16 @@
 """What a rule is, and how rules turn an ATen operation into steps that are linear in [x; b]."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from adjointbackmap.rules.field import Field, union
+from adjointbackmap.rules.field import Field, Reach, union, windowed
+
+R = TypeVar("R", bound="Rule")
 
 Gates = tuple[Tensor, ...]
 Shape = tuple[int, ...]
@@ -50,6 +52,15 @@ class Constant:
     is_parameter: bool
 
 
+@dataclass(frozen=True)
+class Mask:
+    """A tensor that is constant on pieces, such as a comparison of data: ``test(k, *inputs)``, of ``shape`` beside the batch."""
+
+    test: Callable[..., Tensor]
+    inputs: tuple[Value, ...]
+    shape: Shape
+
+
 @runtime_checkable
 class Builder(Protocol):
     """What a rule's ``build`` may ask of the trace."""
@@ -59,8 +70,19 @@ class Builder(Protocol):
         """Shape of the operation's output without the batch."""
 
     @property
+    def shapes(self) -> list[Shape]:
+        """Shapes of all of the operation's outputs without the batch."""
+
+    @property
+    def op(self) -> str:
+        """Name of the operation, such as ``conv2d``."""
+
+    @property
     def path(self) -> str:
         """The module that makes the operation."""
+
+    dtype: torch.dtype
+    device: torch.device
 
     def apply(self, rule: "Rule", *inputs: Value, shape: Shape | None = None) -> Value:
         """Append a step; its shape is the operation's own unless given."""
@@ -81,7 +103,7 @@ def tensor_of(argument: Any, what: str) -> Any:
     Raises:
         Refused: If the argument depends on the image.
     """
-    if isinstance(argument, Value):
+    if isinstance(argument, Value | Mask):
         msg = f"its {what} depends on the image"
         raise Refused(msg)
     return argument.tensor if isinstance(argument, Constant) else argument
@@ -93,18 +115,18 @@ class Rule(ABC):
     Tangents and cotangents come as a folded batch ``(N * K, *shape)``: ``K`` of them for each of ``N``
     images, while gates are ``(N, *shape)`` and are broadcast. A subclass gives ``forward``; ``adjoint``
     is derived from it (the vector-Jacobian product of a linear map is exact at any point) unless it is
-    written by hand for speed. A tangent that is ``None`` is zero.
+    written by hand for speed. Of an input that only the gates read, the cotangent is ``None``.
     """
 
-    ops: ClassVar[tuple[str, ...]] = ()
-
-    def __init_subclass__(cls) -> None:
-        for op in cls.ops:
-            RULES[op] = cls
+    takes_masks: ClassVar[bool] = False
 
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """Turn the arguments of the ATen operation into steps; the default is one step on the first argument."""
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Any:
+        """Turn the arguments of the ATen operation into steps; the default is one step on the first argument.
+
+        Returns:
+            The operation's :class:`Value`, a list of them if it has several outputs, or a :class:`Mask`.
+        """
         return builder.apply(cls(*args[1:], **kwargs), args[0])
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
@@ -115,26 +137,85 @@ class Rule(ABC):
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """The linear map at the gates."""
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
         """The transpose of :meth:`forward`: one cotangent for each input of the given shapes."""
         zeros = [cotangent.new_zeros(len(cotangent), *shape) for shape in shapes]
         return torch.func.vjp(lambda *tangents: self.forward(gates, *tangents), *zeros)[1](cotangent)
 
-    def field(self, *fields: Field) -> Field:
-        """Receptive field of the output, from those of the inputs; the whole image unless a rule knows better."""
+    def positional(self) -> bool:
+        """Whether every output position depends on the inputs at that position alone, gates apart in the same way."""
+        return False
+
+    def reach(self) -> Reach | None:
+        """Which positions of its one input each output position reads; ``None`` where no spatial rule is known."""
         return None
+
+    def field(self, *fields: Field) -> Field:
+        """Receptive field of the output, from those of the inputs; the whole image where no spatial rule is known."""
+        if self.positional():
+            return union(fields)
+        reach = self.reach()
+        return windowed(fields[0], *reach) if reach else None
+
+    def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
+        """The map on a part of a tangent, padded with zeros as :func:`torch.nn.functional.pad` does, without its own padding.
+
+        Only rules with a :meth:`reach` have it.
+        """
+        raise NotImplementedError
 
 
 RULES: dict[str, type[Rule]] = {}
 """ATen operation -> its rule."""
 
 
+def rule_for(*ops: str) -> Callable[[type[R]], type[R]]:
+    """Make a class the rule of ATen operations, such as ``"aten.relu.default"``."""
+
+    def register(rule: type[R]) -> type[R]:
+        RULES.update(dict.fromkeys(ops, rule))
+        return rule
+
+    return register
+
+
 class Pointwise(Rule):
     """A rule whose output at a position depends on its inputs at that position alone."""
 
-    def field(self, *fields: Field) -> Field:
-        """The union of the inputs' fields."""
-        return union(fields)
+    def positional(self) -> bool:
+        """It does."""
+        return True
+
+
+class Aten(Rule):
+    """A linear ATen operation applied to every tangent as it is; the adjoint is derived."""
+
+    op: ClassVar[Any]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.args, self.kwargs = args, kwargs
+
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """The operation itself."""
+        return self.op(tangents[0], *self.args, **self.kwargs)
+
+
+def filled(args: Sequence[Any], required: int, *defaults: Any) -> list[Any]:
+    """Positional arguments, followed by the defaults of those that are left out after the ``required`` ones."""
+    return [*args, *defaults[len(args) - required :]]
+
+
+def keep_batch(dims: Sequence[int], x: Value) -> list[int]:
+    """Dimensions counted from the front, none of them the batch.
+
+    Raises:
+        Refused: If one is the batch.
+    """
+    counted = [d % (len(x.shape) + 1) for d in dims]
+    if 0 in counted:
+        msg = "it goes over the images of a batch"
+        raise Refused(msg)
+    return counted
 
 
 def gated(gate: Tensor, tangents: Tensor) -> Tensor:

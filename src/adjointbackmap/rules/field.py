@@ -2,23 +2,30 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
+
+Number = int | Fraction
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Position ``o`` reads the input pixels ``o * step + low`` to ``o * step + high``."""
+    """Position ``o`` reads input pixels between ``o * step + low`` and ``o * step + high``; below 1, a step is a fraction."""
 
-    step: int = 1
-    low: int = 0
-    high: int = 0
+    step: Number = 1
+    low: Number = 0
+    high: Number = 0
 
-    def window(self, stride: int, offset: int, extent: int) -> "Axis":
-        """The axis after an operation whose position ``o`` reads ``o * stride + offset`` and the next ``extent - 1``."""
-        return Axis(self.step * stride, self.low + self.step * offset, self.high + self.step * (offset + extent - 1))
+    def window(self, stride: Number, low: Number, high: Number) -> "Axis":
+        """The axis after an operation whose position ``o`` reads positions ``o * stride + low`` to ``o * stride + high``."""
+        return Axis(self.step * stride, self.low + self.step * low, self.high + self.step * high)
 
 
 Field = tuple[Axis, ...] | None
 """One axis per spatial dimension; ``None`` is the whole image, ``()`` no pixel at all (a bias)."""
+
+Reach = tuple[Sequence[Number], Sequence[Number], Sequence[Number]]
+"""Strides, lows and highs of an operation, one for each spatial axis, see :meth:`Axis.window`."""
 
 
 def union(fields: Sequence[Field]) -> Field:
@@ -36,11 +43,11 @@ def union(fields: Sequence[Field]) -> Field:
     return tuple(axes)
 
 
-def windowed(field: Field, strides: Sequence[int], offsets: Sequence[int], extents: Sequence[int]) -> Field:
-    """The field after a convolution or a pooling."""
+def windowed(field: Field, strides: Sequence[Number], lows: Sequence[Number], highs: Sequence[Number]) -> Field:
+    """The field after an operation with a window along each axis, see :meth:`Axis.window`."""
     if not field:
         return field
-    return tuple(a.window(*w) for a, w in zip(field, zip(strides, offsets, extents, strict=True), strict=True))
+    return tuple(a.window(*w) for a, *w in zip(field, strides, lows, highs, strict=True))
 
 
 def field_size(field: Field, image: Sequence[int]) -> tuple[int, ...]:
@@ -56,4 +63,4 @@ def field_size(field: Field, image: Sequence[int]) -> tuple[int, ...]:
     """
     if field is None:
         return tuple(image)
-    return tuple(min(a.high - a.low + 1, n) for a, n in zip(field, image, strict=True)) if field else (0,) * len(image)
+    return tuple(min(floor(a.high - a.low) + 1, n) for a, n in zip(field, image, strict=True)) if field else (0,) * len(image)

@@ -2,14 +2,18 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from adjointbackmap.rules.base import Builder, Gates, Rule, Shape, Value, tensor_of
-from adjointbackmap.rules.field import Field, windowed
+from adjointbackmap.rules.base import Builder, Gates, Rule, Shape, Value, filled, rule_for, tensor_of
+from adjointbackmap.rules.field import Reach
 from adjointbackmap.rules.linear import Add
+from adjointbackmap.rules.padding import Pad, grown
+from adjointbackmap.rules.pooling import pooled
 
 
 class Kernel(Rule):
@@ -40,6 +44,14 @@ class Kernel(Rule):
     def bias_shape(channels: int, dims: int) -> Shape:
         """Shape of the bias beside the batch, for an output of ``dims`` dimensions."""
 
+    @abstractmethod
+    def back(self, cotangent: Tensor, shape: Shape) -> Tensor:
+        """The cotangent of an input of a shape."""
+
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+        """The input's cotangent."""
+        return (self.back(cotangent, shapes[0]),)
+
     def in_channel_mask(self, channels: int) -> Tensor:
         """Which of the input's channels are in-channel ``j`` of their group: ``(j, channels)``."""
         return torch.arange(channels) % self.in_channels == torch.arange(self.in_channels)[:, None]
@@ -50,13 +62,19 @@ class Kernel(Rule):
         return out_channel // per_group * self.in_channels + j
 
 
+@rule_for(
+    "aten.conv1d.default",
+    "aten.conv2d.default",
+    "aten.conv3d.default",
+    "aten.conv1d.padding",
+    "aten.conv2d.padding",
+    "aten.conv3d.padding",
+)
 class Convolution(Kernel):
     r"""Convolution with any stride, padding, dilation and groups.
 
     :math:`y_i = \sum_j w_{i,j} \star x_j`; the adjoint scatters :math:`w_{i,j}` scaled by the cotangent.
     """
-
-    ops = ("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
 
     def __init__(
         self,
@@ -70,6 +88,26 @@ class Convolution(Kernel):
         self.groups, axes = groups, weight.dim() - 2
         self.stride, self.padding, self.dilation = (list(v) * (axes // len(v)) for v in (stride, padding, dilation))
 
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """The kernel's step and its bias; for padding by name, the rows that only one side needs are padded before."""
+        x, weight, bias, stride, padding, *rest = filled(args, 2, None, (1,), (0,))
+        if isinstance(padding, str):
+            before, after = cls(tensor_of(weight, "kernel"), stride, (0,), *rest).same() if padding == "same" else ([0], [0])
+            padding = before
+            if before != after:
+                extra = [n for b, a in zip(reversed(before), reversed(after), strict=True) for n in (0, a - b)]
+                x = builder.apply(Pad(len(x.shape) - 1, extra), x, shape=grown(x.shape, extra))
+        return super().build(builder, x, weight, bias, stride, padding, *rest, **kwargs)
+
+    def extent(self) -> list[int]:
+        """How far a kernel reaches from its first position, per axis."""
+        return [d * (k - 1) for d, k in zip(self.dilation, self.weight.shape[2:], strict=True)]
+
+    def same(self) -> tuple[list[int], list[int]]:
+        """PyTorch's padding ``"same"``: positions before and after each axis."""
+        return [r // 2 for r in self.extent()], [r - r // 2 for r in self.extent()]
+
     @staticmethod
     def bias_shape(channels: int, dims: int) -> Shape:
         """One number per channel, at every position."""
@@ -77,43 +115,110 @@ class Convolution(Kernel):
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """Convolve."""
-        if self._faster_transposed(tangents[0]):
-            return self._transposed(tangents[0])
-        args = (self.stride, self.padding, self.dilation, False, [0] * len(self.stride), self.groups)
-        return torch.ops.aten.convolution.default(tangents[0], self.weight, None, *args)
+        return self._convolved(tangents[0], self.padding)
 
-    def _faster_transposed(self, tangents: Tensor) -> bool:
+    def _convolved(self, tangents: Tensor, padding: list[int]) -> Tensor:
+        if self._faster_transposed(tangents, padding):
+            return self._transposed(tangents, padding)
+        args = (self.stride, padding, self.dilation, False, [0] * len(self.stride), self.groups)
+        return torch.ops.aten.convolution.default(tangents, self.weight, None, *args)
+
+    def _faster_transposed(self, tangents: Tensor, padding: list[int]) -> bool:
         """Whether the convolution is faster as the adjoint of one with the turned kernel: on the CPU in float64."""
-        reach = [d * (k - 1) for d, k in zip(self.dilation, self.weight.shape[2:], strict=True)]
-        inside = all(p <= r for p, r in zip(self.padding, reach, strict=True))
+        inside = all(p <= r for p, r in zip(padding, self.extent(), strict=True))
         plain = self.groups == 1 and set(self.stride) == {1}
         return tangents.dtype == torch.float64 and tangents.device.type == "cpu" and plain and inside
 
-    def _transposed(self, tangents: Tensor) -> Tensor:
+    def _transposed(self, tangents: Tensor, padding: list[int]) -> Tensor:
         axes = range(2, self.weight.dim())
         turned = Convolution(self.weight.transpose(0, 1).flip(*axes).contiguous(), dilation=self.dilation)
-        turned.padding = [d * (k - 1) - p for d, k, p in zip(self.dilation, self.weight.shape[2:], self.padding, strict=True)]
-        grown = [p - q for p, q in zip(self.padding, turned.padding, strict=True)]
+        turned.padding = [r - p for r, p in zip(self.extent(), padding, strict=True)]
+        grown = [p - q for p, q in zip(padding, turned.padding, strict=True)]
         shape = [n + g for n, g in zip(tangents.shape[2:], grown, strict=True)]
-        return turned.adjoint((), tangents, [(self.weight.shape[0], *shape)])[0]
+        return turned.back(tangents, (self.weight.shape[0], *shape))
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+    def back(self, cotangent: Tensor, shape: Shape) -> Tensor:
         """Transposed convolution; this form of it is the fastest in float64 too."""
-        like = cotangent.new_empty(1).expand(len(cotangent), *shapes[0])
+        like = cotangent.new_empty(1).expand(len(cotangent), *shape)
         args = (None, self.stride, self.padding, self.dilation, False, [0] * len(self.stride), self.groups)
         mask = [True, False, False]
-        return (torch.ops.aten.convolution_backward.default(cotangent, like, self.weight, *args, mask)[0],)
+        return torch.ops.aten.convolution_backward.default(cotangent, like, self.weight, *args, mask)[0]
 
-    def field(self, *fields: Field) -> Field:
+    def reach(self) -> Reach:
         """The window of the kernel."""
-        extents = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.weight.shape[2:], strict=True)]
-        return windowed(fields[0], self.stride, [-p for p in self.padding], extents)
+        return pooled(self.extent(), self.stride, self.padding)
+
+    def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
+        """Convolve a part; padding that is the same on both sides is the convolution's own."""
+        before, after = list(pad[0::2]), list(pad[1::2])
+        if before == after and min(before) >= 0:
+            return self._convolved(window, before[::-1])
+        return self._convolved(F.pad(window, pad), [0] * len(before))
 
 
+@rule_for("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
+class TransposedConvolution(Kernel):
+    r"""Transposed convolution, whose kernel is ``(in, out / groups, ...)``.
+
+    :math:`x_j` scatters :math:`w_{j,i}`; the adjoint is the convolution with the same kernel.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        stride: Sequence[int] = (1,),
+        padding: Sequence[int] = (0,),
+        output_padding: Sequence[int] = (0,),
+        groups: int = 1,
+        dilation: Sequence[int] = (1,),
+    ) -> None:
+        super().__init__(weight)
+        self.groups, axes = groups, weight.dim() - 2
+        every = (stride, padding, output_padding, dilation)
+        self.stride, self.padding, self.output_padding, self.dilation = (list(v) * (axes // len(v)) for v in every)
+
+    bias_shape = staticmethod(Convolution.bias_shape)
+
+    @property
+    def in_channels(self) -> int:
+        """In-channels that one out-channel sees: those of its group."""
+        return self.weight.shape[0] // self.groups
+
+    def in_channel_of(self, out_channel: Tensor, j: Tensor) -> Tensor:
+        """The channel of the input that is in-channel ``j`` of an out-channel's group."""
+        return out_channel // self.weight.shape[1] * self.in_channels + j
+
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """Convolve, transposed."""
+        args = (self.stride, self.padding, self.dilation, True, self.output_padding, self.groups)
+        return torch.ops.aten.convolution.default(tangents[0], self.weight, None, *args)
+
+    def back(self, cotangent: Tensor, shape: Shape) -> Tensor:
+        """Convolve; a last position that the convolution reaches beyond the input is left out."""
+        args = (self.stride, self.padding, self.dilation, False, [0] * len(self.stride), self.groups)
+        back = torch.ops.aten.convolution.default(cotangent, self.weight, None, *args)
+        return back[(..., *(slice(n) for n in shape[1:]))]
+
+    def reach(self) -> Reach:
+        """Position ``o`` reads from ``(o + padding - dilation (kernel - 1)) / stride`` to ``(o + padding) / stride``."""
+        geometry = list(zip(self.stride, self.padding, self.dilation, self.weight.shape[2:], strict=True))
+        lows = [Fraction(p - d * (k - 1), s) for s, p, d, k in geometry]
+        return [Fraction(1, s) for s, *_ in geometry], lows, [Fraction(p, s) for s, p, *_ in geometry]
+
+    def origin(self, first: Sequence[int]) -> list[int]:
+        """Where the first position of :meth:`valid` is, for a part that starts at ``first``."""
+        return [i * s - p for i, s, p in zip(first, self.stride, self.padding, strict=True)]
+
+    def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
+        """Convolve a part, transposed."""
+        zeros = [0] * len(self.stride)
+        args = (self.stride, zeros, self.dilation, True, zeros, self.groups)
+        return torch.ops.aten.convolution.default(F.pad(window, pad), self.weight, None, *args)
+
+
+@rule_for("aten.linear.default")
 class Linear(Kernel):
     """Matrix product with a kernel ``(out, in)`` over the last dimension."""
-
-    ops = ("aten.linear.default",)
 
     @staticmethod
     def bias_shape(channels: int, dims: int) -> Shape:
@@ -124,6 +229,6 @@ class Linear(Kernel):
         """``x W^T``."""
         return tangents[0] @ self.weight.T
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+    def back(self, cotangent: Tensor, shape: Shape) -> Tensor:
         """``g W``."""
-        return (cotangent @ self.weight,)
+        return cotangent @ self.weight

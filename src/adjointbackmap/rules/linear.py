@@ -1,13 +1,29 @@
 """Operations that are linear in the image and the biases, whatever the pattern."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from adjointbackmap.rules.base import Builder, Constant, Gates, Pointwise, Refused, Rule, Shape, Value, tensor_of
-from adjointbackmap.rules.field import Axis, Field, windowed
+from adjointbackmap.rules.base import (
+    Aten,
+    Builder,
+    Constant,
+    Gates,
+    Mask,
+    Pointwise,
+    Refused,
+    Rule,
+    Shape,
+    Value,
+    gated,
+    rule_for,
+    tensor_of,
+)
+from adjointbackmap.rules.field import Field
+from adjointbackmap.rules.moving import Expand
 
 
 class Place(Pointwise):
@@ -34,10 +50,10 @@ class Place(Pointwise):
         return (flat.reshape(len(flat), *shapes[0]),)
 
 
+@rule_for("aten.add.Tensor", "aten.add.Scalar")
 class Add(Pointwise):
     """Sum of two values that meet position by position; the smaller is broadcast."""
 
-    ops = ("aten.add.Tensor", "aten.add.Scalar")
     sign: ClassVar[float] = 1.0
 
     @classmethod
@@ -53,7 +69,7 @@ class Add(Pointwise):
         if right is not None and factor != 1:
             right = builder.apply(Scale(float(factor)), right, shape=right.shape)
         if left is None or right is None:
-            return _broadcast(builder, left or right)
+            return broadcast(builder, left or right)
         if isinstance(first, Value) and isinstance(second, Value) and len(left.shape) != len(right.shape):
             msg = f"its arguments have {len(left.shape)} and {len(right.shape)} dimensions beside the batch"
             raise Refused(msg)
@@ -68,17 +84,16 @@ class Add(Pointwise):
         return tuple(cotangent.sum_to_size(len(cotangent), *shape) for shape in shapes)
 
 
+@rule_for("aten.sub.Tensor", "aten.sub.Scalar")
 class Subtract(Add):
     """Difference of two values."""
 
-    ops = ("aten.sub.Tensor", "aten.sub.Scalar")
     sign = -1.0
 
 
+@rule_for("aten.rsub.Scalar", "aten.rsub.Tensor")
 class ReverseSubtract(Subtract):
     """Difference whose second argument comes first: ``1 - x`` is one."""
-
-    ops = ("aten.rsub.Scalar", "aten.rsub.Tensor")
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
@@ -87,22 +102,12 @@ class ReverseSubtract(Subtract):
         return super().build(builder, second, first, *factor, **kwargs)
 
 
-class Expand(Pointwise):
-    """A value repeated along dimensions of extent one."""
+def broadcast(builder: Builder, value: Value | None) -> Value:
+    """A value repeated to the operation's shape.
 
-    def __init__(self, shape: Shape) -> None:
-        self.shape = shape
-
-    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Repeat."""
-        return tangents[0].expand(len(tangents[0]), *self.shape)
-
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
-        """Sum over the copies."""
-        return (cotangent.sum_to_size(len(cotangent), *shapes[0]),)
-
-
-def _broadcast(builder: Builder, value: Value | None) -> Value:
+    Raises:
+        Refused: If there is none.
+    """
     if value is None:
         msg = "both of its arguments are constants"
         raise Refused(msg)
@@ -126,22 +131,90 @@ def aligned(constant: Any, dims: int) -> Shape:
     return (*(1,) * (dims - len(shape)), *shape)
 
 
-class Scale(Pointwise):
-    """Product with a constant factor, a number or a tensor that broadcasts."""
+class Masked(Pointwise):
+    """Product of a value with a mask: the gate is the mask, which is constant on the piece."""
 
-    ops = ("aten.mul.Tensor", "aten.mul.Scalar")
+    def __init__(self, mask: Mask) -> None:
+        self.mask = mask
+
+    @classmethod
+    def product(cls, builder: Builder, value: Value, mask: Mask) -> Value:
+        """The step for ``mask * value``.
+
+        Raises:
+            Refused: If they have different numbers of dimensions.
+        """
+        if len(value.shape) != len(mask.shape):
+            msg = f"its arguments have {len(value.shape)} and {len(mask.shape)} dimensions beside the batch"
+            raise Refused(msg)
+        shape = tuple(torch.broadcast_shapes(value.shape, mask.shape))
+        return builder.apply(cls(mask), value, *mask.inputs, shape=shape)
+
+    def gates(self, scale: float, *inputs: Tensor) -> Gates:
+        """The mask as numbers."""
+        return (self.mask.test(scale, *inputs[1:]).to(inputs[0].dtype),)
+
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """``mask * x``."""
+        return gated(gates[0], tangents[0])
+
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+        """``mask * g``; what the mask was made of gets nothing."""
+        return (gated(gates[0], cotangent).sum_to_size(len(cotangent), *shapes[0]), *[None] * (len(shapes) - 1))
+
+    def field(self, *fields: Field) -> Field:
+        """The value's field: what the mask was made of has no tangent."""
+        return fields[0]
+
+
+@rule_for("aten.mul.Tensor", "aten.mul.Scalar")
+class Scale(Pointwise):
+    """Product with a constant factor, a number or a tensor that broadcasts, or with a mask."""
+
+    takes_masks = True
 
     def __init__(self, factor: Tensor | float) -> None:
         self.factor = factor
 
+    def positional(self) -> bool:
+        """Where the factor is the same at every position."""
+        return not isinstance(self.factor, Tensor) or prod(self.factor.shape[1:]) == 1
+
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """The data argument times the constant one."""
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
+        """The data argument times the constant one.
+
+        Raises:
+            Refused: If both depend on the image, on pieces too.
+        """
         first, second = args[:2]
-        data, constant = (first, second) if isinstance(first, Value) else (second, first)
-        factor = tensor_of(constant, "second factor")
-        factor = factor.reshape(aligned(constant, len(builder.shape))) if isinstance(factor, Tensor) else float(factor)
+        data, other = (
+            (first, second) if isinstance(first, Value) or isinstance(second, Constant | float | int) else (second, first)
+        )
+        if isinstance(data, Mask):
+            return cls._of_mask(builder, data, other)
+        if isinstance(other, Mask):
+            return Masked.product(builder, data, other)
+        factor = tensor_of(other, "second factor")
+        factor = factor.reshape(aligned(other, len(builder.shape))) if isinstance(factor, Tensor) else float(factor)
         return builder.apply(Scale(cls.prepared(factor)), data)
+
+    @classmethod
+    def _of_mask(cls, builder: Builder, mask: Mask, other: Any) -> Value | Mask:
+        """A mask times another, or times a constant, which is then an entry of ``b``.
+
+        Raises:
+            Refused: If the constant is zero.
+        """
+        if isinstance(other, Mask):
+            count = len(mask.inputs)
+            both = torch.broadcast_shapes(mask.shape, other.shape)
+            return Mask(lambda k, *t: mask.test(k, *t[:count]) * other.test(k, *t[count:]), (*mask.inputs, *other.inputs), both)
+        placed = builder.place(other, aligned(other, len(mask.shape)))
+        if placed is None:
+            msg = "it multiplies a mask with zero"
+            raise Refused(msg)
+        return Masked.product(builder, placed, mask)
 
     @staticmethod
     def prepared(factor: Tensor | float) -> Tensor | float:
@@ -157,13 +230,14 @@ class Scale(Pointwise):
         return ((cotangent * self.factor).sum_to_size(len(cotangent), *shapes[0]),)
 
 
+@rule_for("aten.div.Tensor", "aten.div.Scalar")
 class Divide(Scale):
     """Quotient by a constant."""
 
-    ops = ("aten.div.Tensor", "aten.div.Scalar")
+    takes_masks = False
 
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
         """The data argument times the inverse of the constant one."""
         tensor_of(args[1], "divisor")
         return super().build(builder, *args, **kwargs)
@@ -174,24 +248,22 @@ class Divide(Scale):
         return 1 / factor
 
 
+@rule_for("aten.neg.default")
 class Negate(Pointwise):
     """Change of sign."""
-
-    ops = ("aten.neg.default",)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """``-x``."""
         return -tangents[0]
 
 
+@rule_for("aten._native_batch_norm_legit_no_training.default")
 class BatchNorm(Rule):
     r"""Batch norm in eval mode, [Wan2022, eq. 3.5].
 
     :math:`y = s\,c + b'` with :math:`s = \gamma / \sqrt{\sigma^2 + \epsilon}` and
     :math:`b' = \beta - s\,\mu`, one entry of the bias vector per channel.
     """
-
-    ops = ("aten._native_batch_norm_legit_no_training.default",)
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
@@ -210,162 +282,54 @@ class BatchNorm(Rule):
         return builder.apply(Add(), scaled, placed)
 
 
-class Identity(Rule):
-    """An operation that changes nothing in eval mode."""
+@rule_for("aten.matmul.default", "aten.mm.default", "aten.bmm.default")
+class Product(Aten):
+    """Matrix product of the data with a constant."""
 
-    ops = (
-        "aten.clone.default",
-        "aten.alias.default",
-        "aten.detach.default",
-        "aten.contiguous.default",
-        "aten.dropout.default",
-        "aten.native_dropout.default",
-    )
+    op = torch.ops.aten.matmul.default
+
+    def __init__(self, constant: Tensor, data_first: bool) -> None:
+        super().__init__()
+        self.constant, self.data_first = constant, data_first
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """The argument itself.
-
-        Raises:
-            Refused: If it is dropout in train mode.
-        """
-        if len(args) == 3 and args[2]:
-            msg = "it drops units at random: pass training=self.training to the functional form"
-            raise Refused(msg)
-        return args[0]
-
-
-class Reshape(Rule):
-    """The same numbers in another shape; the batch stays the first dimension."""
-
-    ops = (
-        "aten.view.default",
-        "aten.reshape.default",
-        "aten._unsafe_view.default",
-        "aten.flatten.using_ints",
-        "aten.unsqueeze.default",
-        "aten.squeeze.dim",
-        "aten.squeeze.dims",
-    )
-
-    def __init__(self, shape: Shape) -> None:
-        self.shape = shape
-
-    @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """The shape is the one that the trace found."""
-        return builder.apply(cls(builder.shape), args[0])
+        """One step."""
+        first, second = args
+        data_first = isinstance(first, Value)
+        data, constant = (first, second) if data_first else (second, first)
+        return builder.apply(cls(tensor_of(constant, "second factor"), data_first), data)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Reshape."""
-        return tangents[0].reshape(len(tangents[0]), *self.shape)
-
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
-        """Reshape back."""
-        return (cotangent.reshape(len(cotangent), *shapes[0]),)
+        """Multiply."""
+        return tangents[0] @ self.constant if self.data_first else self.constant @ tangents[0]
 
 
-class Aten(Rule):
-    """A linear ATen operation applied to every tangent as it is; the adjoint is derived."""
+@rule_for("aten.einsum.default")
+class Einsum(Aten):
+    """Sum of products of the data with constants, in Einstein's notation."""
 
-    op: ClassVar[Any]
+    op = torch.einsum
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.args, self.kwargs = args, kwargs
-
-    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """The operation itself."""
-        return self.op(tangents[0], *self.args, **self.kwargs)
-
-
-class Mean(Aten):
-    """Mean over dimensions other than the batch."""
-
-    ops = ("aten.mean.dim",)
-    op = torch.ops.aten.mean.dim
+    def __init__(self, equation: str, operands: Sequence[Tensor | None]) -> None:
+        super().__init__()
+        self.equation, self.operands = equation, list(operands)
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
         """One step.
 
         Raises:
-            Refused: If it goes over the batch.
+            Refused: If several operands depend on the image.
         """
-        dims = len(args[0].shape) + 1
-        if any(d % dims == 0 for d in args[1] or range(dims)):
-            msg = "it goes over the images of a batch"
+        equation, operands = args[:2]
+        data = [i for i, o in enumerate(operands) if isinstance(o, Value)]
+        if len(data) > 1:
+            msg = "several of its operands depend on the image"
             raise Refused(msg)
-        return super().build(builder, *args, **kwargs)
+        constants = [None if i in data else tensor_of(o, "operand") for i, o in enumerate(operands)]
+        return builder.apply(cls(equation, constants), operands[data[0]])
 
-
-class Sum(Mean):
-    """Sum over dimensions other than the batch."""
-
-    ops = ("aten.sum.dim_IntList",)
-    op = torch.ops.aten.sum.dim_IntList
-
-
-class AdaptiveAveragePooling(Aten):
-    """Average pooling to a given size."""
-
-    ops = ("aten.adaptive_avg_pool2d.default",)
-    op = torch.ops.aten.adaptive_avg_pool2d.default
-
-
-class AveragePooling(Aten):
-    """Average over windows; with ``ceil_mode`` or without, counting the padding or not, as the module says."""
-
-    ops = ("aten.avg_pool2d.default",)
-    op = torch.ops.aten.avg_pool2d.default
-
-    def field(self, *fields: Field) -> Field:
-        """The window."""
-        return pooling_field(fields[0], *self.args)
-
-
-def pooling_field(field: Field, size: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,), *_: Any) -> Field:
-    """The field after a pooling over windows of ``size``."""
-    size, stride, padding = (pair(v) for v in (size, stride or size, padding))
-    return windowed(field, stride, [-p for p in padding], size)
-
-
-def pair(value: Sequence[int]) -> list[int]:
-    """One number per spatial axis of a map, from one or two."""
-    return list(value) * (2 // len(value))
-
-
-class Pad(Aten):
-    """Padding with zeros of any dimension but the batch."""
-
-    ops = ("aten.pad.default", "aten.constant_pad_nd.default")
-    op = torch.ops.aten.constant_pad_nd.default
-
-    def __init__(self, pad: Sequence[int]) -> None:
-        super().__init__(list(pad))
-
-    @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step.
-
-        Raises:
-            Refused: If it pads with anything but zero, or the batch.
-        """
-        x, pad, *rest = args
-        mode = next((r for r in rest if isinstance(r, str)), kwargs.get("mode", "constant"))
-        value = next((r for r in rest if isinstance(r, int | float)), kwargs.get("value"))
-        if mode != "constant" or value:
-            msg = f"only zero padding has a rule, this pads with {value if mode == 'constant' else mode}"
-            raise Refused(msg)
-        if len(pad) > 2 * len(x.shape):
-            msg = "it pads the batch"
-            raise Refused(msg)
-        return builder.apply(cls(pad), x)
-
-    def field(self, *fields: Field) -> Field:
-        """Positions move by what is added before them."""
-        if not fields[0]:
-            return fields[0]
-        before = [*self.args[0][0::2], *[0] * len(fields[0])][: len(fields[0])]
-        return tuple(
-            Axis(a.step, a.low - a.step * p, a.high - a.step * p) for a, p in zip(fields[0], reversed(before), strict=True)
-        )
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """Multiply and sum."""
+        return torch.einsum(self.equation, *(tangents[0] if o is None else o for o in self.operands))

@@ -1,0 +1,533 @@
+"""Operations that move numbers, or put them together: shapes, slices, padding, concatenation."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adjointbackmap.rules.base import (
+    Aten,
+    Builder,
+    Constant,
+    Gates,
+    Mask,
+    Pointwise,
+    Refused,
+    Rule,
+    Shape,
+    Value,
+    filled,
+    keep_batch,
+    rule_for,
+    tensor_of,
+)
+from adjointbackmap.rules.field import Reach
+
+LAST = 2**62  # where a slice that goes to the end may end
+
+
+@rule_for(
+    "aten.clone.default",
+    "aten.alias.default",
+    "aten.detach.default",
+    "aten.contiguous.default",
+    "aten.dropout.default",
+    "aten.native_dropout.default",
+    "aten.feature_dropout.default",
+    "aten.alpha_dropout.default",
+    "aten.feature_alpha_dropout.default",
+)
+class Identity(Rule):
+    """An operation that changes nothing in eval mode."""
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """The argument itself.
+
+        Raises:
+            Refused: If it is dropout in train mode.
+        """
+        if len(args) == 3 and args[2]:
+            msg = "it drops units at random: pass training=self.training to the functional form"
+            raise Refused(msg)
+        return args[0]
+
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """The tangent itself."""
+        return tangents[0]
+
+
+@rule_for("aten._to_copy.default", "aten.to.dtype", "aten.type_as.default")
+class Cast(Identity):
+    """A change of dtype, to the one that the steps are in: any other would round."""
+
+    takes_masks = True
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:  # type: ignore[override]
+        """The argument itself.
+
+        Raises:
+            Refused: If the dtype is another one.
+        """
+        dtype = next((a for a in args[1:] if isinstance(a, torch.dtype)), kwargs.get("dtype"))
+        dtype = args[1].tensor.dtype if len(args) > 1 and isinstance(args[1], Constant) else dtype
+        if dtype not in (None, builder.dtype) and not (isinstance(args[0], Mask) and dtype != torch.bool):
+            msg = f"it casts to {dtype}, and the network computes in {builder.dtype}"
+            raise Refused(msg)
+        return args[0]
+
+
+@rule_for(
+    "aten.view.default",
+    "aten.reshape.default",
+    "aten._unsafe_view.default",
+    "aten.flatten.using_ints",
+    "aten.unsqueeze.default",
+    "aten.squeeze.dim",
+    "aten.squeeze.dims",
+    "aten.squeeze.default",
+    "aten.unflatten.int",
+)
+class Reshape(Rule):
+    """The same numbers in another shape; the batch stays the first dimension."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """The shape is the one that the trace found."""
+        return builder.apply(cls(builder.shape), args[0])
+
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """Reshape."""
+        return tangents[0].reshape(len(tangents[0]), *self.shape)
+
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+        """Reshape back."""
+        return (cotangent.reshape(len(cotangent), *shapes[0]),)
+
+
+@rule_for("aten.permute.default", "aten.transpose.int")
+class Permute(Aten):
+    """Dimensions in another order, the batch first."""
+
+    def __init__(self, order: Sequence[int]) -> None:
+        super().__init__(list(order))
+
+    op = torch.ops.aten.permute.default
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step, also for two dimensions that change places."""
+        x, *order = args
+        if len(order) == 1:
+            return builder.apply(cls(order[0]), x)
+        first, second = keep_batch(order, x)
+        swapped = list(range(len(x.shape) + 1))
+        swapped[first], swapped[second] = second, first
+        return builder.apply(cls(swapped), x)
+
+
+@rule_for("aten.slice.Tensor")
+class Slice(Aten):
+    """Part of a dimension: every ``step``-th element of a range."""
+
+    op = torch.ops.aten.slice.Tensor
+
+    def __init__(self, axes: int, *args: Any) -> None:
+        super().__init__(*args)
+        self.axes = axes
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step, none for a slice of everything.
+
+        Raises:
+            Refused: If it leaves out images of a batch.
+        """
+        x, dim, start, end, step = filled(args, 1, 0, None, None, 1)
+        if not start and step == 1 and (end is None or end >= LAST):
+            return x
+        (dim,) = keep_batch([dim], x)
+        length = x.shape[dim - 1]
+        start, end, step = slice(start, end, step).indices(length)
+        return builder.apply(Slice(len(x.shape) - 1, dim, start, end, step), x)
+
+    def positional(self) -> bool:
+        """Of channels, positions stay where they are."""
+        return self.args[0] == 1
+
+    def reach(self) -> Reach:
+        """Positions move by ``start`` and are ``step`` apart."""
+        dim, start, _, step = self.args
+        along = [i == dim - 2 for i in range(self.axes)]
+        starts = [start if here else 0 for here in along]
+        return [step if here else 1 for here in along], starts, starts
+
+    def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
+        """Every ``step``-th position of a part."""
+        dim, _, _, step = self.args
+        return F.pad(window, pad)[(slice(None),) * dim + (slice(None, None, step),)]
+
+
+@rule_for("aten.select.int")
+class Select(Aten):
+    """One element of a dimension, which is dropped."""
+
+    op = torch.ops.aten.select.int
+
+
+@rule_for("aten.split.Tensor", "aten.split_with_sizes.default", "aten.chunk.default", "aten.tensor_split.sections")
+class Split(Slice):
+    """A tensor in several parts along a dimension."""
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> list[Value]:  # type: ignore[override]
+        """A slice for each part."""
+        x = args[0]
+        (dim,) = keep_batch([args[2] if len(args) > 2 else kwargs.get("dim", 0)], x)
+        parts, start = [], 0
+        for shape in builder.shapes:
+            stop = start + shape[dim - 1]
+            parts.append(builder.apply(Slice(len(x.shape) - 1, dim, start, stop, 1), x, shape=shape))
+            start = stop
+        return parts
+
+
+@rule_for("aten.unbind.int")
+class Unbind(Select):
+    """A tensor in as many parts as a dimension has elements."""
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> list[Value]:
+        """One selection for each part."""
+        x = args[0]
+        (dim,) = keep_batch([args[1] if len(args) > 1 else 0], x)
+        return [builder.apply(Select(dim, i), x, shape=shape) for i, shape in enumerate(builder.shapes)]
+
+
+@rule_for("aten.index.Tensor", "aten.index_select.default")
+class Index(Aten):
+    """Elements at constant places."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.op = torch.ops.aten.index.Tensor if len(args) == 1 else torch.ops.aten.index_select.default  # type: ignore[misc]
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step.
+
+        Raises:
+            Refused: If the places depend on the image, or images of a batch are chosen.
+        """
+        x, *rest = args
+        if len(rest) == 2:
+            return builder.apply(cls(*keep_batch(rest[:1], x), tensor_of(rest[1], "index")), x)
+        places = [None if i is None else tensor_of(i, "index") for i in rest[0]]
+        if places[0] is not None:
+            msg = "it goes over the images of a batch"
+            raise Refused(msg)
+        return builder.apply(cls(places), x)
+
+
+@rule_for("aten.flip.default")
+class Flip(Aten):
+    """Dimensions in reverse."""
+
+    op = torch.ops.aten.flip.default
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step."""
+        return builder.apply(cls(keep_batch(args[1], args[0])), args[0])
+
+
+@rule_for("aten.roll.default")
+class Roll(Aten):
+    """Dimensions shifted, what leaves at one end comes back at the other."""
+
+    op = torch.ops.aten.roll.default
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step.
+
+        Raises:
+            Refused: If it names no dimension, so that images of a batch are mixed.
+        """
+        x, shifts, dims = (*args, [])[:3]
+        if not dims:
+            msg = "it goes over the images of a batch: name the dimensions"
+            raise Refused(msg)
+        return builder.apply(cls(shifts, keep_batch(dims, x)), x)
+
+
+@rule_for("aten.repeat.default", "aten.tile.default")
+class Repeat(Aten):
+    """Copies side by side."""
+
+    op = torch.ops.aten.repeat.default
+
+
+@rule_for("aten.repeat_interleave.self_int")
+class RepeatInterleave(Aten):
+    """Every element several times in a row."""
+
+    op = torch.ops.aten.repeat_interleave.self_int
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step."""
+        x, times, dim = args[:3]
+        return builder.apply(cls(times, *keep_batch([dim], x)), x)
+
+
+@rule_for("aten.channel_shuffle.default")
+class ChannelShuffle(Aten):
+    """Channels of groups, one of each group in turn."""
+
+    op = torch.ops.aten.channel_shuffle.default
+
+    def positional(self) -> bool:
+        """Positions stay."""
+        return True
+
+
+@rule_for("aten.pixel_shuffle.default")
+class PixelShuffle(Aten):
+    """Channels become positions."""
+
+    op = torch.ops.aten.pixel_shuffle.default
+
+    def reach(self) -> Reach:
+        """Position ``o`` reads position ``o / factor``, rounded down."""
+        return finer([self.args[0]] * 2)
+
+    def origin(self, first: Sequence[int]) -> list[int]:
+        """Where the first position of :meth:`valid` is, for a part that starts at ``first``."""
+        return [i * self.args[0] for i in first]
+
+    def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
+        """The same for a part."""
+        return self.op(F.pad(window, pad), *self.args)
+
+
+@rule_for("aten.pixel_unshuffle.default")
+class PixelUnshuffle(Aten):
+    """Positions become channels."""
+
+    op = torch.ops.aten.pixel_unshuffle.default
+
+    def reach(self) -> Reach:
+        """Position ``o`` reads ``factor`` positions from ``o * factor``."""
+        factor = self.args[0]
+        return [factor] * 2, [0, 0], [factor - 1] * 2
+
+    def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
+        """The same for a part."""
+        return self.op(F.pad(window, pad), *self.args)
+
+
+def finer(factors: Sequence[int]) -> Reach:
+    """The reach where every position has become ``factor`` positions."""
+    lows = [Fraction(1 - f, f) for f in factors]
+    return [Fraction(1, f) for f in factors], lows, [0] * len(lows)
+
+
+@rule_for("aten.im2col.default")
+class Unfold(Aten):
+    """Windows of a map as columns, ``torch.nn.functional.unfold``."""
+
+    op = torch.ops.aten.im2col.default
+
+
+@rule_for("aten.col2im.default")
+class Fold(Aten):
+    """Columns added into the windows of a map, ``torch.nn.functional.fold``."""
+
+    op = torch.ops.aten.col2im.default
+
+
+@rule_for("aten.unfold.default")
+class SlidingWindows(Aten):
+    """Windows of one dimension as a dimension more, ``Tensor.unfold``."""
+
+    op = torch.ops.aten.unfold.default
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step."""
+        x, dim, *rest = args
+        return builder.apply(cls(*keep_batch([dim], x), *rest), x)
+
+
+@rule_for("aten.expand.default", "aten.expand_as.default")
+class Expand(Pointwise):
+    """A value repeated along dimensions of extent one."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step.
+
+        Raises:
+            Refused: If a dimension is put before the batch.
+        """
+        if len(args[0].shape) != len(builder.shape):
+            msg = "it moves the batch out of the first dimension"
+            raise Refused(msg)
+        return builder.apply(cls(builder.shape), args[0])
+
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """Repeat."""
+        return tangents[0].expand(len(tangents[0]), *self.shape)
+
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+        """Sum over the copies."""
+        return (cotangent.sum_to_size(len(cotangent), *shapes[0]),)
+
+
+@rule_for("aten.copy.default")
+class Copy(Expand):
+    """A value written over another, as ``x[:] = y`` does."""
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """What is written.
+
+        Raises:
+            Refused: If it is a constant.
+        """
+        if not isinstance(args[1], Value):
+            msg = "it writes a constant over data: write it with torch.where or torch.cat"
+            raise Refused(msg)
+        return super().build(builder, args[1])
+
+
+class Assembled(Rule):
+    """A rule on several values, some of which may be exactly zero and are left out of its inputs."""
+
+    def __init__(self, shapes: Sequence[Shape], given: Sequence[int]) -> None:
+        self.shapes, self.given = list(shapes), list(given)
+
+    @staticmethod
+    def placed(builder: Builder, parts: Sequence[Any]) -> tuple[list[Shape], dict[int, Value]]:
+        """Shapes of all values, and by its place every value that is not exactly zero, constants as entries of ``b``."""
+        shapes = [p.shape if isinstance(p, Value) else tuple(p.tensor.shape[1:]) for p in parts]
+        values = [p if isinstance(p, Value) else builder.place(p, shape) for p, shape in zip(parts, shapes, strict=True)]
+        return shapes, {i: value for i, value in enumerate(values) if value is not None}
+
+    def all_of(self, tangents: Sequence[Tensor]) -> list[Tensor]:
+        """The tangents of all values, zeros for those that are left out."""
+        like, by_place = tangents[0], dict(zip(self.given, tangents, strict=True))
+        zero = like.new_zeros(())
+        return [by_place[i] if i in by_place else zero.expand(len(like), *shape) for i, shape in enumerate(self.shapes)]
+
+
+@rule_for("aten.cat.default", "aten.concat.default")
+class Concatenate(Assembled):
+    """Values one after the other along a dimension."""
+
+    def __init__(self, dim: int, shapes: Sequence[Shape], given: Sequence[int]) -> None:
+        super().__init__(shapes, given)
+        self.dim = dim
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """The data and the constants that are not zero."""
+        parts, dim = (*args, kwargs.get("dim", 0))[:2]
+        (dim,) = keep_batch([dim], next(p for p in parts if isinstance(p, Value)))
+        shapes, values = cls.placed(builder, parts)
+        return builder.apply(cls(dim, shapes, list(values)), *values.values())
+
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """Concatenate; along channels, the positions may be a part."""
+        parts = self.all_of(tangents)
+        if self.dim == 1:
+            parts = [
+                p if i in self.given else p[:, :, *(slice(1),) * (p.dim() - 2)].expand(-1, -1, *tangents[0].shape[2:])
+                for i, p in enumerate(parts)
+            ]
+        return torch.cat(parts, self.dim)
+
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+        """The part of each."""
+        parts = cotangent.split([shape[self.dim - 1] for shape in self.shapes], self.dim)
+        return tuple(parts[i] for i in self.given)
+
+    def positional(self) -> bool:
+        """Along channels."""
+        return self.dim == 1
+
+
+@rule_for("aten.stack.default")
+class Stack(Concatenate):
+    """Values along a new dimension."""
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """A dimension more for each, then a concatenation.
+
+        Raises:
+            Refused: If the new dimension comes before the batch.
+        """
+        parts, dim = (*args, kwargs.get("dim", 0))[:2]
+        dim %= len(builder.shape) + 1
+        if dim == 0:
+            msg = "it moves the batch out of the first dimension"
+            raise Refused(msg)
+        shape = (*builder.shape[: dim - 1], 1, *builder.shape[dim:])
+        values = cls.placed(builder, parts)[1]
+        longer = [builder.apply(Reshape(shape), value, shape=shape) for value in values.values()]
+        return builder.apply(Concatenate(dim, [shape] * len(parts), list(values)), *longer)
+
+
+@rule_for("aten.slice_scatter.default")
+class Scatter(Assembled):
+    """A part of a value replaced by another, as ``x[:, 0] = y`` does."""
+
+    op: ClassVar[Any] = torch.ops.aten.slice_scatter.default
+
+    def __init__(self, shapes: Sequence[Shape], given: Sequence[int], *args: Any) -> None:
+        super().__init__(shapes, given)
+        self.args = args
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step; a slice of everything is what replaces it.
+
+        Raises:
+            Refused: If some images of a batch are replaced, or everything by zero.
+        """
+        shapes, values = cls.placed(builder, args[:2])
+        dim, *where = filled(args[2:], 0, 0, None, None, 1)
+        if dim == 0 and not where[0] and (where[1] is None or where[1] >= LAST) and 1 in values:
+            return values[1]
+        dims = keep_batch([dim], Value(-1, shapes[0]))
+        return builder.apply(cls(shapes, list(values), *dims, *where), *values.values())
+
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """Replace."""
+        return self.op(*self.all_of(tangents), *self.args)
+
+
+@rule_for("aten.select_scatter.default")
+class ScatterSelected(Scatter):
+    """One element of a dimension replaced."""
+
+    op = torch.ops.aten.select_scatter.default
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step."""
+        shapes, values = cls.placed(builder, args[:2])
+        dims = keep_batch(args[2:3], Value(-1, shapes[0]))
+        return builder.apply(cls(shapes, list(values), *dims, *args[3:]), *values.values())

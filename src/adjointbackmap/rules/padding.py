@@ -1,0 +1,107 @@
+"""Padding: with zeros, with a number, or with positions of the map itself."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adjointbackmap.rules.base import Aten, Builder, Gates, Refused, Shape, Value, rule_for
+from adjointbackmap.rules.field import Field, Reach, windowed
+from adjointbackmap.rules.linear import Add, Scale
+
+
+def grown(shape: Shape, pad: Sequence[int]) -> Shape:
+    """A shape after padding, which is given from the last dimension on, as PyTorch does."""
+    added = [pad[2 * i] + pad[2 * i + 1] for i in range(len(pad) // 2)]
+    added += [0] * (len(shape) - len(added))
+    return tuple(n + a for n, a in zip(shape, reversed(added), strict=True))
+
+
+def sides(pad: Sequence[int], axes: int) -> tuple[list[int], list[int]]:
+    """What is added before and after each spatial axis."""
+    full = [*pad, *[0] * (2 * axes)][: 2 * axes]
+    return full[0::2][::-1], full[1::2][::-1]
+
+
+@rule_for("aten.pad.default", "aten.constant_pad_nd.default")
+class Pad(Aten):
+    """Padding with zeros of any dimension but the batch."""
+
+    op = torch.ops.aten.constant_pad_nd.default
+
+    def __init__(self, axes: int, pad: Sequence[int]) -> None:
+        super().__init__(list(pad))
+        self.axes = axes
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step; a number that is not zero is an entry of ``b``, at every position that was added.
+
+        Raises:
+            Refused: If it pads the batch.
+        """
+        x, pad, *rest = args
+        mode = next((r for r in rest if isinstance(r, str)), kwargs.get("mode", "constant"))
+        number = next((r for r in rest if isinstance(r, int | float)), kwargs.get("value"))
+        if len(pad) > 2 * len(x.shape):
+            msg = "it pads the batch"
+            raise Refused(msg)
+        if mode != "constant":
+            return builder.apply(PADDINGS[mode](len(x.shape) - 1, pad), x)
+        padded = builder.apply(cls(len(x.shape) - 1, pad), x)
+        if not number:
+            return padded
+        frame = F.pad(torch.zeros(x.shape, dtype=builder.dtype), pad, value=1.0)
+        added = builder.apply(Scale(frame.to(builder.device)), builder.number("pad", number))
+        return builder.apply(Add(), padded, added)
+
+    def reach(self) -> Reach | None:
+        """Positions move by what is added before them."""
+        moved = [-n for n in sides(self.args[0], self.axes)[0]]
+        return [1] * len(moved), moved, moved
+
+    def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
+        """A part has no edge; channels are padded as ever."""
+        return F.pad(window, [*pad, *self.args[0][2 * self.axes :]])
+
+
+class Replicate(Pad):
+    """Padding with the position at the edge."""
+
+    mode, beyond = "replicate", 1
+
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """Pad."""
+        return F.pad(tangents[0], self.args[0], mode=self.mode)
+
+    def reach(self) -> Reach | None:
+        """None: a part of the map is not enough at the edge."""
+        return None
+
+    def field(self, *fields: Field) -> Field:
+        """What is added reads positions inside, at most as many (``beyond`` times) as are added on that side."""
+        before, after = sides(self.args[0], self.axes)
+        lows = [-b - self.beyond * a for b, a in zip(before, after, strict=True)]
+        highs = [-b + self.beyond * b for b in before]
+        return windowed(fields[0], [1] * len(before), lows, highs)
+
+
+class Reflect(Replicate):
+    """Padding with the positions inside, mirrored at the edge."""
+
+    mode, beyond = "reflect", 2
+
+
+class Circular(Replicate):
+    """Padding with the positions of the other side."""
+
+    mode = "circular"
+
+    def field(self, *fields: Field) -> Field:
+        """The whole image."""
+        return None
+
+
+PADDINGS: dict[str, type[Pad]] = {"replicate": Replicate, "reflect": Reflect, "circular": Circular}

@@ -1,0 +1,306 @@
+"""Averages, maxima and sums over windows or dimensions, and interpolation."""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from math import prod
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adjointbackmap.rules.base import Aten, Builder, Gates, Rule, Shape, Value, filled, gated, keep_batch, rule_for
+from adjointbackmap.rules.field import Field, Reach, windowed
+from adjointbackmap.rules.moving import finer
+
+
+@rule_for("aten.mean.dim")
+class Mean(Aten):
+    """Mean over dimensions other than the batch."""
+
+    op = torch.ops.aten.mean.dim
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step."""
+        x, dims, *keep = args
+        return builder.apply(cls(keep_batch(dims or range(len(x.shape) + 1), x), *keep), x)
+
+    def positional(self) -> bool:
+        """Over channels that are kept as one."""
+        return over_channels(*self.args)
+
+
+@rule_for("aten.sum.dim_IntList")
+class Sum(Mean):
+    """Sum over dimensions other than the batch."""
+
+    op = torch.ops.aten.sum.dim_IntList
+
+
+def over_channels(dims: Sequence[int], keepdim: bool = False, *_: Any) -> bool:
+    """Whether a reduction leaves positions as they are: over channels, which are kept as one."""
+    return list(dims) == [1] and keepdim
+
+
+@rule_for("aten.amax.default")
+class Largest(Rule):
+    """Maximum over dimensions: the gates share a tie among all that hold it, as PyTorch's derivative does."""
+
+    op: ClassVar[Callable[..., Tensor]] = torch.amax
+
+    def __init__(self, dims: Sequence[int], keepdim: bool = False) -> None:
+        self.dims, self.keepdim = list(dims), keepdim
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step."""
+        x, dims, *keep = (*args, [])[: max(2, len(args))]
+        return builder.apply(cls(keep_batch(dims or range(len(x.shape) + 1), x), *keep), x)
+
+    def gates(self, scale: float, *inputs: Tensor) -> Gates:
+        """The share of each element."""
+        holds = (inputs[0] == type(self).op(inputs[0], self.dims, keepdim=True)).to(inputs[0].dtype)
+        return (holds / holds.sum(self.dims, keepdim=True),)
+
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """The shares' sum."""
+        return gated(gates[0], tangents[0]).sum(self.dims, keepdim=self.keepdim)
+
+    def positional(self) -> bool:
+        """Over channels that are kept as one."""
+        return over_channels(self.dims, self.keepdim)
+
+
+@rule_for("aten.amin.default")
+class Smallest(Largest):
+    """Minimum over dimensions."""
+
+    op = torch.amin
+
+
+@rule_for("aten.max.dim")
+class Winner(Rule):
+    """Maximum over one dimension: the gates are the winners' places, PyTorch's choice where there is a tie."""
+
+    op: ClassVar[Callable[..., Any]] = torch.max
+
+    def __init__(self, dim: int, keepdim: bool = False) -> None:
+        self.dim, self.keepdim = dim, keepdim
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step."""
+        x, dim, *keep = args
+        return builder.apply(cls(keep_batch([dim], x)[0], *keep), x)
+
+    def gates(self, scale: float, *inputs: Tensor) -> Gates:
+        """Place of the winner, the dimension kept."""
+        return (type(self).op(inputs[0], self.dim, keepdim=True)[1],)
+
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """Take the winners."""
+        places = gates[0]
+        t = tangents[0].unflatten(0, (len(places), -1))
+        taken = t.gather(self.dim + 1, places.unsqueeze(1).expand(-1, t.shape[1], *places.shape[1:])).flatten(0, 1)
+        return taken if self.keepdim else taken.squeeze(self.dim)
+
+    def positional(self) -> bool:
+        """Over channels that are kept as one."""
+        return over_channels([self.dim], self.keepdim)
+
+
+@rule_for("aten.min.dim")
+class Loser(Winner):
+    """Minimum over one dimension."""
+
+    op = torch.min
+
+
+def spread(value: Sequence[int] | int, axes: int) -> list[int]:
+    """One number per spatial axis, from one for all or one for each."""
+    value = [value] if isinstance(value, int) else list(value)
+    return value * (axes // len(value))
+
+
+@rule_for("aten.avg_pool1d.default", "aten.avg_pool2d.default", "aten.avg_pool3d.default")
+class AveragePooling(Aten):
+    """Average over windows; with ``ceil_mode`` or without, counting the padding or not, as the module says."""
+
+    def __init__(self, axes: int, *args: Any) -> None:
+        super().__init__(*args)
+        self.axes = axes
+        self.op = getattr(torch.ops.aten, f"avg_pool{axes}d").default  # type: ignore[misc]
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step."""
+        return builder.apply(cls(len(args[0].shape) - 1, *args[1:]), args[0])
+
+    def geometry(self) -> tuple[list[int], list[int], list[int]]:
+        """Size, stride and padding of the window per axis."""
+        size, stride, padding = filled(self.args, 1, (), (0,))[:3]
+        size, stride, padding = (spread(v, self.axes) for v in (size, stride or size, padding))
+        return size, stride, padding
+
+    def reach(self) -> Reach:
+        """The window."""
+        size, stride, padding = self.geometry()
+        return pooled([n - 1 for n in size], stride, padding)
+
+    def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
+        """Averages over whole windows of a part."""
+        size, stride, _ = self.geometry()
+        return self.op(F.pad(window, pad), size, stride)
+
+    def weight(self, shape: Shape, like: Tensor) -> Tensor:
+        """What an average counts more at a position than one over a whole window does, for maps of a shape: ``(1, 1, ...)``."""
+        ones = like.new_ones(1, 1, *shape[1:])
+        counted = self.op(ones, *self.args)
+        size, stride, padding = self.geometry()
+        reached = [(n - 1) * s + k for n, s, k in zip(counted.shape[2:], stride, size, strict=True)]
+        pad = [v for n, p, r in zip(ones.shape[:1:-1], padding[::-1], reached[::-1], strict=True) for v in (p, r - n - p)]
+        return counted / self.op(F.pad(ones, pad), size, stride)
+
+
+def pooled(extent: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Reach:
+    """The reach of a window that extends so far from its first position."""
+    return stride, [-p for p in padding], [e - p for e, p in zip(extent, padding, strict=True)]
+
+
+@rule_for(*(f"aten.adaptive_avg_pool{axes}d.default" for axes in (1, 2, 3)))
+class AdaptiveAveragePooling(Aten):
+    """Average pooling to a given size."""
+
+    def __init__(self, shape: Shape, size: Shape) -> None:
+        super().__init__(list(size))
+        self.shape = shape
+        self.op = getattr(torch.ops.aten, f"adaptive_avg_pool{len(size)}d").default  # type: ignore[misc]
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step."""
+        return builder.apply(cls(args[0].shape[1:], builder.shape[1:]), args[0])
+
+    def reach(self) -> Reach | None:
+        """Windows side by side where the sizes divide."""
+        return divided(self.shape, self.args[0])
+
+    def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
+        """Averages over windows of a part."""
+        sizes = [b // a for b, a in zip(self.shape, self.args[0], strict=True)]
+        return getattr(torch.ops.aten, f"avg_pool{len(sizes)}d").default(F.pad(window, pad), sizes)
+
+
+def divided(before: Sequence[int], after: Sequence[int]) -> Reach | None:
+    """The reach of an adaptive pooling whose windows lie side by side."""
+    if any(b % a for b, a in zip(before, after, strict=True)) or prod(after) == 1:
+        return None
+    sizes = [b // a for b, a in zip(before, after, strict=True)]
+    return sizes, [0] * len(sizes), [n - 1 for n in sizes]
+
+
+@rule_for(
+    *(f"aten.max_pool{axes}d.default" for axes in (1, 2, 3)),
+    *(f"aten.max_pool{axes}d_with_indices.default" for axes in (1, 2, 3)),
+)
+class MaxPooling(Rule):
+    """Maximum over windows: the gates are the winners' places, PyTorch's choice where there is a tie."""
+
+    def __init__(
+        self,
+        axes: int,
+        size: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: Sequence[int] = (0,),
+        dilation: Sequence[int] = (1,),
+        ceil_mode: bool = False,
+    ) -> None:
+        every = (size, stride or size, padding, dilation)
+        self.size, self.stride, self.padding, self.dilation = (spread(v, axes) for v in every)
+        self.ceil_mode, self.axes = ceil_mode, axes
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step."""
+        return builder.apply(cls(len(args[0].shape) - 1, *args[1:], **kwargs), args[0])
+
+    def gates(self, scale: float, *inputs: Tensor) -> Gates:
+        """Flat place of each window's winner among the positions of its channel."""
+        pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[self.axes - 1]
+        args = (self.size, self.stride, self.padding, self.dilation, self.ceil_mode)
+        return (pool(inputs[0], *args, return_indices=True)[1],)
+
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """Take the winners."""
+        winners = gates[0]
+        t = tangents[0].unflatten(0, (len(winners), -1)).flatten(3)
+        places = winners.flatten(2)[:, None].expand(-1, t.shape[1], -1, -1)
+        return t.gather(3, places).unflatten(3, winners.shape[2:]).flatten(0, 1)
+
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+        """Give the winners their cotangents, summed where one won twice."""
+        winners = gates[0]
+        g = cotangent.unflatten(0, (len(winners), -1)).flatten(3)
+        places = winners.flatten(2)[:, None].expand(-1, g.shape[1], -1, -1)
+        channels, *spatial = shapes[0]
+        out = g.new_zeros(*g.shape[:2], channels, prod(spatial)).scatter_add_(3, places, g)
+        return (out.unflatten(3, spatial).flatten(0, 1),)
+
+    def reach(self) -> Reach | None:
+        """The window, as far as dilation spreads it."""
+        return pooled([d * (k - 1) for k, d in zip(self.size, self.dilation, strict=True)], self.stride, self.padding)
+
+
+@rule_for(*(f"aten.adaptive_max_pool{axes}d.default" for axes in (1, 2, 3)))
+class AdaptiveMaxPooling(MaxPooling):
+    """Max pooling to a given size."""
+
+    def __init__(self, shape: Shape, size: Shape) -> None:
+        self.shape, self.out_size = shape, size
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step."""
+        return builder.apply(cls(args[0].shape[1:], builder.shape[1:]), args[0])
+
+    def gates(self, scale: float, *inputs: Tensor) -> Gates:
+        """Flat place of each window's winner among the positions of its channel."""
+        pool = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)[len(self.out_size) - 1]
+        return (pool(inputs[0], list(self.out_size), return_indices=True)[1],)
+
+    def reach(self) -> Reach | None:
+        """Windows side by side where the sizes divide."""
+        return divided(self.shape, self.out_size)
+
+
+@rule_for(
+    *(f"aten.upsample_{kind}.vec" for kind in "nearest1d nearest2d nearest3d linear1d bilinear2d trilinear3d bicubic2d".split()),
+    *(f"aten._upsample_nearest_exact{axes}d.vec" for axes in (1, 2, 3)),
+)
+class Interpolation(Aten):
+    """Nearest, linear or cubic interpolation to another size."""
+
+    def __init__(self, kind: str, factors: Sequence[Fraction], *args: Any) -> None:
+        super().__init__(*args)
+        self.kind, self.factors = kind, list(factors)
+        self.op = getattr(torch.ops.aten, kind).vec  # type: ignore[misc]
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step."""
+        x = args[0]
+        factors = [Fraction(a, b) for a, b in zip(builder.shape[1:], x.shape[1:], strict=True)]
+        return builder.apply(cls(builder.op, factors, *args[1:], **kwargs), x)
+
+    def field(self, *fields: Field) -> Field:
+        """For whole factors: one position (nearest), its neighbours too (linear), the whole image else."""
+        if any(f.denominator > 1 for f in self.factors):
+            return None
+        if self.kind.startswith("upsample_nearest"):
+            return windowed(fields[0], *finer([int(f) for f in self.factors]))
+        if "linear" not in self.kind or self.args[1]:
+            return None
+        steps = [1 / f for f in self.factors]  # position o reads around (o + 1/2) / f - 1/2
+        lows = [s / 2 - Fraction(3, 2) for s in steps]
+        return windowed(fields[0], steps, lows, [s / 2 + Fraction(1, 2) for s in steps])

@@ -1,0 +1,44 @@
+"""A module and the shape of its input -> :class:`Network`, held once against the module itself."""
+
+import torch
+from torch import Tensor, nn
+
+from adjointbackmap.auditing import audit as audit_network
+from adjointbackmap.capture import capture
+from adjointbackmap.network import Network, batch_of, check_eval
+
+
+def trace(
+    model: nn.Module, example: Tensor, until: str | None = None, output: int | str | None = None, audit: bool = True
+) -> Network:
+    r"""Capture a module in eval mode as a graph whose inputs are the image and every additive constant.
+
+    Args:
+        model: Any module of piecewise-affine operations; it is left as it was.
+        example: A batch ``(N, *in_shape)`` such as ``(1, 3, 32, 32)``; only its shape and dtype matter.
+        until: Name of a layer that ends the network: what comes after it does not count.
+        output: Which output of a module that returns several: a name, or an index.
+        audit: Whether to hold the network against the module on one random input, see :func:`adjointbackmap.audit`.
+
+    Returns:
+        The network, for inputs of the example's shape and any batch size.
+
+    Raises:
+        TypeError: If the model is no module, or the example no tensor.
+        ValueError: If the model is in train mode, the example does not fit it, ``until`` is not one of its layers,
+            ``output`` not one of its outputs, or ``torch.export`` cannot follow it.
+        UnsupportedOperation: Naming every operation that is not piecewise affine.
+        RuntimeError: If the audit fails.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval()
+        >>> list(trace(model, torch.rand(1, 3, 8, 8)).layers)
+        ['0', '1', 'output']
+    """
+    check_eval(model, ValueError)
+    network = Network(model, capture(model, batch_of(example)), until, output)
+    if audit and network.device.type != "meta":
+        noise = torch.randn(1, *network.in_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        audit_network(network, noise.to(network.device, network.dtype))
+    return network

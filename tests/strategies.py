@@ -1,0 +1,322 @@
+"""Random networks for hypothesis: graphs of a few operations on small inputs, with branches that meet and parts used twice."""
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from cases import enliven, parameter
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+Draw = Callable[[st.SearchStrategy], Any]
+Shape = Sequence[int]  # without the batch: channels, then positions
+LIMIT = 120  # numbers in a value, so that dense Jacobians stay small
+
+
+class Function(nn.Module):
+    """A function of one or two values, named for the report; ``constants`` are its parameters."""
+
+    def __init__(self, name: str, function: Callable[..., Tensor], *constants: nn.Parameter) -> None:
+        super().__init__()
+        self.name, self.function = name, function
+        self.constants = nn.ParameterList(constants)
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return self.function(*values, *self.constants)
+
+    def extra_repr(self) -> str:
+        return self.name
+
+
+class RandomNetwork(nn.Module):
+    """Value 0 is the image, each call of a part on earlier values makes the next one; the last one is the output."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList()
+        self.calls: list[tuple[int, tuple[int, ...]]] = []  # a part, and the values that it takes
+        self.shapes = [tuple(shape)]
+
+    @property
+    def last(self) -> int:
+        """Number of the last value."""
+        return len(self.calls)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = [x]
+        for part, inputs in self.calls:
+            values.append(self.parts[part](*(values[i] for i in inputs)))
+        return values[-1]
+
+    def append(self, part: nn.Module, *inputs: int) -> bool:
+        """Call a part, if it fits its inputs and gives neither too much nor nothing."""
+        try:
+            with torch.no_grad():
+                shape = part.eval()(*(torch.zeros(2, *self.shapes[i]) for i in inputs)).shape
+        except (RuntimeError, ValueError, AssertionError):
+            return False
+        if len(shape) < 2 or shape[0] != 2 or not 0 < prod(shape[1:]) <= LIMIT:
+            return False
+        if not any(part is p for p in self.parts):
+            self.parts.append(part)
+        self.calls.append((next(i for i, p in enumerate(self.parts) if p is part), inputs))
+        self.shapes.append(tuple(shape[1:]))
+        return True
+
+    def extra_repr(self) -> str:
+        return f"shape={self.shapes[0]}, calls={self.calls}"
+
+
+def pick(draw: Draw, *choices: Any) -> Any:
+    """One of some values, the first the simplest."""
+    return draw(st.sampled_from(choices))
+
+
+def of_axes(shape: Shape, *kinds: Any) -> Any:
+    """The kind for one, two or three axes of positions."""
+    return kinds[len(shape) - 2]
+
+
+# parts that have a kernel or statistics
+
+
+def convolution(draw: Draw, shape: Shape) -> nn.Module:
+    groups = pick(draw, *(g for g in (1, 2, 3) if shape[0] % g == 0))
+    kind = of_axes(shape, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    mode = pick(draw, "zeros", "zeros", "reflect", "replicate", "circular")
+    padding = pick(draw, 0, 1, 2, "same")
+    stride = 1 if padding == "same" else pick(draw, 1, 2)
+    size, dilation, bias = tuple(pick(draw, 3, 1, 2) for _ in shape[1:]), pick(draw, 1, 1, 2), pick(draw, True, False)
+    return kind(shape[0], groups * pick(draw, 1, 2, 3), size, stride, padding, dilation, groups, bias, mode)
+
+
+def transposed_convolution(draw: Draw, shape: Shape) -> nn.Module:
+    groups = pick(draw, *(g for g in (1, 2, 3) if shape[0] % g == 0))
+    kind = of_axes(shape, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    stride = pick(draw, 1, 2, 3)
+    rest = {"output_padding": pick(draw, 0, 1), "bias": pick(draw, True, False), "dilation": pick(draw, 1, 1, 2)}
+    return kind(shape[0], groups * pick(draw, 1, 2), pick(draw, 2, 1, 3), stride, pick(draw, 0, 1), groups=groups, **rest)
+
+
+def linear(draw: Draw, shape: Shape) -> nn.Module:
+    return nn.Linear(shape[-1], pick(draw, 3, 1, 5), bias=pick(draw, True, False))
+
+
+def batch_norm(draw: Draw, shape: Shape) -> nn.Module:
+    kind = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[len(shape) - 1]
+    return kind(shape[0], affine=pick(draw, True, False))
+
+
+# parts that have pieces
+
+
+def activation(draw: Draw, shape: Shape) -> nn.Module:
+    return pick(draw, nn.ReLU, lambda: nn.LeakyReLU(0.2), nn.PReLU, lambda: nn.PReLU(shape[0]), nn.RReLU, nn.Dropout)()
+
+
+SATURATING = {
+    "relu6": lambda c: F.relu6(9 * c),
+    "hardtanh": lambda c: F.hardtanh(c, -0.4, 0.7),
+    "hard sigmoid": lambda c: F.hardsigmoid(6 * c),
+    "clamp": lambda c: c.clamp(-0.2, 0.9),
+    "clamp from below": lambda c: c.clamp_min(-0.35),
+    "hard shrink": lambda c: F.hardshrink(c, 0.3),
+    "soft shrink": lambda c: F.softshrink(c, 0.25),
+    "threshold": lambda c: F.threshold(c, 0.15, -0.6),
+    "absolute": torch.abs,
+    "where": lambda c: torch.where(c > 0.1, c, 0.5 - 2 * c),
+    "where several": lambda c: torch.where((c > 0.6) | ~(c >= -0.7), 0.3, c),
+    "mask": lambda c: c * (c > -0.1) + 0.4 * (c < 0.2).to(c.dtype),
+    "sign": lambda c: c - 0.3 * torch.sign(c),
+    "masked fill": lambda c: c.masked_fill(c < -0.5, -1.5),
+}
+
+
+def saturating(draw: Draw, shape: Shape) -> nn.Module:
+    """With a random shift, so that no kink lies where a saturated value before it does."""
+    name = pick(draw, *SATURATING)
+    return Function(name, lambda x, shift: SATURATING[name](x + shift), parameter())
+
+
+def with_tensor(draw: Draw, shape: Shape) -> nn.Module:
+    parts = {
+        "maximum": lambda x, p: torch.maximum(x, p),
+        "minimum": lambda x, p: torch.min(p, x),
+        "clamp tensors": lambda x, p: x.clamp(-p.abs(), p.abs() + 0.3),
+        "multiplier": lambda x, p: x * p,
+        "offset": lambda x, p: x - 0.5 * p,
+        "affine": lambda x, p: (1.5 - x) / 0.8 + p,  # a parameter that multiplies too has another derivative than its entry
+    }
+    name = pick(draw, *parts)
+    sizes = pick(draw, (), (shape[0], *(1,) * (len(shape) - 1)), (1, *shape), (shape[-1],))
+    return Function(name, parts[name], parameter(*sizes))
+
+
+# parts that pool or reduce
+
+
+def pooling(draw: Draw, shape: Shape) -> nn.Module:
+    size, stride, padding, ceil = pick(draw, 2, 3, 1), pick(draw, 2, 1, 3), pick(draw, 0, 1), pick(draw, False, True)
+    target = tuple(pick(draw, 1, 2, 3) for _ in shape[1:])
+    kinds = [
+        lambda: of_axes(shape, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)(size, stride, padding, pick(draw, 1, 2), ceil_mode=ceil),
+        lambda: of_axes(shape, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)(size, stride, padding, ceil, pick(draw, True, False)),
+        lambda: of_axes(shape, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)(target),
+        lambda: of_axes(shape, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)(target),
+    ]
+    return pick(draw, *kinds)()
+
+
+def reduction(draw: Draw, shape: Shape) -> nn.Module:
+    dim = pick(draw, *range(1, len(shape) + 1))
+    keep = len(shape) == 1 or pick(draw, True, False)
+    parts = {
+        "mean": lambda x: x.mean(dim, keepdim=keep),
+        "sum": lambda x: x.sum(dim, keepdim=keep),
+        "amax": lambda x: x.amax(dim, keepdim=keep),
+        "amin": lambda x: x.amin(dim, keepdim=keep),
+        "max": lambda x: x.max(dim, keepdim=keep)[0],
+        "min": lambda x: x.min(dim, keepdim=keep).values,
+        "centred": lambda x: x - x.mean(dim, keepdim=True),
+        "less than the largest": lambda x: x - x.amax(dim, keepdim=True),
+        "maxout": lambda x: x.unflatten(dim, (-1, 2)).amax(dim + 1),
+        "selected": lambda x: x.select(dim, -1) if not keep else x.select(dim, -1).unsqueeze(dim),
+    }
+    name = pick(draw, *parts)
+    return Function(f"{name} over {dim}, {keep=}", parts[name])
+
+
+# parts that move
+
+
+def moving(draw: Draw, shape: Shape) -> nn.Module:
+    dim, n = pick(draw, *range(1, len(shape) + 1)), pick(draw, 1, 2)
+    length = shape[dim - 1]
+    parts = {
+        "flip": lambda x: x.flip(dim),
+        "roll": lambda x: x.roll(n, dim),
+        "from": lambda x: x.narrow(dim, n, length - n),
+        "every second": lambda x: x[(slice(None),) * dim + (slice(n - 1, None, 2),)],
+        "twice": lambda x: torch.cat([x, x], dim),
+        "with constants": lambda x: torch.cat([x, torch.ones_like(x) * 0.7, torch.zeros_like(x)], dim),
+        "repeat": lambda x: x.repeat_interleave(2, dim),
+        "transpose": lambda x: x.transpose(1, dim),
+        "stack": lambda x: torch.stack([x, -x], dim).flatten(dim, dim + 1),
+        "split": lambda x: x.split([n, length - n], dim)[1],
+        "chunks": lambda x: torch.cat(x.chunk(2, dim)[::-1], dim),
+        "index": lambda x: x.index_select(dim, torch.tensor([length - 1, 0, 0])),
+        "windows": lambda x: x.unfold(dim, 2, n).flatten(dim, dim + 1),
+        "square": lambda x: x.unflatten(dim, (-1, 2)).flatten(1),
+        "assigned": lambda x: _assigned(x, dim),
+        "matrix": lambda x: x @ torch.linspace(-1, 1, 2 * shape[-1], dtype=x.dtype).view(shape[-1], 2),
+    }
+    name = pick(draw, *parts)
+    return Function(f"{name} along {dim} by {n}", parts[name])
+
+
+def _assigned(x: Tensor, dim: int) -> Tensor:
+    x = x.clone()
+    x.select(dim, 0).copy_(2 * x.select(dim, -1))
+    x.narrow(dim, 1, 1).zero_()
+    return x
+
+
+def padding(draw: Draw, shape: Shape) -> nn.Module:
+    pads = [pick(draw, 1, 0, 2) for _ in range(2 * len(shape) - 2)]
+    mode = pick(draw, "constant", "reflect", "replicate", "circular")
+    value = pick(draw, 0.0, 0.6) if mode == "constant" else None
+    cut = pick(draw, 0, 1) if mode == "constant" else 0
+    pads[0] -= cut
+    return Function(f"pad {pads} {mode} {value}", lambda x: F.pad(x, pads, mode, value))
+
+
+def resizing(draw: Draw, shape: Shape) -> nn.Module:
+    linear = of_axes(shape, "linear", "bilinear", "trilinear")
+    mode = pick(draw, "nearest", linear, "nearest-exact", *(("bicubic",) if len(shape) == 3 else ()))
+    corners = pick(draw, False, True) if mode not in ("nearest", "nearest-exact") else None
+    to = pick(draw, {"scale_factor": 2.0}, {"size": tuple(n + 1 for n in shape[1:])}, {"scale_factor": 1.5})
+    return Function(f"{mode} {to} {corners=}", lambda x: F.interpolate(x, **to, mode=mode, align_corners=corners))
+
+
+def mixing(draw: Draw, shape: Shape) -> nn.Module:
+    """Channels to positions and back, windows to columns and back: maps only."""
+    kinds = [
+        lambda: nn.PixelShuffle(2),
+        lambda: nn.PixelUnshuffle(2),
+        lambda: nn.ChannelShuffle(2),
+        lambda: Function("unfold", lambda x: F.unfold(x, 2, padding=1)),
+        lambda: Function("unfold and fold", lambda x: F.fold(F.unfold(x, 2) * 1.5, tuple(shape[1:]), 2)),
+        lambda: Function("einsum", lambda x, m: torch.einsum("nchw,cd->ndhw", x, m), parameter(shape[0], 2)),
+    ]
+    return pick(draw, *kinds)()
+
+
+def flatten(draw: Draw, shape: Shape) -> nn.Module:
+    return nn.Flatten()
+
+
+POINTWISE = [activation, saturating, with_tensor, batch_norm]
+ANYWHERE = [*POINTWISE, linear, moving, reduction]
+KINDS = {1: [linear, *ANYWHERE]}
+KINDS[2] = [convolution, *ANYWHERE, convolution, pooling, padding, resizing, transposed_convolution, flatten]
+KINDS[3] = [*KINDS[2], mixing]
+KINDS[4] = KINDS[2]
+"""Kinds of parts for values of so many dimensions beside the batch."""
+
+MEETINGS = {
+    "add": torch.add,
+    "sub": lambda x, y: x - 0.5 * y,
+    "cat": lambda x, y: torch.cat([x, y], 1),
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "where": lambda x, y: torch.where(x > y, x, 0.5 * y),
+    "gate": lambda x, y: x * (y > 0.05),
+}
+
+
+def fitted(shape: Shape, to: Shape) -> nn.Module:
+    """A part that gives a value another shape, position by position where it can."""
+    if len(shape) == len(to) > 1:
+        pool = of_axes(shape, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)(tuple(to[1:]))
+        return nn.Sequential(of_axes(shape, nn.Conv1d, nn.Conv2d, nn.Conv3d)(shape[0], to[0], 1), pool)
+    return nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), prod(to)), nn.Unflatten(1, tuple(to)))
+
+
+def meet(draw: Draw, net: RandomNetwork) -> None:
+    """The last value and an earlier one become one."""
+    last, other = net.last, draw(st.integers(0, net.last))
+    name = pick(draw, *MEETINGS)
+    same_axes = len(net.shapes[other]) == len(net.shapes[last])
+    if not (same_axes and net.append(Function(name, MEETINGS[name]), last, other)):
+        net.append(fitted(net.shapes[other], net.shapes[last]), other)
+        net.append(Function(name, MEETINGS[name]), last, net.last)
+
+
+def continued(draw: Draw, net: RandomNetwork) -> None:
+    """A new part, or one that was used before, after the last value or, as a branch, after an earlier one."""
+    source = net.last if pick(draw, True, True, True, False) else draw(st.integers(0, net.last))
+    shape = net.shapes[source]
+    used = [net.parts[part] for part, inputs in net.calls if len(inputs) == 1 and net.shapes[inputs[0]] == shape]
+    if used and pick(draw, False, False, False, True):
+        net.append(pick(draw, *used), source)
+    elif len(shape) in KINDS:
+        net.append(pick(draw, *KINDS[len(shape)])(draw, shape), source)
+
+
+SHAPES = [(2, 5, 5), (1, 4, 6), (3, 3, 3), (2, 7), (1, 9), (3, 4), (5,), (4,), (2, 3, 2, 3)]
+
+
+@st.composite
+def networks(draw: Draw) -> tuple[RandomNetwork, Tensor]:
+    """A network of one to twelve operations in float64 and eval mode, and two images."""
+    shape = pick(draw, *SHAPES)
+    with torch.random.fork_rng():
+        torch.manual_seed(draw(st.integers(0, 2**16)))
+        net = RandomNetwork(shape)
+        for _ in range(draw(st.integers(1, 12))):
+            (meet if net.calls and pick(draw, False, False, False, True) else continued)(draw, net)
+        net.append(KINDS[len(net.shapes[-1])][0](draw, net.shapes[-1]), net.last)
+        enliven(net)
+        return net.double().eval(), torch.randn(2, *shape, dtype=torch.float64)

@@ -1,0 +1,52 @@
+"""The pages do what they say: their Python blocks run, and the list of operations is complete."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from adjointbackmap.rules import RULES
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "docs/your-own-network.md", "docs/adding-an-operation.md")
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def rules():
+    """Rules that a page registers are taken back."""
+    before = dict(RULES)
+    yield
+    RULES.clear()
+    RULES.update(before)
+
+
+@pytest.mark.usefixtures("rules")
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_of_the_page_run(page):
+    """The Python blocks of a page run one after the other; the asserts in them hold. A failure shows the page and its line."""
+    text = (ROOT / page).read_text()
+    blocks = list(BLOCK.finditer(text))
+    assert blocks
+    names = {"__name__": page}
+    for block in blocks:
+        above = "\n" * text[: block.start(1)].count("\n")
+        exec(compile(above + block[1], str(ROOT / page), "exec"), names)
+
+
+def test_rules_of_the_pages_are_taken_back():
+    """The operations that a page adds have no rule afterwards."""
+    assert "aten.cumsum.default" not in RULES
+    assert all(name.startswith("aten.") for name in RULES)
+
+
+def listed_operations():
+    """The operations in the first column of the tables of docs/operations.md."""
+    tables, _ = (ROOT / "docs/operations.md").read_text().split("## Ties and kinks")
+    rows = [line for line in tables.splitlines() if line.startswith("| `")]
+    return {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+
+
+def test_every_operation_with_a_rule_is_listed():
+    """docs/operations.md names each operation that has a rule, and no other."""
+    assert listed_operations() == {name.split(".")[1] for name in RULES}

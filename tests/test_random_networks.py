@@ -1,0 +1,58 @@
+"""Random networks hold everything that the catalogue's do: thousands of them with ``make random``, a few in every run."""
+
+from math import prod
+
+import torch
+from checks import (
+    assert_close,
+    assert_field_contains,
+    assert_modes_are_sums,
+    assert_reconstructed,
+    assert_untouched,
+    declared_field,
+    snapshot,
+    true_field,
+)
+from hypothesis import event, given
+from strategies import networks
+from torch import nn
+
+import adjointbackmap as abm
+
+
+def has_ties(network, x):
+    """Whether a gate is within rounding of its kink: then float32 finds another pattern, and hyperplanes are not unique."""
+    double, single = (abm.record_pattern(network, x, dtype=d) for d in (torch.float64, torch.float32))
+    pairs = [(a, b) for slot in double.gates for a, b in zip(double.gates[slot], single.gates[slot], strict=True)]
+    return not all(torch.allclose(a.double(), b.double(), rtol=1e-5, atol=1e-5) for a, b in pairs)
+
+
+def small_convolution(network):
+    """Name of a convolution of which all four modes are quickly made, if there is one."""
+    for layer in network.layers.values():
+        if "RM4" in layer.modes and prod(layer.out_shape) * layer.in_shape[0] <= 400:
+            return layer.name
+    return None
+
+
+@given(networks())
+def test_random_network_is_exact(drawn):
+    """Transposes, the model's Jacobian, every unit, the modes' sums, fields, and the model as it was."""
+    model, x = drawn
+    before = snapshot(model)
+    network = abm.trace(model, x)
+    assert_reconstructed(network, x)
+    tied = has_ties(network, x)
+    event(f"has ties: {tied}")
+    for layer in network.distinct_layers():
+        operator = abm.operator(network, x, layer.name)
+        abm.dot_test(operator)
+        if not tied and layer.name in ("output", next(iter(network.layers))):
+            abm.dense_test(operator, x, tolerance=2e-7 if "hard sigmoid" in repr(model) else None)
+        assert_field_contains(true_field(network, x, layer.name), declared_field(network, layer.name))
+    conv = small_convolution(network)
+    if conv:
+        assert_modes_are_sums(network, x, conv)
+    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.parts):
+        assert_close(abm.fold(model, x).model(x), model(x))
+    assert_untouched(model, before)
