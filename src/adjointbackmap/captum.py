@@ -1,0 +1,252 @@
+"""Captum's dialect: hyperplanes by the call that users of ``NeuronGradient``, ``Saliency`` and ``InputXGradient`` know."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adjointbackmap.capture import listening
+from adjointbackmap.network import OUTPUT, Network
+from adjointbackmap.operators import LayerOperator, operator
+from adjointbackmap.recording import record
+from adjointbackmap.tracing import trace
+
+Target = int | slice | tuple | list | Tensor | Callable[[Tensor], Tensor] | None
+SHAPES_KEPT = 4  # input shapes whose traced networks are kept
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # of a callable target's constant part, relative
+
+
+class AdjointBackMap:
+    r"""Hyperplanes of a model's output or of one of its layers, called as an attribution method of Captum is.
+
+    The image part of a hyperplane is the gradient of the chosen unit. Captum stops there; ``return_bias=True`` gives the
+    bias part too, and the two together reproduce the unit's value: :math:`\langle x | H_I \rangle + \langle b | H_b \rangle`.
+
+    Args:
+        model: Any module that :func:`adjointbackmap.trace` takes, in eval mode.
+        layer: A module of the model, or the name of a layer such as ``"conv:1"`` for the second call of a module; ``None``
+            for the model's output. What comes after the layer does not count.
+        multiply_by_inputs: Whether to give the contributions x * H_I and b * H_b in place of H_I and H_b.
+
+    Raises:
+        ValueError: If ``layer`` is not a module of the model.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3)).eval()
+        >>> x = torch.rand(2, 1, 5, 5)
+        >>> image = AdjointBackMap(model, model[0]).attribute(x, neuron_selector=(1, 0, 2))
+        >>> image.shape
+        torch.Size([2, 1, 5, 5])
+        >>> image, bias = AdjointBackMap(model, multiply_by_inputs=True).attribute(x, target=[2, 0], return_bias=True)
+        >>> bool(torch.allclose(image.flatten(1).sum(1) + bias.sum(1), model(x)[[0, 1], [2, 0]]))
+        True
+    """
+
+    def __init__(self, model: nn.Module, layer: nn.Module | str | None = None, *, multiply_by_inputs: bool = False) -> None:
+        self.model = model
+        self.layer = layer
+        self.multiply_by_inputs = multiply_by_inputs
+        self._until = _name(model, layer)
+        self._networks: dict[tuple[int, ...], Network] = {}
+
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        *,
+        neuron_selector: Target = None,
+        return_bias: bool = False,
+        abs: bool = False,
+        additional_forward_args: Any = None,
+        attribute_to_neuron_input: bool = False,
+    ) -> Tensor | tuple:
+        """Hyperplanes of one unit, or of one sum of units, for each input.
+
+        Args:
+            inputs: A batch ``(N, C, H, W)``, or a tuple of one.
+            target: The unit: an int where the layer is flat, a tuple of ints or slices over its dimensions, a callable of
+                its output, a tensor ``(N,)`` or list with a unit for each input, or ``None`` where it has one unit. Units that
+                a slice takes are summed. A callable, such as ``lambda out: out[:, 3] - out[:, 5]``, gives one number for each
+                input or one for all, and must be linear around the layer's output.
+            neuron_selector: Another name for ``target``, as ``NeuronGradient`` calls it.
+            return_bias: Whether to give the bias part as well; its entries are those of ``self.network(inputs).biases``.
+            abs: Whether to give the absolute value of the image part, as ``Saliency`` does by default.
+            additional_forward_args: Must be ``None``: a network is a function of one image.
+            attribute_to_neuron_input: Must be ``False``: a hyperplane is one of a layer's output.
+
+        Returns:
+            The image part in the shape and dtype of ``inputs``, a tuple of it where they are a tuple; with ``return_bias``,
+            this and the bias part ``(N, M)``.
+
+        Raises:
+            ValueError: If the target does not choose units of the layer, is given under both names, the layer's module is
+                called more than once, or the inputs do not fit the model.
+        """
+        _refuse_other_inputs(inputs, additional_forward_args, attribute_to_neuron_input)
+        if target is not None and neuron_selector is not None:
+            msg = "target and neuron_selector are two names of one argument. Got both: give one."
+            raise ValueError(msg)
+        x = inputs[0] if isinstance(inputs, tuple) else inputs
+        chosen = target if neuron_selector is None else neuron_selector
+        network = self.network(x)
+        linear = operator(network, x, OUTPUT)
+        cotangent = _slopes(network, x, chosen) if callable(chosen) else _indicator(linear, chosen)
+        image, bias = linear.adjoint(cotangent)
+        if self.multiply_by_inputs:
+            image, bias = x.detach() * image, network.biases.vector.to(bias.device) * bias
+        image = image.abs() if abs else image
+        given = (image,) if isinstance(inputs, tuple) else image
+        return (given, bias) if return_bias else given
+
+    def network(self, inputs: Tensor) -> Network:
+        """The traced network for inputs of this shape: traced once, and again when the model has changed.
+
+        Args:
+            inputs: A batch ``(N, C, H, W)``; only its shape and dtype matter.
+        """
+        shape = tuple(inputs.shape[1:])
+        known = self._networks.pop(shape, None)
+        if known is None or _changed(known):
+            known = trace(self.model, inputs, until=self._until)
+            if isinstance(self.layer, nn.Module) and self._until is not None:
+                _check_called_once(self.model, self.layer, inputs)
+        self._networks = dict([*self._networks.items(), (shape, known)][-SHAPES_KEPT:])
+        return known
+
+
+def _name(model: nn.Module, layer: nn.Module | str | None) -> str | None:
+    """Name of a module in the network's layers, ``None`` for the model's output.
+
+    Raises:
+        ValueError: If the layer is not a module of the model.
+    """
+    if layer is None or isinstance(layer, str):
+        return layer
+    for path, module in model.named_modules():
+        if module is layer:
+            return path or None
+    msg = f"layer must be a module of the model, or a name. Got another {type(layer).__name__}: take it from the model itself."
+    raise ValueError(msg)
+
+
+def _check_called_once(model: nn.Module, layer: nn.Module, x: Tensor) -> None:
+    """Raise where a module alone does not tell which of its calls is meant; Captum takes the last.
+
+    Raises:
+        ValueError: If the model calls the module more than once; the message names the calls.
+    """
+    calls: list[str] = []
+
+    def note(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
+        if module is layer:
+            calls.append(name)
+
+    with torch.no_grad(), listening(model, note):
+        model(x)
+    if len(calls) > 1:
+        msg = f"layer must be a module that is called once. Got {len(calls)} calls: pass one of {', '.join(map(repr, calls))}."
+        raise ValueError(msg)
+
+
+def _changed(network: Network) -> bool:
+    """Whether a traced model is no longer what was traced."""
+    try:
+        network.check_unchanged()
+    except RuntimeError:
+        return True
+    return False
+
+
+def _refuse_other_inputs(inputs: Tensor | tuple[Tensor, ...], forward_args: object, to_input: bool) -> None:
+    """Raise on what Captum takes and a function of one image has not.
+
+    Raises:
+        ValueError: If there are several inputs, arguments beside them, or a layer's input is asked for.
+    """
+    if isinstance(inputs, tuple) and len(inputs) != 1:
+        msg = f"inputs must be one tensor, or a tuple of one. Got {len(inputs)}: wrap the model in a module of one input."
+        raise ValueError(msg)
+    if forward_args is not None:
+        msg = "additional_forward_args must be None. Got some: wrap the model in a module that holds them."
+        raise ValueError(msg)
+    if to_input:
+        msg = "attribute_to_neuron_input must be False. Got True: choose the layer before this one."
+        raise ValueError(msg)
+
+
+def _indicator(linear: LayerOperator, target: Target) -> Tensor:
+    """The cotangent that is 1 at the chosen units of each image.
+
+    Raises:
+        ValueError: If a target chooses no unit, or several without a slice.
+    """
+    pattern, shape = linear.pattern, linear.out_shape
+    cotangent = torch.zeros(pattern.images, *shape, dtype=pattern.dtype, device=pattern.network.device)
+    for row, index in zip(cotangent, _indices(target, pattern.images), strict=True):
+        try:
+            count = row[index].numel()
+        except (IndexError, TypeError):
+            count = 0
+        if not count or (count > 1 and not any(isinstance(i, slice) for i in index)):
+            msg = f"The target must be an int or a slice for each dimension of {shape}. Got {index}: it chooses {count} units."
+            raise ValueError(msg)
+        row[index] = 1
+    return cotangent
+
+
+def _indices(target: Target, images: int) -> list[tuple]:
+    """One index for each image.
+
+    Raises:
+        ValueError: If a list or tensor has not one target for each image.
+    """
+    each: Any = target
+    if isinstance(target, Tensor):
+        each = target.item() if target.numel() == 1 else target.tolist()
+    each = each if isinstance(each, list) else [each] * images
+    if len(each) != images:
+        msg = f"A list or tensor of targets must have one for each of the {images} inputs. Got {len(each)}."
+        raise ValueError(msg)
+    return [() if one is None else one if isinstance(one, tuple) else (one,) for one in each]
+
+
+def _slopes(network: Network, x: Tensor, choose: Callable[[Tensor], Tensor]) -> Tensor:
+    """The cotangent of a callable: its gradient by the layer's output, which the untouched model computes.
+
+    Raises:
+        ValueError: If it does not give one number for each image or one for all, or is not linear there.
+    """
+    with torch.no_grad():
+        output = record(network, x, [network.layers[OUTPUT]]).outputs[OUTPUT]
+    output = output.detach().requires_grad_()
+    with torch.enable_grad():
+        chosen = choose(output)
+        if not isinstance(chosen, Tensor) or chosen.numel() not in (1, len(output)):
+            got = tuple(chosen.shape) if isinstance(chosen, Tensor) else type(chosen).__name__
+            msg = f"A callable target must return ({len(output)},) numbers, or one. Got {got}: sum over the layer's units."
+            raise ValueError(msg)
+        slopes = torch.autograd.grad(chosen.sum(), output, create_graph=True)[0] if chosen.requires_grad else None
+        if slopes is None or _curved(slopes, output) or _has_constant(chosen, slopes, output):
+            msg = (
+                "A callable target must be linear around the layer's output. Got one that is not: no hyperplane is exact for it."
+            )
+            raise ValueError(msg)
+    return slopes.detach()
+
+
+def _curved(slopes: Tensor, output: Tensor) -> bool:
+    """Whether the slopes change with the output, to first order in a random direction."""
+    if not slopes.requires_grad:
+        return False
+    direction = torch.randn(slopes.shape, generator=torch.Generator().manual_seed(0)).to(slopes)
+    change = torch.autograd.grad((slopes * direction).sum(), output, allow_unused=True)[0]
+    return change is not None and bool(change.any())
+
+
+def _has_constant(chosen: Tensor, slopes: Tensor, output: Tensor) -> bool:
+    """Whether the numbers are more than the inner product of slopes and output, which would be missing from the hyperplane."""
+    products = (slopes * output).flatten(1)
+    sums = products.sum(1) if chosen.numel() > 1 else products.sum()
+    return bool(((chosen.view_as(sums) - sums).abs() > TOLERANCE[output.dtype] * products.abs().sum()).any())
