@@ -9,21 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adjointbackmap.arithmetic import exact
-from adjointbackmap.network import Layer, Network
-from adjointbackmap.operators import CHUNK, basis, pull, push, reached
-from adjointbackmap.pattern import ActivationPattern, check_images, record_pattern
-from adjointbackmap.program import KernelCall
-from adjointbackmap.recording import Recorded, record
-from adjointbackmap.rules import Value
+from adjointbackmap.methods import Job, compute, plan_job, recorded_layer, with_own_bias
+from adjointbackmap.network import Network
+from adjointbackmap.patches import BLOCK, Patches
+from adjointbackmap.pattern import check_images
 from adjointbackmap.units import Selection, select, unit_dims
 
 if TYPE_CHECKING:
     import xarray
 
 MODES = ("RM4", "RM3", "RM2", "RM1", "RM0")
-IMAGES_AT_ONCE = 64
-BLOCK = 2**22  # numbers in a block of an inner product
 UNITS_OF_MEMORY = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -51,8 +46,9 @@ class Hyperplanes:
     """Effective hyperplanes of some units at some images.
 
     Attributes:
-        image: Image parts ``(N, *units, C, H, W)``, in activation per unit of input.
-        bias: Bias parts ``(N, *units, M)``, in activation per unit of bias.
+        image_part: Image parts, on the whole image or as patches on the units' receptive fields; :attr:`image` expands.
+        bias_part: Bias parts ``(N, *units, m)`` for the entries that the layer depends on; :attr:`bias` expands.
+        entries: Which of the M entries of ``b`` these are, ``(m,)``.
         value: What the untouched model computes for the units, ``(N, *units)``.
         x: The images, ``(N, C, H, W)``.
         network: The network.
@@ -61,10 +57,12 @@ class Hyperplanes:
         units: Which units, see :class:`Selection`.
         own_bias: Whether the layer's own bias belongs to the units.
         scale: The factor k of the pattern.
+        memory: Bytes that :attr:`image` may take.
     """
 
-    image: Float[Tensor, "n *units_in"]
-    bias: Float[Tensor, "n *units m"]
+    image_part: Tensor | Patches
+    bias_part: Float[Tensor, "n *units m"]
+    entries: Tensor
     value: Float[Tensor, "n *units"]
     x: Float[Tensor, "n *in"]
     network: Network
@@ -73,6 +71,32 @@ class Hyperplanes:
     units: Selection
     own_bias: bool
     scale: float
+    memory: int
+
+    @property
+    def image(self) -> Tensor:
+        """Image parts ``(N, *units, C, H, W)``, in activation per unit of input.
+
+        Raises:
+            ValueError: If they are larger than ``memory``.
+        """
+        if not isinstance(self.image_part, Patches):
+            return self.image_part
+        wanted = self.value.numel() * prod(self.x.shape[1:]) * self.value.element_size()
+        if wanted > self.memory:
+            msg = (
+                f"The dense image part must fit in memory={self.memory:,} bytes. It needs {wanted / 2**30:.2f} GiB: use "
+                "image_part (patches and their corners), reconstruct() and to_xarray(), or raise memory."
+            )
+            raise ValueError(msg)
+        return self.image_part.dense()
+
+    @property
+    def bias(self) -> Tensor:
+        """Bias parts ``(N, *units, M)``, in activation per unit of bias."""
+        whole = self.bias_part.new_zeros(*self.bias_part.shape[:-1], len(self.network.biases))
+        whole[..., self.entries] = self.bias_part
+        return whole
 
     def reconstruct(self, x: Tensor | None = None) -> Float[Tensor, "n *units"]:
         r"""The inner product :math:`\langle [x; b] | H \rangle`, ``(N, *units)``.
@@ -83,13 +107,11 @@ class Hyperplanes:
         Raises:
             ValueError: If the shape does not fit.
         """
-        image, bias = self._inner(self._images(x).flatten(1), self._b())
-        return (image + bias).view(self.value.shape)
+        return self._inner(self._images(x), torch.positive)
 
     def magnitude(self, x: Tensor | None = None) -> Float[Tensor, "n *units"]:
         r"""The scale of the rounding: :math:`\sum |x h_I| + \sum |b h_b|`, ``(N, *units)``."""
-        image, bias = self._inner(self._images(x).flatten(1), self._b(), torch.abs)
-        return (image + bias).view(self.value.shape)
+        return self._inner(self._images(x), torch.abs)
 
     def relative_error(self) -> Float[Tensor, "n *units"]:
         """Signed relative error of the reconstruction [Wan2022, eq. 3.29], ``(N, *units)``."""
@@ -98,16 +120,19 @@ class Hyperplanes:
     def contributions(self) -> Contributions:
         """What each pixel and each bias adds to the units."""
         x = self.x.view(len(self.x), *(1,) * len(self.units.shape), *self.x.shape[1:])
-        parts = self.network.biases_in(self.image.dtype)
-        bias = {name: self.bias[..., part.slice] * part.value.flatten() for name, part in parts.items()}
+        parts, whole = self.network.biases_in(self.value.dtype), self.bias
+        bias = {name: whole[..., part.slice] * part.value.flatten() for name, part in parts.items()}
         return Contributions(x * self.image, bias, self.x.dim() - 1)
 
-    def to_xarray(self) -> "xarray.Dataset":
-        """Image, bias and value with labelled dimensions: images, units, channel, row, col, and the bias vector's names.
+    def to_xarray(self, dense: bool = False) -> "xarray.Dataset":
+        """Image part, bias part and value with labelled dimensions and the bias vector's names.
+
+        Args:
+            dense: Whether to expand image parts that are patches; these have coordinates ``top`` and ``left`` of their corners.
 
         Example:
             >>> import torch
-            >>> from adjointbackmap.network import trace
+            >>> from adjointbackmap import trace
             >>> network = trace(torch.nn.Conv2d(1, 2, 3).eval(), torch.rand(1, 1, 5, 5))
             >>> hyperplanes(network, torch.rand(1, 5, 5), "output", "RM1").to_xarray()["image"].dims
             ('n', 'out_channel', 'channel', 'row', 'col')
@@ -125,7 +150,14 @@ class Hyperplanes:
                 coords[name] = (name, along.reshape(len(along), -1)[:, 0].numpy())
             else:
                 coords[name] = (dims[1:], places[0].numpy()) if shared else (dims, places.numpy())
-        arrays = {"image": ((*dims, *names), self.image), "bias_part": ((*dims, "m"), self.bias), "value": (dims, self.value)}
+        image = self.image_part
+        if isinstance(image, Patches) and not dense:
+            names = ("channel", "patch_row", "patch_col")
+            coords |= {name: (dims[1:], image.corners[..., i].numpy()) for i, name in enumerate(("top", "left"))}
+            image = image.values
+        else:
+            image = self.image
+        arrays = {"image": ((*dims, *names), image), "bias_part": ((*dims, "m"), self.bias), "value": (dims, self.value)}
         data = {name: (d, t.cpu().numpy()) for name, (d, t) in arrays.items()}
         attrs = {"layer": self.layer, "mode": self.mode, "own_bias": int(self.own_bias), "k": self.scale}
         return xarray.Dataset(data, coords, attrs)
@@ -133,27 +165,25 @@ class Hyperplanes:
     def _images(self, x: Tensor | None) -> Tensor:
         if x is None:
             return self.x
-        x = check_images(self.network, x, self.image.dtype)
+        x = check_images(self.network, x, self.value.dtype)
         if len(x) not in (1, len(self.x)):
             msg = f"x must be one image or {len(self.x)}. Got {len(x)}."
             raise ValueError(msg)
         return x.expand(len(self.x), *x.shape[1:])
 
-    def _inner(self, x: Tensor, b: Tensor, of: Callable[[Tensor], Tensor] = torch.positive) -> list[Tensor]:
-        """Sums of products with [x; b], a bounded part at a time; summed pairwise, as precise as float32 allows."""
-        sums = []
-        for part, vector in ((self.image, x[:, None]), (self.bias, b)):
-            blocks = self._flat(part).split(max(1, BLOCK // max(1, vector.shape[-1])), 1)
-            sums.append(torch.cat([of(block * vector).sum(2) for block in blocks], 1))
-        return sums
+    def _inner(self, x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Sum of ``of`` the products with [x; b]."""
+        biases = self.network.biases_in(self.value.dtype).vector[self.entries].expand(len(x), -1)
+        image = self.image_part
+        pixels = image.inner(x, of) if isinstance(image, Patches) else _sums(image, x.flatten(1), self.value, of)
+        return pixels + _sums(self.bias_part, biases, self.value, of)
 
-    def _flat(self, part: Tensor) -> Tensor:
-        """An image or bias part with the units in one dimension and everything else in another."""
-        units = len(self.units.shape) + 1
-        return part.reshape(len(part), prod(self.units.shape), prod(part.shape[units:]))
 
-    def _b(self) -> Tensor:
-        return self.network.biases_in(self.image.dtype).vector
+def _sums(part: Tensor, vectors: Tensor, value: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Products with one vector for each image, a bounded part at a time; summed pairwise, as precise as float32 allows."""
+    flat = part.reshape(len(part), prod(value.shape[1:]), vectors.shape[1])
+    blocks = flat.split(max(1, BLOCK // max(1, vectors.shape[1])), 1)
+    return torch.cat([of(block * vectors[:, None]).sum(2) for block in blocks], 1).view(value.shape)
 
 
 def relative_error(reconstructed: Float[Tensor, "*units"], value: Float[Tensor, "*units"]) -> Float[Tensor, "*units"]:
@@ -179,6 +209,7 @@ def hyperplanes(
     own_bias: bool | None = None,
     scale: float = 1.0,
     dtype: torch.dtype | None = None,
+    method: str | None = None,
     memory: str | int = "2GiB",
 ) -> Hyperplanes:
     r"""Effective hyperplanes of a layer's units at the activation pattern of ``x``.
@@ -199,6 +230,9 @@ def hyperplanes(
             what the module gives. It never does in RM3 and RM4.
         scale: The factor k at which the pattern is taken.
         dtype: ``torch.float64`` for more than the model's own precision.
+        method: ``"adjoint"`` (a cotangent for each hyperplane), ``"basis"`` (a tangent for each scalar of [x; b]) or
+            ``"windowed"`` (the same, only on the windows that a pixel reaches); by default the one that
+            :meth:`Network.plan` finds cheapest.
         memory: Largest size of the result, in bytes or such as ``"2GiB"``.
 
     Returns:
@@ -211,7 +245,7 @@ def hyperplanes(
 
     Example:
         >>> import torch
-        >>> from adjointbackmap.network import trace
+        >>> from adjointbackmap import trace
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3)).eval()
         >>> image = torch.rand(3, 8, 8)
         >>> planes = hyperplanes(trace(model, image[None]), image, layer="2", mode="RM2")
@@ -219,23 +253,32 @@ def hyperplanes(
         True
     """
     chosen = network.layer(layer)
-    own_bias = _own_bias(chosen, mode, own_bias)
+    own_bias = with_own_bias(chosen, mode, own_bias)
     images = check_images(network, x, dtype)
     in_channels = 0 if own_bias else network.kernel(chosen, images.dtype).rule.in_channels
     dims = unit_dims(chosen, mode, in_channels)
-    if not isinstance(units, str):
-        selection = select(dims, units, len(images))
-        _check_memory(network, selection, images, memory)
-    recorded = _recorded(network, images, chosen)
+    recorded = None
     if isinstance(units, str):
+        recorded = recorded_layer(network, images, chosen)
         selection = _predicted(units, mode, dims, recorded.outputs[layer])
-    job = _Job(network, chosen, mode, own_bias, selection, scale, images.dtype)
-    image, bias = job.planes(images)
-    shape = (len(images), *selection.shape)
+    else:
+        selection = select(dims, units, len(images))
+    job = Job(network, chosen, mode, own_bias, selection, images.dtype)
+    limit = bytes_of(memory)
+    planned = plan_job(job, len(images), method)
+    if planned.bytes > limit:
+        msg = (
+            f"The result must fit in memory={memory}. It needs {planned.bytes / 2**30:.2f} GiB for {len(images)} x "
+            f"{prod(selection.shape):,} hyperplanes: choose fewer units or images, or raise memory."
+        )
+        raise ValueError(msg)
+    recorded = recorded or recorded_layer(network, images, chosen)
+    found = compute(job, images, scale, planned.method)
     return Hyperplanes(
-        image=image.view(*shape, *images.shape[1:]),
-        bias=bias.view(*shape, bias.shape[-1]),
-        value=job.values(recorded).view(shape),
+        image_part=found.image,
+        bias_part=found.bias,
+        entries=found.entries,
+        value=job.values(recorded).view(len(images), *selection.shape),
         x=images,
         network=network,
         layer=layer,
@@ -243,27 +286,8 @@ def hyperplanes(
         units=selection,
         own_bias=own_bias,
         scale=scale,
+        memory=limit,
     )
-
-
-def _own_bias(layer: Layer, mode: str, own_bias: bool | None) -> bool:
-    if mode not in layer.modes:
-        msg = f"Layer {layer.name!r} has the modes {', '.join(layer.modes)}. Got {mode!r}: choose one of these."
-        raise ValueError(msg)
-    if mode in ("RM4", "RM3"):
-        if own_bias:
-            msg = f"own_bias must be False in {mode}, whose units are single kernels. Got True: leave it out."
-            raise ValueError(msg)
-        return False
-    return own_bias is not False
-
-
-def _recorded(network: Network, images: Tensor, layer: Layer) -> Recorded:
-    """Input of the layer's kernel and the layer's output, from the untouched model."""
-    with exact(images.device):
-        found = [record(network, part, [layer]) for part in images.split(IMAGES_AT_ONCE)]
-    inputs = {name: torch.cat([f.inputs[name] for f in found]) for name in found[0].inputs}
-    return Recorded(inputs, {layer.name: torch.cat([f.outputs[layer.name] for f in found])})
 
 
 def _predicted(units: str, mode: str, dims: dict[str, int], output: Tensor) -> Selection:
@@ -271,17 +295,6 @@ def _predicted(units: str, mode: str, dims: dict[str, int], output: Tensor) -> S
         msg = f"units must be 'predicted' in RM0, or a tuple of ints, slices and arrays. Got {units!r} in {mode}."
         raise ValueError(msg)
     return Selection(dims, output.argmax(1).cpu(), ())
-
-
-def _check_memory(network: Network, selection: Selection, images: Tensor, memory: str | int) -> None:
-    each = (prod(network.in_shape) + len(network.biases)) * images.element_size()
-    wanted, limit = len(images) * prod(selection.shape) * each, bytes_of(memory)
-    if wanted > limit:
-        msg = (
-            f"The result must fit in memory={memory}. It needs {wanted / 2**30:.2f} GiB for {len(images)} x "
-            f"{prod(selection.shape):,} hyperplanes: choose fewer units or images, or raise memory."
-        )
-        raise ValueError(msg)
 
 
 def bytes_of(memory: str | int) -> int:
@@ -303,113 +316,3 @@ def bytes_of(memory: str | int) -> int:
     except (ValueError, KeyError):
         msg = f"memory must be a number of bytes or such as '2GiB' or '500MB'. Got {memory!r}."
         raise ValueError(msg) from None
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One call of :func:`hyperplanes`: which units of which layer."""
-
-    network: Network
-    layer: Layer
-    mode: str
-    own_bias: bool
-    selection: Selection
-    scale: float
-    dtype: torch.dtype
-
-    @property
-    def kernel(self) -> KernelCall:
-        """The layer's convolution or linear call."""
-        return self.network.kernel(self.layer, self.dtype)
-
-    @property
-    def target(self) -> Value:
-        """The layer's output, or its weighted sum before its own bias."""
-        return self.layer.value if self.own_bias else self.kernel.sum
-
-    def planes(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Image parts ``(N, K, D)`` and bias parts ``(N, K, M)``, with the units in one dimension."""
-        units, pixels, length = prod(self.selection.shape), prod(self.network.in_shape), len(self.network.biases)
-        image = images.new_zeros(len(images), units, pixels)
-        bias = images.new_zeros(len(images), units, length)
-        by_tangents = self.mode in ("RM2", "RM0") and len(self.selection.flat) == 1 and units > pixels + length
-        for start in range(0, len(images), IMAGES_AT_ONCE):
-            part = slice(start, start + IMAGES_AT_ONCE)
-            pattern = record_pattern(self.network, images[part], self.scale, images.dtype)
-            with exact(images.device):
-                (self._forward if by_tangents else self._back)(pattern, image[part], bias[part], part)
-        return image, bias
-
-    def _forward(self, pattern: ActivationPattern, image: Tensor, bias: Tensor, part: slice) -> None:
-        """One tangent per scalar of [x; b] gives a column of every unit."""
-        pixels = image.shape[-1]
-        for b in basis(pattern, reached(pattern.program, [self.target])):
-            out = push(pattern, b.tangents, [self.target])[self.target.slot]
-            if out is None:
-                continue
-            columns = self._in_unit_order(out).flatten(1)[:, self.selection.flat.flatten().to(out.device)]
-            columns = columns.unflatten(0, (pattern.images, -1)).transpose(1, 2)
-            whole, shift = (image, 0) if b.start < pixels else (bias, pixels)
-            whole[:, :, b.start - shift : b.stop - shift] = columns
-
-    def _back(self, pattern: ActivationPattern, image: Tensor, bias: Tensor, part: slice) -> None:
-        """One cotangent per unit gives its hyperplane."""
-        flat = self.selection.flat.reshape(len(self.selection.flat), -1)
-        flat = (flat[part] if len(flat) > 1 else flat).expand(pattern.images, -1)
-        step = max(1, CHUNK // pattern.images)
-        for k in range(0, flat.shape[1], step):
-            chosen = flat[:, k : k + step]
-            planes = pull(pattern, self._cotangents(chosen.flatten().to(image.device), pattern.dtype))
-            for whole, got in zip((image, bias), planes, strict=True):
-                whole[:, k : k + step] = got.flatten(1).unflatten(0, (pattern.images, -1))
-
-    def _cotangents(self, flat: Tensor, dtype: torch.dtype) -> dict[int, Tensor]:
-        """A cotangent for each unit: one where the unit reads the layer, or its kernel where in-channels are apart."""
-        places = torch.unravel_index(flat, tuple(self.selection.dims.values()))
-        where = dict(zip(self.selection.dims, places, strict=True))
-        seeds = torch.zeros(len(flat), *self.target.shape, dtype=dtype, device=flat.device)
-        each = torch.arange(len(flat), device=flat.device)
-        j = where.pop("in_channel", None)
-        if self.mode in ("RM1", "RM3"):
-            seeds[each, where["out_channel"]] = 1
-        elif "out_channel" in where:
-            *spatial, channel = where.values()
-            seeds[(each, channel, *spatial)] = 1
-        else:
-            seeds[(each, *where.values())] = 1
-        if seeds.dim() == 4:
-            seeds = seeds.contiguous(memory_format=torch.channels_last)
-        if j is None:
-            return {self.target.slot: seeds}
-        kernel = self.kernel
-        (back,) = kernel.rule.adjoint((), seeds, [kernel.input.shape])
-        mask = torch.zeros_like(back)
-        mask[each, kernel.rule.in_channel_of(where["out_channel"], j)] = 1
-        return {kernel.input.slot: back * mask}
-
-    def values(self, recorded: Recorded) -> Tensor:
-        """The units' values from what the untouched model computed, ``(N, K)``."""
-        output = recorded.outputs[self.layer.name]
-        with exact(output.device):
-            everything = self._merged(output) if self.own_bias else self._without_bias(recorded.inputs[self.layer.name])
-        flat = self.selection.flat.reshape(len(self.selection.flat), -1).to(output.device)
-        return everything.flatten(1).gather(1, flat.expand(len(output), -1))
-
-    def _without_bias(self, x: Tensor) -> Tensor:
-        """The layer's kernel applied to its recorded input, to one in-channel at a time where the mode keeps them apart."""
-        kernel = self.kernel
-        if self.mode not in ("RM4", "RM3"):
-            return self._merged(kernel.apply(x))
-        mask = kernel.rule.in_channel_mask(x.shape[1]).to(x.device)
-        apart = [self._merged(kernel.apply(x * m.view(-1, *(1,) * (x.dim() - 2)))) for m in mask]
-        return torch.stack(apart, -2)
-
-    def _merged(self, maps: Tensor) -> Tensor:
-        """Maps in the order of the units, positions summed where the mode says so."""
-        if self.mode in ("RM1", "RM3"):
-            return maps.flatten(2).sum(2)
-        return self._in_unit_order(maps)
-
-    def _in_unit_order(self, maps: Tensor) -> Tensor:
-        """``(N, C, *positions)`` to ``(N, *positions, C)``."""
-        return maps.movedim(1, -1) if "out_channel" in self.selection.dims else maps

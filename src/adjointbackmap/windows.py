@@ -1,0 +1,325 @@
+"""Windowed tangents: a unit tangent at one pixel, processed only on the part of each map that it can reach.
+
+Pixels that are congruent modulo the network's total stride have windows of one geometry, so a group of them is one
+ordinary batch: convolutions pad by their whole reach and the windows grow, gates are gathered to the windows, strides
+move the windows' corners. What has no spatial rule, and a window that is as large as its map, goes on as whole maps.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
+from math import ceil, floor, lcm, prod
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adjointbackmap.pattern import ActivationPattern
+from adjointbackmap.program import IMAGE, Step
+from adjointbackmap.rules import Field, Rule, Value
+from adjointbackmap.rules.base import gated
+from adjointbackmap.rules.linear import Add, Masked
+from adjointbackmap.rules.piecewise import Gate, PiecewiseAffine
+from adjointbackmap.rules.pooling import AveragePooling, MaxPooling
+
+BATCH = 2**22  # numbers in the largest window of a batch
+
+
+@dataclass(frozen=True)
+class Span:
+    """Positions of the windows along one axis: ``size`` from ``first`` on, ``shift`` further for each next pixel."""
+
+    first: int
+    size: int
+    shift: int
+
+    @property
+    def last(self) -> int:
+        """The last position of the first pixel's window."""
+        return self.first + self.size - 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pixels ``first + stride * n``, ``n < count`` along each axis: their windows have one geometry."""
+
+    first: tuple[int, ...]
+    count: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def spans(self, field: Field) -> list[Span] | None:
+        """Where the group's pixels reach a value with a field; ``None`` for whole maps."""
+        if not field:
+            return None
+        spans = []
+        for axis, pixel, stride in zip(field, self.first, self.stride, strict=True):
+            first, last = ceil((pixel - axis.high) / Fraction(axis.step)), floor((pixel - axis.low) / Fraction(axis.step))
+            spans.append(Span(first, last - first + 1, int(stride / Fraction(axis.step))))
+        return spans
+
+    def places(self) -> Tensor:
+        """The pixels, ``(count, axes)``."""
+        axes = [torch.arange(n) * s + f for f, n, s in zip(self.first, self.count, self.stride, strict=True)]
+        return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Tangents of a group ``(pixels * in-channels, channels, *sizes)``; ``clean`` where they are zero outside the map."""
+
+    tensor: Tensor
+    spans: list[Span]
+    clean: bool
+
+
+Tangents = Windows | Tensor | None
+"""On windows, on whole maps, or zero."""
+
+
+class Sweep:
+    """Tangents of every pixel of one image, and what they reach of some values.
+
+    Attributes:
+        pattern: The activation pattern of one image.
+        targets: The values.
+    """
+
+    def __init__(self, pattern: ActivationPattern, targets: Iterable[Value]) -> None:
+        self.pattern, self.targets = pattern, list(targets)
+        program = pattern.program
+        self.steps = program.upstream(self.targets)
+        self.fields = program.fields()
+        self.shapes = {program.image.slot: program.image.shape, **{s.output.slot: s.output.shape for s in self.steps}}
+        self.last = {i.slot: n for n, step in enumerate(self.steps) for i in step.inputs}
+        self.weights: dict[int, Tensor] = {}
+
+    def groups(self) -> Iterator[Group]:
+        """The image's pixels in groups, small enough for a batch."""
+        channels, *image = self.shapes[IMAGE]
+        strides = strides_of([self.fields[slot] for slot in self.shapes], len(image))
+        each = channels * self._largest_window(Group((0,) * len(image), (1,) * len(image), strides))
+        for first in product(*(range(min(s, n)) for s, n in zip(strides, image, strict=True))):
+            count = tuple(-(-(n - f) // s) for n, f, s in zip(image, first, strides, strict=True))
+            rows = max(1, BATCH // max(1, each * prod(count[1:])))
+            for start in range(0, count[0], rows):
+                part = (min(rows, count[0] - start), *count[1:])
+                yield Group((first[0] + start * strides[0], *first[1:]), part, strides)
+
+    def _largest_window(self, group: Group) -> int:
+        largest = 1
+        for slot, shape in self.shapes.items():
+            spans = group.spans(self.fields[slot])
+            whole = prod(shape)
+            windowed = whole if spans is None else shape[0] * prod(max(0, s.size) for s in spans)
+            largest = max(largest, min(whole, windowed))
+        return largest
+
+    def run(self, group: Group) -> dict[int, Tangents]:
+        """The tangents of a group's pixels at every target, by slot."""
+        kept = {t.slot for t in self.targets}
+        values: dict[int, Tangents] = {IMAGE: self._pixels(group)}
+        for n, step in enumerate(self.steps):
+            values[step.output.slot] = self._step(group, step, [values.get(i.slot) for i in step.inputs])
+            for i in step.inputs:
+                if self.last[i.slot] == n and i.slot not in kept:
+                    values[i.slot] = None  # free it
+        return {t.slot: values.get(t.slot) for t in self.targets}
+
+    def _pixels(self, group: Group) -> Windows:
+        """A unit tangent for each pixel and in-channel."""
+        channels, *image = self.shapes[IMAGE]
+        eye = torch.eye(channels, dtype=self.pattern.dtype, device=self.pattern.network.device)
+        tensor = eye.view(channels, channels, *(1,) * len(image)).repeat(prod(group.count), *(1,) * (len(image) + 1))
+        spans = group.spans(self.fields[IMAGE]) or []
+        return Windows(_channels_last(tensor), spans, True)
+
+    def _step(self, group: Group, step: Step, inputs: list[Tangents]) -> Tangents:
+        given = [v for v in inputs if v is not None]
+        if not given:
+            return None
+        if isinstance(step.rule, Add) and len(given) == 1 and step.inputs[inputs.index(given[0])].shape == step.output.shape:
+            return given[0]
+        spans = group.spans(self.fields[step.output.slot])
+        if spans is not None and any(s.size <= 0 for s in spans):
+            return None
+        whole = spans is None or any(isinstance(v, Tensor) for v in inputs) or _covers(spans, step.output.shape)
+        if whole or not (step.rule.positional() or step.rule.reach()):
+            return self._on_maps(group, step, inputs)
+        return self._on_windows(group, step, inputs, spans or [])
+
+    def _on_maps(self, group: Group, step: Step, inputs: list[Tangents]) -> Tensor:
+        maps = [self.whole(group, v, i) for v, i in zip(inputs, step.inputs, strict=True)]
+        like = next(m for m in maps if m is not None)
+        zero = like.new_zeros(())
+        full = [zero.expand(len(like), *i.shape) if m is None else m for m, i in zip(maps, step.inputs, strict=True)]
+        return step.rule.forward(self.pattern.gates.get(step.output.slot, ()), *full)
+
+    def whole(self, group: Group, value: Tangents, place: Value) -> Tensor | None:
+        """Tangents on whole maps: the windows put into zeros."""
+        if not isinstance(value, Windows):
+            return value
+        pixels, tensor = prod(group.count), value.tensor
+        maps = torch.zeros_like(tensor[:1, :, *(slice(1),) * len(value.spans)]).expand(len(tensor), *place.shape).contiguous()
+        maps, parts = _channels_last(maps).unflatten(0, (pixels, -1)), tensor.unflatten(0, (pixels, -1))
+        for p, steps in enumerate(product(*map(range, group.count))):
+            inside, taken = [], []
+            for span, step, extent in zip(value.spans, steps, place.shape[1:], strict=True):
+                first = span.first + step * span.shift
+                start, stop = max(0, first), min(extent, first + span.size)
+                inside.append(slice(start, max(start, stop)))
+                taken.append(slice(start - first, max(start, stop) - first))
+            maps[p][:, :, *inside] = parts[p][:, :, *taken]
+        return maps.flatten(0, 1)
+
+    def _on_windows(self, group: Group, step: Step, inputs: list[Tangents], spans: list[Span]) -> Windows:
+        gates = self.pattern.gates.get(step.output.slot, ())
+        if step.rule.positional():
+            return self._by_position(group, step, gates, inputs, spans)
+        (value,) = (v for v in inputs if isinstance(v, Windows))
+        value = self._cleaned(group, value, step.inputs[0])
+        if isinstance(step.rule, MaxPooling):
+            return Windows(self._winners(group, step, gates[0], value, spans), spans, False)
+        return Windows(self._windowed(group, step, value, spans), spans, False)
+
+    def _by_position(
+        self, group: Group, step: Step, gates: tuple[Tensor, ...], inputs: list[Tangents], spans: list[Span]
+    ) -> Windows:
+        """A rule that goes position by position: the windows take the place of images, each with its own gates."""
+        given = [v for v in inputs if isinstance(v, Windows)]
+        like = given[0].tensor
+        sizes = [s.size for s in spans]
+        parts = [
+            like.new_zeros(()).expand(len(like), i.shape[0], *sizes) if not isinstance(v, Windows) else _fitted(v, spans)
+            for v, i in zip(inputs, step.inputs, strict=True)
+        ]
+        seen = tuple(_seen_by(group, g.expand(1, g.shape[1], *step.output.shape[1:]), spans) for g in gates)
+        closes = isinstance(step.rule, Gate | PiecewiseAffine | Masked)  # gates are zero outside the map
+        return Windows(step.rule.forward(seen, *parts), spans, closes or all(v.clean for v in given))
+
+    def _windowed(self, group: Group, step: Step, value: Windows, spans: list[Span]) -> Tensor:
+        """A rule that reads a window around each position."""
+        rule = step.rule
+        needed = _needed(rule, spans)
+        pad = _pad(value.spans, needed)
+        out = rule.valid(value.tensor, pad)
+        if hasattr(rule, "origin"):
+            firsts = rule.origin([n.first for n in needed])
+            made = [Span(f, n, s.shift) for f, n, s in zip(firsts, out.shape[2:], spans, strict=True)]
+            out = _fitted(Windows(out, made, False), spans)
+        if isinstance(rule, AveragePooling):
+            slot = step.output.slot
+            if slot not in self.weights:
+                self.weights[slot] = rule.weight(step.inputs[0].shape, value.tensor)
+            if (self.weights[slot] != 1).any():
+                out = gated(_seen_by(group, self.weights[slot], spans), out)
+        return out
+
+    def _winners(self, group: Group, step: Step, winners: Tensor, value: Windows, spans: list[Span]) -> Tensor:
+        """Max pooling: each window's winner, where it lies in the part of the input that is there."""
+        seen = _seen_by(group, winners + 1, spans) - 1  # -1 outside the map
+        extents = step.inputs[0].shape[1:]
+        places = torch.unravel_index(seen.clamp_min(0), extents)
+        pixels, axes = prod(group.count), len(extents)
+        inside, flat = seen >= 0, torch.zeros_like(seen)
+        steps = group_steps(group).to(seen.device)
+        for a, (place, span) in enumerate(zip(places, value.spans, strict=True)):
+            local = place - (span.first + steps[:, a] * span.shift).view(pixels, *(1,) * (axes + 1))
+            inside = inside & (local >= 0) & (local < span.size)
+            flat = flat * span.size + local.clamp(0, span.size - 1)
+        parts = value.tensor.unflatten(0, (pixels, -1)).flatten(3)
+        index = flat.flatten(2)[:, None].expand(-1, parts.shape[1], -1, -1)
+        taken = parts.gather(3, index) * inside.flatten(2)[:, None]
+        return _channels_last(taken.unflatten(3, seen.shape[2:]).flatten(0, 1))
+
+    def _cleaned(self, group: Group, value: Windows, place: Value) -> Windows:
+        """Zeros where a window is outside the map."""
+        edges = zip(value.spans, group.count, place.shape[1:], strict=True)
+        if value.clean or all(s.first >= 0 and s.last + (n - 1) * s.shift < extent for s, n, extent in edges):
+            return value
+        ones = value.tensor.new_ones(1, 1, *place.shape[1:])
+        return Windows(gated(_seen_by(group, ones, value.spans), value.tensor), value.spans, True)
+
+    def inner(self, group: Group, value: Tangents, factors: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+        """Sum of the tangents of one target, each times its factor, and of their absolute products: ``(2, *shape)``.
+
+        Args:
+            group: The pixels.
+            value: What :meth:`run` gave for the target.
+            factors: ``(pixels, in-channels)``.
+            shape: Shape of the target.
+        """
+        if value is None:
+            return None
+        if not isinstance(value, Windows) or len(value.spans) != 2:
+            rows = cast("Tensor", self.whole(group, value, Value(-1, shape))).flatten(1)
+            return torch.stack([factors.flatten() @ rows, factors.flatten().abs() @ rows.abs()]).view(2, *shape)
+        rows = value.tensor.movedim(1, -1).unflatten(0, factors.shape)  # (pixels, in-channels, h, w, channels)
+        flat = rows.flatten(2)
+        both = torch.stack([factors[:, None] @ flat, factors.abs()[:, None] @ flat.abs()])
+        parts = both.unflatten(3, rows.shape[2:]).squeeze(2)
+        sizes, shifts = tuple(s.size for s in value.spans), tuple(s.shift for s in value.spans)
+        extent = tuple((n - 1) * s.shift + s.size for n, s in zip(group.count, value.spans, strict=True))
+        columns = parts.permute(0, 4, 2, 3, 1).flatten(1, 3)  # (2, channels * h * w, pixels)
+        summed = F.fold(columns, extent, sizes, stride=shifts)
+        everywhere = [Span(0, n, 0) for n in shape[1:]]
+        made = [Span(s.first, n, 0) for s, n in zip(value.spans, extent, strict=True)]
+        return F.pad(summed, _pad(made, everywhere))
+
+
+def strides_of(fields: Iterable[Field], axes: int) -> tuple[int, ...]:
+    """The least strides of pixels whose windows have one geometry in every map."""
+    known = [field for field in fields if field]
+    return tuple(lcm(*(Fraction(field[a].step).numerator for field in known)) for a in range(axes))
+
+
+def group_steps(group: Group) -> Tensor:
+    """How many strides each pixel of a group is from its first, ``(pixels, axes)``."""
+    return torch.stack(torch.meshgrid(*(torch.arange(n) for n in group.count), indexing="ij"), -1).flatten(0, -2)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    """Maps in float32 are faster so."""
+    if tensor.dim() == 4 and tensor.dtype == torch.float32:
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor.contiguous()
+
+
+def _covers(spans: list[Span], shape: tuple[int, ...]) -> bool:
+    """Whether windows are as large as the map."""
+    return prod(s.size for s in spans) >= prod(shape[1:])
+
+
+def _needed(rule: Rule, spans: list[Span]) -> list[Span]:
+    """The positions of its input that a rule reads for windows of its output."""
+    needed = []
+    for span, stride, low, high in zip(spans, *(rule.reach() or ()), strict=True):
+        first, last = ceil(span.first * stride + low), floor(span.last * stride + high)
+        needed.append(Span(first, last - first + 1, int(span.shift * stride)))
+    return needed
+
+
+def _pad(have: list[Span], want: list[Span]) -> list[int]:
+    """What to add around windows, from the last axis on; negative to cut."""
+    return [n for h, w in reversed(list(zip(have, want, strict=True))) for n in (h.first - w.first, w.last - h.last)]
+
+
+def _fitted(value: Windows, spans: list[Span]) -> Tensor:
+    """Windows at other positions of the same map, zeros where there was nothing."""
+    pad = _pad(value.spans, spans)
+    return F.pad(value.tensor, pad) if any(pad) else value.tensor
+
+
+def _seen_by(group: Group, maps: Tensor, spans: list[Span]) -> Tensor:
+    """Parts ``(pixels, channels, *sizes)`` of maps ``(1, channels, *shape)`` that lie in each pixel's window."""
+    pad = []
+    for span, count, extent in reversed(list(zip(spans, group.count, maps.shape[2:], strict=True))):
+        pad += [-span.first, span.last + (count - 1) * span.shift + 1 - extent]
+    parts = F.pad(maps, pad)[0]
+    for a, span in enumerate(spans):
+        parts = parts.unfold(1 + a, span.size, span.shift)
+    axes = len(spans)
+    if axes == 2 and maps.dtype == torch.float32:  # one copy, channels last
+        return parts.movedim(0, -1).flatten(0, 1).movedim(-1, 1)
+    return parts.movedim(0, axes).flatten(0, axes - 1)

@@ -1,0 +1,177 @@
+"""Every method gives the same hyperplanes, compact or dense, and the plan says which is taken and why."""
+
+import pytest
+import torch
+from cases import MAP, OPERATIONS, make, operation_case
+
+import adjointbackmap as abm
+from adjointbackmap import windows
+from adjointbackmap.patches import Patches
+from adjointbackmap.windows import Group, Span, Sweep, Windows
+
+MAPS = sorted(name for name, (_, shape) in OPERATIONS.items() if shape == MAP)
+CHAIN = "plain-conv-chain"
+
+
+def assert_same(found, expected):
+    """The same hyperplanes to rounding, in every form that they have."""
+    for part in ("value", "bias", "image"):
+        torch.testing.assert_close(getattr(found, part), getattr(expected, part), rtol=1e-11, atol=1e-12)
+    for form in ("reconstruct", "magnitude"):
+        torch.testing.assert_close(getattr(found, form)(), getattr(expected, form)(), rtol=1e-11, atol=1e-12)
+    abm.reconstruction_test(found)
+
+
+def compare(network, x):
+    """Every method at every layer against cotangents, and how many layers took windows."""
+    windowed = 0
+    for layer in network.distinct_layers():
+        mode = "RM2" if "RM2" in layer.modes else "RM0"
+        expected = abm.hyperplanes(network, x, layer.name, mode, method="adjoint")
+        for method in ("basis", "windowed"):
+            if method == "windowed" and (len(layer.out_shape) != 3 or len(network.in_shape) != 3):
+                with pytest.raises(ValueError, match="method must be one of adjoint, basis"):
+                    network.plan(layer.name, mode, method=method)
+                continue
+            assert_same(abm.hyperplanes(network, x, layer.name, mode, method=method), expected)
+            windowed += method == "windowed"
+    return windowed
+
+
+def test_methods_agree_on_every_network(traced):
+    """Cotangents, unit tangents and windowed tangents give the same image and bias parts at every layer."""
+    compare(traced.network, traced.x)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_methods_agree_on_every_operation(name):
+    """The same on one operation each, whose windows follow strides, dilation, pooling, transposed convolution, slices."""
+    model, x = make(lambda: operation_case(name), images=1)
+    assert compare(abm.trace(model, x, audit=False), x)
+
+
+def test_methods_agree_on_a_residual_network():
+    """The same through strides, shortcuts and pooling, in float32 too."""
+    from cases import small_resnet
+
+    model, x = make(small_resnet, images=1)
+    network = abm.trace(model, x)
+    for layer in ("layer1.0.conv2", "layer2.0.conv1", "layer2.0.downsample.0"):
+        assert_same(abm.hyperplanes(network, x, layer, "RM2", method="windowed"), abm.hyperplanes(network, x, layer, "RM2"))
+    model, x = model.float(), x.float()
+    network = abm.trace(model, x)
+    abm.reconstruction_test(abm.hyperplanes(network, x, "layer2.0.conv1", "RM2", method="windowed"))
+
+
+def test_windowed_units_are_those_that_are_asked_for(traced_case):
+    """Slices, negative indices, arrays and one unit, as NumPy combines them."""
+    traced = traced_case(CHAIN)
+    for units in ((slice(1, None), -1, slice(None, None, 2)), ([0, 2], [1, 3], 1), (0, 3, 2), (slice(None), 2)):
+        expected = abm.hyperplanes(traced.network, traced.x, "2", "RM2", units, method="adjoint")
+        assert_same(abm.hyperplanes(traced.network, traced.x, "2", "RM2", units, method="windowed"), expected)
+
+
+def test_batches_change_nothing(traced_case, monkeypatch):
+    """One pixel's row at a time gives what all at once give."""
+    traced = traced_case(CHAIN)
+    expected = abm.hyperplanes(traced.network, traced.x, "4", "RM2", method="windowed")
+    monkeypatch.setattr(windows, "BATCH", 1)
+    assert_same(abm.hyperplanes(traced.network, traced.x, "4", "RM2", method="windowed"), expected)
+
+
+def test_large_layers_take_windows_and_single_units_cotangents():
+    """The plan's choice for all units of a layer and for one, and its line."""
+    network = abm.trace(abm.models.build("vgg7").eval(), torch.rand(1, 3, 32, 32), audit=False)
+    for layer in ("conv1", "conv3", "conv5"):
+        assert network.plan(layer, "RM2").method == "windowed"
+    one = network.plan("conv3", "RM2", (0, 0, 0))
+    assert (one.method, one.vectors) == ("adjoint", 1)
+    assert str(one).startswith("adjoint: 1 cotangents, ")
+    assert network.plan("conv1", "RM2", method="basis").vectors == 3 * 32 * 32 + 32
+
+
+def test_plan_counts_multiply_adds():
+    """A 3 x 3 convolution of 2 to 3 channels on 6 x 6 positions: 1,944 for each cotangent."""
+    network = abm.trace(torch.nn.Conv2d(2, 3, 3, padding=1).eval(), torch.rand(1, 2, 6, 6))
+    plan = network.plan("output", "RM2", (0, slice(None), 0), method="adjoint")
+    assert plan.multiply_adds == 6 * (3 * 36 * 2 * 9)
+    assert plan.bytes == 6 * (2 * 36 + 3) * 4
+
+
+def test_compact_parts_are_patches_on_the_receptive_field(traced_case):
+    """A patch has the layer's field, its corner may lie outside the image, and what is outside is zero."""
+    traced = traced_case(CHAIN)
+    planes = abm.hyperplanes(traced.network, traced.x, "2", "RM2", method="windowed")
+    part = planes.image_part
+    assert isinstance(part, Patches)
+    assert part.values.shape[-2:] == traced.network.layers["2"].receptive_field == (5, 5)
+    assert part.corners[0, 0, 0].tolist() == [-1, -1]
+    assert not part.values[:, 0, :, :, :, 0].any()
+    labelled = planes.to_xarray()
+    assert labelled["image"].dims[-3:] == ("channel", "patch_row", "patch_col")
+    assert labelled["top"].values[0, 0, 0] == -1
+    torch.testing.assert_close(torch.as_tensor(planes.to_xarray(dense=True)["image"].values), planes.image)
+
+
+def test_dense_part_larger_than_memory_is_refused_by_its_compact_name():
+    """The compact part fits, the dense one does not."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1)).eval()
+    x = torch.rand(1, 3, 32, 32)
+    planes = abm.hyperplanes(abm.trace(model, x), x, "0", "RM2", memory="1MiB")
+    with pytest.raises(ValueError, match="image_part"):
+        _ = planes.image
+    abm.reconstruction_test(planes)
+
+
+def test_unknown_method_is_refused(traced_case):
+    """One sentence with what there is."""
+    with pytest.raises(ValueError, match=r"method must be one of adjoint, basis, windowed .*Got 'fast'"):
+        traced_case(CHAIN).network.plan("4", "RM2", method="fast")
+
+
+def test_modes_of_summed_units_have_cotangents_only(traced_case):
+    """RM4, RM3 and RM1 are sums that tangents of units do not give."""
+    network = traced_case(CHAIN).network
+    assert network.plan("2", "RM1").method == "adjoint"
+    with pytest.raises(ValueError, match="method must be one of adjoint for layer '2' in RM3"):
+        network.plan("2", "RM3", method="windowed")
+
+
+# the sweep itself
+
+
+def test_windows_stay_smaller_than_maps_until_they_cover_them(traced_case):
+    """The first layers are windows, the last are whole maps."""
+    model = torch.nn.Sequential(*(torch.nn.Conv2d(1, 1, 3, padding=1) for _ in range(5))).eval()
+    x = torch.rand(1, 1, 8, 8)
+    network = abm.trace(model, x)
+    values = [network.layers[str(i)].value for i in range(5)]
+    sweep = Sweep(abm.record_pattern(network, x), values)
+    group = next(iter(sweep.groups()))
+    found = sweep.run(group)
+    kinds = [isinstance(found[v.slot], Windows) for v in values]
+    assert kinds == [True, True, True, False, False]
+    assert found[values[1].slot].spans[0] == Span(-2, 5, 1)
+
+
+def test_strided_pixels_form_groups_of_one_geometry(traced_case):
+    """Two halvings: sixteen groups, whose pixels are four apart and all the image's pixels together."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, 2, 1), torch.nn.MaxPool2d(2), torch.nn.Conv2d(2, 2, 1)).eval()
+    x = torch.rand(1, 1, 10, 10)
+    network = abm.trace(model, x)
+    groups = list(Sweep(abm.record_pattern(network, x), [network.layers["2"].value]).groups())
+    assert len(groups) == 16
+    assert {g.stride for g in groups} == {(4, 4)}
+    places = torch.cat([g.places() for g in groups]).tolist()
+    assert sorted(map(tuple, places)) == [(r, c) for r in range(10) for c in range(10)]
+
+
+def test_pixel_that_reaches_nothing_has_no_tangent():
+    """A 1 x 1 convolution of stride 2 leaves out three pixels of four."""
+    model = torch.nn.Conv2d(1, 1, 1, 2).eval()
+    x = torch.rand(1, 1, 4, 4)
+    network = abm.trace(model, x)
+    value = network.layers["output"].value
+    sweep = Sweep(abm.record_pattern(network, x), [value])
+    assert sweep.run(Group((1, 0), (2, 2), (2, 2)))[value.slot] is None
+    assert sweep.run(Group((0, 0), (2, 2), (2, 2)))[value.slot] is not None
