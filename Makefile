@@ -1,4 +1,4 @@
-.PHONY: help setup demo test lint format exactness clean
+.PHONY: help setup demo test random lint format exactness bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 12
@@ -12,6 +12,10 @@ demo: ## Show the package at work on a trained network
 test: ## Lint, check the types and the imports, run the tests
 	./dev test
 
+random: ## Thousands of random networks, new ones on every call; a failure prints the network
+	./dev setup
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/test_random_networks.py --hypothesis-profile=random --hypothesis-show-statistics
+
 lint: ## Lint, check the types and the imports
 	./dev lint
 
@@ -21,6 +25,10 @@ format: ## Format the code and mend what ruff can mend
 exactness: ## Every unit of the five networks on ten images in float64; goes on where it was stopped
 	./dev setup
 	.venv/bin/python benchmarks/exactness.py
+
+bench: ## Speed beside named peers on an idle machine, about twelve minutes; goes on where it was stopped
+	./dev setup
+	.venv/bin/python benchmarks/speed.py --docs docs/speed.md
 
 clean: ## Remove the environment, the builds and the caches
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -416,6 +416,7 @@ operations(
     transpose=lambda net, x: x.transpose(1, -1).movedim(1, 2).swapaxes(2, 3),
     reshape=lambda net, x: x.view(x.shape[0], 2, -1).unsqueeze(1).squeeze(1).flatten(2),
     expand_and_repeat=lambda net, x: x.mean((2, 3), keepdim=True).expand(-1, -1, 2, 3).repeat(1, 2, 1, 1).repeat_interleave(2, 3),
+    scaled_and_shifted=lambda net, x: x * net.per_channel[:, None, None] + net.per_channel[:, None, None],
     tile=lambda net, x: x.tile(1, 1, 2, 1),
     constants_like=lambda net, x: (
         x + torch.ones_like(x) - torch.full_like(x, 1.5) + torch.zeros_like(x) + torch.full((1, 6), 0.1)

@@ -48,7 +48,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Bias:
-    """One part of the bias vector: its name, its elements, where it lies in ``b``, the parameter it comes from."""
+    """One part of the bias vector: its name, its elements, where it lies in ``b``, the parameter with its derivative, if any."""
 
     name: str
     value: Tensor

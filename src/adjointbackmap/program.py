@@ -1,7 +1,8 @@
 """A captured graph -> steps that are linear in the image and the bias vector, in one dtype."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -152,6 +153,7 @@ class _Lowering:
         self.found: dict[str, Any] = {}  # node -> what its rule built: a value, a list of them, a mask
         self.known: dict[str, Value] = {}
         self.names: dict[str, int] = {}
+        self.uses: Counter[str] = Counter()  # of a parameter, less those as an entry of b
         self.slots = IMAGE
         self.node: torch.fx.Node = capture.image
         self.refused: list[str] = []
@@ -168,8 +170,13 @@ class _Lowering:
                 "replace them, or cut the graph before them with until=."
             )
             raise UnsupportedOperation(msg)
+        self.program.entries = [self._with_whole_parameter(entry) for entry in self.program.entries]
         self.program.values = {name: value for name, value in self.found.items() if isinstance(value, Value)}
         return self.program
+
+    def _with_whole_parameter(self, entry: Entry) -> Entry:
+        """The parameter's derivative is the entry's only where it is used as an entry and as nothing else."""
+        return replace(entry, parameter=None) if entry.parameter and self.uses[entry.parameter] else entry
 
     # what a rule may ask (see rules.base.Builder)
 
@@ -198,6 +205,7 @@ class _Lowering:
         return output
 
     def offset(self, key: str, value: Tensor, shape: tuple[int, ...], parameter: str | None) -> Value:
+        self.uses[parameter or ""] -= 1
         entry = self._entry(key, value, parameter)
         index = torch.arange(value.numel(), device=value.device).reshape(shape)
         return self.apply(Place(index, value.numel()), entry, shape=shape)
@@ -211,6 +219,7 @@ class _Lowering:
             return self.number(self.op, float(constant)) if constant else None
         if not constant.is_parameter and not constant.tensor.any():
             return None
+        self.uses[constant.source] -= 1
         entry = self._entry(constant.source, constant.base, constant.source if constant.is_parameter else None)
         index = constant.index.reshape(shape)
         return self.apply(Place(index, constant.base.numel()), entry, shape=shape)
@@ -260,7 +269,9 @@ class _Lowering:
     def _known_tensor(self, node: torch.fx.Node) -> Any:
         """A constant, zeros in place of data whose shape alone is read, and 1 for the extent of the batch."""
         if node.name in self.constants:
-            return self.constants[node.name].tensor
+            constant = self.constants[node.name]
+            self.uses[constant.source] += str(self.node.target) not in MOVEMENTS
+            return constant.tensor
         if node.name in self.found:
             return torch.zeros(1, *_without_batch(_outputs_of(node)[0]), dtype=self.dtype, device=self.device)
         return 1
@@ -309,6 +320,8 @@ class _Lowering:
             found = self.found.get(node.name)
             if isinstance(found, Mask) and not rule.takes_masks:
                 return self._as_numbers(found)
+            if node.name in self.constants:
+                self.uses[self.constants[node.name].source] += 1
             return found or self.constants.get(node.name) or node.meta.get("val")
 
         return rule.build(self, *torch.fx.map_arg(node.args, argument), **torch.fx.map_arg(node.kwargs, argument))

@@ -253,8 +253,9 @@ class Sweep:
         if value is None:
             return None
         if not isinstance(value, Windows) or len(value.spans) != 2:
-            rows = cast("Tensor", self.whole(group, value, Value(-1, shape))).flatten(1)
-            return torch.stack([factors.flatten() @ rows, factors.flatten().abs() @ rows.abs()]).view(2, *shape)
+            rows = cast("Tensor", self.whole(group, value, Value(-1, shape))).movedim(1, -1)  # channels last is how maps lie
+            both = torch.stack([factors.flatten() @ rows.flatten(1), factors.flatten().abs() @ rows.abs().flatten(1)])
+            return both.unflatten(1, rows.shape[1:]).movedim(-1, 1)
         rows = value.tensor.movedim(1, -1).unflatten(0, factors.shape)  # (pixels, in-channels, h, w, channels)
         flat = rows.flatten(2)
         both = torch.stack([factors[:, None] @ flat, factors.abs()[:, None] @ flat.abs()])
