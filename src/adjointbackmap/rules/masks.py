@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,16 +11,6 @@ from adjointbackmap.rules.base import Builder, Constant, Gates, Mask, Rule, Valu
 from adjointbackmap.rules.linear import Add, Masked, aligned, broadcast
 
 Part = tuple[Callable[..., Tensor], tuple[Value, ...]]
-
-
-class MaskRule(Rule):
-    """An operation whose result is a mask: no step of its own, its test runs where the mask is used."""
-
-    takes_masks = True
-
-    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """A mask has no tangent."""
-        raise NotImplementedError
 
 
 def _part(argument: Any, dims: int) -> Part:
@@ -44,86 +34,31 @@ def _combined(builder: Builder, op: Callable[..., Any], *arguments: Any) -> Mask
     return Mask(test, tuple(i for _, inputs in parts for i in inputs), builder.shape)
 
 
-@rule_for("aten.gt.Scalar", "aten.gt.Tensor")
-class Greater(MaskRule):
-    """``a > b``."""
+COMPARISONS: dict[str, Callable[..., Any]] = {
+    **{name: getattr(operator, name) for name in ("gt", "ge", "lt", "le", "eq", "ne")},
+    **dict.fromkeys(("logical_and", "bitwise_and", "__and__"), torch.logical_and),
+    **dict.fromkeys(("logical_or", "bitwise_or", "__or__"), torch.logical_or),
+    **dict.fromkeys(("logical_xor", "bitwise_xor", "__xor__"), torch.logical_xor),
+    **dict.fromkeys(("logical_not", "bitwise_not"), torch.logical_not),
+    **dict.fromkeys(("sign", "sgn"), torch.sign),
+}
+"""Name of an operation -> the mask that it gives."""
 
-    compare: ClassVar[Callable[..., Any]] = operator.gt
+
+@rule_for(*(f"aten.{name}.{kind}" for name in COMPARISONS for kind in ("default", "Scalar", "Tensor")))
+class Comparison(Rule):
+    """An operation whose result is a mask: no step of its own, its test runs where the mask is used."""
+
+    takes_masks = True
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Mask:
         """The comparison at ``k``."""
-        return _combined(builder, cls.compare, *args[:2])
+        return _combined(builder, COMPARISONS[builder.op], *args[:2])
 
-
-@rule_for("aten.ge.Scalar", "aten.ge.Tensor")
-class GreaterOrEqual(Greater):
-    """``a >= b``."""
-
-    compare = operator.ge
-
-
-@rule_for("aten.lt.Scalar", "aten.lt.Tensor")
-class Less(Greater):
-    """``a < b``."""
-
-    compare = operator.lt
-
-
-@rule_for("aten.le.Scalar", "aten.le.Tensor")
-class LessOrEqual(Greater):
-    """``a <= b``."""
-
-    compare = operator.le
-
-
-@rule_for("aten.eq.Scalar", "aten.eq.Tensor")
-class Equal(Greater):
-    """``a == b``."""
-
-    compare = operator.eq
-
-
-@rule_for("aten.ne.Scalar", "aten.ne.Tensor")
-class NotEqual(Greater):
-    """``a != b``."""
-
-    compare = operator.ne
-
-
-@rule_for("aten.logical_and.default", "aten.bitwise_and.Tensor", "aten.__and__.Tensor")
-class And(Greater):
-    """Both of two masks."""
-
-    compare = torch.logical_and
-
-
-@rule_for("aten.logical_or.default", "aten.bitwise_or.Tensor", "aten.__or__.Tensor")
-class Or(Greater):
-    """One of two masks or both."""
-
-    compare = torch.logical_or
-
-
-@rule_for("aten.logical_xor.default", "aten.bitwise_xor.Tensor", "aten.__xor__.Tensor")
-class Either(Greater):
-    """One of two masks, not both."""
-
-    compare = torch.logical_xor
-
-
-@rule_for("aten.logical_not.default", "aten.bitwise_not.default")
-class Not(Greater):
-    """The opposite of a mask."""
-
-    compare = torch.logical_not
-
-
-@rule_for("aten.sign.default", "aten.sgn.default")
-class Sign(Greater):
-    """-1, 0 or 1."""
-
-    compare = torch.sign
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """A mask has no tangent."""
+        raise NotImplementedError
 
 
 @rule_for("aten.where.self", "aten.where.ScalarSelf", "aten.where.ScalarOther", "aten.where.Scalar")
