@@ -19,7 +19,7 @@ from torch import Tensor
 from adjointbackmap.pattern import ActivationPattern
 from adjointbackmap.program import IMAGE, Step
 from adjointbackmap.rules import Field, Rule, Value
-from adjointbackmap.rules.base import gated
+from adjointbackmap.rules.base import Local, gated
 from adjointbackmap.rules.linear import Add, Masked
 from adjointbackmap.rules.piecewise import Gate, PiecewiseAffine
 from adjointbackmap.rules.pooling import AveragePooling, MaxPooling
@@ -200,12 +200,12 @@ class Sweep:
 
     def _windowed(self, group: Group, step: Step, value: Windows, spans: list[Span]) -> Tensor:
         """A rule that reads a window around each position."""
-        rule = step.rule
+        rule = cast("Local", step.rule)
         needed = _needed(rule, spans)
         pad = _pad(value.spans, needed)
         out = rule.valid(value.tensor, pad)
-        if hasattr(rule, "origin"):
-            firsts = rule.origin([n.first for n in needed])
+        firsts = rule.origin([n.first for n in needed])
+        if firsts is not None:
             made = [Span(f, n, s.shift) for f, n, s in zip(firsts, out.shape[2:], spans, strict=True)]
             out = _fitted(Windows(out, made, False), spans)
         if isinstance(rule, AveragePooling):

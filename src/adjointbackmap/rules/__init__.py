@@ -1,6 +1,6 @@
 """One small class per operation: its gates, its linear forward, its adjoint, its receptive field."""
 
-from adjointbackmap.rules import kernels, linear, masks, moving, padding, piecewise, pooling
+from adjointbackmap.rules import joining, kernels, linear, masks, moving, padding, piecewise, pooling
 from adjointbackmap.rules.base import RULES, Builder, Constant, Entry, Mask, Refused, Rule, Value
 from adjointbackmap.rules.field import Axis, Field, field_size
 
@@ -16,6 +16,7 @@ __all__ = [
     "Rule",
     "Value",
     "field_size",
+    "joining",
     "kernels",
     "linear",
     "masks",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adjointbackmap.rules.field import Field, Reach, union, windowed
 
-R = TypeVar("R", bound="Rule")
+R = TypeVar("R", bound="Operation")
 
 Gates = tuple[Tensor, ...]
 Shape = tuple[int, ...]
@@ -109,7 +109,22 @@ def tensor_of(argument: Any, what: str) -> Any:
     return argument.tensor if isinstance(argument, Constant) else argument
 
 
-class Rule(ABC):
+class Operation(ABC):
+    """How an ATen operation becomes steps; :class:`Rule` is one that is a step itself."""
+
+    takes_masks: ClassVar[bool] = False
+
+    @classmethod
+    @abstractmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Any:
+        """Turn the arguments of the ATen operation into steps.
+
+        Returns:
+            The operation's :class:`Value`, a list of them if it has several outputs, or a :class:`Mask`.
+        """
+
+
+class Rule(Operation):
     """One operation: linear in its inputs once its gates are known.
 
     Tangents and cotangents come as a folded batch ``(N * K, *shape)``: ``K`` of them for each of ``N``
@@ -118,15 +133,9 @@ class Rule(ABC):
     written by hand for speed. Of an input that only the gates read, the cotangent is ``None``.
     """
 
-    takes_masks: ClassVar[bool] = False
-
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Any:
-        """Turn the arguments of the ATen operation into steps; the default is one step on the first argument.
-
-        Returns:
-            The operation's :class:`Value`, a list of them if it has several outputs, or a :class:`Mask`.
-        """
+        """One step on the first argument."""
         return builder.apply(cls(*args[1:], **kwargs), args[0])
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
@@ -157,15 +166,8 @@ class Rule(ABC):
         reach = self.reach()
         return windowed(fields[0], *reach) if reach else None
 
-    def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
-        """The map on a part of a tangent, padded with zeros as :func:`torch.nn.functional.pad` does, without its own padding.
 
-        Only rules with a :meth:`reach` have it.
-        """
-        raise NotImplementedError
-
-
-RULES: dict[str, type[Rule]] = {}
+RULES: dict[str, type[Operation]] = {}
 """ATen operation -> its rule."""
 
 
@@ -177,6 +179,18 @@ def rule_for(*ops: str) -> Callable[[type[R]], type[R]]:
         return rule
 
     return register
+
+
+class Local(Rule):
+    """A rule that reads a window around each position, so that a part of the map is enough for a part of its output."""
+
+    @abstractmethod
+    def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
+        """The map on a part, padded with zeros as :func:`torch.nn.functional.pad` does, without its own padding."""
+
+    def origin(self, first: Sequence[int]) -> list[int] | None:
+        """Where the first position of :meth:`valid` is for a part from ``first`` on, if not where the window says."""
+        return None
 
 
 class Pointwise(Rule):

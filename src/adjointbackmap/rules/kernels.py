@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adjointbackmap.rules.base import Builder, Gates, Rule, Shape, Value, filled, rule_for, tensor_of
+from adjointbackmap.rules.base import Builder, Gates, Local, Rule, Shape, Value, filled, rule_for, tensor_of
 from adjointbackmap.rules.field import Reach
 from adjointbackmap.rules.linear import Add
 from adjointbackmap.rules.padding import Pad, grown
@@ -70,7 +70,7 @@ class Kernel(Rule):
     "aten.conv2d.padding",
     "aten.conv3d.padding",
 )
-class Convolution(Kernel):
+class Convolution(Kernel, Local):
     r"""Convolution with any stride, padding, dilation and groups.
 
     :math:`y_i = \sum_j w_{i,j} \star x_j`; the adjoint scatters :math:`w_{i,j}` scaled by the cotangent.
@@ -157,7 +157,7 @@ class Convolution(Kernel):
 
 
 @rule_for("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
-class TransposedConvolution(Kernel):
+class TransposedConvolution(Kernel, Local):
     r"""Transposed convolution, whose kernel is ``(in, out / groups, ...)``.
 
     :math:`x_j` scatters :math:`w_{j,i}`; the adjoint is the convolution with the same kernel.

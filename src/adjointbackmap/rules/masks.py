@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjointbackmap.rules.base import Builder, Constant, Gates, Mask, Rule, Value, rule_for
+from adjointbackmap.rules.base import Builder, Constant, Mask, Operation, Value, rule_for
 from adjointbackmap.rules.linear import Add, Masked, aligned, broadcast
 
 Part = tuple[Callable[..., Tensor], tuple[Value, ...]]
@@ -46,7 +46,7 @@ COMPARISONS: dict[str, Callable[..., Any]] = {
 
 
 @rule_for(*(f"aten.{name}.{kind}" for name in COMPARISONS for kind in ("default", "Scalar", "Tensor")))
-class Comparison(Rule):
+class Comparison(Operation):
     """An operation whose result is a mask: no step of its own, its test runs where the mask is used."""
 
     takes_masks = True
@@ -56,13 +56,9 @@ class Comparison(Rule):
         """The comparison at ``k``."""
         return _combined(builder, COMPARISONS[builder.op], *args[:2])
 
-    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """A mask has no tangent."""
-        raise NotImplementedError
-
 
 @rule_for("aten.where.self", "aten.where.ScalarSelf", "aten.where.ScalarOther", "aten.where.Scalar")
-class Where(Rule):
+class Where(Operation):
     """One of two values by a mask: ``mask * a + (1 - mask) * b``; at the mask's edge PyTorch's choice."""
 
     takes_masks = True
@@ -84,10 +80,6 @@ class Where(Rule):
         if len(chosen) == 2:
             return builder.apply(Add(), *chosen)
         return broadcast(builder, chosen[0] if chosen else None)
-
-    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Built of other steps."""
-        raise NotImplementedError
 
 
 @rule_for("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")

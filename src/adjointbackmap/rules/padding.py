@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adjointbackmap.rules.base import Aten, Builder, Gates, Refused, Shape, Value, rule_for
+from adjointbackmap.rules.base import Aten, Builder, Gates, Local, Refused, Shape, Value, rule_for
 from adjointbackmap.rules.field import Field, Reach, windowed
 from adjointbackmap.rules.linear import Add, Scale
 
@@ -26,7 +26,7 @@ def sides(pad: Sequence[int], axes: int) -> tuple[list[int], list[int]]:
 
 
 @rule_for("aten.pad.default", "aten.constant_pad_nd.default")
-class Pad(Aten):
+class Pad(Aten, Local):
     """Padding with zeros of any dimension but the batch."""
 
     op = torch.ops.aten.constant_pad_nd.default

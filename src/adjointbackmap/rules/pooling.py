@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adjointbackmap.rules.base import Aten, Builder, Gates, Rule, Shape, Value, filled, gated, keep_batch, rule_for
+from adjointbackmap.rules.base import Aten, Builder, Gates, Local, Rule, Shape, Value, filled, gated, keep_batch, rule_for
 from adjointbackmap.rules.field import Field, Reach, windowed
 from adjointbackmap.rules.moving import finer
 
@@ -124,7 +124,7 @@ def spread(value: Sequence[int] | int, axes: int) -> list[int]:
 
 
 @rule_for("aten.avg_pool1d.default", "aten.avg_pool2d.default", "aten.avg_pool3d.default")
-class AveragePooling(Aten):
+class AveragePooling(Aten, Local):
     """Average over windows; with ``ceil_mode`` or without, counting the padding or not, as the module says."""
 
     def __init__(self, axes: int, *args: Any) -> None:
@@ -169,7 +169,7 @@ def pooled(extent: Sequence[int], stride: Sequence[int], padding: Sequence[int])
 
 
 @rule_for(*(f"aten.adaptive_avg_pool{axes}d.default" for axes in (1, 2, 3)))
-class AdaptiveAveragePooling(Aten):
+class AdaptiveAveragePooling(Aten, Local):
     """Average pooling to a given size."""
 
     def __init__(self, shape: Shape, size: Shape) -> None:
