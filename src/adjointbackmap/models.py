@@ -41,7 +41,11 @@ def _shortcut(x: Tensor, out_channels: int) -> Tensor:
 
 
 class VGG7(nn.Module):
-    """Six convolutions and a linear layer, with batch norm (Table B.1) or without any bias (Table A.1)."""
+    """Six convolutions and a linear layer, with batch norm (Table B.1) or without any bias (Table A.1).
+
+    Without batch norm the kernels start at He's variance: with PyTorch's own the signal fades from
+    layer to layer.
+    """
 
     def __init__(self, classes: int = 10, batch_norm: bool = True) -> None:
         super().__init__()
@@ -49,6 +53,8 @@ class VGG7(nn.Module):
             self.add_module(f"conv{i}", Conv3x3(inputs, outputs))
             if batch_norm:
                 self.add_module(f"bn{i}", nn.BatchNorm2d(outputs, eps=BATCH_NORM_EPS))
+            else:
+                nn.init.kaiming_normal_(self.get_parameter(f"conv{i}.weight"), nonlinearity="relu")
         self.fc = nn.Linear(96, classes, bias=False)
         self.batch_norm = batch_norm
 
