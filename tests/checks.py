@@ -50,7 +50,7 @@ def true_field(network, images: Tensor, name: str) -> Tensor:
 def declared_field(network, name: str) -> list[Tensor] | None:
     """Which pixels each position of a layer may depend on, ``(positions, pixels)`` per axis; ``None`` for any pixel."""
     layer = network.layers[name]
-    field = network.program().fields()[layer.value.slot]
+    field = network.program().fields[layer.value.slot]
     if not field:
         return field
     masks = []

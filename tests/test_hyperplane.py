@@ -286,7 +286,9 @@ def test_xarray_has_labelled_dimensions(chain, selection):
     """Dimensions are named, and every unit's place along the mode's dimensions is a coordinate."""
     units, dims = DIMS[selection]
     planes = abm.hyperplanes(chain.network, chain.x, CONV, "RM2", units)
-    data = planes.to_xarray()
+    patch = ("row", "col") if selection == "own" else ("patch_row", "patch_col")
+    assert planes.to_xarray()["image"].dims == (*dims, "channel", *patch)
+    data = planes.to_xarray(dense=True)
     assert data["value"].dims == dims
     assert data["image"].dims == (*dims, "channel", "row", "col")
     assert data["bias_part"].dims == (*dims, "m")

@@ -6,7 +6,10 @@ from cases import MAP, OPERATIONS, make, operation_case
 
 import adjointbackmap as abm
 from adjointbackmap import windows
+from adjointbackmap.jobs import Job
 from adjointbackmap.patches import Patches
+from adjointbackmap.planner import plan_jobs
+from adjointbackmap.units import select, unit_dims
 from adjointbackmap.windows import Group, Span, Sweep, Windows
 
 MAPS = sorted(name for name, (_, shape) in OPERATIONS.items() if shape == MAP)
@@ -28,9 +31,9 @@ def compare(network, x):
     for layer in network.distinct_layers():
         mode = "RM2" if "RM2" in layer.modes else "RM0"
         expected = abm.hyperplanes(network, x, layer.name, mode, method="adjoint")
-        for method in ("basis", "windowed"):
-            if method == "windowed" and (len(layer.out_shape) != 3 or len(network.in_shape) != 3):
-                with pytest.raises(ValueError, match="method must be one of adjoint, basis"):
+        for method in ("basis", "coloured", "windowed"):
+            if method != "basis" and (len(layer.out_shape) != 3 or len(network.in_shape) != 3):
+                with pytest.raises(ValueError, match="method must be one of adjoint, basis for"):
                     network.plan(layer.name, mode, method=method)
                 continue
             assert_same(abm.hyperplanes(network, x, layer.name, mode, method=method), expected)
@@ -95,7 +98,7 @@ def test_plan_counts_multiply_adds():
     network = abm.trace(torch.nn.Conv2d(2, 3, 3, padding=1).eval(), torch.rand(1, 2, 6, 6))
     plan = network.plan("output", "RM2", (0, slice(None), 0), method="adjoint")
     assert plan.multiply_adds == 6 * (3 * 36 * 2 * 9)
-    assert plan.bytes == 6 * (2 * 36 + 3) * 4
+    assert plan.bytes == 6 * (2 * 9 + 3) * 4
 
 
 def test_compact_parts_are_patches_on_the_receptive_field(traced_case):
@@ -125,16 +128,68 @@ def test_dense_part_larger_than_memory_is_refused_by_its_compact_name():
 
 def test_unknown_method_is_refused(traced_case):
     """One sentence with what there is."""
-    with pytest.raises(ValueError, match=r"method must be one of adjoint, basis, windowed .*Got 'fast'"):
+    with pytest.raises(ValueError, match=r"method must be one of adjoint, basis, coloured, windowed .*Got 'fast'"):
         traced_case(CHAIN).network.plan("4", "RM2", method="fast")
 
 
 def test_modes_of_summed_units_have_cotangents_only(traced_case):
-    """RM4, RM3 and RM1 are sums that tangents of units do not give."""
+    """RM3 and RM1 are sums over positions, which tangents of units do not give."""
     network = traced_case(CHAIN).network
     assert network.plan("2", "RM1").method == "adjoint"
     with pytest.raises(ValueError, match="method must be one of adjoint for layer '2' in RM3"):
         network.plan("2", "RM3", method="windowed")
+
+
+KERNELS = sorted(name for name in MAPS if name.startswith(("conv", "transposed")))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_single_kernels_by_every_method(name, monkeypatch):
+    """RM4 by unit cotangents, by rows that kernels share, and by tangents of the kernel's input; RM3 by rows."""
+    model, x = make(lambda: operation_case(name), images=2)
+    network = abm.trace(model, x, audit=False)
+    for layer in (layer for layer in network.layers.values() if "RM4" in layer.modes):
+        units = (slice(1, 3), slice(None), slice(None), slice(None))
+        for mode, chosen in (("RM4", units), ("RM3", None)):
+            shared = abm.hyperplanes(network, x, layer.name, mode, chosen, method="adjoint")
+            with monkeypatch.context() as patched:
+                patched.setattr(Job, "rows", None)
+                expected = abm.hyperplanes(network, x, layer.name, mode, chosen, method="adjoint")
+            assert_same(shared, expected)
+            if mode == "RM4" and network.kernel(layer).rule.groups == 1:
+                for method in ("basis", "coloured", "windowed"):
+                    assert_same(abm.hyperplanes(network, x, layer.name, mode, chosen, method=method), expected)
+
+
+def test_kernels_share_the_rows_of_their_in_channel():
+    """RM3 of 4 in-channels and 32 out-channels: nine cotangents for each in-channel, not one for each kernel."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 32, 3)).eval()
+    network = abm.trace(model, torch.rand(1, 3, 8, 8))
+    assert network.plan("2", "RM3").vectors == 4 * 9
+    assert network.plan("2", "RM3", (0, slice(0, 3))).vectors == 3
+    assert network.plan("2", "RM4", (1, 1)).vectors <= 4 * 9
+
+
+def test_several_layers_share_a_sweep(traced_case):
+    """A list of layers gives what each layer alone gives, each in its own mode."""
+    traced = traced_case(CHAIN)
+    names = [layer.name for layer in traced.network.distinct_layers()]
+    found = abm.hyperplanes(traced.network, traced.x, names)
+    assert list(found) == names
+    for name, planes in found.items():
+        assert planes.mode == ("RM0" if len(traced.network.layers[name].out_shape) == 1 else "RM2")
+        assert_same(planes, abm.hyperplanes(traced.network, traced.x, name, planes.mode, method="adjoint"))
+
+
+def test_one_sweep_serves_every_map_of_vgg7():
+    """The plan for all layers at once takes windows where each layer alone might not."""
+    network = abm.trace(abm.models.build("vgg7").eval(), torch.rand(1, 3, 32, 32), audit=False)
+    jobs = [
+        Job(network, network.layers[n], "RM2", True, select(unit_dims(network.layers[n], "RM2"), None, 1), network.dtype)
+        for n in ("conv1", "conv3", "conv5")
+    ]
+    assert [plan.method for plan in plan_jobs(jobs, 1)] == ["windowed"] * 3
+    assert len({plan.method for plan in plan_jobs(jobs, 1, "basis")}) == 1
 
 
 # the sweep itself

@@ -1,18 +1,21 @@
 """Effective hyperplanes of a layer's units in the five reconstruction modes RM0 to RM4."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adjointbackmap.methods import Job, compute, plan_job, recorded_layer, with_own_bias
-from adjointbackmap.network import Network
+from adjointbackmap.jobs import Job, recorded_layers, with_own_bias
+from adjointbackmap.methods import compute
+from adjointbackmap.network import Layer, Network
 from adjointbackmap.patches import BLOCK, Patches
 from adjointbackmap.pattern import check_images
+from adjointbackmap.planner import Plan, plan_jobs
+from adjointbackmap.recording import Recorded
 from adjointbackmap.units import Selection, select, unit_dims
 
 if TYPE_CHECKING:
@@ -46,7 +49,8 @@ class Hyperplanes:
     """Effective hyperplanes of some units at some images.
 
     Attributes:
-        image_part: Image parts, on the whole image or as patches on the units' receptive fields; :attr:`image` expands.
+        image_part: Image parts: patches on the receptive fields in RM2 and RM4 of maps (where images do not each have
+            their own units), else on the whole image; :attr:`image` expands.
         bias_part: Bias parts ``(N, *units, m)`` for the entries that the layer depends on; :attr:`bias` expands.
         entries: Which of the M entries of ``b`` these are, ``(m,)``.
         value: What the untouched model computes for the units, ``(N, *units)``.
@@ -200,18 +204,28 @@ def relative_error(reconstructed: Float[Tensor, "*units"], value: Float[Tensor, 
     return (reconstructed - value) / torch.where(value == 0, tiny, value)
 
 
+@overload
+def hyperplanes(network: Network, x: Tensor, layer: str, mode: str | None = None, *args: Any, **kwargs: Any) -> Hyperplanes: ...
+
+
+@overload
+def hyperplanes(
+    network: Network, x: Tensor, layer: Sequence[str], mode: str | None = None, *args: Any, **kwargs: Any
+) -> dict[str, Hyperplanes]: ...
+
+
 def hyperplanes(
     network: Network,
     x: Tensor,
-    layer: str,
-    mode: str,
+    layer: str | Sequence[str],
+    mode: str | None = None,
     units: Any = None,
     own_bias: bool | None = None,
     scale: float = 1.0,
     dtype: torch.dtype | None = None,
     method: str | None = None,
     memory: str | int = "2GiB",
-) -> Hyperplanes:
+) -> Hyperplanes | dict[str, Hyperplanes]:
     r"""Effective hyperplanes of a layer's units at the activation pattern of ``x``.
 
     :math:`c([x; b]) = \langle [x; b] | J_F^*(k [x; b])\, w \rangle` [Wan2022, eqs. 3.2-3.4, 3.7-3.12].
@@ -219,25 +233,25 @@ def hyperplanes(
     Args:
         network: Traced network, see :func:`trace`.
         x: One image ``(C, H, W)`` or a batch ``(N, C, H, W)``, in the units that the model takes.
-        layer: Name in ``network.layers``.
+        layer: Name in ``network.layers``, or several: these share one sweep where that is cheaper.
         mode: ``"RM4"`` (one kernel, one position; units ``(out_row, out_col, in_channel, out_channel)``), ``"RM3"`` (one
             kernel, positions summed; ``(in_channel, out_channel)``), ``"RM2"`` (one unit; ``(out_row, out_col,
             out_channel)``), ``"RM1"`` (one out-channel, positions summed; ``(out_channel,)``), or ``"RM0"`` (one output of
-            a fully connected layer; ``(out_feature,)``).
+            a fully connected layer; ``(out_feature,)``); by default RM2, or RM0 where the layer has no positions.
         units: ``None`` for all; a tuple over the mode's unit dimensions of ints, slices or integer arrays, combined as
             NumPy does; a tensor ``(N, K, d)`` of units for each image; ``"predicted"`` for the largest output in RM0.
         own_bias: Whether the layer's own bias belongs to the unit; by default it does in RM0 to RM2, so that the value is
             what the module gives. It never does in RM3 and RM4.
         scale: The factor k at which the pattern is taken.
         dtype: ``torch.float64`` for more than the model's own precision.
-        method: ``"adjoint"`` (a cotangent for each hyperplane), ``"basis"`` (a tangent for each scalar of [x; b]) or
-            ``"windowed"`` (the same, only on the windows that a pixel reaches); by default the one that
-            :meth:`Network.plan` finds cheapest.
+        method: ``"adjoint"`` (a cotangent for each hyperplane), ``"basis"`` (a tangent for each scalar of [x; b]),
+            ``"coloured"`` (one for all pixels that no unit sees together) or ``"windowed"`` (one for each pixel, only on
+            the windows that it reaches); by default the one that :meth:`Network.plan` finds cheapest.
         memory: Largest size of the result, in bytes or such as ``"2GiB"``.
 
     Returns:
         ``image`` of shape ``(N, *units, C, H, W)``, ``bias`` of shape ``(N, *units, M)`` and ``value`` of shape
-        ``(N, *units)``, detached, on the model's device.
+        ``(N, *units)``, detached, on the model's device. For several layers, these by the layer's name.
 
     Raises:
         ValueError: If the layer, mode, units, shape or dtype do not fit, ``x`` is not finite, or the result is larger than
@@ -252,42 +266,55 @@ def hyperplanes(
         >>> bool((planes.reconstruct() - planes.value).abs().max() < 1e-5)
         True
     """
-    chosen = network.layer(layer)
-    own_bias = with_own_bias(chosen, mode, own_bias)
-    images = check_images(network, x, dtype)
-    in_channels = 0 if own_bias else network.kernel(chosen, images.dtype).rule.in_channels
-    dims = unit_dims(chosen, mode, in_channels)
-    recorded = None
-    if isinstance(units, str):
-        recorded = recorded_layer(network, images, chosen)
-        selection = _predicted(units, mode, dims, recorded.outputs[layer])
-    else:
-        selection = select(dims, units, len(images))
-    job = Job(network, chosen, mode, own_bias, selection, images.dtype)
-    limit = bytes_of(memory)
-    planned = plan_job(job, len(images), method)
-    if planned.bytes > limit:
+    several = not isinstance(layer, str)
+    chosen = [network.layer(name) for name in ([layer] if isinstance(layer, str) else layer)]
+    images, limit = check_images(network, x, dtype), bytes_of(memory)
+    recorded = recorded_layers(network, images, chosen) if isinstance(units, str) else None
+    jobs = [_job(network, images, one, mode, units, own_bias, recorded) for one in chosen]
+    plans = plan_jobs(jobs, len(images), method)
+    _check_memory(jobs, plans, len(images), memory)
+    recorded = recorded or recorded_layers(network, images, chosen)
+    found = compute(jobs, images, scale, [plan.method for plan in plans])
+    made = {
+        job.layer.name: Hyperplanes(
+            image_part=parts.image,
+            bias_part=parts.bias,
+            entries=job.entries,
+            value=job.values(recorded).view(len(images), *job.selection.shape),
+            x=images,
+            network=network,
+            layer=job.layer.name,
+            mode=job.mode,
+            units=job.selection,
+            own_bias=job.own_bias,
+            scale=scale,
+            memory=limit,
+        )
+        for job, parts in zip(jobs, found, strict=True)
+    }
+    return made if several else made[chosen[0].name]
+
+
+def _job(
+    network: Network, images: Tensor, layer: Layer, mode: str | None, units: Any, own_bias: bool | None, recorded: Recorded | None
+) -> Job:
+    mode = mode or next((m for m in ("RM2", "RM0") if m in layer.modes), layer.modes[0])
+    own_bias = with_own_bias(layer, mode, own_bias)
+    in_channels = 0 if own_bias else network.kernel(layer, images.dtype).rule.in_channels
+    dims = unit_dims(layer, mode, in_channels)
+    selection = _predicted(units, mode, dims, recorded.outputs[layer.name]) if recorded else select(dims, units, len(images))
+    return Job(network, layer, mode, own_bias, selection, images.dtype)
+
+
+def _check_memory(jobs: Sequence[Job], plans: Sequence[Plan], images: int, memory: str | int) -> None:
+    needed = sum(plan.bytes for plan in plans)
+    if needed > bytes_of(memory):
         msg = (
-            f"The result must fit in memory={memory}. It needs {planned.bytes / 2**30:.2f} GiB for {len(images)} x "
-            f"{prod(selection.shape):,} hyperplanes: choose fewer units or images, or raise memory."
+            f"The result must fit in memory={memory}. It needs {needed / 2**30:.2f} GiB for {images} x "
+            f"{sum(job.count for job in jobs):,} hyperplanes: choose fewer units or images, raise memory, or take "
+            "iter_hyperplanes() or save()."
         )
         raise ValueError(msg)
-    recorded = recorded or recorded_layer(network, images, chosen)
-    found = compute(job, images, scale, planned.method)
-    return Hyperplanes(
-        image_part=found.image,
-        bias_part=found.bias,
-        entries=found.entries,
-        value=job.values(recorded).view(len(images), *selection.shape),
-        x=images,
-        network=network,
-        layer=layer,
-        mode=mode,
-        units=selection,
-        own_bias=own_bias,
-        scale=scale,
-        memory=limit,
-    )
 
 
 def _predicted(units: str, mode: str, dims: dict[str, int], output: Tensor) -> Selection:

@@ -14,7 +14,7 @@ from adjointbackmap.rules import RULES, Value, field_size
 from adjointbackmap.rules.kernels import Kernel
 
 if TYPE_CHECKING:
-    from adjointbackmap.methods import Plan
+    from adjointbackmap.planner import Plan
 
 KERNEL_MODULES = (nn.modules.conv._ConvNd, nn.Linear)
 OUTPUT = "output"
@@ -139,12 +139,7 @@ class Network:
         return Biases(self.program(dtype), dtype)
 
     def program(self, dtype: torch.dtype | None = None) -> Program:
-        """The steps in a dtype, by default the model's.
-
-        Raises:
-            RuntimeError: If the model was changed since the trace.
-        """
-        self.check_unchanged()
+        """The steps in a dtype, by default the model's."""
         dtype = dtype or self.dtype
         if dtype not in self._programs:
             self._programs[dtype] = lower(self._capture, self._target, _tensors(self.model), dtype)
@@ -198,7 +193,7 @@ class Network:
             >>> print(network.plan("output", "RM2", units=(0, 0, 0)))
             adjoint: 1 cotangents, 3.89e-06 GMAC, 0.0 MiB
         """
-        from adjointbackmap.methods import plan
+        from adjointbackmap.planner import plan
 
         return plan(self, layer, mode, units, own_bias, method)
 
@@ -296,7 +291,7 @@ def _kernel_nodes(model: nn.Module, captured: Capture) -> Iterator[tuple[torch.f
 
 def _layers(model: nn.Module, captured: Capture, target: torch.fx.Node, program: Program) -> dict[str, Layer]:
     wanted = ancestors(target)
-    fields = program.fields()
+    fields = program.fields
     image = program.image.shape[1:]
     kernels = {name: (node, call) for node, name, call in _kernel_nodes(model, captured) if node in wanted}
     ends = {name: node for name, node in captured.layers.items() if node in wanted or source_of(node) in wanted}

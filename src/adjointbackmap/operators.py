@@ -147,6 +147,7 @@ class LayerOperator:
         Raises:
             ValueError: If both are left out, or a shape or dtype does not fit.
         """
+        self.pattern.network.check_unchanged()
         given = [(n, t, s) for n, t, s in (("image", image, self.in_shape), ("bias", bias, (self.bias_length,))) if t is not None]
         if not given:
             msg = "forward needs tangents of the image, of the bias vector, or of both. Got neither."
@@ -173,6 +174,7 @@ class LayerOperator:
         Raises:
             ValueError: If the shape or dtype does not fit.
         """
+        self.pattern.network.check_unchanged()
         stacked = self._stacked("cotangent", cotangent, self.out_shape)
         step = max(1, CHUNK // self.pattern.images)
         slot = self.layer.value.slot

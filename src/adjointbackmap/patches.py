@@ -11,6 +11,29 @@ BLOCK = 2**22  # numbers in a block of an inner product
 
 
 @dataclass(frozen=True)
+class Side:
+    """Patches along one axis: that of position ``u`` has ``size`` pixels from ``start + step * u`` on.
+
+    Attributes:
+        first: First of the positions.
+        count: How many there are.
+        start: First pixel of position 0's patch.
+        step: Pixels from one patch to the next.
+        size: Pixels of a patch.
+    """
+
+    first: int
+    count: int
+    start: int
+    step: int
+    size: int
+
+    def corners(self) -> Tensor:
+        """First pixel of each position's patch, ``(count,)``."""
+        return self.start + self.step * (self.first + torch.arange(self.count))
+
+
+@dataclass(frozen=True)
 class Patches:
     """Image parts on their receptive fields.
 

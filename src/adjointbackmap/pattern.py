@@ -53,6 +53,7 @@ def record_pattern(network: Network, x: Tensor, scale: float = 1.0, dtype: torch
 
     Raises:
         ValueError: If ``x`` does not fit the network or k is not positive.
+        RuntimeError: If the model was changed since the trace.
 
     Example:
         >>> import torch
@@ -66,6 +67,7 @@ def record_pattern(network: Network, x: Tensor, scale: float = 1.0, dtype: torch
     if not 0 < scale < float("inf"):
         msg = f"scale must be a positive number, such as 1/8. Got {scale}."
         raise ValueError(msg)
+    network.check_unchanged()
     images = check_images(network, x, dtype)
     program = network.program(images.dtype)
     gates: dict[int, Gates] = {}

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -111,8 +112,9 @@ class Program:
                 kept.append(step)
         return kept[::-1]
 
+    @cached_property
     def fields(self) -> dict[int, Field]:
-        """Receptive field of every value."""
+        """Receptive field of every value, once all steps are there."""
         spatial = max(len(self.image.shape) - 1, 0)
         fields: dict[int, Field] = {e.slot: () for e in self.entries}
         fields[IMAGE] = (Axis(),) * spatial if spatial else None

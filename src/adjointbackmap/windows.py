@@ -5,7 +5,7 @@ ordinary batch: convolutions pad by their whole reach and the windows grow, gate
 move the windows' corners. What has no spatial rule, and a window that is as large as its map, goes on as whole maps.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adjointbackmap.patches import Side
 from adjointbackmap.pattern import ActivationPattern
 from adjointbackmap.program import IMAGE, Step
 from adjointbackmap.rules import Field, Rule, Value
@@ -55,8 +56,8 @@ class Group:
             return None
         spans = []
         for axis, pixel, stride in zip(field, self.first, self.stride, strict=True):
-            first, last = ceil((pixel - axis.high) / Fraction(axis.step)), floor((pixel - axis.low) / Fraction(axis.step))
-            spans.append(Span(first, last - first + 1, int(stride / Fraction(axis.step))))
+            first, last = -int((axis.high - pixel) // axis.step), int((pixel - axis.low) // axis.step)
+            spans.append(Span(first, last - first + 1, int(stride // axis.step)))
         return spans
 
     def places(self) -> Tensor:
@@ -84,24 +85,26 @@ class Sweep:
     Attributes:
         pattern: The activation pattern of one image.
         targets: The values.
+        after: Steps that are taken from these by :meth:`step`: batches leave room for them.
     """
 
-    def __init__(self, pattern: ActivationPattern, targets: Iterable[Value]) -> None:
+    def __init__(self, pattern: ActivationPattern, targets: Iterable[Value], after: Iterable[Step] = ()) -> None:
         self.pattern, self.targets = pattern, list(targets)
         program = pattern.program
         self.steps = program.upstream(self.targets)
-        self.fields = program.fields()
-        self.shapes = {program.image.slot: program.image.shape, **{s.output.slot: s.output.shape for s in self.steps}}
+        self.fields = program.fields
+        self.values = [program.image, *(s.output for s in (*self.steps, *after))]
         self.last = {i.slot: n for n, step in enumerate(self.steps) for i in step.inputs}
         self.weights: dict[int, Tensor] = {}
 
-    def groups(self) -> Iterator[Group]:
-        """The image's pixels in groups, small enough for a batch."""
-        channels, *image = self.shapes[IMAGE]
-        strides = strides_of([self.fields[slot] for slot in self.shapes], len(image))
+    def groups(self, pixels: Sequence[range] | None = None) -> Iterator[Group]:
+        """The image's pixels, or those of a range of rows and of columns, in groups small enough for a batch."""
+        channels, *image = self.values[IMAGE].shape
+        pixels = pixels or [range(n) for n in image]
+        strides = strides_of([self.fields[value.slot] for value in self.values], len(image))
         each = channels * self._largest_window(Group((0,) * len(image), (1,) * len(image), strides))
-        for first in product(*(range(min(s, n)) for s, n in zip(strides, image, strict=True))):
-            count = tuple(-(-(n - f) // s) for n, f, s in zip(image, first, strides, strict=True))
+        for first in product(*(p[:s] for p, s in zip(pixels, strides, strict=True))):
+            count = tuple(-(-(p.stop - f) // s) for p, f, s in zip(pixels, first, strides, strict=True))
             rows = max(1, BATCH // max(1, each * prod(count[1:])))
             for start in range(0, count[0], rows):
                 part = (min(rows, count[0] - start), *count[1:])
@@ -109,10 +112,10 @@ class Sweep:
 
     def _largest_window(self, group: Group) -> int:
         largest = 1
-        for slot, shape in self.shapes.items():
-            spans = group.spans(self.fields[slot])
-            whole = prod(shape)
-            windowed = whole if spans is None else shape[0] * prod(max(0, s.size) for s in spans)
+        for value in self.values:
+            spans = group.spans(self.fields[value.slot])
+            whole = prod(value.shape)
+            windowed = whole if spans is None else value.shape[0] * prod(max(0, s.size) for s in spans)
             largest = max(largest, min(whole, windowed))
         return largest
 
@@ -121,7 +124,7 @@ class Sweep:
         kept = {t.slot for t in self.targets}
         values: dict[int, Tangents] = {IMAGE: self._pixels(group)}
         for n, step in enumerate(self.steps):
-            values[step.output.slot] = self._step(group, step, [values.get(i.slot) for i in step.inputs])
+            values[step.output.slot] = self.step(group, step, [values.get(i.slot) for i in step.inputs])
             for i in step.inputs:
                 if self.last[i.slot] == n and i.slot not in kept:
                     values[i.slot] = None  # free it
@@ -129,13 +132,14 @@ class Sweep:
 
     def _pixels(self, group: Group) -> Windows:
         """A unit tangent for each pixel and in-channel."""
-        channels, *image = self.shapes[IMAGE]
+        channels, *image = self.values[IMAGE].shape
         eye = torch.eye(channels, dtype=self.pattern.dtype, device=self.pattern.network.device)
         tensor = eye.view(channels, channels, *(1,) * len(image)).repeat(prod(group.count), *(1,) * (len(image) + 1))
         spans = group.spans(self.fields[IMAGE]) or []
         return Windows(_channels_last(tensor), spans, True)
 
-    def _step(self, group: Group, step: Step, inputs: list[Tangents]) -> Tangents:
+    def step(self, group: Group, step: Step, inputs: list[Tangents]) -> Tangents:
+        """The tangents of a group's pixels after a step, from those of its inputs."""
         given = [v for v in inputs if v is not None]
         if not given:
             return None
@@ -247,17 +251,18 @@ class Sweep:
         Args:
             group: The pixels.
             value: What :meth:`run` gave for the target.
-            factors: ``(pixels, in-channels)``.
+            factors: ``(pixels, in-channels)``; the sums are accumulated in their dtype.
             shape: Shape of the target.
         """
         if value is None:
             return None
         if not isinstance(value, Windows) or len(value.spans) != 2:
-            rows = cast("Tensor", self.whole(group, value, Value(-1, shape))).movedim(1, -1)  # channels last is how maps lie
+            maps = cast("Tensor", self.whole(group, value, Value(-1, shape)))
+            rows = maps.movedim(1, -1).to(factors.dtype)  # channels last is how maps lie
             both = torch.stack([factors.flatten() @ rows.flatten(1), factors.flatten().abs() @ rows.abs().flatten(1)])
             return both.unflatten(1, rows.shape[1:]).movedim(-1, 1)
         rows = value.tensor.movedim(1, -1).unflatten(0, factors.shape)  # (pixels, in-channels, h, w, channels)
-        flat = rows.flatten(2)
+        flat = rows.flatten(2).to(factors.dtype)
         both = torch.stack([factors[:, None] @ flat, factors.abs()[:, None] @ flat.abs()])
         parts = both.unflatten(3, rows.shape[2:]).squeeze(2)
         sizes, shifts = tuple(s.size for s in value.spans), tuple(s.shift for s in value.spans)
@@ -273,6 +278,12 @@ def strides_of(fields: Iterable[Field], axes: int) -> tuple[int, ...]:
     """The least strides of pixels whose windows have one geometry in every map."""
     known = [field for field in fields if field]
     return tuple(lcm(*(Fraction(field[a].step).numerator for field in known)) for a in range(axes))
+
+
+def pixels_reaching(sides: Sequence[Side], image: Sequence[int]) -> list[range]:
+    """Rows and columns of the image that patches lie on."""
+    spans = [(side.start + side.step * side.first, side.step * (side.count - 1) + side.size) for side in sides]
+    return [range(max(0, first), min(extent, first + size)) for (first, size), extent in zip(spans, image, strict=True)]
 
 
 def group_steps(group: Group) -> Tensor:

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from fractions import Fraction
+from math import prod
 from typing import Any
 
 import torch
@@ -55,6 +56,18 @@ class Kernel(Rule):
     def in_channel_mask(self, channels: int) -> Tensor:
         """Which of the input's channels are in-channel ``j`` of their group: ``(j, channels)``."""
         return torch.arange(channels) % self.in_channels == torch.arange(self.in_channels)[:, None]
+
+    def apart(self) -> "Kernel | None":
+        """The same with in-channels kept apart: out-channel ``j * out + i`` reads in-channel ``j`` alone; ``None`` for groups."""
+        return None
+
+    def tap(self) -> "Kernel | None":
+        """The same for one in-channel, with a unit kernel as out-channel for each weight; ``None`` for groups."""
+        return None
+
+    def by_tap(self) -> Tensor:
+        """The kernel as ``(in, out, taps)``."""
+        return self.weight.flatten(2).transpose(0, 1)
 
     def in_channel_of(self, out_channel: Tensor, j: Tensor) -> Tensor:
         """The channel of the input that is in-channel ``j`` of an out-channel's group."""
@@ -112,6 +125,19 @@ class Convolution(Kernel, Local):
     def bias_shape(channels: int, dims: int) -> Shape:
         """One number per channel, at every position."""
         return (channels, *(1,) * (dims - 1))
+
+    def apart(self) -> "Convolution | None":
+        """One group for each in-channel."""
+        return self._like(self.by_tap().reshape(-1, 1, *self.weight.shape[2:]), self.weight.shape[1])
+
+    def tap(self) -> "Convolution | None":
+        """Unit kernels."""
+        return self._like(_unit_kernels(self.weight)[:, None], 1)
+
+    def _like(self, weight: Tensor, groups: int) -> "Convolution | None":
+        if self.groups > 1:
+            return None
+        return Convolution(_contiguous(weight), self.stride, self.padding, self.dilation, groups)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """Convolve."""
@@ -179,6 +205,23 @@ class TransposedConvolution(Kernel, Local):
 
     bias_shape = staticmethod(Convolution.bias_shape)
 
+    def apart(self) -> "TransposedConvolution | None":
+        """One group for each in-channel."""
+        return self._like(self.weight, self.weight.shape[0])
+
+    def tap(self) -> "TransposedConvolution | None":
+        """Unit kernels."""
+        return self._like(_unit_kernels(self.weight)[None], 1)
+
+    def by_tap(self) -> Tensor:
+        """The kernel as ``(in, out, taps)``."""
+        return self.weight.flatten(2)
+
+    def _like(self, weight: Tensor, groups: int) -> "TransposedConvolution | None":
+        if self.groups > 1:
+            return None
+        return TransposedConvolution(weight, self.stride, self.padding, self.output_padding, groups, self.dilation)
+
     @property
     def in_channels(self) -> int:
         """In-channels that one out-channel sees: those of its group."""
@@ -214,6 +257,16 @@ class TransposedConvolution(Kernel, Local):
         zeros = [0] * len(self.stride)
         args = (self.stride, zeros, self.dilation, True, zeros, self.groups)
         return torch.ops.aten.convolution.default(F.pad(window, pad), self.weight, None, *args)
+
+
+def _unit_kernels(weight: Tensor) -> Tensor:
+    """One kernel for each weight of a kernel's in-channel, ``(taps, *sizes)``."""
+    sizes = weight.shape[2:]
+    return torch.eye(prod(sizes), dtype=weight.dtype, device=weight.device).unflatten(1, sizes)
+
+
+def _contiguous(weight: Tensor) -> Tensor:
+    return weight.contiguous(memory_format=torch.channels_last) if weight.dim() == 4 else weight.contiguous()
 
 
 @rule_for("aten.linear.default")
