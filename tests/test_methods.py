@@ -6,9 +6,11 @@ from cases import MAP, OPERATIONS, make, operation_case
 
 import adjointbackmap as abm
 from adjointbackmap import windows
+from adjointbackmap.alive import AliveConvolution
 from adjointbackmap.jobs import Job
 from adjointbackmap.patches import Patches
 from adjointbackmap.planner import plan_jobs
+from adjointbackmap.rules.kernels import Convolution
 from adjointbackmap.units import select, unit_dims
 from adjointbackmap.windows import Group, Span, Sweep, Windows
 
@@ -230,3 +232,36 @@ def test_pixel_that_reaches_nothing_has_no_tangent():
     sweep = Sweep(abm.record_pattern(network, x), [value])
     assert sweep.run(Group((1, 0), (2, 2), (2, 2)))[value.slot] is None
     assert sweep.run(Group((0, 0), (2, 2), (2, 2)))[value.slot] is not None
+
+
+# what is dead
+
+
+@pytest.mark.parametrize(
+    "geometry", [{}, {"padding": 1}, {"stride": 2, "padding": (1, 0)}, {"dilation": 2, "padding": 2}], ids=str
+)
+def test_dead_channels_are_left_out_of_a_convolution(geometry):
+    """Only what the gate lets through is multiplied: the same as the convolution of gated maps."""
+    conv = torch.nn.Conv2d(4, 5, 3, bias=False, **geometry).double()
+    gate = (torch.rand(1, 4, 7, 8) < 0.3).double()
+    gate[:, :, :4, :4] = 0
+    tangents = torch.randn(6, 4, 7, 8).double() * gate
+    rule = Convolution(conv.weight.detach(), conv.stride, conv.padding, conv.dilation)
+    alive = AliveConvolution(rule, gate)
+    torch.testing.assert_close(alive.forward(tangents), conv(tangents).detach(), rtol=1e-12, atol=1e-12)
+    assert sum(len(rows) for rows in alive.rows) < alive.kernel.shape[0] * len(alive.rows) / 2
+
+
+def test_sweep_leaves_out_what_is_dead():
+    """Where windows have become whole maps and the ReLU before is mostly zero, the sweep takes the shorter product."""
+    convs = [torch.nn.Conv2d(i, o, 3, padding=1) for i, o in ((3, 8), (8, 8), (8, 4))]
+    model = torch.nn.Sequential(convs[0], convs[1], torch.nn.ReLU(), convs[2]).eval().double()
+    convs[1].bias.data.sub_(0.5)
+    x = torch.rand(1, 3, 5, 5).double()
+    network = abm.trace(model, x)
+    sweep = Sweep(abm.record_pattern(network, x), [network.layers["3"].value])
+    assert len(sweep.dead) == 1
+    for group in sweep.groups():
+        sweep.run(group)
+    assert list(sweep.alive) == list(sweep.dead)
+    assert_same(abm.hyperplanes(network, x, "3", "RM2", method="windowed"), abm.hyperplanes(network, x, "3", "RM2"))

@@ -211,8 +211,6 @@ class Job:
             seeds[(each, channel, *spatial)] = 1
         else:
             seeds[(each, *where.values())] = 1
-        if seeds.dim() == 4:
-            seeds = seeds.contiguous(memory_format=torch.channels_last)
         if j is None:
             return {self.target.slot: seeds}
         kernel = self.kernel

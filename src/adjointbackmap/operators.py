@@ -14,6 +14,7 @@ from adjointbackmap.network import Layer, Network
 from adjointbackmap.pattern import ActivationPattern, record_pattern
 from adjointbackmap.program import IMAGE, Program, Step
 from adjointbackmap.rules import Value
+from adjointbackmap.rules.base import laid_out
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -46,7 +47,7 @@ def _forward(pattern: ActivationPattern, step: Step, inputs: list[Tensor | None]
         return None
     like = next(t for t in inputs if t is not None)
     full = [like.new_zeros(()).expand(batch, *i.shape) if t is None else t for t, i in zip(inputs, step.inputs, strict=True)]
-    return step.rule.forward(pattern.gates.get(step.output.slot, ()), *full)
+    return laid_out(step.rule.forward(pattern.gates.get(step.output.slot, ()), *full))
 
 
 def pull(
@@ -61,7 +62,7 @@ def pull(
         if cotangent is None:
             continue
         shapes = [i.shape for i in step.inputs]
-        parts = step.rule.adjoint(pattern.gates.get(step.output.slot, ()), cotangent, shapes)
+        parts = step.rule.adjoint(pattern.gates.get(step.output.slot, ()), laid_out(cotangent), shapes)
         for i, part in zip(step.inputs, parts, strict=True):
             if part is not None:
                 sums[i.slot] = sums[i.slot] + part if i.slot in sums else part
@@ -266,11 +267,8 @@ class LayerOperator:
 
 
 def _folded(stacked: Tensor) -> Tensor:
-    """``(N, K, *shape)`` as one batch, channels-last where that is faster: maps in float32."""
-    folded = stacked.flatten(0, 1)
-    if folded.dim() != 4 or folded.dtype != torch.float32:
-        return folded
-    return folded.contiguous(memory_format=torch.channels_last)
+    """``(N, K, *shape)`` as one batch."""
+    return laid_out(stacked.flatten(0, 1))
 
 
 def operator(network: Network, x: Tensor, layer: str, scale: float = 1.0, dtype: torch.dtype | None = None) -> LayerOperator:

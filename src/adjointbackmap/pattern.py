@@ -8,7 +8,7 @@ from torch import Tensor
 from adjointbackmap.arithmetic import exact
 from adjointbackmap.network import Network
 from adjointbackmap.program import IMAGE, Program
-from adjointbackmap.rules.base import Gates
+from adjointbackmap.rules.base import Gates, laid_out
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def record_pattern(network: Network, x: Tensor, scale: float = 1.0, dtype: torch
     program = network.program(images.dtype)
     gates: dict[int, Gates] = {}
     with exact(images.device):
-        values = {IMAGE: scale * _channels_last(images)}
+        values = {IMAGE: scale * laid_out(images)}
         for entry in program.entries:
             values[entry.slot] = (scale * entry.value).expand(len(images), *entry.value.shape)
         for step in program.steps:
@@ -114,7 +114,3 @@ def check_images(network: Network, x: Tensor, dtype: torch.dtype | None = None) 
         msg = f"x must be finite. Got {int((~x.isfinite()).sum())} values that are NaN or infinite: mend the image."
         raise ValueError(msg)
     return x.detach().to(wanted)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()

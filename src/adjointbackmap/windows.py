@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adjointbackmap.alive import SMALLEST_BATCH, AliveConvolution, mostly_dead
 from adjointbackmap.patches import Side
 from adjointbackmap.pattern import ActivationPattern
 from adjointbackmap.program import IMAGE, Step
 from adjointbackmap.rules import Field, Rule, Value
-from adjointbackmap.rules.base import Local, gated
+from adjointbackmap.rules.base import Local, gated, laid_out, unfilled
+from adjointbackmap.rules.kernels import Convolution
 from adjointbackmap.rules.linear import Add, Masked
 from adjointbackmap.rules.piecewise import Gate, PiecewiseAffine
 from adjointbackmap.rules.pooling import AveragePooling, MaxPooling
@@ -94,8 +96,10 @@ class Sweep:
         self.steps = program.upstream(self.targets)
         self.fields = program.fields
         self.values = [program.image, *(s.output for s in (*self.steps, *after))]
+        self.dead = mostly_dead(pattern, self.steps)
+        self.alive: dict[int, AliveConvolution] = {}
         self.last = {i.slot: n for n, step in enumerate(self.steps) for i in step.inputs}
-        self.weights: dict[int, Tensor] = {}
+        self.weights: dict[int, Tensor | None] = {}
 
     def groups(self, pixels: Sequence[range] | None = None) -> Iterator[Group]:
         """The image's pixels, or those of a range of rows and of columns, in groups small enough for a batch."""
@@ -136,7 +140,7 @@ class Sweep:
         eye = torch.eye(channels, dtype=self.pattern.dtype, device=self.pattern.network.device)
         tensor = eye.view(channels, channels, *(1,) * len(image)).repeat(prod(group.count), *(1,) * (len(image) + 1))
         spans = group.spans(self.fields[IMAGE]) or []
-        return Windows(_channels_last(tensor), spans, True)
+        return Windows(laid_out(tensor), spans, True)
 
     def step(self, group: Group, step: Step, inputs: list[Tangents]) -> Tangents:
         """The tangents of a group's pixels after a step, from those of its inputs."""
@@ -156,17 +160,24 @@ class Sweep:
     def _on_maps(self, group: Group, step: Step, inputs: list[Tangents]) -> Tensor:
         maps = [self.whole(group, v, i) for v, i in zip(inputs, step.inputs, strict=True)]
         like = next(m for m in maps if m is not None)
+        if step.output.slot in self.dead and len(like) >= SMALLEST_BATCH:
+            return self._alive(step).forward(like)
         zero = like.new_zeros(())
         full = [zero.expand(len(like), *i.shape) if m is None else m for m, i in zip(maps, step.inputs, strict=True)]
         return step.rule.forward(self.pattern.gates.get(step.output.slot, ()), *full)
+
+    def _alive(self, step: Step) -> AliveConvolution:
+        slot = step.output.slot
+        if slot not in self.alive:
+            self.alive[slot] = AliveConvolution(cast("Convolution", step.rule), self.dead[slot])
+        return self.alive[slot]
 
     def whole(self, group: Group, value: Tangents, place: Value) -> Tensor | None:
         """Tangents on whole maps: the windows put into zeros."""
         if not isinstance(value, Windows):
             return value
         pixels, tensor = prod(group.count), value.tensor
-        maps = torch.zeros_like(tensor[:1, :, *(slice(1),) * len(value.spans)]).expand(len(tensor), *place.shape).contiguous()
-        maps, parts = _channels_last(maps).unflatten(0, (pixels, -1)), tensor.unflatten(0, (pixels, -1))
+        maps, parts = (t.unflatten(0, (pixels, -1)) for t in (unfilled(tensor, place.shape).zero_(), tensor))
         for p, steps in enumerate(product(*map(range, group.count))):
             inside, taken = [], []
             for span, step, extent in zip(value.spans, steps, place.shape[1:], strict=True):
@@ -213,12 +224,18 @@ class Sweep:
             made = [Span(f, n, s.shift) for f, n, s in zip(firsts, out.shape[2:], spans, strict=True)]
             out = _fitted(Windows(out, made, False), spans)
         if isinstance(rule, AveragePooling):
-            slot = step.output.slot
-            if slot not in self.weights:
-                self.weights[slot] = rule.weight(step.inputs[0].shape, value.tensor)
-            if (self.weights[slot] != 1).any():
-                out = gated(_seen_by(group, self.weights[slot], spans), out)
+            weight = self._edge_weight(step, rule, value.tensor)
+            if weight is not None:
+                out = gated(_seen_by(group, weight, spans), out)
         return out
+
+    def _edge_weight(self, step: Step, rule: AveragePooling, like: Tensor) -> Tensor | None:
+        """What averages at the edges count more; ``None`` where they do not. Looked at once, for it waits for the device."""
+        slot = step.output.slot
+        if slot not in self.weights:
+            weight = rule.weight(step.inputs[0].shape, like)
+            self.weights[slot] = weight if bool((weight != 1).any()) else None
+        return self.weights[slot]
 
     def _winners(self, group: Group, step: Step, winners: Tensor, value: Windows, spans: list[Span]) -> Tensor:
         """Max pooling: each window's winner, where it lies in the part of the input that is there."""
@@ -235,7 +252,7 @@ class Sweep:
         parts = value.tensor.unflatten(0, (pixels, -1)).flatten(3)
         index = flat.flatten(2)[:, None].expand(-1, parts.shape[1], -1, -1)
         taken = parts.gather(3, index) * inside.flatten(2)[:, None]
-        return _channels_last(taken.unflatten(3, seen.shape[2:]).flatten(0, 1))
+        return laid_out(taken.unflatten(3, seen.shape[2:]).flatten(0, 1))
 
     def _cleaned(self, group: Group, value: Windows, place: Value) -> Windows:
         """Zeros where a window is outside the map."""
@@ -289,13 +306,6 @@ def pixels_reaching(sides: Sequence[Side], image: Sequence[int]) -> list[range]:
 def group_steps(group: Group) -> Tensor:
     """How many strides each pixel of a group is from its first, ``(pixels, axes)``."""
     return torch.stack(torch.meshgrid(*(torch.arange(n) for n in group.count), indexing="ij"), -1).flatten(0, -2)
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    """Maps in float32 are faster so."""
-    if tensor.dim() == 4 and tensor.dtype == torch.float32:
-        return tensor.contiguous(memory_format=torch.channels_last)
-    return tensor.contiguous()
 
 
 def _covers(spans: list[Span], shape: tuple[int, ...]) -> bool:

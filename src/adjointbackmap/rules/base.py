@@ -232,6 +232,19 @@ def keep_batch(dims: Sequence[int], x: Value) -> list[int]:
     return counted
 
 
+def laid_out(tensor: Tensor) -> Tensor:
+    """The tensor in memory as it is computed fastest: maps in float32 channels last."""
+    if tensor.dim() == 4 and tensor.dtype == torch.float32:
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor.contiguous()
+
+
+def unfilled(like: Tensor, shape: Shape) -> Tensor:
+    """A batch as long as another, whose numbers are never read: PyTorch's adjoints ask for the input."""
+    layout = torch.channels_last if len(shape) == 3 and like.dtype == torch.float32 else torch.contiguous_format
+    return torch.empty(len(like), *shape, dtype=like.dtype, device=like.device, memory_format=layout)
+
+
 def gated(gate: Tensor, tangents: Tensor) -> Tensor:
     """Multiply ``(N * K, *shape)`` by gates ``(N, *shape)``, the same for all ``K`` tangents of an image."""
     if len(gate) == len(tangents):

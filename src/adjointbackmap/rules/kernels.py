@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adjointbackmap.rules.base import Builder, Gates, Local, Rule, Shape, Value, filled, rule_for, tensor_of
+from adjointbackmap.rules.base import Builder, Gates, Local, Rule, Shape, Value, filled, rule_for, tensor_of, unfilled
 from adjointbackmap.rules.field import Reach
 from adjointbackmap.rules.linear import Add
 from adjointbackmap.rules.padding import Pad, grown
@@ -165,7 +165,7 @@ class Convolution(Kernel, Local):
 
     def back(self, cotangent: Tensor, shape: Shape) -> Tensor:
         """Transposed convolution; this form of it is the fastest in float64 too."""
-        like = cotangent.new_empty(1).expand(len(cotangent), *shape)
+        like = unfilled(cotangent, shape)
         args = (None, self.stride, self.padding, self.dilation, False, [0] * len(self.stride), self.groups)
         mask = [True, False, False]
         return torch.ops.aten.convolution_backward.default(cotangent, like, self.weight, *args, mask)[0]

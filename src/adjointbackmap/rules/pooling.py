@@ -9,7 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adjointbackmap.rules.base import Aten, Builder, Gates, Local, Rule, Shape, Value, filled, gated, keep_batch, rule_for
+from adjointbackmap.rules.base import (
+    Aten,
+    Builder,
+    Gates,
+    Local,
+    Rule,
+    Shape,
+    Value,
+    filled,
+    gated,
+    keep_batch,
+    rule_for,
+    unfilled,
+)
 from adjointbackmap.rules.field import Field, Reach, windowed
 from adjointbackmap.rules.moving import finer
 
@@ -137,6 +150,14 @@ class AveragePooling(Aten, Local):
         """One step."""
         return builder.apply(cls(len(args[0].shape) - 1, *args[1:]), args[0])
 
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+        """Spread each cotangent over its window; on maps by PyTorch's own, which needs no pass forward."""
+        if self.axes != 2:
+            return super().adjoint(gates, cotangent, shapes)
+        size, stride, *rest = filled(self.args, 1, (), 0, False, True, None)
+        like = unfilled(cotangent, shapes[0])
+        return (torch.ops.aten.avg_pool2d_backward.default(cotangent, like, size, stride or size, *rest),)
+
     def geometry(self) -> tuple[list[int], list[int], list[int]]:
         """Size, stride and padding of the window per axis."""
         size, stride, padding = filled(self.args, 1, (), (0,))[:3]
@@ -149,9 +170,16 @@ class AveragePooling(Aten, Local):
         return pooled([n - 1 for n in size], stride, padding)
 
     def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
-        """Averages over whole windows of a part."""
+        """Averages over whole windows of a part; on maps as a convolution, which is several times faster on the CPU."""
         size, stride, _ = self.geometry()
-        return self.op(F.pad(window, pad), size, stride)
+        if self.axes != 2:
+            return self.op(F.pad(window, pad), size, stride)
+        before, after = list(pad[0::2]), list(pad[1::2])
+        if before != after or min(before) < 0:
+            window, before = F.pad(window, pad), [0, 0]
+        channels = window.shape[1]
+        kernel = window.new_full((1, 1, *size), 1 / prod(size)).expand(channels, -1, -1, -1)
+        return F.conv2d(window, kernel, None, stride, before[::-1], groups=channels)
 
     def weight(self, shape: Shape, like: Tensor) -> Tensor:
         """What an average counts more at a position than one over a whole window does, for maps of a shape: ``(1, 1, ...)``."""
