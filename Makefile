@@ -26,9 +26,9 @@ exactness: ## Every unit of the five networks on ten images in float64; goes on 
 	./dev setup
 	.venv/bin/python benchmarks/exactness.py
 
-bench: ## Speed beside named peers on an idle machine, about twelve minutes; goes on where it was stopped
+bench: ## Speed and memory beside named peers on an idle machine, about an hour; goes on where it was stopped
 	./dev setup
-	.venv/bin/python benchmarks/speed.py --docs docs/speed.md
+	$(firstword $(wildcard .venv-peers/bin/adjointbackmap) .venv/bin/adjointbackmap) bench --out docs/results/speed.json --docs docs/speed.md
 
 clean: ## Remove the environment, the builds and the caches
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -12,6 +12,7 @@ import json
 import platform
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,32 +21,16 @@ from torch import nn
 
 import adjointbackmap as abm
 from adjointbackmap import data, models
+from adjointbackmap.benchmark.networks import with_random_weights
 
 LIMIT = {"float64": 1e-12, "float32": 1e-4}
-
-
-def random_network(name: str) -> nn.Module:
-    """A network of the study in which no layer is zero and no batch norm is trivial."""
-    torch.manual_seed(0)
-    model = models.build(name).eval()
-    for key, parameter in model.named_parameters():
-        if parameter.dim() > 1:
-            nn.init.kaiming_normal_(parameter)
-        else:
-            parameter.data = torch.empty_like(parameter).uniform_(0.2, 0.6) if key.startswith("m") else parameter.data
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.5, 2)
-    return model
 
 
 def network_of(name: str) -> tuple[nn.Module, str]:
     """The shipped network or one with random weights, folded as in the study."""
     shipped = f"{name}-cifar10"
     trained = shipped in models.names()
-    model = models.load(shipped) if trained else random_network(name)
+    model = models.load(shipped) if trained else with_random_weights(partial(models.build, name))
     return abm.fold(model, torch.zeros(1, 3, 32, 32)).model, "trained" if trained else "random weights"
 
 

@@ -1,0 +1,310 @@
+"""What others would do for the same hyperplanes, each in the way that is fastest for it.
+
+A peer computes some units of a layer, spread over it, or some columns of all units; ``chunk`` is how many it batches.
+It gives image parts ``(units, pixels)`` and bias parts ``(units, biases)``, the latter ``None`` where it has none.
+"""
+
+import copy
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacfwd, jacrev, vmap
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
+Planes = tuple[Tensor, Tensor | None]
+
+
+class Reached(Exception):
+    """Ends a forward pass."""
+
+
+class UpTo(nn.Module):
+    """A model that ends at the last of some layers and gives their outputs, flat and one after the other."""
+
+    def __init__(self, model: nn.Module, layers: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.layers = model, layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layers give for images, ``(N, units)``."""
+        seen: list[Tensor] = []
+
+        def keep(module: nn.Module, given: tuple, out: Tensor) -> None:
+            seen.append(out.flatten(1))
+            if len(seen) == len(self.layers):
+                raise Reached
+
+        handles = [self.model.get_submodule(layer).register_forward_hook(keep) for layer in self.layers]
+        try:
+            self.model(x)
+        except Reached:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        return torch.cat(seen, 1) if len(seen) > 1 else seen[0]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Units of layers of a folded network at one image or several, as autograd sees them.
+
+    Attributes:
+        model: The folded network; a copy of it is used.
+        layers: Names of the layers.
+        x: The images, ``(N, C, H, W)``.
+        numbers: Which units, as places in the flat output; ``None`` for all.
+        memory_format: A name of ``FORMATS``, for the kernels and the images.
+    """
+
+    model: nn.Module
+    layers: tuple[str, ...]
+    x: Tensor
+    numbers: Tensor | None = None
+    memory_format: str = "contiguous"
+
+    @cached_property
+    def module(self) -> UpTo:
+        """The network up to the layers, without gradients of its kernels."""
+        model = copy.deepcopy(self.model).requires_grad_(False)
+        return UpTo(model.to(memory_format=FORMATS[self.memory_format]), self.layers)  # type: ignore[call-overload]
+
+    @cached_property
+    def images(self) -> Tensor:
+        """The images in the memory format."""
+        return self.x.contiguous(memory_format=FORMATS[self.memory_format])
+
+    @cached_property
+    def biases(self) -> dict[str, Tensor]:
+        """The biases that the layers depend on, by name."""
+        every = {n: p.detach().clone().requires_grad_() for n, p in self.module.named_parameters() if n.endswith("bias")}
+        used = torch.autograd.grad(self(self.images[:1], every).sum(), list(every.values()), allow_unused=True)
+        return {n: b.detach() for (n, b), g in zip(every.items(), used, strict=True) if g is not None}
+
+    @cached_property
+    def vector(self) -> Tensor:
+        """The image and the biases in one vector, the extended input."""
+        return torch.cat([self.x[0].flatten(), *(b.flatten() for b in self.biases.values())])
+
+    @cached_property
+    def bounded(self) -> Any:
+        """The network as auto_LiRPA's graph."""
+        from auto_LiRPA import BoundedModule
+
+        return BoundedModule(copy.deepcopy(self.module), self.x, device="cpu", verbose=0)
+
+    def __call__(self, x: Tensor, biases: dict[str, Tensor]) -> Tensor:
+        """What the layers give for images and biases."""
+        return functional_call(self.module, biases, (x,))
+
+    def forward(self) -> Tensor:
+        """One pass, as every peer needs it once."""
+        return self(self.images, self.biases)
+
+    def at(self, vector: Tensor) -> Tensor:
+        """What the layers give for one extended input."""
+        pixels, *parts = vector.split([self.x[0].numel(), *(b.numel() for b in self.biases.values())])
+        biases = {name: part.view(b.shape) for (name, b), part in zip(self.biases.items(), parts, strict=True)}
+        return self(pixels.view(self.x[:1].shape), biases)[0]
+
+    @cached_property
+    def units(self) -> Tensor:
+        """Places of the units in the flat output."""
+        return torch.arange(self.forward().shape[1]) if self.numbers is None else self.numbers
+
+    def spread(self, count: int) -> Tensor:
+        """Places of some units, evenly over all."""
+        return self.units[:: len(self.units) // count][:count]
+
+    def recorded(self, count: int) -> tuple[Tensor, list[Tensor]]:
+        """Some units with the graph behind them, and the image and biases that they depend on."""
+        leaves = [self.images.detach().clone().requires_grad_(), *(b.clone().requires_grad_() for b in self.biases.values())]
+        out = self(leaves[0], dict(zip(self.biases, leaves[1:], strict=True)))
+        return out[0, self.spread(count)], leaves
+
+    def with_outputs(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What the layers give, the images, and the outputs of the modules that add the biases."""
+        kept, images = [], x.detach().clone().requires_grad_()
+        modules = [self.module.get_submodule(name.removesuffix(".bias")) for name in self.biases]
+        handles = [m.register_forward_hook(lambda module, given, out: kept.append(out), prepend=True) for m in modules]
+        out = self.module(images)
+        for handle in handles:
+            handle.remove()
+        return out, [images, *kept]
+
+
+def parts_of(gradients: tuple[Tensor, ...]) -> Planes:
+    """Image and bias parts from gradients by units ``(units, *shape)``: of the images, then of what biases are added to."""
+    image, *others = gradients
+    biases = [g.flatten(2).sum(2) if g.dim() > 2 else g for g in others]
+    return image.flatten(1), torch.cat(biases, 1)
+
+
+def joined(blocks: list[Planes]) -> Planes:
+    """Blocks of units as one."""
+    images, biases = zip(*blocks, strict=True)
+    return torch.cat(images), None if biases[0] is None else torch.cat(biases)
+
+
+def by_jacrev(work: Work, units: int, chunk: int) -> Planes:
+    """``torch.func.jacrev`` over the image and the biases."""
+    places = work.spread(units)
+    image, biases = jacrev(lambda x, b: work(x, b)[0, places], (0, 1), chunk_size=chunk)(work.images, work.biases)
+    return image.flatten(1), torch.cat([b.flatten(1) for b in biases.values()], 1)
+
+
+def by_batched_grad(work: Work, units: int, chunk: int) -> Planes:
+    """``torch.autograd.grad(is_grads_batched=True)`` in blocks of units."""
+    out, leaves = work.recorded(units)
+    blocks = torch.eye(units).split(chunk)
+    return joined(
+        [parts_of(torch.autograd.grad(out, leaves, block, retain_graph=True, is_grads_batched=True)) for block in blocks]
+    )
+
+
+def by_loop(work: Work, units: int, chunk: int = 1) -> Planes:
+    """One backward pass for each unit."""
+    out, leaves = work.recorded(units)
+    found = [torch.autograd.grad(unit, leaves, retain_graph=True) for unit in out]
+    return parts_of(tuple(torch.stack(parts) for parts in zip(*found, strict=True)))
+
+
+def by_repeating(work: Work, units: int, chunk: int) -> Planes:
+    """The image repeated, a unit of each copy, one backward pass; biases from the gradients where they are added."""
+
+    def block(places: Tensor) -> Planes:
+        out, leaves = work.with_outputs(work.images.expand(len(places), -1, -1, -1))
+        return parts_of(torch.autograd.grad(out.gather(1, places[:, None]).sum(), leaves))
+
+    return joined([block(places) for places in work.spread(units).split(chunk)])
+
+
+def by_jacfwd(work: Work, columns: int, chunk: int) -> Tensor:
+    """``torch.func.jacfwd`` over some scalars of the extended input: columns ``(all units, columns)``.
+
+    In blocks, since it batches all that it is given. It takes every tangent through the whole network.
+    """
+    vector = work.vector
+
+    def block(start: int, stop: int) -> Tensor:
+        def of(part: Tensor) -> Tensor:
+            return work.at(torch.cat([vector[:start], part, vector[stop:]]))
+
+        return jacfwd(of)(vector[start:stop])
+
+    return torch.cat([block(k, min(k + chunk, columns)) for k in range(0, columns, chunk)], 1)
+
+
+def by_neuron_gradient(work: Work, units: int, chunk: int = 1) -> Planes:
+    """Captum's ``NeuronGradient``: a call for each unit."""
+    from captum.attr import NeuronGradient
+
+    model = work.module.model
+    method = NeuronGradient(model, model.get_submodule(work.layers[-1]))
+    x = work.images.detach().clone().requires_grad_()
+    found = [method.attribute(x, lambda out, n=n: out.flatten(1)[:, n]) for n in work.spread(units)]
+    return torch.cat(found).flatten(1), None
+
+
+def by_crown(work: Work, units: int, chunk: int) -> Planes:
+    """auto_LiRPA's linear bound at eps 0, where it is the affine map itself; intervals bound the inner layers."""
+    from auto_LiRPA import BoundedTensor, PerturbationLpNorm
+
+    bounded, outputs = work.bounded, work.forward().shape[1]
+    ball = BoundedTensor(work.x, PerturbationLpNorm(norm=float("inf"), eps=0.0))
+    end, start = bounded.output_name[0], bounded.input_name[0]
+    options: dict[str, Any] = {"return_A": True, "needed_A_dict": {end: {start}}, "bound_upper": False}
+
+    def block(places: Tensor) -> Planes:
+        seeds = torch.zeros(1, len(places), outputs)
+        seeds[0, torch.arange(len(places)), places] = 1
+        found = bounded.compute_bounds((ball,), C=seeds, method="CROWN-IBP", **options)
+        return found[2][end][start]["lA"][0].flatten(1).detach(), None
+
+    return joined([block(places) for places in work.spread(units).split(chunk)])
+
+
+# ten classes of a batch of images: parts (images, classes, pixels) and (images, classes, biases)
+
+
+def classes_by_jacrev(work: Work, images: int, chunk: int) -> Planes:
+    """``vmap`` of ``jacrev``: all classes of some images, ``chunk`` images at once."""
+    jacobian = jacrev(lambda x, b: work(x[None], b)[0], (0, 1))
+    image, biases = vmap(jacobian, (0, None), chunk_size=chunk)(work.images[:images], work.biases)
+    return image.flatten(2), torch.cat([b.flatten(2) for b in biases.values()], 2)
+
+
+def classes_by_grad(work: Work, images: int, chunk: int = 1) -> Planes:
+    """One backward pass for each class, all images at once; autograd sums the biases' parts over the images."""
+    x = work.images[:images].detach().clone().requires_grad_()
+    out = work(x, work.biases)
+    found = [torch.autograd.grad(scores.sum(), x, retain_graph=True)[0].flatten(1) for scores in out.T]
+    return torch.stack(found, 1), None
+
+
+def classes_by_fullgrad(work: Work, images: int, chunk: int = 1) -> Planes:
+    """FullGrad of each class, all images at once: gradients of the images, and where biases are added [Srinivas2019]."""
+    out, leaves = work.with_outputs(work.images[:images])
+    found = [parts_of(torch.autograd.grad(scores.sum(), leaves, retain_graph=True)) for scores in out.T]
+    image, bias = zip(*found, strict=True)
+    return torch.stack(image, 1), torch.stack(bias, 1)
+
+
+def classes_by_input_x_gradient(work: Work, images: int, chunk: int = 1) -> Planes:
+    """Captum's ``InputXGradient``: a call for each class, all images at once; image parts times the image."""
+    from captum.attr import InputXGradient
+
+    method, x = InputXGradient(work.module.model), work.images[:images]
+    classes = range(work(x[:1], work.biases).shape[1])
+    found = [method.attribute(x.detach().clone().requires_grad_(), target=c).detach().flatten(1) for c in classes]
+    return torch.stack(found, 1), None
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A peer.
+
+    Attributes:
+        call: Takes the work, how many units, columns or images, and how many at once.
+        gives: Which parts.
+        chunks: What to try for ``chunk``.
+        of: What is counted: units, columns, or images.
+        needs: The library that must be installed.
+        times_image: Whether its image parts are multiplied by the image.
+    """
+
+    call: Callable[[Work, int, int], Any]
+    gives: str = "image and bias"
+    chunks: tuple[int, ...] = (1,)
+    of: str = "units"
+    needs: str | None = None
+    times_image: bool = False
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether its library is not installed."""
+        return self.needs is not None and importlib.util.find_spec(self.needs) is None
+
+
+ONLY_IMAGE = "image only"
+CHUNKS = (8, 16, 32, 64)
+PEERS = {
+    "jacrev": Peer(by_jacrev, chunks=CHUNKS),
+    "jacfwd": Peer(by_jacfwd, chunks=(32, 64, 128, 256), of="columns"),
+    "is_grads_batched": Peer(by_batched_grad, chunks=CHUNKS),
+    "repeated image": Peer(by_repeating, chunks=CHUNKS),
+    "backward per unit": Peer(by_loop),
+    "Captum NeuronGradient": Peer(by_neuron_gradient, ONLY_IMAGE, needs="captum"),
+    "auto_LiRPA at eps 0": Peer(by_crown, "image, biases in one number", CHUNKS, needs="auto_LiRPA"),
+}
+CLASS_PEERS = {
+    "vmap of jacrev": Peer(classes_by_jacrev, chunks=(4, 8, 16, 64), of="images"),
+    "FullGrad": Peer(classes_by_fullgrad, of="images"),
+    "backward per class": Peer(classes_by_grad, ONLY_IMAGE, of="images"),
+    "Captum InputXGradient": Peer(classes_by_input_x_gradient, ONLY_IMAGE, of="images", needs="captum", times_image=True),
+}

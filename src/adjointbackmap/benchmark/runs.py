@@ -1,0 +1,123 @@
+"""A benchmark in a file: finished entries are kept, so that a stopped one goes on."""
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from adjointbackmap.benchmark.table import markdown
+from adjointbackmap.benchmark.timing import environment
+from adjointbackmap.benchmark.work import QUICK, Measure, Settings, entries, warm_up
+
+FORMAT = 2
+BEGIN, END = "<!-- speed: written by adjointbackmap bench -->", "<!-- speed: end -->"
+
+
+def settings_for(quick: bool, repeats: int | None) -> Settings:
+    """The settings of a quick look or of a whole run.
+
+    Raises:
+        ValueError: If there is no run.
+    """
+    chosen = QUICK if quick else Settings()
+    if repeats is not None and repeats < 1:
+        msg = f"--repeats must be at least 1. Got {repeats}."
+        raise ValueError(msg)
+    return replace(chosen, repeats=repeats or chosen.repeats)
+
+
+def opened(out: Path, settings: Settings) -> dict:
+    """What a file holds, or nothing yet.
+
+    Raises:
+        ValueError: If the file is none of this benchmark, or was measured elsewhere.
+    """
+    here = {"format": FORMAT, "quick": settings.quick, "environment": environment()}
+    if not out.exists():
+        return {**here, "entries": {}}
+    try:
+        found = json.loads(out.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        msg = f"--out must be a file of this benchmark, or a new one. Got {out}: delete it or name another file."
+        raise ValueError(msg)
+    other = [key for key in here if found.get(key) != here[key]]
+    if other:
+        msg = f"--out must be measured with the same {other[0]}. Got {out} with another: delete it or name another file."
+        raise ValueError(msg)
+    return found
+
+
+def bench(
+    out: Path, only: str = "", quick: bool = False, repeats: int | None = None, report: Callable[[str, float], None] | None = None
+) -> dict:
+    """Measure every entry that the file lacks.
+
+    Args:
+        out: The file.
+        only: Part of the names of the entries to measure, such as ``vgg7`` or ``conv1``.
+        quick: Whether it is a look with one run of a few entries.
+        repeats: Runs of which the median is taken.
+        report: Called with the name of the next entry and the share that is done.
+
+    Returns:
+        What the file holds then: ``format``, ``quick``, ``environment`` and ``entries``.
+
+    Raises:
+        ValueError: If no entry has such a name, or the file is none of this benchmark.
+    """
+    settings = settings_for(quick, repeats)
+    order = entries(settings)
+    if not any(only in name for name in order):
+        msg = f"--only must be part of an entry's name, such as {', '.join(list(order)[:3])}. Got {only!r}."
+        raise ValueError(msg)
+    found = opened(out, settings)
+    wanted = [name for name in order if only in name and name not in found["entries"]]
+    run = time.strftime("%Y-%m-%d %H:%M:%S")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the peers' libraries
+        if wanted:
+            warm_up(settings)
+        for i, name in enumerate(wanted):
+            if report:
+                report(name, i / len(wanted))
+            kept = {**found["entries"], name: {**entry_of(order[name], settings), "run": run}}
+            found["entries"] = {n: kept[n] for n in [*order, *(n for n in kept if n not in order)] if n in kept}
+            write(out, found)
+    return found
+
+
+def entry_of(measure: Measure, settings: Settings) -> dict:
+    """One entry, with what was asked for, the load of the machine before it, and the seconds that it took."""
+    load, started = os.getloadavg()[0], time.perf_counter()
+    entry = {**measure(settings), "repeats": settings.repeats, "load": load}
+    return {**entry, "took": round(time.perf_counter() - started, 1)}
+
+
+def write(out: Path, found: dict) -> None:
+    """Replace the file in one step."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".part")
+    part.write_text(json.dumps(found, indent=1) + "\n")
+    part.replace(out)
+
+
+def check_page(page: Path) -> None:
+    """Whether a page has the marks between which the tables go.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    if not page.is_file() or BEGIN not in page.read_text() or END not in page.read_text():
+        msg = f"--docs must be a page with the lines {BEGIN} and {END}. Got {page}."
+        raise ValueError(msg)
+
+
+def write_page(found: dict, page: Path) -> None:
+    """Put the tables between the two marks of a page."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n\n{markdown(found)}\n\n{END}{rest.partition(END)[2]}")

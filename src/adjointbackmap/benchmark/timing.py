@@ -1,0 +1,130 @@
+"""Time, memory and multiply-adds of a call, and the machine that they were measured on."""
+
+import ctypes
+import importlib.util
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+LIBRARIES = ("captum", "auto_LiRPA")
+SHARE_OF_MEMORY = 0.8
+Run = Callable[[], object]
+
+
+def clock(run: Run) -> float:
+    """Seconds of a run."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def kernel_says(file: str, field: str) -> int:
+    """A line of a file below /proc in bytes, such as VmHWM of self/status, the peak of the resident set.
+
+    Raises:
+        OSError: If this system does not tell.
+    """
+    for line in Path("/proc", file).read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    msg = f"/proc/{file} must have a line {field}. Got none: this system does not tell."
+    raise OSError(msg)
+
+
+def growth(run: Run) -> float | None:
+    """MiB by which the resident set grows during a run, result included; ``None`` where the system does not tell."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before must not hide what is taken
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = kernel_says("self/status", "VmRSS")
+    except (OSError, AttributeError):
+        run()
+        return None
+    run()
+    return max(0, kernel_says("self/status", "VmHWM") - before) / 2**20
+
+
+@contextmanager
+def within_memory() -> Iterator[None]:
+    """A call that wants most of what the machine has left fails with an error, and is not killed."""
+    import resource
+
+    try:
+        limit = kernel_says("self/status", "VmSize") + int(SHARE_OF_MEMORY * kernel_says("meminfo", "MemAvailable"))
+    except OSError:
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (limit if before[1] < 0 else min(limit, before[1]), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def measured(run: Run, repeats: int) -> dict:
+    """Median time of some runs, and the memory of the one before them, which is left out of the times."""
+    mib = growth(run)
+    times = [clock(run) for _ in range(repeats)]
+    while repeats > 1 and sum(times) < 0.3 and len(times) < 10 * repeats:
+        times.append(clock(run))
+    return {"seconds": statistics.median(times), "fastest": min(times), "runs": len(times), "mib": mib}
+
+
+def extrapolated(found: dict, fixed: float, count: int, total: int, of: str) -> dict:
+    """The time of all from that of some; what is needed once, such as the pass forward, is counted once."""
+    if count == total:
+        return found
+    scaled = {key: fixed + max(0.0, found[key] - fixed) * total / count for key in ("seconds", "fastest")}
+    return {**found, **scaled, "measured": f"{count} of {total:,} {of}"}
+
+
+class Counter(TorchDispatchMode):
+    """Counts the multiply-adds of convolutions and matrix products, and those of them that read a tangent's window.
+
+    A convolution that pads its windows multiplies zeros at their edges: those products are not touching.
+    """
+
+    products = 0
+    touching = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and count it."""
+        out = func(*args, **(kwargs or {}))
+        aten = torch.ops.aten
+        if func is aten.convolution.default:
+            given, weight, _, stride, *_, groups = args
+            products = out.numel() * weight[0].numel()
+            self.products += products
+            self.touching += min(products, given.numel() * weight[:, 0].numel() // groups // prod(stride))
+        elif func in (aten.mm.default, aten.mm.out, aten.bmm.default, aten.addmm.default, aten.baddbmm.default):
+            matrix: Tensor = args[-2]
+            self.products += out.numel() * matrix.shape[-1]
+            self.touching += out.numel() * matrix.shape[-1]
+        return out
+
+
+def environment() -> dict:
+    """What makes figures comparable: the machine and the versions."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": named[0] if named else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "peers": {name: version(name) for name in LIBRARIES if importlib.util.find_spec(name)},
+    }
