@@ -6,8 +6,9 @@ from cases import make
 
 import adjointbackmap as abm
 from adjointbackmap import verification
+from adjointbackmap.counts import HISTOGRAM_EDGES, LayerCheck
 from adjointbackmap.rules.kernels import Linear
-from adjointbackmap.verification import HISTOGRAM_EDGES, LayerCheck
+from adjointbackmap.runs import image_hash
 
 
 @pytest.mark.parametrize("own_bias", [False, True], ids=["without-own-bias", "own-bias"])
@@ -78,7 +79,8 @@ def test_images_add_up(traced_case):
     alone = [abm.verify(traced.network, x)["2"] for x in traced.x]
     assert both.units == sum(c.units for c in alone)
     assert both.largest == max(c.largest for c in alone)
-    assert both.worst[0] == max(range(2), key=lambda n: alone[n].largest)
+    assert both.worst == max(alone, key=lambda check: check.largest).worst
+    assert both.worst[0] in {image_hash(x) for x in traced.x}
     assert both.histogram == [a + b for a, b in zip(*(c.histogram for c in alone), strict=True)]
 
 
@@ -112,7 +114,7 @@ def counted(value, reconstructed, magnitude=None):
     """The counts of a layer with planted values."""
     check = LayerCheck("planted")
     value, reconstructed = torch.tensor([value]), torch.tensor([reconstructed])
-    check.add(value, reconstructed, value.abs() if magnitude is None else torch.tensor([magnitude]), 0)
+    check.add(value, reconstructed, value.abs() if magnitude is None else torch.tensor([magnitude]), ["image"])
     return check
 
 
@@ -136,13 +138,13 @@ def test_worst_unit_is_found_with_its_image():
     first, second = value.clone(), value.clone()
     first[1, 2, 0, 1] = 1.1
     second[0, 1, 1, 0] = 0.7
-    check.add(value, first, value, 0)
-    assert check.worst == (1, (2, 0, 1))
-    check.add(value, second, value, 2)
-    assert check.worst == (2, (1, 1, 0))
+    check.add(value, first, value, ["a", "b"])
+    assert check.worst == ("b", (2, 0, 1))
+    check.add(value, second, value, ["c", "d"])
+    assert check.worst == ("c", (1, 1, 0))
     assert check.largest == pytest.approx(0.3)
-    check.add(value, value, value, 4)
-    assert check.worst == (2, (1, 1, 0))
+    check.add(value, value, value, ["e", "f"])
+    assert check.worst == ("c", (1, 1, 0))
 
 
 def test_scaled_error_is_held_against_the_magnitude():
@@ -162,17 +164,60 @@ def test_histogram_counts_between_powers_of_ten():
     assert sum(check.histogram) == 3
 
 
+def test_signed_histogram_is_mirrored_at_zero():
+    """Errors of -5 %, 5 %, 2 %, -1e-17 and -1e3: one below, two above, one in the middle, one in the first bin."""
+    check = counted([1.0, 1.0, 1.0, 1e17, 1.0], [0.95, 1.05, 1.02, 1e17 - 1.0, -1e3])
+    middle, step = len(HISTOGRAM_EDGES), HISTOGRAM_EDGES.index(1e-2) + 1
+    assert (check.signed[middle - step], check.signed[middle + step], check.signed[middle], check.signed[0]) == (1, 2, 1, 1)
+    assert len(check.signed) == 2 * middle + 1
+    assert check.histogram[step] == 3
+    assert sum(check.signed) == sum(check.histogram) == 5
+
+
+def test_units_outside_one_percent_are_explained_by_rounding_or_not():
+    """Four units are off by more than 1 %: two are the rounding of terms that cancel, two are wrong."""
+    epsilon = torch.finfo(torch.float32).eps
+    value, off = [1e-6, 1e-6, 0.5, 1e-6, 1.0], [1e-6 + epsilon, 1e-6 - 15 * epsilon, 0.6, 2e-5, 1.0]
+    check = counted(value, off, [1.0] * 5)
+    assert (check.units - check.within, check.rounded) == (4, 2)
+    assert check.outside == 0.5
+    assert counted(value[:2], off[:2], [1.0] * 2).outside == pytest.approx(1e-6)
+    assert counted([1.0], [1.0]).outside == 0
+
+
+def test_sums_in_float64_are_held_against_the_values_as_they_are():
+    """A reconstruction in float64 is not rounded to the value's float32 first."""
+    check = LayerCheck("planted")
+    value = torch.ones(1, 1)
+    check.add(value, value.double() + 1e-9, value.double(), ["image"])
+    assert check.largest == pytest.approx(1e-9)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)], ids=str)
+def test_equal_errors_are_placed_by_name_and_unit(order):
+    """Whichever comes first; NaN is worse than any number, and of NaNs the same rule holds."""
+    for worst in (1.5, float("nan")):
+        checks = [LayerCheck("planted") for _ in range(3)]
+        for check, name, error in zip(checks, "bac", (worst, worst, 1.1), strict=True):
+            check.add(torch.ones(1, 3), torch.tensor([[1.0, error, error]]), torch.ones(1, 3), [name])
+        total = LayerCheck("planted")
+        for n in order:
+            total.merge(checks[n])
+        assert total.worst == ("a", (1,))
+
+
 def test_nan_is_never_taken_for_small():
     """A NaN among the reconstructed values is outside every share and the worst of all."""
     check = LayerCheck("planted")
     value = torch.ones(1, 3)
-    check.add(value, torch.tensor([[1.0, 2.0, 1.0]]), value, 0)
-    check.add(value, torch.tensor([[1.0, float("nan"), 1.0]]), value, 1)
+    check.add(value, torch.tensor([[1.0, 2.0, 1.0]]), value, ["a"])
+    check.add(value, torch.tensor([[1.0, float("nan"), 1.0]]), value, ["b"])
     assert check.scaled != check.scaled
     assert check.largest != check.largest
-    assert check.worst == (1, (1,))
+    assert (check.histogram[-1], check.signed[-1], check.rounded) == (1, 1, 0)
+    assert check.worst == ("b", (1,))
     assert (check.within, check.within_signed) == (4, 4)
-    check.add(value, value, value, 2)
+    check.add(value, value, value, ["c"])
     assert check.scaled != check.scaled
 
 

@@ -1,5 +1,6 @@
 """What a command works on: the network and the image that its options name."""
 
+import copy
 import importlib
 import os
 import sys
@@ -53,6 +54,15 @@ class Subject:
         from adjointbackmap.tracing import trace
 
         return trace(self.module, torch.zeros(1, *self.shape))
+
+    def trace_in_pixels(self) -> "Network":
+        """Trace a float64 copy of the module with the map from pixels to its input, whose constants become biases."""
+        import torch
+
+        from adjointbackmap.tracing import trace
+
+        whole = copy.deepcopy(torch.nn.Sequential(self.prepare, self.module)).double().eval()
+        return trace(whole, torch.zeros(1, *self.shape, dtype=torch.float64))
 
 
 def load_subject(source: Source) -> Subject:
@@ -131,6 +141,21 @@ def find_image(image: str, subject: Subject) -> tuple["Tensor", str]:
         name = sample.classes[int(chosen.labels)]
         return chosen.unit_interval()[0], f"sample image {image} ({name}, {chosen.hashes[0][:8]})"
     return _picture(Path(image), subject.shape), Path(image).name
+
+
+def find_images(count: int, dataset: str, root: Path | None) -> "Tensor":
+    """Pixels in [0, 1] of the first images of the sample, or of a data set's test images in the order of their hashes.
+
+    Raises:
+        ValueError: If there are not so many.
+    """
+    from adjointbackmap import data
+
+    images = data.sample() if dataset == "sample" else data.load(dataset, "test", root).by_hash()
+    if not 0 < count <= len(images):
+        msg = f"--images must be from 1 to {len(images)}. Got {count}."
+        raise ValueError(msg)
+    return images[:count].unit_interval()
 
 
 def _picture(path: Path, shape: tuple[int, ...]) -> "Tensor":

@@ -1,15 +1,16 @@
-"""Exactness as public functions: dot test, dense test, reconstruction test, and every unit of every layer."""
+"""Exactness as functions: dot test, dense test, reconstruction test, and every unit of every layer of one image."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from adjointbackmap.arithmetic import exact
-from adjointbackmap.hyperplane import Hyperplanes, relative_error
-from adjointbackmap.network import Layer, Network
+from adjointbackmap.counts import SHARE_LIMIT, LayerCheck, larger
+from adjointbackmap.hyperplane import Hyperplanes
+from adjointbackmap.network import Network
 from adjointbackmap.operators import CHUNK, Basis, LayerOperator, basis, push, reached
 from adjointbackmap.pattern import ActivationPattern, check_images, record_pattern
 from adjointbackmap.program import IMAGE
@@ -18,8 +19,6 @@ from adjointbackmap.rules import Value
 from adjointbackmap.windows import Sweep
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
-SHARE_LIMIT = 0.01  # the study counts the units whose relative error is at most 1 %
-HISTOGRAM_EDGES = tuple(float(f"1e{e}") for e in range(-16, 3))
 
 
 def dot_test(operator: LayerOperator, seed: int = 0, tolerance: float | None = None) -> dict[str, float]:
@@ -95,11 +94,11 @@ def dense_test(operator: LayerOperator, x: Tensor, tolerance: float | None = Non
     image_error = bias_error = 0.0
     for n, image in enumerate(x):
         by_values, by_image = torch.func.jacrev(output, (0, 1))(chosen, image)
-        image_error = _larger(image_error, _difference(ours_image[n], by_image))
+        image_error = larger(image_error, _difference(ours_image[n], by_image))
         for name, part in parts.items():
             theirs = by_values[name].reshape(*layer.out_shape, part.value.numel())
-            bias_error = _larger(bias_error, _difference(ours_bias[n][..., part.slice], theirs))
-    figures = {"image": image_error, "bias": bias_error, "error": _larger(image_error, bias_error)}
+            bias_error = larger(bias_error, _difference(ours_bias[n][..., part.slice], theirs))
+    figures = {"image": image_error, "bias": bias_error, "error": larger(image_error, bias_error)}
     return _judged(figures, dtype, tolerance, "The dense test")
 
 
@@ -134,139 +133,77 @@ def reconstruction_test(planes: Hyperplanes, tolerance: float | None = None) -> 
     return _judged(figures, planes.value.dtype, tolerance, what)
 
 
-@dataclass
-class LayerCheck:
-    """Errors of every unit of a layer over the images seen so far.
+@dataclass(frozen=True)
+class Terms:
+    """What is verified of every image, and in which arithmetic.
 
     Attributes:
-        layer: Name of the layer.
-        units: Units checked, over all images.
-        within: How many have |relative error| <= 1 %.
-        within_signed: How many have a signed relative error <= 1 %, as published.
-        zero: How many have a value of exactly zero.
-        largest: Largest |relative error|.
-        scaled: Largest error divided by sum |x h| + sum |b h|.
-        worst: Image and unit of the largest |relative error|, the unit in the layer's own shape.
-        histogram: Counts of |relative error| between the powers of ten of ``HISTOGRAM_EDGES``.
+        layers: Names of the layers.
+        own_bias: Whether a layer's own bias belongs to its units.
+        scale: The factor k of the pattern.
+        dtype: Of the network's values and the hyperplanes.
+        accumulate: Of the inner products.
     """
 
-    layer: str
-    units: int = 0
-    within: int = 0
-    within_signed: int = 0
-    zero: int = 0
-    largest: float = 0.0
-    scaled: float = 0.0
-    worst: tuple[int, tuple[int, ...]] | None = None
-    histogram: list[int] = field(default_factory=lambda: [0] * (len(HISTOGRAM_EDGES) + 1))
-
-    @property
-    def share(self) -> float:
-        """Share of units with |relative error| <= 1 %."""
-        return self.within / self.units
-
-    def add(self, value: Tensor, reconstructed: Tensor, magnitude: Tensor, first_image: int) -> None:
-        """Count the units of some images, ``(N, *units)`` each."""
-        error = relative_error(reconstructed, value)
-        absolute = error.abs()
-        self.units += value.numel()
-        self.within += int((absolute <= SHARE_LIMIT).sum())
-        self.within_signed += int((error <= SHARE_LIMIT).sum())
-        self.zero += int((value == 0).sum())
-        tiny = torch.finfo(value.dtype).tiny
-        self.scaled = _larger(self.scaled, float(((reconstructed - value).abs() / magnitude.clamp_min(tiny)).max()))
-        if self.worst is None or _larger(self.largest, float(absolute.max())) != self.largest:
-            image, *unit = (int(i) for i in torch.unravel_index(absolute.argmax().cpu(), absolute.shape))
-            self.largest, self.worst = float(absolute.max()), (first_image + image, tuple(unit))
-        edges = torch.tensor(HISTOGRAM_EDGES, dtype=torch.float64)
-        counts = torch.bincount(torch.bucketize(absolute.double().flatten().cpu(), edges), minlength=len(edges) + 1)
-        self.histogram = [a + b for a, b in zip(self.histogram, counts.tolist(), strict=True)]
+    layers: tuple[str, ...]
+    own_bias: bool
+    scale: float
+    dtype: torch.dtype
+    accumulate: torch.dtype
 
 
-def verify(
-    network: Network,
-    images: Tensor,
-    layers: Sequence[str] | None = None,
-    own_bias: bool = False,
-    scale: float = 1 / 8,
-    dtype: torch.dtype | None = None,
-    report: Callable[[float], None] = lambda share: None,
+def verify_image(
+    network: Network, image: Tensor, name: str, terms: Terms, report: Callable[[float], None] = lambda share: None
 ) -> dict[str, LayerCheck]:
-    r"""Hold every unit of every layer against its explicit hyperplane, [Wan2022, eqs. 3.27-3.29].
-
-    Every column of the hyperplanes is computed by a unit tangent of [x; b], and the inner products are
-    summed from these: never the network's own arithmetic over again.
+    """Hold every unit of some layers at one image against its explicit hyperplane, see :func:`adjointbackmap.verify`.
 
     Args:
         network: Traced network.
-        images: Image or batch.
-        layers: Names of layers; by default every layer but those that give what another gives.
-        own_bias: Whether a layer's own bias belongs to its units.
-        scale: The factor k of the pattern.
-        dtype: ``torch.float64`` for more than the model's own precision.
+        image: One image.
+        name: Of the image.
+        terms: What is verified.
         report: Called with the share that is done.
 
     Returns:
         Name of a layer -> its errors.
-
-    Raises:
-        ValueError: If a layer or the images do not fit the network.
-
-    Example:
-        >>> from adjointbackmap import trace
-        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()).eval()
-        >>> x = torch.rand(1, 1, 5, 5)
-        >>> {name: check.share for name, check in verify(trace(model, x), x).items()}
-        {'0': 1.0, '1': 1.0}
     """
-    x = check_images(network, images, dtype)
-    chosen = [network.layer(name) for name in layers] if layers is not None else network.distinct_layers()
-    checks = {layer.name: LayerCheck(layer.name) for layer in chosen}
-    for n, image in enumerate(x):
-
-        def report_part(part: float, done: int = n) -> None:
-            report((done + part) / len(x))
-
-        _verify_image(network, image[None], chosen, own_bias, scale, checks, n, report_part)
+    x = check_images(network, image, terms.dtype)
+    layers = [network.layer(key) for key in terms.layers]
+    pattern = record_pattern(network, x, terms.scale, x.dtype)
+    kernels = {layer.name: network.kernel(layer, x.dtype) for layer in layers if layer.kernel is not None and not terms.own_bias}
+    targets = {layer.name: kernels[layer.name].sum if layer.name in kernels else layer.value for layer in layers}
+    checks = {layer.name: LayerCheck(layer.name) for layer in layers}
+    with exact(x.device):
+        recorded = record(network, x, layers)
+        totals = _inner_products(network, x, pattern, targets, terms.accumulate, report)
+        for key, check in checks.items():
+            value = kernels[key].apply(recorded.inputs[key]) if key in kernels else recorded.outputs[key]
+            check.add(value, totals[key][:1], totals[key][1:], [name])
     return checks
 
 
-def _verify_image(
+def _inner_products(
     network: Network,
     x: Tensor,
-    layers: Sequence[Layer],
-    own_bias: bool,
-    scale: float,
-    checks: dict[str, LayerCheck],
-    number: int,
+    pattern: ActivationPattern,
+    targets: dict[str, Value],
+    accumulate: torch.dtype,
     report: Callable[[float], None],
-) -> None:
-    pattern = record_pattern(network, x, scale, x.dtype)
-    kernels = {layer.name: network.kernel(layer, x.dtype) for layer in layers if layer.kernel is not None and not own_bias}
-    targets = {layer.name: kernels[layer.name].sum if layer.name in kernels else layer.value for layer in layers}
-    with exact(x.device):
-        recorded = record(network, x, list(layers))
-        sums, scales = _inner_products(network, x, pattern, targets, report)
-        for layer in layers:
-            name = layer.name
-            value = kernels[name].apply(recorded.inputs[name]) if name in kernels else recorded.outputs[name]
-            checks[name].add(value, sums[name], scales[name], number)
+) -> dict[str, Tensor]:
+    """Sums of x h and of |x h| for every unit of the targets, ``(2, *units)`` each.
 
-
-def _inner_products(
-    network: Network, x: Tensor, pattern: ActivationPattern, targets: dict[str, Value], report: Callable[[float], None]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Sums of x h and of |x h| for every unit of the targets: a bias's tangent starts at its own layer, a pixel's is windowed."""
-    totals = {name: x.new_zeros(2, *value.shape) for name, value in targets.items()}
-    extended = torch.cat([x.flatten(), network.biases_in(x.dtype).vector.to(x.device)])
+    A bias's tangent starts at its own layer, a pixel's is windowed.
+    """
+    totals = {name: x.new_zeros(2, *value.shape, dtype=accumulate) for name, value in targets.items()}
+    extended = torch.cat([x.flatten(), network.biases_in(x.dtype).vector.to(x.device)]).to(accumulate)
     biases = reached(pattern.program, targets.values()) - {IMAGE}
     _add_columns(pattern, extended, basis(pattern, biases, CHUNK), targets, totals)
     if x.dim() > 2:
-        _add_pixels(x, Sweep(pattern, targets.values()), targets, totals, report)
+        _add_pixels(x.to(accumulate), Sweep(pattern, targets.values()), targets, totals, report)
     else:
         _add_columns(pattern, extended, basis(pattern, {IMAGE}, CHUNK), targets, totals)
     report(1.0)
-    return {name: t[:1] for name, t in totals.items()}, {name: t[1:] for name, t in totals.items()}
+    return totals
 
 
 def _add_pixels(
@@ -293,7 +230,7 @@ def _add_columns(
         for name, value in targets.items():
             column = columns[value.slot]
             if column is not None:
-                rows = column.flatten(1)
+                rows = column.flatten(1).to(factors.dtype)
                 totals[name] += torch.stack([factors @ rows, factors.abs() @ rows.abs()]).view(2, *value.shape)
 
 
@@ -301,11 +238,6 @@ def _first_name(model: torch.nn.Module, name: str) -> str:
     """The first of the names of a parameter or buffer that a model holds under several."""
     tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
     return next(other for other, tensor in tensors.items() if tensor is tensors[name])
-
-
-def _larger(first: float, second: float) -> float:
-    """The larger of two errors, where NaN is larger than any number."""
-    return first if second <= first or first != first else second
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:

@@ -1,0 +1,210 @@
+"""Verification of many images: finished images are kept in a file, and several workers share the rest."""
+
+import copy
+import hashlib
+import os
+import pickle
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adjointbackmap.counts import LayerCheck
+from adjointbackmap.network import Network
+from adjointbackmap.pattern import check_images
+from adjointbackmap.records import Record
+from adjointbackmap.tracing import trace
+from adjointbackmap.verification import Terms, verify_image
+
+Checks = dict[str, LayerCheck]
+"""Name of a layer -> its errors."""
+
+
+def verify(
+    network: Network,
+    images: Tensor,
+    layers: Sequence[str] | None = None,
+    own_bias: bool = False,
+    scale: float = 1 / 8,
+    dtype: torch.dtype | None = None,
+    report: Callable[[float], None] = lambda share: None,
+    *,
+    accumulate: torch.dtype | None = None,
+    names: Sequence[str] | None = None,
+    keep: str | os.PathLike | None = None,
+    workers: int | str | None = None,
+) -> Checks:
+    r"""Hold every unit of every layer against its explicit hyperplane, [Wan2022, eqs. 3.27-3.29].
+
+    Every column of the hyperplanes is computed by a unit tangent of [x; b], and the inner products are
+    summed from these: never the network's own arithmetic over again.
+
+    Args:
+        network: Traced network.
+        images: Image or batch.
+        layers: Names of layers; by default every layer but those that give what another gives.
+        own_bias: Whether a layer's own bias belongs to its units.
+        scale: The factor k of the pattern.
+        dtype: ``torch.float64`` for more than the model's own precision.
+        report: Called with the share that is done.
+        accumulate: ``torch.float64`` for inner products that are summed in it, of hyperplanes in ``dtype``.
+        names: Name of each image, such as ``Images.hashes``; by default the SHA-256 of its numbers, see :func:`image_hash`.
+        keep: File of finished images, see :class:`adjointbackmap.records.Record`: those that it has are taken from it, each
+            other one is written to it when it is finished.
+        workers: How many processes on this machine share the images, or the address of a Dask scheduler such as
+            ``tcp://10.0.0.1:8786``; by default this process alone computes.
+
+    Returns:
+        Name of a layer -> its errors.
+
+    Raises:
+        ValueError: If a layer or the images do not fit the network, or ``keep`` is the file of another job.
+        ImportError: If workers are asked for without Dask.
+
+    Example:
+        >>> from adjointbackmap import trace
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()).eval()
+        >>> x = torch.rand(1, 1, 5, 5)
+        >>> {name: check.share for name, check in verify(trace(model, x), x).items()}
+        {'0': 1.0, '1': 1.0}
+    """
+    terms = terms_of(network, layers, own_bias, scale, dtype, accumulate)
+    x = check_images(network, images, terms.dtype)
+    if names is None:
+        names = [image_hash(image) for image in images.reshape(x.shape)]
+    total: Checks = {name: LayerCheck(name) for name in terms.layers}
+    for _, checks in verified(network, x, terms, names, report, keep, workers):
+        merge(total, checks)
+    return total
+
+
+def verified(
+    network: Network,
+    images: Tensor,
+    terms: Terms,
+    names: Sequence[str],
+    report: Callable[[float], None] = lambda share: None,
+    keep: str | os.PathLike | None = None,
+    workers: int | str | None = None,
+) -> Iterator[tuple[str, Checks]]:
+    """Name and errors of each image as soon as it is finished: the kept ones first, the others in any order.
+
+    Args:
+        network: Traced network.
+        images: Batch.
+        terms: What is verified.
+        names: Name of each image; equal images alone have the same.
+        report: Called with the share that is done.
+        keep: File of finished images.
+        workers: How many processes, or the address of a Dask scheduler.
+    """
+    wanted, times = dict(zip(names, images, strict=True)), Counter(names)
+    total, record = len(wanted), Record(Path(keep), job_of(network, terms)) if keep is not None else None
+    for name, result in record.results() if record else ():
+        if wanted.pop(name, None) is not None:
+            yield from [(name, {layer: LayerCheck.from_dict(entry) for layer, entry in result.items()})] * times[name]
+    done = total - len(wanted)
+    report(done / total)
+    compute = _computed_here if workers is None else partial(_computed_by_workers, workers=workers)
+    for name, checks in compute(network, wanted, terms, lambda n: report((done + n) / total)):
+        if record:
+            record.append(name, {layer: check.to_dict() for layer, check in checks.items()})
+        yield from [(name, checks)] * times[name]
+
+
+def merge(total: Checks, checks: Checks) -> None:
+    """Add the errors of other images."""
+    for name, check in checks.items():
+        total.setdefault(name, LayerCheck(name)).merge(check)
+
+
+def terms_of(
+    network: Network,
+    layers: Sequence[str] | None = None,
+    own_bias: bool = False,
+    scale: float = 1 / 8,
+    dtype: torch.dtype | None = None,
+    accumulate: torch.dtype | None = None,
+) -> Terms:
+    """What is verified, with what is left out filled in; the arguments are those of :func:`verify`.
+
+    Raises:
+        ValueError: If a layer does not fit the network.
+    """
+    chosen = [network.layer(name) for name in layers] if layers is not None else network.distinct_layers()
+    dtype = dtype or network.dtype
+    return Terms(tuple(layer.name for layer in chosen), own_bias, scale, dtype, accumulate or dtype)
+
+
+def job_of(network: Network, terms: Terms) -> dict[str, Any]:
+    """What makes the results of an image: weights, versions, layers and arithmetic."""
+    return {
+        "adjointbackmap": version("adjointbackmap"),
+        "torch": torch.__version__,
+        "device": network.device.type,
+        "weights sha256": network.weights_hash(),
+        "layers": list(terms.layers),
+        "own bias": terms.own_bias,
+        "k": terms.scale,
+        "dtype": str(terms.dtype).removeprefix("torch."),
+        "accumulate": str(terms.accumulate).removeprefix("torch."),
+    }
+
+
+def image_hash(image: Tensor) -> str:
+    """SHA-256 of an image's numbers: for bytes ``(C, H, W)`` that of :class:`adjointbackmap.data.Images`.
+
+    Example:
+        >>> from adjointbackmap import data
+        >>> sample = data.sample()[:1]
+        >>> image_hash(sample.pixels[0]) == sample.hashes[0]
+        True
+    """
+    return hashlib.sha256(image.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _computed_here(
+    network: Network, images: dict[str, Tensor], terms: Terms, report: Callable[[float], None]
+) -> Iterator[tuple[str, Checks]]:
+    for n, (name, image) in enumerate(images.items()):
+        yield name, verify_image(network, image, name, terms, lambda part, n=n: report(n + part))  # type: ignore[misc]
+
+
+def _computed_by_workers(
+    network: Network, images: dict[str, Tensor], terms: Terms, report: Callable[[float], None], workers: int | str
+) -> Iterator[tuple[str, Checks]]:
+    from adjointbackmap.workers import spread
+
+    load, device = partial(_loaded, os.getcwd(), _packed(network)), network.device
+    items = [(name, image.cpu()) for name, image in images.items()]
+    for n, (name, checks) in enumerate(spread(load, partial(_verified_item, terms), items, workers, device.type), start=1):
+        report(n)
+        yield name, checks
+
+
+def _verified_item(terms: Terms, network: Network, item: tuple[str, Tensor]) -> tuple[str, Checks]:
+    name, image = item
+    return name, verify_image(network, image.to(network.device), name, terms)
+
+
+def _packed(network: Network) -> bytes:
+    """What another process traces again: a traced network itself cannot be pickled."""
+    import cloudpickle
+
+    model = network.model if network.device.type == "cpu" else copy.deepcopy(network.model).cpu()
+    return cloudpickle.dumps((model, network.in_shape, network.dtype, network.device.type, network.until, network.output))
+
+
+def _loaded(folder: str, packed: bytes) -> Network:
+    """The network in a worker; modules of the user are looked for in the folder that the run was started in."""
+    if folder not in sys.path:
+        sys.path.append(folder)
+    model, in_shape, dtype, device, until, output = pickle.loads(packed)
+    example = torch.zeros(1, *in_shape, dtype=dtype, device=device)
+    return trace(model.to(device), example, until, output, audit=False)
