@@ -7,10 +7,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from torch import nn
 
-from adjointbackmap import cli, data
+import adjointbackmap as abm
+from adjointbackmap import cli, data, plots, runs
 
 SHIPPED = "vgg7-cifar10"
 
@@ -19,6 +21,31 @@ def tiny_network() -> nn.Module:
     """What --model names in these tests."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+
+
+class Halved(nn.Module):
+    """A module of the user's own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / 2
+
+
+def tiny_cifar_network() -> nn.Module:
+    """What --model names where images of the data are needed."""
+    torch.manual_seed(0)
+    return nn.Sequential(Halved(), nn.Conv2d(3, 2, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 64, 2))
+
+
+class Masked(nn.Module):
+    """A kink that is a comparison."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x > 0, x, 2 * x)
+
+
+def masked_network() -> nn.Module:
+    """What --model names for kinks that are not measured."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 4), Masked(), nn.ReLU(), nn.Linear(4, 2))
 
 
 def no_network() -> str:
@@ -42,6 +69,7 @@ def run(monkeypatch, capsys):
 
 
 TINY = ("--model", f"{__name__}:tiny_network", "--shape", "3", "8", "8")
+TINY_CIFAR = ("--model", f"{__name__}:tiny_cifar_network")
 
 
 @pytest.fixture(autouse=True)
@@ -80,26 +108,68 @@ def test_weights_are_loaded(run, tmp_path):
         out = tmp_path / f"planes{len(extra)}"
         status, _, err = run("map", *TINY, *extra, "--layer", "3", "--mode", "RM0", "--image", str(picture), "--out", str(out))
         assert status == 0, err
-        values.append(np.load(out.with_name(out.name + ".npz"))["value"])
-    assert not np.allclose(*values)
+        values.append(abm.open(out.with_name(out.name + ".zarr")).value)
+    assert not torch.allclose(*values)
 
 
-def test_map_writes_an_archive_and_a_picture(run, tmp_path):
-    """The archive holds the hyperplanes and what made them; their inner products are the values."""
+def test_map_writes_a_store_and_a_picture(run, tmp_path):
+    """The store holds the hyperplanes and what made them; their inner products are the values."""
     out = tmp_path / "new" / "planes"
     status, text, err = run(
         "map", SHIPPED, "--layer", "conv3", "--mode", "RM2", "--units", "8,2:4,5", "--image", "ship", "--out", str(out)
     )
     assert status == 0, err
-    assert "2 hyperplanes of conv3 (RM2)" in text
-    archive = np.load(out.with_name("planes.npz"), allow_pickle=False)
-    assert archive["image"].shape == (1, 2, 3, 32, 32)
-    assert archive["bias"].shape == (1, 2, 384)
-    made_by = json.loads(str(archive["provenance"]))
-    assert (made_by["layer"], made_by["mode"], made_by["k"]) == ("conv3", "RM2", 1.0)
-    assert made_by["biases"]["bn1"] == [32, 64]
-    assert len(made_by["weights sha256"]) == 64
+    assert "2 hyperplanes in 1 block(s), adjoint, at most 0." in text
+    assert "share <= 1 %: 100.0000 %" in text
+    stored = abm.open(out.with_name("planes.zarr"))
+    assert stored.to_xarray()["image"].shape == (1, 2, 3, 15, 15)
+    assert (stored.attributes["layer"], stored.attributes["mode"], stored.attributes["k"]) == ("conv3", "RM2", 1.0)
+    assert stored.attributes["biases"]["bn1"] == [32, 64]
+    assert float(stored.relative_error().abs().max()) < 1e-3
     assert out.with_name("planes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_map_draws_the_first_of_many_units(run, tmp_path, monkeypatch):
+    """A picture has room for 64, and says so."""
+    titles = []
+    monkeypatch.setattr(plots, "unit_hyperplanes", lambda planes, title: titles.append((title, planes.value.shape)) or Figure())
+    status, _, err = run("map", SHIPPED, "--layer", "conv1", "--mode", "RM2", "--units", "0", "--out", str(tmp_path / "planes"))
+    assert status == 0, err
+    (title, shape), count = titles[0], abm.open(tmp_path / "planes.zarr").value.numel()
+    assert title.endswith(f"(first 64 of {count:,} units)")
+    assert shape.numel() == 64
+
+
+def test_map_continues(run, tmp_path):
+    """The same command again computes only what is missing."""
+    words = (
+        "map",
+        SHIPPED,
+        "--layer",
+        "conv1",
+        "--mode",
+        "RM2",
+        "--units",
+        ":,0",
+        "--memory",
+        "300kB",
+        "--out",
+        str(tmp_path / "planes"),
+    )
+    assert run(*words)[0] == 0
+    folder = tmp_path / "planes.zarr"
+    missing, *kept = sorted(folder.glob("progress/0*.json"))
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    content = missing.read_bytes()
+    missing.unlink()
+    status, text, err = run(*words)
+    assert status == 0, err
+    assert f"in {len(kept) + 1} block(s)" in text
+    assert missing.read_bytes() == content
+    assert before == {path: path.stat().st_mtime_ns for path in kept}
+    status, _, err = run(*words, "--scale", "0.5")
+    assert status == 2
+    assert "of other k: choose another path" in err
 
 
 def test_verify_counts_every_unit_of_the_layers_that_are_named(run):
@@ -108,6 +178,95 @@ def test_verify_counts_every_unit_of_the_layers_that_are_named(run):
     assert status == 0, err
     assert "32,778 hyperplanes" in out
     assert "100.0000" in next(line for line in out.splitlines() if " fc " in line)
+
+
+VERIFY = ("verify", *TINY_CIFAR, "--threads", "1", "--images", "3")
+
+
+def units_in(out: str) -> int:
+    """The number of hyperplanes in the title of the table."""
+    return int(re.search(r"layer: ([\d,]+) hyperplanes", out)[1].replace(",", ""))
+
+
+def test_verify_goes_on_after_ctrl_c(run, tmp_path, monkeypatch):
+    """Status 130 and the table of what is finished; the same command computes the rest, the same one again nothing."""
+    keep, seen, right = tmp_path / "kept.jsonl", [], runs.verify_image
+
+    def stopped(network, image, name, *rest):
+        seen.append(name)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return right(network, image, name, *rest)
+
+    monkeypatch.setattr(runs, "verify_image", stopped)
+    status, out, err = run(*VERIFY, "--keep", str(keep))
+    assert (status, err.strip()) == (130, "stopped; finished work is kept")
+    two = units_in(out)
+    status, out, err = run(*VERIFY, "--keep", str(keep))
+    assert status == 0, err
+    assert units_in(out) == two // 2 * 3
+    assert tuple(seen) == (*data.sample().hashes[:3], data.sample().hashes[2])
+    assert run(*VERIFY, "--keep", str(keep))[1] == out
+    assert len(seen) == 4
+
+
+def test_verify_without_keep_tells_how_to_go_on(run, monkeypatch):
+    """Where nothing is kept, the message does not say so."""
+
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "verify_image", stopped)
+    status, _, err = run(*VERIFY)
+    assert (status, err.strip()) == (130, "stopped; with --keep FILE, it goes on where it was")
+
+
+def test_verify_by_two_workers_is_the_same_command(run, tmp_path):
+    """The network of --model is found by the workers, and the table is the same."""
+    pytest.importorskip("distributed", reason="several workers need the extra cluster")
+    keep = tmp_path / "kept.jsonl"
+    status, out, err = run(*VERIFY, "--workers", "2", "--keep", str(keep))
+    assert status == 0, err
+    assert run(*VERIFY)[1] == out
+    assert keep.read_bytes().count(b"\n") == 4
+
+
+def test_verify_on_test_images_in_the_order_of_hashes(run, tmp_path, monkeypatch):
+    """Of a data set the first images by hash, so that a later run with more images only adds some."""
+    monkeypatch.setattr(data, "load", lambda dataset, split, root=None: data.sample())
+    keep = tmp_path / "kept.jsonl"
+    for count, options in (("1", ()), ("2", ("--accumulate", "float32"))):
+        status, _, err = run(*VERIFY[:-1], count, "--dataset", "cifar10", "--keep", str(keep), *options)
+        assert status == 0, err
+    names = [json.loads(line)["name"] for line in keep.read_text().splitlines()[1:]]
+    assert names == sorted(data.sample().hashes)[:2]
+
+
+def test_verify_refuses_the_file_of_another_job(run, tmp_path):
+    """In one line that names the difference."""
+    keep = tmp_path / "kept.jsonl"
+    assert run(*VERIFY[:-1], "1", "--keep", str(keep))[0] == 0
+    status, _, err = run(*VERIFY[:-1], "1", "--keep", str(keep), "--accumulate", "float64")
+    assert status == 2
+    assert "Got those of another (accumulate float32, not float64): name another file." in err
+
+
+def test_analyse_tells_distances_and_sparsity(run):
+    """Both tables; every nearest kink is confirmed by the steps beside it."""
+    status, out, err = run("analyse", *TINY_CIFAR, "--images", "3")
+    assert status == 0, err
+    assert "The linear regions of 3 images" in out
+    assert [line.split("│")[5].strip() for line in out.splitlines() if "nearest kink" in line] == ["100.0"] * 2
+    assert "RM4: which part of its receptive field a kernel uses" in out
+    assert "not measured" not in out
+
+
+def test_analyse_names_what_is_not_measured(run):
+    """Masks are told of; --sparse 0 leaves the second table out."""
+    status, out, err = run("analyse", "--model", f"{__name__}:masked_network", "--sparse", "0")
+    assert status == 0, err
+    assert "Kinks that are not measured, so that regions may end earlier: 1.1.where, where" in out
+    assert "RM4" not in out
 
 
 def test_evaluate_on_the_sample(run):
@@ -161,8 +320,18 @@ BAD_INPUT = {
     "image out of range": (("verify", SHIPPED, "--image", "200"), "--image must be from 0 to 199.* Got 200"),
     "no such picture": (("verify", SHIPPED, "--image", "nowhere.png"), "or a picture file of 32 x 32 pixels. Got nowhere.png"),
     "too many images": (("verify", SHIPPED, "--images", "201"), "--images must be from 1 to 200. Got 201"),
+    "too many for the table": (("analyse", SHIPPED, "--sparse", "2"), "--sparse must be from 0 to --images, 1. Got 2"),
+    "no such data": (("verify", SHIPPED, "--images", "2", "--dataset", "svhn"), '"svhn" for --dataset'),
+    "two kinds of workers": (
+        ("verify", SHIPPED, "--workers", "2", "--cluster", "tcp://a:1"),
+        r"shared by --workers or by --cluster. Got both \(2, tcp://a:1\): leave one out",
+    ),
+    "no workers": (("verify", *TINY_CIFAR, "--workers", "0"), "workers must be at least 1, or the address .* Got 0"),
     "threads": (("verify", SHIPPED, "--threads", "0"), "--threads must be at least 1. Got 0"),
-    "memory": (("map", SHIPPED, "--layer", "conv1", "--mode", "RM4"), "must fit in memory=2GiB. It needs 12"),
+    "memory": (
+        ("map", SHIPPED, "--layer", "conv1", "--mode", "RM4", "--memory", "100B"),
+        "memory must be at least .* for one hyperplane of 'conv1'. Got 100: raise memory",
+    ),
     "unknown architecture": (("train", "vgg9"), "must be one of vgg7-nobias"),
     "no data": (("evaluate", SHIPPED, "--data", "nowhere"), "nowhere/cifar-10-batches-bin must hold the official binary files"),
     "unknown command": (("fly",), "fly"),

@@ -8,7 +8,14 @@ import pytest
 from adjointbackmap.rules import RULES
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/your-own-network.md", "docs/adding-an-operation.md")
+PAGES = (
+    "README.md",
+    "docs/your-own-network.md",
+    "docs/adding-an-operation.md",
+    "docs/verifying.md",
+    "docs/larger-than-memory.md",
+    "docs/analysis.md",
+)
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

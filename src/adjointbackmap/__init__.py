@@ -5,15 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adjointbackmap import captum, data, models
+    from adjointbackmap.analysis import Analysis, Boundary, analyse, boundary
     from adjointbackmap.auditing import audit
+    from adjointbackmap.counts import LayerCheck
+    from adjointbackmap.effective import EffectiveFields, Sparsity, effective_fields, sparsity
     from adjointbackmap.folding import Fold, fold
     from adjointbackmap.hyperplane import Contributions, Hyperplanes, hyperplanes
+    from adjointbackmap.kinks import KinkDistances, kink_distances
     from adjointbackmap.network import Biases, Layer, Network
     from adjointbackmap.operators import LayerOperator, operator
     from adjointbackmap.pattern import ActivationPattern, record_pattern
     from adjointbackmap.program import UnsupportedOperation
+    from adjointbackmap.runs import verify
+    from adjointbackmap.store import StoredPlanes, open, save
+    from adjointbackmap.streaming import iter_hyperplanes
     from adjointbackmap.tracing import trace
-    from adjointbackmap.verification import LayerCheck, dense_test, dot_test, reconstruction_test, verify
+    from adjointbackmap.verification import dense_test, dot_test, reconstruction_test
 
 __version__ = "0.1.0"
 
@@ -35,6 +42,11 @@ __all__ = [  # noqa: RUF022 - in the order of the flow
     "hyperplanes",
     "Hyperplanes",
     "Contributions",
+    # more of them than memory holds, and on disk
+    "iter_hyperplanes",
+    "save",
+    "open",
+    "StoredPlanes",
     # exactness
     "audit",
     "dot_test",
@@ -42,6 +54,17 @@ __all__ = [  # noqa: RUF022 - in the order of the flow
     "reconstruction_test",
     "verify",
     "LayerCheck",
+    # what they tell of an image and of a network
+    "analyse",
+    "Analysis",
+    "boundary",
+    "Boundary",
+    "kink_distances",
+    "KinkDistances",
+    "effective_fields",
+    "EffectiveFields",
+    "sparsity",
+    "Sparsity",
     # dialects of other libraries
     "captum",
     # networks and data of the study
@@ -58,8 +81,15 @@ _HOMES = {
     "pattern": ("record_pattern", "ActivationPattern"),
     "operators": ("operator", "LayerOperator"),
     "hyperplane": ("hyperplanes", "Hyperplanes", "Contributions"),
+    "streaming": ("iter_hyperplanes",),
+    "store": ("save", "open", "StoredPlanes"),
     "auditing": ("audit",),
-    "verification": ("dot_test", "dense_test", "reconstruction_test", "verify", "LayerCheck"),
+    "verification": ("dot_test", "dense_test", "reconstruction_test"),
+    "counts": ("LayerCheck",),
+    "runs": ("verify",),
+    "analysis": ("analyse", "Analysis", "boundary", "Boundary"),
+    "kinks": ("kink_distances", "KinkDistances"),
+    "effective": ("effective_fields", "EffectiveFields", "sparsity", "Sparsity"),
 }
 
 

@@ -14,22 +14,27 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from adjointbackmap.subjects import Source, find_image, load_subject, parse_units
-from adjointbackmap.tables import check_table, class_table, unit_table
+from adjointbackmap.subjects import Source, find_image, find_images, load_subject, parse_units
+from adjointbackmap.tables import check_table, class_table, region_table, sparsity_table, unit_table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from adjointbackmap import training
+    from adjointbackmap.counts import LayerCheck
     from adjointbackmap.network import Network
-    from adjointbackmap.verification import LayerCheck
+    from adjointbackmap.store import StoredPlanes
+    from adjointbackmap.verification import Terms
 
 app = App(
     name="adjointbackmap",
     help="Exact effective hyperplanes of any unit of any layer of a piecewise-affine network.",
     error_console=Console(stderr=True, soft_wrap=True),
+    suppress_keyboard_interrupt=False,  # main tells that finished work is kept
     error_formatter=lambda error: Text(f"adjointbackmap: {' '.join(str(error).split())}"),
 )
+study = App(name="study", help="Repeat the experiments of the dissertation, beside what it published.")
+app.command(study)
 console = Console()
 DEMO_NETWORK = "vgg7-cifar10"
 STUDY_SCALE = 1 / 8
@@ -49,6 +54,7 @@ def demo(*, image: str = "ship", out: Path = Path("adjointbackmap-demo"), thread
     """
     from adjointbackmap import plots
     from adjointbackmap.hyperplane import hyperplanes
+    from adjointbackmap.runs import terms_of
 
     started = time.monotonic()
     _use_threads(threads)
@@ -62,7 +68,9 @@ def demo(*, image: str = "ship", out: Path = Path("adjointbackmap-demo"), thread
     console.print("Every output is an inner product of the image and the network's biases with a hyperplane, computed here:\n")
     console.print(class_table(planes, subject.classes))
     console.print(unit_table(network, x, STUDY_SCALE))
-    console.print(check_table(_verified(network, x, STUDY_SCALE, "float32")))
+    checks: dict[str, LayerCheck] = {}
+    _verify(checks, network, x[None], terms_of(network), [described])
+    console.print(check_table(checks))
     figure = plots.class_hyperplanes(planes, subject.classes, pixels, f"{subject.title}: {described}, seen as {best}")
     console.print(f"Picture: [bold]{plots.save(figure, out / 'hyperplanes.png')}[/bold]")
     console.print(f"{time.monotonic() - started:.0f} s in all. Next: adjointbackmap layers {DEMO_NETWORK}")
@@ -87,7 +95,7 @@ def layers(source: Source = NO_SOURCE) -> None:
 
 
 @app.command(name="map")
-def mapparse_units(
+def map_units(
     source: Source = NO_SOURCE,
     *,
     layer: str,
@@ -99,8 +107,11 @@ def mapparse_units(
     dtype: Literal["float32", "float64"] | None = None,
     memory: str = "2GiB",
     out: Path = Path("hyperplanes"),
+    threads: int | None = None,
 ) -> None:
-    """Compute the hyperplanes of chosen units and write them to a file and a picture.
+    """Compute the hyperplanes of chosen units into a store on disk, larger than memory if need be, and draw the first ones.
+
+    A run that was stopped goes on where it was when the same command is run again.
 
     Args:
         source: The network.
@@ -112,39 +123,27 @@ def mapparse_units(
         own_bias: Whether the layer's own bias belongs to the units.
         scale: The factor k of the activation pattern.
         dtype: float64 for more than the model's own precision.
-        memory: Largest size of the result.
-        out: Name of the files without their ending.
+        memory: For one block of hyperplanes and what computing it takes; blocks go to the disk one after the other.
+        out: Name of the store (a folder .zarr) and of the picture (.png) without their endings.
+        threads: Threads of the processor to use.
     """
     import torch
 
-    from adjointbackmap import plots
-    from adjointbackmap.hyperplane import hyperplanes
-    from adjointbackmap.store import write_npz
+    from adjointbackmap.store import write
+    from adjointbackmap.streaming import stream
 
+    _use_threads(threads)
     subject = load_subject(source)
     pixels, described = find_image(image, subject)
-    with console.status("computing hyperplanes"):
-        planes = hyperplanes(
-            subject.trace(),
-            subject.prepare(pixels),
-            layer,
-            mode,
-            units=parse_units(units),
-            own_bias=own_bias,
-            scale=scale,
-            dtype=getattr(torch, dtype) if dtype else None,
-            memory=memory,
-        )
-    error = planes.relative_error().abs()
-    shape = " x ".join(map(str, planes.image.shape))
-    console.print(f"{planes.value.numel():,} hyperplanes of {layer} ({mode}), image part {shape}, for {described}")
-    console.print(
-        f"largest |relative error| {float(error.max()):.2e}, share <= 1 %: {100 * float((error <= 0.01).float().mean()):.4f} %"
-    )
-    figure = plots.unit_hyperplanes(planes, f"{subject.title}, {layer}, {mode}, {described}")
-    archive = write_npz(planes, out.with_name(out.name + ".npz"))
-    picture = plots.save(figure, out.with_name(out.name + ".png"))
-    console.print(f"Written: {archive} and {picture}")
+    network, x, precision = subject.trace(), subject.prepare(pixels), getattr(torch, dtype) if dtype else None
+    work = stream(network, x, layer, mode, parse_units(units), own_bias, scale, precision, memory=memory)
+    folder = out.with_name(out.name + ".zarr")
+    console.print(f"{work} on disk in {folder}")
+    with _progress(f"hyperplanes of {layer}") as (bar, job):
+        stored = write(folder, work, lambda share: bar.update(job, completed=share))
+    console.print(f"hyperplanes of {layer} ({mode}) for {described}: {_errors(stored)}")
+    picture = _first_units(stored, network, f"{subject.title}, {layer}, {mode}, {described}", out.with_name(out.name + ".png"))
+    console.print(f"Written: {folder} and {picture}")
 
 
 @app.command
@@ -153,47 +152,111 @@ def verify(
     *,
     image: str = "0",
     images: int | None = None,
+    dataset: Literal["sample", "cifar10", "cifar100"] = "sample",
+    data: Path | None = None,
     layer: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     own_bias: bool = False,
     scale: float = STUDY_SCALE,
     dtype: Literal["float32", "float64"] = "float32",
+    accumulate: Literal["float32", "float64"] | None = None,
+    keep: Path | None = None,
+    workers: int | None = None,
+    cluster: str | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
     threads: int | None = None,
 ) -> None:
-    """Hold every unit of every layer against its explicit hyperplane.
+    """Hold every unit of every layer against its explicit hyperplane; with --keep, stop and start it at any time.
 
     Args:
         source: The network.
         image: Number of a sample image, a class for its first one, or a picture file.
-        images: The first so many images of the sample, in the place of one.
+        images: The first so many images of the data, in the place of one; the test images are in the order of their hashes.
+        dataset: The data for --images: the sample of 200 that ships, or the test images of CIFAR.
+        data: Folder of the official binary files; else ADJOINTBACKMAP_DATA, else downloaded.
         layer: Only these layers.
         own_bias: Whether a layer's own bias belongs to its units.
         scale: The factor k of the activation pattern.
         dtype: float64 for more than the model's own precision.
-        threads: Threads of the processor to use.
+        accumulate: float64 for inner products that are summed in it; --dtype if left out.
+        keep: File of finished images: those that it has are not computed again.
+        workers: So many processes on this machine share the images; with --device cuda, each has a card of its own.
+        cluster: Address of a Dask scheduler whose workers share the images.
+        device: Where to compute.
+        threads: Threads of the processor to use; workers share them.
 
     Raises:
-        ValueError: If there are not so many images.
+        ValueError: If there are not so many images, or both --workers and --cluster are given.
         RuntimeError: If a unit is off in float64.
+        KeyboardInterrupt: On Ctrl-C, after the table of what is finished.
     """
     import torch
 
-    from adjointbackmap import data
+    from adjointbackmap.runs import image_hash, terms_of
+    from adjointbackmap.tracing import trace
 
     _use_threads(threads)
+    if workers is not None and cluster is not None:
+        msg = f"The images must be shared by --workers or by --cluster. Got both ({workers}, {cluster}): leave one out."
+        raise ValueError(msg)
     subject = load_subject(source)
-    if images is None:
-        pixels = find_image(image, subject)[0][None]
-    else:
-        if not 0 < images <= len(data.sample()):
-            msg = f"--images must be from 1 to {len(data.sample())}. Got {images}."
-            raise ValueError(msg)
-        pixels = data.sample()[:images].unit_interval()
-    x = subject.prepare(pixels).to(getattr(torch, dtype))
-    checks = _verified(subject.trace(), x, scale, dtype, layer, own_bias)
+    pixels = find_image(image, subject)[0][None] if images is None else find_images(images, dataset, data)
+    x = subject.prepare(pixels).to(device, getattr(torch, dtype))
+    network = trace(subject.module.to(device), torch.zeros(1, *subject.shape, device=device))
+    terms = terms_of(network, layer, own_bias, scale, x.dtype, getattr(torch, accumulate or dtype))
+    names = [image_hash(bytes_) for bytes_ in (255 * pixels).round().to(torch.uint8)]
+    checks: dict[str, LayerCheck] = {}
+    try:
+        _verify(checks, network, x, terms, names, keep, cluster or workers)
+    except KeyboardInterrupt:
+        console.print(check_table(checks))
+        raise KeyboardInterrupt("" if keep else "stopped; with --keep FILE, it goes on where it was") from None
     console.print(check_table(checks))
     if any(check.share < 1 for check in checks.values()) and dtype == "float64":
         msg = "Every unit must be within 1 % in float64. Got some that are not: see the table."
         raise RuntimeError(msg)
+
+
+@app.command
+def analyse(
+    source: Source = NO_SOURCE,
+    *,
+    images: int = 1,
+    dataset: Literal["sample", "cifar10", "cifar100"] = "sample",
+    data: Path | None = None,
+    sparse: int = 1,
+    threads: int | None = None,
+) -> None:
+    """Distances in pixels in [0, 1] to the nearest kink and class boundary, and how sparse the hyperplanes are, by layer.
+
+    Args:
+        source: The network.
+        images: The first so many images of the data; the test images are in the order of their hashes.
+        dataset: The sample of 200 that ships, or the test images of CIFAR.
+        data: Folder of the official binary files; else ADJOINTBACKMAP_DATA, else downloaded.
+        sparse: The first so many of these images for the table by layer, which takes longest; 0 for none.
+        threads: Threads of the processor to use.
+
+    Raises:
+        ValueError: If there are not so many images.
+    """
+    from adjointbackmap.analysis import analyse as analysis_of
+    from adjointbackmap.effective import sparsity
+
+    _use_threads(threads)
+    if not 0 <= sparse <= images:
+        msg = f"--sparse must be from 0 to --images, {images}. Got {sparse}."
+        raise ValueError(msg)
+    subject = load_subject(source)
+    pixels, network, found = find_images(images, dataset, data), subject.trace_in_pixels(), []
+    with _progress("linear regions") as (bar, job):
+        for done, image in enumerate(pixels, start=1):
+            found.append(analysis_of(network, image.double()))
+            bar.update(job, completed=done / images, description=f"linear regions: {done} of {images} images")
+    console.print(region_table(found))
+    if found[0].unmeasured:
+        console.print(f"Kinks that are not measured, so that regions may end earlier: {', '.join(found[0].unmeasured)}")
+    if sparse:
+        console.print(sparsity_table(sparsity(subject.trace(), subject.prepare(pixels[:sparse]))))
 
 
 @app.command
@@ -278,6 +341,116 @@ def evaluate(
     console.print(f"{subject.title}: {100 * share:.2f} % of {len(images):,} images ({which})")
 
 
+@app.command
+def bench(
+    *,
+    only: str = "",
+    repeats: int | None = None,
+    quick: bool = False,
+    out: Path | None = None,
+    docs: Path | None = None,
+    threads: int | None = None,
+) -> None:
+    """Measure time and memory beside named peers on an idle machine; stop it at any time and start it again to go on.
+
+    Args:
+        only: Part of the names of what to measure, such as vgg7, conv3 or classes.
+        repeats: Runs of which the median is taken; 5 if left out, 1 with --quick.
+        quick: A look at a part of it, not figures to keep.
+        out: File of the finished entries; benchmark.json if left out, benchmark-quick.json with --quick.
+        docs: Page to write the tables into, such as docs/speed.md.
+        threads: Threads of the processor to use.
+
+    Raises:
+        RuntimeError: If the plan's choice is far slower than the best of the methods.
+    """
+    from adjointbackmap.benchmark.runs import bench as run
+    from adjointbackmap.benchmark.runs import check_page, write_page
+    from adjointbackmap.benchmark.table import DEFECT, defects, short, where_measured
+
+    _use_threads(threads)
+    if docs:
+        check_page(docs)
+    file = out or Path("benchmark-quick.json" if quick else "benchmark.json")
+    with _progress("warming up") as (bar, job):
+        found = run(file, only, quick, repeats, lambda name, share: bar.update(job, completed=share, description=name))
+    console.print(where_measured(found), highlight=False)
+    for sheet in short(found["entries"]):
+        console.print(sheet.rich())
+    if docs:
+        write_page(found, docs)
+    console.print(f"Written: {file}{f' and {docs}' if docs else ''}")
+    far = defects(found)
+    if far:
+        msg = f"The plan must be at most {DEFECT} times as slow as the best method. Got more in {', '.join(far)}."
+        raise RuntimeError(msg)
+
+
+@study.command
+def verification(
+    *,
+    network: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    images: int | None = None,
+    images_float64: int | None = None,
+    images_fc: int | None = None,
+    out: Path = Path("study-verification"),
+    data: Path | None = None,
+    workers: int | None = None,
+    docs: Path | None = None,
+    results: Path | None = None,
+    threads: int | None = None,
+) -> None:
+    """Every unit of every layer of the shipped networks over the test images, beside Tables 3.3, 3.4, Figs. 2.4 and 2.5.
+
+    Stop it at any time and start it again to go on where it was; a later run with more images only adds.
+
+    Args:
+        network: Only these networks.
+        images: Test images in float32, by hash; if left out, all for VGG7 and 1,000 for ResNet20.
+        images_float64: In float64, and in float32 with sums in float64; if left out, 200 for VGG7 and 50 for ResNet20.
+        images_fc: For the layer fc; all test images if left out.
+        out: Folder of finished images and of the results, verification.json.
+        data: Folder of the official binary files; else ADJOINTBACKMAP_DATA, else downloaded.
+        workers: So many processes share the images.
+        docs: Page to write the tables into, such as docs/verification.md; results and figures go into folders beside it.
+        results: Make the page of this earlier verification.json, and compute nothing.
+        threads: Threads of the processor to use; workers share them.
+
+    Raises:
+        ValueError: If --results is given without --docs.
+        RuntimeError: If a unit is off in float64.
+        KeyboardInterrupt: On Ctrl-C, after the tables of what is finished.
+    """
+    from adjointbackmap.study.page import check_page, off_in_float64
+    from adjointbackmap.study.verification import RESULTS, Counts, check_networks, run
+
+    _use_threads(threads)
+    chosen, counts, file = check_networks(network), Counts(images, images_float64, images_fc), results or out / RESULTS
+    if docs:
+        check_page(docs)
+    elif results:
+        msg = f"--results must come with the page to write. Got {results} alone: add --docs PAGE."
+        raise ValueError(msg)
+    if not results:
+        with _progress("study verification") as (bar, job):
+
+            def report(what: str, share: float) -> None:
+                if bar.tasks[job].description != what:
+                    bar.reset(job, description=what)
+                bar.update(job, completed=share)
+
+            try:
+                run(out, chosen, counts, data, workers, report)
+            except KeyboardInterrupt:
+                if file.exists():
+                    _tell_study(file, docs)
+                raise
+    off = off_in_float64(_tell_study(file, docs))
+    if off:
+        msg = f"Every unit must be within 1 % in float64. Got some that are not, in {', '.join(off)}: see the tables."
+        raise RuntimeError(msg)
+
+
 def main() -> None:
     """Run the command line: bad input is one line and exit status 2."""
     try:
@@ -285,8 +458,8 @@ def main() -> None:
     except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
         Console(stderr=True).print(f"[bold red]adjointbackmap:[/bold red] {error}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; finished work is kept")
+    except KeyboardInterrupt as stop:
+        Console(stderr=True).print(str(stop) or "stopped; finished work is kept")
         sys.exit(130)
 
 
@@ -307,17 +480,50 @@ def _progress(description: str) -> Iterator[tuple[Progress, Any]]:
         yield bar, bar.add_task(description, total=1.0)
 
 
-def _verified(
+def _tell_study(file: Path, docs: Path | None) -> dict[str, Any]:
+    """Show the results in a file, write their page, and return them."""
+    from adjointbackmap.study.page import show, write_page
+    from adjointbackmap.study.verification import read
+
+    found = read(file)
+    for table in show(found):
+        console.print(table)
+    console.print(f"Written: {', '.join(map(str, write_page(found, file, docs) if docs else [file]))}")
+    return found
+
+
+def _errors(stored: "StoredPlanes") -> str:
+    error = stored.relative_error().abs()
+    share = 100 * float((error <= 0.01).float().mean())
+    return f"largest |relative error| {float(error.max()):.2e}, share <= 1 %: {share:.4f} %"
+
+
+def _first_units(stored: "StoredPlanes", network: "Network", title: str, path: Path) -> Path:
+    """A picture of as many units as one has room for."""
+    from adjointbackmap import plots
+    from adjointbackmap.streaming import block_shape
+
+    units = stored.shape[1:]
+    planes = stored.planes(network, tuple(slice(0, n) for n in block_shape(units, plots.MOST_PANELS)), images=0)
+    shown, count = planes.value.numel(), prod(units)
+    which = f" (first {shown} of {count:,} units)" if shown < count else ""
+    return plots.save(plots.unit_hyperplanes(planes, title + which), path)
+
+
+def _verify(
+    checks: dict[str, "LayerCheck"],
     network: "Network",
     x: "Tensor",
-    scale: float,
-    dtype: str,
-    layers: list[str] | None = None,
-    own_bias: bool = False,
-) -> dict[str, "LayerCheck"]:
-    import torch
-
-    from adjointbackmap.verification import verify as run
+    terms: "Terms",
+    names: list[str],
+    keep: Path | None = None,
+    workers: int | str | None = None,
+) -> None:
+    """Add the errors of each image when it is finished."""
+    from adjointbackmap.runs import merge, verified
 
     with _progress("verifying every unit") as (bar, job):
-        return run(network, x, layers, own_bias, scale, getattr(torch, dtype), lambda share: bar.update(job, completed=share))
+        found = verified(network, x, terms, names, lambda share: bar.update(job, completed=share), keep, workers)
+        for done, (_, of_image) in enumerate(found, start=1):
+            merge(checks, of_image)
+            bar.update(job, description=f"verifying every unit: {done} of {len(names)} images")

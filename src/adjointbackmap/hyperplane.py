@@ -11,11 +11,10 @@ from torch import Tensor
 
 from adjointbackmap.jobs import Job, recorded_layers, with_own_bias
 from adjointbackmap.methods import compute
-from adjointbackmap.network import Layer, Network
+from adjointbackmap.network import Network
 from adjointbackmap.patches import BLOCK, Patches
 from adjointbackmap.pattern import check_images
-from adjointbackmap.planner import Plan, plan_jobs
-from adjointbackmap.recording import Recorded
+from adjointbackmap.planner import plan_jobs
 from adjointbackmap.units import Selection, select, unit_dims
 
 if TYPE_CHECKING:
@@ -267,16 +266,45 @@ def hyperplanes(
         True
     """
     several = not isinstance(layer, str)
-    chosen = [network.layer(name) for name in ([layer] if isinstance(layer, str) else layer)]
-    images, limit = check_images(network, x, dtype), bytes_of(memory)
-    recorded = recorded_layers(network, images, chosen) if isinstance(units, str) else None
-    jobs = [_job(network, images, one, mode, units, own_bias, recorded) for one in chosen]
+    images = check_images(network, x, dtype)
+    jobs = [job_of(network, images, name, mode, units, own_bias) for name in ([layer] if isinstance(layer, str) else layer)]
     plans = plan_jobs(jobs, len(images), method)
-    _check_memory(jobs, plans, len(images), memory)
-    recorded = recorded or recorded_layers(network, images, chosen)
-    found = compute(jobs, images, scale, [plan.method for plan in plans])
-    made = {
-        job.layer.name: Hyperplanes(
+    needed = sum(plan.bytes for plan in plans)
+    if needed > bytes_of(memory):
+        msg = (
+            f"The result must fit in memory={memory}. It needs {needed / 2**30:.2f} GiB for {len(images)} x "
+            f"{sum(job.count for job in jobs):,} hyperplanes: choose fewer units or images, raise memory, or take "
+            "iter_hyperplanes() or save()."
+        )
+        raise ValueError(msg)
+    found = planes_of(jobs, images, scale, [plan.method for plan in plans], bytes_of(memory))
+    return {planes.layer: planes for planes in found} if several else found[0]
+
+
+def job_of(network: Network, images: Tensor, layer: str, mode: str | None, units: Any, own_bias: bool | None) -> Job:
+    """What is wanted of one layer, checked; the arguments are those of :func:`hyperplanes`.
+
+    Raises:
+        ValueError: If the layer, mode or units do not fit.
+    """
+    chosen = network.layer(layer)
+    mode = mode or next((m for m in ("RM2", "RM0") if m in chosen.modes), chosen.modes[0])
+    own_bias = with_own_bias(chosen, mode, own_bias)
+    dims = unit_dims(chosen, mode, 0 if own_bias else network.kernel(chosen, images.dtype).rule.in_channels)
+    if isinstance(units, str):
+        selection = _predicted(units, mode, dims, lambda: recorded_layers(network, images, [chosen]).outputs[layer])
+    else:
+        selection = select(dims, units, len(images))
+    return Job(network, chosen, mode, own_bias, selection, images.dtype)
+
+
+def planes_of(jobs: Sequence[Job], images: Tensor, scale: float, methods: Sequence[str], memory: int) -> list[Hyperplanes]:
+    """The hyperplanes of jobs at some images, each by its method, with the values of the untouched model."""
+    network = jobs[0].network
+    recorded = recorded_layers(network, images, [job.layer for job in jobs])
+    found = compute(jobs, images, scale, methods)
+    return [
+        Hyperplanes(
             image_part=parts.image,
             bias_part=parts.bias,
             entries=job.entries,
@@ -288,40 +316,17 @@ def hyperplanes(
             units=job.selection,
             own_bias=job.own_bias,
             scale=scale,
-            memory=limit,
+            memory=memory,
         )
         for job, parts in zip(jobs, found, strict=True)
-    }
-    return made if several else made[chosen[0].name]
+    ]
 
 
-def _job(
-    network: Network, images: Tensor, layer: Layer, mode: str | None, units: Any, own_bias: bool | None, recorded: Recorded | None
-) -> Job:
-    mode = mode or next((m for m in ("RM2", "RM0") if m in layer.modes), layer.modes[0])
-    own_bias = with_own_bias(layer, mode, own_bias)
-    in_channels = 0 if own_bias else network.kernel(layer, images.dtype).rule.in_channels
-    dims = unit_dims(layer, mode, in_channels)
-    selection = _predicted(units, mode, dims, recorded.outputs[layer.name]) if recorded else select(dims, units, len(images))
-    return Job(network, layer, mode, own_bias, selection, images.dtype)
-
-
-def _check_memory(jobs: Sequence[Job], plans: Sequence[Plan], images: int, memory: str | int) -> None:
-    needed = sum(plan.bytes for plan in plans)
-    if needed > bytes_of(memory):
-        msg = (
-            f"The result must fit in memory={memory}. It needs {needed / 2**30:.2f} GiB for {images} x "
-            f"{sum(job.count for job in jobs):,} hyperplanes: choose fewer units or images, raise memory, or take "
-            "iter_hyperplanes() or save()."
-        )
-        raise ValueError(msg)
-
-
-def _predicted(units: str, mode: str, dims: dict[str, int], output: Tensor) -> Selection:
+def _predicted(units: str, mode: str, dims: dict[str, int], output: Callable[[], Tensor]) -> Selection:
     if units != "predicted" or mode != "RM0":
         msg = f"units must be 'predicted' in RM0, or a tuple of ints, slices and arrays. Got {units!r} in {mode}."
         raise ValueError(msg)
-    return Selection(dims, output.argmax(1).cpu(), ())
+    return Selection(dims, output().argmax(1).cpu(), ())
 
 
 def bytes_of(memory: str | int) -> int:

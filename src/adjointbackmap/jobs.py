@@ -151,6 +151,14 @@ class Job:
         return sides
 
     @property
+    def is_box(self) -> bool:
+        """Whether the units are all of those at the positions between the outermost, in order."""
+        dims = self.selection.dims
+        ranges = [slice(first, last + 1) for first, last in self._box]
+        box = torch.arange(prod(dims.values())).view(*dims.values())[tuple(ranges)]
+        return self.selection.shape == tuple(box.shape) and torch.equal(self.selection.flat[0], box)
+
+    @property
     def _box(self) -> list[tuple[int, int]]:
         """First and last position of the chosen units along each axis."""
         if self.selection.is_everything:
@@ -166,8 +174,8 @@ class Job:
     @property
     def part(self) -> tuple[int, ...]:
         """Shape of one unit's image part as it is kept."""
-        channels, *image = self.network.in_shape
-        return (channels, *(side.size for side in self.sides)) if self.in_patches else (channels, *image)
+        shape = self.network.in_shape
+        return (shape[0], *(side.size for side in self.sides)) if self.in_patches else shape
 
     def corners(self) -> Tensor:
         """First pixel of each chosen unit's patch, ``(*units, 2)``."""

@@ -216,7 +216,7 @@ def _patches(job: Job, whole: Tensor) -> Patches:
     """Patches of the chosen units from all, ``(N, rows, columns, patch rows, patch columns, in-channels, out-channels)``."""
     rows, columns = (job.network.in_shape[1], job.network.in_shape[2])
     by_unit = whole.movedim((5, 6), (4, 3)).unflatten(3, tuple(job.selection.dims.values())[2:])
-    if not job.selection.is_everything:
+    if not job.is_box:
         u, v, *rest = job.places(job.selection.flat[0]).values()
         by_unit = by_unit[(slice(None), u - job.sides[0].first, v - job.sides[1].first, *rest)]
     return Patches(by_unit, job.corners(), (rows, columns))

@@ -1,5 +1,6 @@
 """A captured module -> :class:`Network`: its layers, the bias vector, and the steps between them."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -196,6 +197,14 @@ class Network:
         from adjointbackmap.planner import plan
 
         return plan(self, layer, mode, units, own_bias, method)
+
+    def weights_hash(self) -> str:
+        """SHA-256 of the model's parameters and buffers, by name."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def check_unchanged(self) -> None:
         """Hold the model against the one that was traced.

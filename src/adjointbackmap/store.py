@@ -1,59 +1,369 @@
-"""Hyperplanes in a file, with what made them."""
+"""Hyperplanes on disk, larger than memory: a chunked array store that a run which was stopped continues."""
 
+import errno
 import hashlib
 import json
 import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from adjointbackmap.hyperplane import Hyperplanes
+from adjointbackmap.drafts import PARTIAL, Draft, damaged, put_record
+from adjointbackmap.hyperplane import Hyperplanes, bytes_of, relative_error
 from adjointbackmap.network import Network
+from adjointbackmap.patches import Patches
+from adjointbackmap.streaming import Block, Stream, stream, tiles
+from adjointbackmap.units import Selection
+
+if TYPE_CHECKING:
+    import xarray
+
+RECORDS = "progress"
+LAYOUT = "blocks"  # the attribute that tells how the store is computed, not what it holds
 
 
-def weights_hash(network: Network) -> str:
-    """SHA-256 of the model's parameters and buffers, by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def save(
+    path: Path | str,
+    network: Network,
+    x: Tensor,
+    layer: str,
+    mode: str,
+    units: Any = None,
+    own_bias: bool | None = None,
+    scale: float = 1.0,
+    dtype: torch.dtype | None = None,
+    method: str | None = None,
+    memory: str | int = "2GiB",
+    report: Callable[[float], None] = lambda share: None,
+) -> "StoredPlanes":
+    """Compute hyperplanes into a folder, a Zarr store (version 3) that xarray reads; they may be larger than memory.
+
+    The same call again continues a run that was stopped: blocks whose files match their checksums are kept, all others are
+    computed again, and the files are in the end byte by byte those of an unbroken run. It goes on with the method and the
+    blocks with which it was begun.
+
+    Args:
+        path: Folder of the store: a new one, or one of the same hyperplanes.
+        network: Traced network, see :func:`trace`.
+        x: One image ``(C, H, W)`` or a batch ``(N, C, H, W)``, in the units that the model takes.
+        layer: Name in ``network.layers``.
+        mode: ``"RM4"`` to ``"RM0"``.
+        units: As for :func:`adjointbackmap.hyperplanes`.
+        own_bias: Whether the layer's own bias belongs to the unit.
+        scale: The factor k at which the pattern is taken.
+        dtype: ``torch.float64`` for more than the model's own precision.
+        method: As for :func:`adjointbackmap.iter_hyperplanes`.
+        memory: Bytes for one block, see :func:`adjointbackmap.iter_hyperplanes`.
+        report: Called with the share of blocks that are finished.
+
+    Returns:
+        The stored hyperplanes.
+
+    Raises:
+        ValueError: If an argument does not fit, the folder holds something else, or its blocks are larger than ``memory``.
+        OSError: If the disk is full; finished blocks are kept.
+
+    Example:
+        >>> import tempfile
+        >>> from adjointbackmap import trace
+        >>> network = trace(torch.nn.Conv2d(3, 4, 3).eval(), torch.rand(1, 3, 8, 8))
+        >>> stored = save(tempfile.mkdtemp(), network, torch.rand(3, 8, 8), "output", "RM2")
+        >>> stored.to_xarray()["image"].sizes["patch_row"], bool(stored.relative_error().abs().max() < 1e-3)
+        (3, True)
+    """
+    return write(path, stream(network, x, layer, mode, units, own_bias, scale, dtype, method, memory), report)
 
 
-def provenance(planes: Hyperplanes) -> dict:
-    """What made some hyperplanes: weights, versions, layer, mode, k, dtype, and where each bias lies in the bias part."""
+def write(path: Path | str, work: Stream, report: Callable[[float], None] = lambda share: None) -> "StoredPlanes":
+    """Compute a stream of hyperplanes into a folder, see :func:`save`.
+
+    Raises:
+        ValueError: If the folder holds something else, or its blocks are larger than the memory of the stream.
+        OSError: If the disk is full.
+    """
+    path = Path(path)
+    work = _continued(path, work)
+    layout = {"method": work.method, "memory": work.memory, "shape": list(work.block)}
+    stored, finished = StoredPlanes(path), 0.0
+    try:
+        draft = Draft(work, {**provenance(work), LAYOUT: layout})
+        digests = draft.put(path)
+        metadata, *records = stored.records
+        put_record(metadata, digests)
+        for number, (block, record) in enumerate(zip(work.blocks, records, strict=True), 1):
+            if damaged(path, record):
+                put_record(record, draft.put_block(path, block, work.compute(block)))
+            finished = number / len(records)
+            report(finished)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        left, free = (1 - finished) * prod(work.shape) * work.bytes_each / 2**20, shutil.disk_usage(path).free / 2**20
+        msg = (
+            f"The disk must have room for {path}, at most {left:,.1f} MiB more. Got {free:,.1f} MiB free: make room and run the "
+            "same again, which keeps the blocks that are finished."
+        )
+        raise OSError(msg) from error
+    return stored
+
+
+def open(path: Path | str) -> "StoredPlanes":
+    """Open what :func:`save` wrote; arrays are read when they are used.
+
+    Raises:
+        FileNotFoundError: If there is no store.
+        ValueError: If it is not complete.
+    """
+    stored = StoredPlanes(Path(path))
+    if LAYOUT not in stored.attributes:
+        msg = f"path must be a folder that save or the command map wrote. Got {path}, which is none."
+        raise FileNotFoundError(msg)
+    metadata, *blocks = stored.records
+    found = sum(record.is_file() for record in blocks)
+    if found < len(blocks) or not metadata.is_file():
+        msg = (
+            f"The store must be complete. Got {found:,} of {len(blocks):,} blocks in {path}: run the same save or map again, "
+            "which continues it."
+        )
+        raise ValueError(msg)
+    return stored
+
+
+@dataclass(frozen=True)
+class StoredPlanes:
+    """Hyperplanes in a store on disk: made by :func:`save` and :func:`open`.
+
+    Attributes:
+        path: Folder of the store.
+    """
+
+    path: Path
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What made the hyperplanes: weights, versions, layer, mode, k, dtype, where each bias lies in b; and the blocks."""
+        return _attributes(self.path)
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the dimensions of images and units."""
+        return ("n", *self.attributes["unit dimensions"])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Images and units, ``(N, *units)``."""
+        return tuple(self.attributes["shape"])
+
+    @property
+    def value(self) -> Tensor:
+        """What the untouched model computes for the units, ``(N, *units)``."""
+        return _tensor(self._data["value"])
+
+    @property
+    def x(self) -> Tensor:
+        """The images, ``(N, C, H, W)``."""
+        return _tensor(self._data["x"])
+
+    @property
+    def records(self) -> list[Path]:
+        """Files with the checksums of the metadata and of each block: there is one as soon as what it names is on the disk."""
+        blocks = tiles([slice(0, extent) for extent in self.shape], self.attributes[LAYOUT]["shape"])
+        return [self.path / RECORDS / f"{name}.json" for name in ("metadata", *(f"{i:06}" for i in range(len(blocks))))]
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The store with labelled dimensions, image parts as they are stored; nothing is read before it is used."""
+        return self._data.copy()
+
+    def planes(
+        self, network: Network, units: Any = (), images: int | slice = slice(None), memory: str | int = "2GiB"
+    ) -> Hyperplanes:
+        """Some of the hyperplanes, read into memory, as :func:`adjointbackmap.hyperplanes` gives them.
+
+        Args:
+            network: The network that they were computed of.
+            units: An int or slice along each of the stored unit dimensions, or of the first of them; all if left out.
+            images: Which images.
+            memory: Bytes that dense image parts may take.
+
+        Raises:
+            ValueError: If the network has other weights.
+        """
+        self._check(network)
+        key = (
+            slice(images, images + 1) if isinstance(images, int) else images,
+            *(units if isinstance(units, tuple) else (units,)),
+        )
+        return self._planes(key, network, bytes_of(memory))
+
+    def iter_planes(self, network: Network, memory: str | int = "2GiB") -> Iterator[Hyperplanes]:
+        """All hyperplanes, one chunk at a time.
+
+        Args:
+            network: The network that they were computed of.
+            memory: Bytes that dense image parts of a chunk may take.
+
+        Returns:
+            An iterator over parts of the units, in order.
+
+        Raises:
+            ValueError: If the network has other weights.
+        """
+        self._check(network)
+        return (self._planes(tile, network, bytes_of(memory)) for tile in self._tiles())
+
+    def reconstruct(self, x: Tensor | None = None) -> Tensor:
+        r"""The inner product :math:`\langle [x; b] | H \rangle`, ``(N, *units)``, one chunk at a time.
+
+        Args:
+            x: Images ``(N, C, H, W)``, or one ``(C, H, W)`` for all; by default those of the hyperplanes.
+
+        Raises:
+            ValueError: If the shape does not fit.
+        """
+        own = self.x
+        images, whole, b = own if x is None else x, own.new_zeros(self.shape), _tensor(self._data["b"])
+        if images.shape not in (own.shape, own.shape[1:]):
+            msg = f"x must have shape {tuple(own.shape[1:])} or {tuple(own.shape)}. Got {tuple(images.shape)}."
+            raise ValueError(msg)
+        images = images.to(own).expand(own.shape)
+        for tile in self._tiles():
+            part = self._part(tile)
+            whole[tile] = _inner(self._image(part), images[tile[0]]) + (_tensor(part["bias"]) * b).sum(-1)
+        return whole
+
+    def relative_error(self) -> Tensor:
+        """Signed relative error of the reconstruction [Wan2022, eq. 3.29], ``(N, *units)``."""
+        return relative_error(self.reconstruct(), self.value)
+
+    def damaged(self) -> list[str]:
+        """Files that are missing or do not match their checksums; the same :func:`save` again computes them anew."""
+        return [name for record in self.records for name in damaged(self.path, record)]
+
+    @cached_property
+    def _data(self) -> "xarray.Dataset":
+        import xarray
+
+        return xarray.open_zarr(self.path, chunks=None)
+
+    def _tiles(self) -> list[Block]:
+        return tiles([slice(0, extent) for extent in self.shape], self._data["value"].encoding["chunks"])
+
+    def _part(self, key: tuple[int | slice, ...]) -> "xarray.Dataset":
+        return self._data.isel(dict(zip(self.dims, key, strict=False))).load()
+
+    def _image(self, part: "xarray.Dataset", device: torch.device | str = "cpu") -> Tensor | Patches:
+        values = _tensor(part["image"]).to(device)
+        if "top" not in part:
+            return values
+        rows, columns = self._data["x"].shape[2:]
+        return Patches(values, torch.stack([_tensor(part[name]) for name in ("top", "left")], -1), (rows, columns))
+
+    def _check(self, network: Network) -> None:
+        if network.weights_hash() != self.attributes["weights sha256"]:
+            msg = f"The network must have the weights that {self.path} was computed with. Got others: load and trace that model."
+            raise ValueError(msg)
+
+    def _planes(self, key: tuple[int | slice, ...], network: Network, memory: int) -> Hyperplanes:
+        part, attributes = self._part(key), self.attributes
+        dims: dict[str, int] = attributes["mode dimensions"]
+        units = part["value"] if any("n" in part[name].dims for name in dims) else part["value"][:1]
+        places = [part[name].broadcast_like(units).transpose(*units.dims).values for name in dims]
+        flat = torch.from_numpy(np.ravel_multi_index(places, tuple(dims.values())))
+        return Hyperplanes(
+            image_part=self._image(part, network.device),
+            bias_part=_tensor(part["bias"]).to(network.device),
+            entries=_tensor(part["entry"]),
+            value=_tensor(part["value"]).to(network.device),
+            x=_tensor(part["x"]).to(network.device),
+            network=network,
+            layer=attributes["layer"],
+            mode=attributes["mode"],
+            units=Selection(dims, flat, tuple(str(name) for name in units.dims[1:])),
+            own_bias=attributes["own bias"],
+            scale=attributes["k"],
+            memory=memory,
+        )
+
+
+def _tensor(array: "xarray.DataArray") -> Tensor:
+    return torch.from_numpy(np.array(array.values))
+
+
+def _inner(image: Tensor | Patches, x: Tensor) -> Tensor:
+    if isinstance(image, Patches):
+        return image.inner(x)
+    axes = x.dim() - 1
+    return (image * x.view(len(x), *(1,) * (image.dim() - x.dim()), *x.shape[1:])).flatten(-axes).sum(-1)
+
+
+# what made them
+
+
+def provenance(work: Stream) -> dict[str, Any]:
+    """What makes some hyperplanes: weights, versions, images, layer, mode, units, k, dtype, and where each bias lies in b."""
+    job = work.job
     return {
         "adjointbackmap": version("adjointbackmap"),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "weights sha256": weights_hash(planes.network),
-        "layer": planes.layer,
-        "mode": planes.mode,
-        "own bias": planes.own_bias,
-        "k": planes.scale,
-        "dtype": str(planes.image.dtype).removeprefix("torch."),
-        "unit dimensions": list(planes.units.names),
-        "biases": {name: [part.slice.start, part.slice.stop] for name, part in planes.network.biases.items()},
+        "weights sha256": job.network.weights_hash(),
+        "images sha256": hashlib.sha256(_bytes(work.x)).hexdigest(),
+        "units sha256": hashlib.sha256(_bytes(job.selection.flat)).hexdigest(),
+        "layer": job.layer.name,
+        "mode": job.mode,
+        "own bias": job.own_bias,
+        "k": work.scale,
+        "dtype": str(job.dtype).removeprefix("torch."),
+        "shape": list(work.shape),
+        "unit dimensions": list(job.selection.names),
+        "mode dimensions": job.selection.dims,
+        "biases": {name: [part.slice.start, part.slice.stop] for name, part in job.network.biases.items()},
     }
 
 
-def write_npz(planes: Hyperplanes, path: Path) -> Path:
-    """Write image, bias, value, unit places and provenance (as JSON) to a NumPy archive; nothing in it is pickled.
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
-    Args:
-        planes: Hyperplanes of any units.
-        path: File to write; it appears when it is whole.
 
-    Returns:
-        The path.
+def _attributes(path: Path) -> dict[str, Any]:
+    """Attributes of the store in a folder; none where there is no store."""
+    try:
+        return json.loads((path / "zarr.json").read_text())["attributes"]
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
+        return {}
+
+
+def _continued(path: Path, work: Stream) -> Stream:
+    """A stream as the store in a folder was begun.
+
+    Raises:
+        ValueError: If the folder holds something else, or its blocks are larger than the stream's memory.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {"image": planes.image, "bias": planes.bias, "value": planes.value, "x": planes.x, **planes.units.coordinates()}
-    partial = path.with_name(path.name + ".partial")
-    made_by = np.array(json.dumps(provenance(planes)))
-    with partial.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, provenance=made_by, **{n: t.cpu().numpy() for n, t in arrays.items()})
-    partial.replace(path)
-    return path
+    path.mkdir(parents=True, exist_ok=True)
+    attributes = _attributes(path)
+    if LAYOUT not in attributes:
+        if any(file.suffix != PARTIAL for file in path.iterdir()):
+            msg = (
+                f"path must be a new folder or a store of these hyperplanes. Got {path}, which holds other files: choose another."
+            )
+            raise ValueError(msg)
+        return work
+    other = [name for name, value in provenance(work).items() if attributes.get(name) != value]
+    if other:
+        msg = f"path must be a store of the same hyperplanes. Got {path}, of other {', '.join(other)}: choose another path."
+        raise ValueError(msg)
+    layout = attributes[LAYOUT]
+    if layout["memory"] > work.memory:
+        began = f"the {layout['memory']:,} bytes that {path} was begun with"
+        msg = f"memory must be at least {began}. Got {work.memory:,}: raise memory, or choose another path."
+        raise ValueError(msg)
+    return replace(work, method=layout["method"], memory=layout["memory"], block=tuple(layout["shape"]))

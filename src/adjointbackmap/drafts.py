@@ -1,0 +1,161 @@
+"""The files of a store of hyperplanes: Zarr arrays made in memory, put to the disk one whole file at a time."""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import ZstdCodec
+from zarr.storage import MemoryStore
+
+from adjointbackmap.hyperplane import Hyperplanes
+from adjointbackmap.patches import Patches
+from adjointbackmap.streaming import Block, Stream, block_shape, tiles
+
+CHUNK_BYTES = 2**25  # of hyperplanes in one chunk, before compression
+SPATIAL_NAMES = {0: ("feature",), 1: ("channel", "col"), 2: ("channel", "row", "col"), 3: ("channel", "depth", "row", "col")}
+PARTIAL = ".partial"
+Labelled = tuple[tuple[str, ...], np.ndarray]
+
+
+class Draft:
+    """A store in memory: its metadata and small arrays whole, the large arrays one chunk at a time.
+
+    Args:
+        work: Hyperplanes that the store is to hold.
+        attributes: What is written beside them.
+    """
+
+    def __init__(self, work: Stream, attributes: Mapping[str, Any]) -> None:
+        self.files: dict[str, Any] = {}
+        self.chunk = _chunk(work)
+        dims, small = ("n", *work.job.selection.names), _small(work)
+        coordinates = " ".join(sorted(set(small) - {"x", "b"} - set(dims)))  # xarray takes these as such
+        whole = {**attributes, "coordinates": coordinates}
+        group = zarr.create_group(MemoryStore(self.files), zarr_format=3, attributes=whole)
+        for name, (names, array) in small.items():
+            _create(group, name, names, array.shape, array.shape, array.dtype)[...] = array
+        dtype = small["x"][1].dtype
+        self.arrays = [
+            _create(group, name, (*dims, *names), (*work.shape, *shape), (*self.chunk, *shape), dtype)
+            for name, (names, shape) in _parts(work).items()
+        ]
+        with warnings.catch_warnings(action="ignore"):  # consolidated metadata is not yet in the standard; xarray asks for it
+            zarr.consolidate_metadata(group.store)
+
+    def put(self, folder: Path) -> dict[str, str]:
+        """Write the metadata and small arrays, what the folder is first; file -> checksum."""
+        order = sorted(self.files, key=lambda name: (name != "zarr.json", name))
+        return {name: _put(folder / name, self.files[name].to_bytes()) for name in order}
+
+    def put_block(self, folder: Path, block: Block, planes: Hyperplanes) -> dict[str, str]:
+        """Write the chunks of a block; file -> checksum."""
+        image = planes.image_part
+        parts = (image.values if isinstance(image, Patches) else image, planes.bias_part, planes.value)
+        kept, digests = set(self.files), {}
+        for tile in tiles(block, self.chunk):
+            within = tuple(slice(t.start - b.start, t.stop - b.start) for t, b in zip(tile, block, strict=True))
+            for array, part in zip(self.arrays, parts, strict=True):
+                array[tile] = part[within].cpu().numpy()
+            for name in sorted(self.files.keys() - kept):
+                digests[name] = _put(folder / name, self.files.pop(name).to_bytes())
+        return digests
+
+
+def _parts(work: Stream) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+    """The arrays that are written block by block: dimensions and shape of what belongs to one unit."""
+    names = ("channel", "patch_row", "patch_col") if work.job.in_patches else SPATIAL_NAMES[work.x.dim() - 2]
+    return {"image": (names, work.job.part), "bias": (("m",), (len(work.job.entries),)), "value": ((), ())}
+
+
+def _small(work: Stream) -> dict[str, Labelled]:
+    """The images, the biases that the layer depends on, and where units and patches lie."""
+    selection, entries, biases = work.job.selection, work.job.entries, work.job.network.biases_in(work.job.dtype)
+    small: dict[str, Labelled] = {
+        "x": (("n", *SPATIAL_NAMES[work.x.dim() - 2]), work.x.cpu().numpy()),
+        "b": (("m",), biases.vector[entries].detach().cpu().numpy()),
+        "entry": (("m",), entries.numpy()),
+        "bias_name": (("m",), np.array(biases.labels, dtype=str)[entries.numpy()]),
+    }
+    for name, places in selection.coordinates().items():
+        if name in selection.names:
+            axis = selection.names.index(name)
+            small[name] = (name,), places[0].movedim(axis, 0).reshape(places.shape[1 + axis], -1)[:, 0].numpy()
+        else:
+            small[name] = (selection.names, places[0].numpy()) if len(places) == 1 else (("n", *selection.names), places.numpy())
+    if work.job.in_patches:
+        corners = work.job.corners().numpy()
+        small |= {name: (selection.names, corners[..., axis]) for axis, name in enumerate(("top", "left"))}
+    return small
+
+
+def _create(
+    group: zarr.Group, name: str, dims: tuple[str, ...], shape: tuple[int, ...], chunk: tuple[int, ...], dtype: np.dtype
+) -> zarr.Array:
+    return group.create_array(
+        name,
+        shape=shape,
+        chunks=tuple(max(1, extent) for extent in chunk),
+        dtype=str if dtype.kind == "U" else dtype,
+        dimension_names=dims,
+        compressors=ZstdCodec(level=3),
+        config={"write_empty_chunks": True},  # every chunk is a file, which has a checksum
+    )
+
+
+def _chunk(work: Stream) -> tuple[int, ...]:
+    """Images and units of a chunk: blocks are whole numbers of chunks."""
+    most = block_shape(work.block, max(1, CHUNK_BYTES // work.bytes_each))
+    return tuple(next(c for c in range(n, 0, -1) if whole % c == 0) for n, whole in zip(most, work.block, strict=True))
+
+
+# files
+
+
+def damaged(folder: Path, record: Path) -> list[str]:
+    """Files that are missing or do not match the checksums in a record; where there is no record, its own name."""
+    try:
+        digests = json.loads(record.read_text())
+    except (FileNotFoundError, ValueError):
+        return [str(record.relative_to(folder))]
+    return [name for name, digest in digests.items() if not _matches(folder / name, digest)]
+
+
+def put_record(record: Path, digests: Mapping[str, str]) -> None:
+    """Write the checksums of files that are on the disk."""
+    _put(record, json.dumps(digests, indent=1).encode())
+
+
+def _matches(path: Path, digest: str) -> bool:
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
+
+
+def _put(path: Path, content: bytes) -> str:
+    digest = hashlib.sha256(content).hexdigest()
+    if not _matches(path, digest):
+        _write(path, content)
+    return digest
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that is whole and on the disk before it has its name.
+
+    Raises:
+        OSError: If there is no room; nothing is left of the file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
