@@ -256,7 +256,10 @@ def analyse(
     if found[0].unmeasured:
         console.print(f"Kinks that are not measured, so that regions may end earlier: {', '.join(found[0].unmeasured)}")
     if sparse:
-        console.print(sparsity_table(sparsity(subject.trace(), subject.prepare(pixels[:sparse]))))
+        with _progress("sparsity of every layer") as (bar, job):
+            x = subject.prepare(pixels[:sparse])
+            counts = sparsity(subject.trace(), x, report=lambda share: bar.update(job, completed=share))
+        console.print(sparsity_table(counts))
 
 
 @app.command

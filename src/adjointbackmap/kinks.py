@@ -1,0 +1,316 @@
+"""Where the linear region of an image ends: the distance to the kinks of every unit, from one sweep over all units."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from adjointbackmap.arithmetic import exact
+from adjointbackmap.network import Network
+from adjointbackmap.operators import basis, pull, push
+from adjointbackmap.pattern import ActivationPattern, check_images, record_pattern
+from adjointbackmap.program import IMAGE, Program, Step
+from adjointbackmap.regions import NORMS, Plane
+from adjointbackmap.rules import Rule, Value
+from adjointbackmap.rules.base import Gates, Shape
+from adjointbackmap.rules.piecewise import (
+    Absolute,
+    Clamp,
+    HardShrink,
+    HardSigmoid,
+    LeakyReLU,
+    Maximum,
+    PReLU,
+    ReLU,
+    SoftShrink,
+    Threshold,
+)
+from adjointbackmap.rules.pooling import AdaptiveMaxPooling, Largest, MaxPooling, Winner
+from adjointbackmap.windows import Group, Sweep, Tangents, Windows
+
+
+def kinks_of(rule: Rule) -> tuple[float, ...]:
+    """Where a function of one number has its kinks or jumps; none for other operations.
+
+    Example:
+        >>> from adjointbackmap.rules.piecewise import ReLU6
+        >>> kinks_of(ReLU6(0.0, 6.0)), kinks_of(Clamp(None, 1.0))
+        ((0.0, 6.0), (1.0,))
+    """
+    match rule:
+        case ReLU() | LeakyReLU() | PReLU() | Absolute():
+            return (0.0,)
+        case HardShrink() | SoftShrink():
+            return (-rule.threshold, rule.threshold)
+        case HardSigmoid():
+            return (-3.0, 3.0)
+        case Threshold():
+            return (rule.threshold,)
+        case Clamp():
+            return tuple(bound for bound in (rule.low, rule.high) if bound is not None)
+    return ()
+
+
+class Gap(Rule):
+    """The first value minus the second, zero at the kink of a maximum of both.
+
+    Args:
+        dims: Dimensions that the first value lacks.
+    """
+
+    def __init__(self, dims: Sequence[int] = ()) -> None:
+        self.dims = sorted(dims)
+
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """``a - b``."""
+        first, second = tangents
+        for dim in self.dims:
+            first = first.unsqueeze(dim)
+        return first - second
+
+    def positional(self) -> bool:
+        """Where both have all dimensions."""
+        return not self.dims
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A value of which every unit has kinks: its name, where it is, and the kinks' places."""
+
+    name: str
+    value: Value
+    kinks: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Extended(ActivationPattern):
+    """An activation pattern whose program has steps for the gaps of its maxima, too."""
+
+    steps: Program
+
+    @property
+    def program(self) -> Program:
+        """The network's steps, and the gaps."""
+        return self.steps
+
+
+class _Watch:
+    """Goes through the steps of a pattern once and collects the values that have kinks."""
+
+    def __init__(self, pattern: ActivationPattern) -> None:
+        own = pattern.program
+        self.pattern, self.gates = pattern, dict(pattern.gates)
+        self.program = Program(own.image, list(own.steps), own.entries)
+        self.slots = max([IMAGE, *(e.slot for e in own.entries), *(s.output.slot for s in own.steps)])
+        self.names: dict[int, str] = {}
+        self.found: list[Watched] = []
+        self.unmeasured: list[str] = []
+        for layer in pattern.network.layers.values():
+            self.names.setdefault(layer.value.slot, layer.name)
+        for step in own.steps:
+            self.visit(step)
+
+    def extended(self) -> Extended:
+        pattern = self.pattern
+        return Extended(pattern.network, pattern.dtype, pattern.images, self.gates, self.program)
+
+    def visit(self, step: Step) -> None:
+        rule, output = step.rule, step.output
+        if kinks_of(rule):
+            self.keep(self.name(step), step.inputs[0], kinks_of(rule))
+        elif isinstance(rule, Maximum):
+            self.keep(self.name(step), step.inputs[0] if len(step.inputs) == 1 else self.put(Gap(), step.inputs, output.shape))
+        elif isinstance(rule, Largest | Winner):
+            dims = rule.dims if isinstance(rule, Largest) else [rule.dim]
+            gap = Gap(() if rule.keepdim else dims)
+            self.keep(self.name(step), self.put(gap, (output, step.inputs[0]), step.inputs[0].shape))
+        elif isinstance(rule, MaxPooling):
+            for n, places in enumerate(_window(rule, step, self.gates[output.slot][0])):
+                other = self.put(rule, step.inputs, output.shape, (places,))
+                self.keep(f"{self.name(step)}[{n}]", self.put(Gap(), (output, other), output.shape))
+        elif output.slot in self.gates:
+            self.unmeasured.append(self.name(step))
+
+    def name(self, step: Step) -> str:
+        before = self.names.get(step.inputs[0].slot)
+        return self.names.get(step.output.slot) or (f"{before}.{step.op}" if before else step.op)
+
+    def put(self, rule: Rule, inputs: tuple[Value, ...], shape: Shape, gates: Gates = ()) -> Value:
+        self.slots += 1
+        output = Value(self.slots, shape)
+        self.program.steps.append(Step(rule, inputs, output, "gap"))
+        if gates:
+            self.gates[output.slot] = gates
+        return output
+
+    def keep(self, name: str, value: Value, kinks: tuple[float, ...] = (0.0,)) -> None:
+        taken = sum(w.name.partition("#")[0] == name for w in self.found)
+        self.found.append(Watched(f"{name}#{taken}" if taken else name, value, kinks))
+
+
+def _window(rule: MaxPooling, step: Step, winners: Tensor) -> Iterator[Tensor]:
+    """For each element of a pooling window, its flat place at every position; the winner's where it is outside the map."""
+    extents = step.inputs[0].shape[1:]
+    axes = [_places(rule, a, n, m) for a, (n, m) in enumerate(zip(extents, step.output.shape[1:], strict=True))]
+    for element in product(*(range(places.shape[1]) for places in axes)):
+        grid = torch.meshgrid(*(places[:, k] for places, k in zip(axes, element, strict=True)), indexing="ij")
+        flat, inside = torch.zeros_like(grid[0]), torch.ones_like(grid[0], dtype=torch.bool)
+        for place, extent in zip(grid, extents, strict=True):
+            flat, inside = flat * extent + place, inside & (place >= 0)
+        yield torch.where(inside.to(winners.device), flat.to(winners.device), winners)
+
+
+def _places(rule: MaxPooling, axis: int, extent: int, count: int) -> Tensor:
+    """Places of a window's elements along an axis, ``(positions, elements)``; -1 outside the map."""
+    position = torch.arange(count)
+    if isinstance(rule, AdaptiveMaxPooling):
+        first, stop = position * extent // count, -(-(position + 1) * extent // count)
+        places = first[:, None] + torch.arange(int((stop - first).max()))
+        return torch.where(places < stop[:, None], places, -1)
+    first = position * rule.stride[axis] - rule.padding[axis]
+    places = first[:, None] + rule.dilation[axis] * torch.arange(rule.size[axis])
+    return torch.where((places >= 0) & (places < extent), places, -1)
+
+
+@dataclass(frozen=True)
+class Kink(Plane):
+    """The kink of one unit as a plane in the image's linear region.
+
+    Attributes:
+        name: Which operation, see :class:`KinkDistances`.
+        unit: The unit in the shape of the operation's distances.
+        at: Place of the kink: the unit's own value there.
+    """
+
+    name: str
+    unit: tuple[int, ...]
+    at: float
+
+
+@dataclass(frozen=True)
+class KinkDistances:
+    """Distance from an image to the nearest kink of every unit.
+
+    An operation has the name of its layer, or that of the layer it reads and its own, such as ``conv1.relu``; the windows of a
+    max pooling have a part for each of their elements, ``pool[0]``, ``pool[1]``, ...
+
+    Attributes:
+        distances: Name of an operation -> distances of its units, l2 and l-infinity, ``(2, *units)``.
+        unmeasured: Names of operations whose kinks are not measured: comparisons and masks, and rules of the user's own.
+        x: The image, ``(C, H, W)``.
+    """
+
+    distances: dict[str, Tensor]
+    unmeasured: tuple[str, ...]
+    x: Tensor
+    pattern: Extended
+    watched: tuple[Watched, ...]
+
+    def nearest(self, norm: str) -> Kink | None:
+        """The nearest kink of all units, where the linear region ends; ``None`` if no kink can be reached.
+
+        Args:
+            norm: ``"l2"`` or ``"linf"``.
+        """
+        least = [float(part[NORMS.index(norm)].min()) for part in self.distances.values()]
+        if not least or min(least) == float("inf"):
+            return None
+        watched = self.watched[least.index(min(least))]
+        flat = int(self.distances[watched.name][NORMS.index(norm)].argmin())
+        seed = self.x.new_zeros(1, prod(watched.value.shape))
+        seed[0, flat] = 1
+        with exact(self.x.device):
+            image, bias = pull(self.pattern, {watched.value.slot: seed.view(1, *watched.value.shape)})
+        offset = float(bias[0] @ self.pattern.network.biases_in(self.x.dtype).vector)
+        value = offset + float((self.x * image[0]).sum())
+        at = min(watched.kinks, key=lambda kink: abs(value - kink))
+        unit = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), watched.value.shape))
+        return Kink(self.x, image[0], offset - at, watched.name, unit, at)
+
+
+def kink_distances(network: Network, x: Tensor, dtype: torch.dtype = torch.float64) -> KinkDistances:
+    r"""Exact distance from an image to the kinks of every unit, inside its linear region.
+
+    There every unit is :math:`c([x; b]) = \langle [x; b] | H \rangle`, so with the biases as they are its kink at :math:`a` is
+    :math:`|c - a| / \lVert H_I \rVert_2` away in l2, and :math:`|c - a| / \lVert H_I \rVert_1` in l-infinity. The norms are
+    summed column by column from the sweep over all units. Of a maximum it is the difference of the winner and another element
+    whose zero is the kink. The least of all distances is the distance to the end of the linear region.
+
+    Args:
+        network: Traced network.
+        x: One image.
+        dtype: Of the arithmetic.
+
+    Returns:
+        The distances; infinite where no step moves the unit.
+
+    Raises:
+        ValueError: If ``x`` does not fit the network or is more than one image.
+
+    Example:
+        >>> from adjointbackmap import trace
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False), torch.nn.ReLU()).eval()
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[3.0, 4.0]]))
+        >>> kink_distances(trace(model, torch.zeros(1, 2)), torch.tensor([1.0, 1.0])).distances["1"].tolist()
+        [[1.4], [1.0]]
+    """
+    images = one_image(network, x, dtype)
+    watch = _Watch(record_pattern(network, images, dtype=dtype))
+    pattern, targets = watch.extended(), [w.value for w in watch.found]
+    with exact(images.device):
+        entries = {e.slot: e.value[None].to(dtype) for e in pattern.program.entries}
+        values = push(pattern, {IMAGE: images, **entries}, targets)
+        sums = _squares_and_sizes(pattern, images, {t.slot: t for t in targets})
+    distances = {w.name: _distances(cast("Tensor", values[w.value.slot])[0], w.kinks, sums[w.value.slot]) for w in watch.found}
+    return KinkDistances(distances, tuple(dict.fromkeys(watch.unmeasured)), images[0], pattern, tuple(watch.found))
+
+
+def one_image(network: Network, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An image as a batch of one.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    images = check_images(network, x, dtype)
+    if len(images) != 1:
+        msg = f"x must be one image: each has a linear region of its own. Got {len(images)}: call it for each."
+        raise ValueError(msg)
+    return images
+
+
+def _distances(value: Tensor, kinks: tuple[float, ...], sums: Tensor) -> Tensor:
+    """Distances ``(2, *units)`` to the nearest of the kinks."""
+    gap = torch.stack([(value - kink).abs() for kink in kinks]).amin(0)
+    norms = torch.stack([sums[0].sqrt(), sums[1]])
+    return torch.where(norms > 0, gap / norms, torch.inf)
+
+
+def _squares_and_sizes(pattern: Extended, x: Tensor, targets: dict[int, Value]) -> dict[int, Tensor]:
+    """Sums of the squares and of the absolute values of the image parts of all units, ``(2, *units)`` by slot."""
+    sums = {slot: x.new_zeros(2, *value.shape) for slot, value in targets.items()}
+    if x.dim() == 2:
+        for b in basis(pattern, {IMAGE}):
+            for slot, columns in push(pattern, b.tangents, targets.values()).items():
+                if columns is not None:
+                    sums[slot] += torch.stack([columns.square().sum(0), columns.abs().sum(0)])
+        return sums
+    sweep = Sweep(pattern, targets.values())
+    for group in sweep.groups():
+        for slot, tangents in sweep.run(group).items():
+            if tangents is not None:
+                sums[slot] += _of_group(sweep, group, tangents, targets[slot].shape)
+    return sums
+
+
+def _of_group(sweep: Sweep, group: Group, tangents: Tangents, shape: Shape) -> Tensor:
+    """What the pixels of a group add."""
+    tensor = tangents.tensor if isinstance(tangents, Windows) else cast("Tensor", tangents)
+    ones = tensor.new_ones(prod(group.count), sweep.pattern.network.in_shape[0])
+    squares = tensor.square()
+    squared = Windows(squares, tangents.spans, tangents.clean) if isinstance(tangents, Windows) else squares
+    both = [cast("Tensor", sweep.inner(group, t, ones, shape)) for t in (squared, tangents)]
+    return torch.stack([both[0][0], both[1][1]])

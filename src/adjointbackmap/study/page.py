@@ -1,0 +1,215 @@
+"""The tables of the verification for a page, made from its results alone."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+from rich.table import Table
+
+from adjointbackmap import plots
+from adjointbackmap.study.figures import histograms
+from adjointbackmap.study.published import COLUMNS, Column
+from adjointbackmap.study.summation import ORDERS
+
+BEGIN, END = "<!-- verification: written by adjointbackmap study verification -->", "<!-- verification: end -->"
+TERMINAL = 7  # columns that the terminal has room for
+Layers = dict[str, dict[str, Any]]
+
+
+def layers_of(entry: dict[str, Any], arithmetic: str) -> Layers:
+    """Every layer that was verified in an arithmetic, in the order of the network."""
+    run = entry["runs"].get(arithmetic, {})
+    return {name: layer for part in ("convolutions", "fc") for name, layer in run.get(part, {}).get("layers", {}).items()}
+
+
+def verdict(layer: dict[str, Any], published: float) -> str:
+    """How the share of |e| <= 1 % stands to a published percentage: it is short where that lies above the interval.
+
+    Example:
+        >>> layer = {"check": {"units": 1000, "within": 990}, "interval": [0.98, 0.995]}
+        >>> [verdict(layer, published) for published in (98.5, 99.2, 99.9)]
+        ['above', 'within', '**short**']
+    """
+    check = layer["check"]
+    if 100 * layer["interval"][1] < published:
+        return "**short**"
+    return "above" if 100 * check["within"] >= published * check["units"] else "within"
+
+
+def percent(count: int, units: int) -> str:
+    """A share in percent, rounded down: 100 only where it is all of them.
+
+    Example:
+        >>> percent(9_999_999, 10_000_000), percent(10_000_000, 10_000_000)
+        ('99.99999', '100')
+        >>> percent(99_999_999, 100_000_000)
+        '99.99999'
+    """
+    return "100" if count == units else f"{count * 10**7 // units / 10**5:.5f}"
+
+
+def summary(networks: dict[str, Any]) -> list[list[str]]:
+    """A row for each network: accuracy, images of the convolutions and of ``fc``, rows that are short, time."""
+    head = ["network", "published in", "accuracy %", "folded %", "images", "fc", "short", "float64", "images", "fc", "hours"]
+    rows = [head]
+    for name, entry in networks.items():
+        column, accuracy = COLUMNS[name], entry.get("accuracy")
+        verdicts = [verdict(layer, column.shares[key]) for key, layer in layers_of(entry, "float32").items()]
+        double = [layer["check"] for layer in layers_of(entry, "float64").values()]
+        seconds = sum(part["seconds"] for run in entry["runs"].values() for part in run.values())
+        rows.append(
+            [
+                *(f"`{name}`", column.source),
+                *(f"{100 * accuracy[key]:.2f}" if accuracy else "" for key in ("trained", "folded")),
+                *_images(entry, "float32"),
+                f"{verdicts.count('**short**')} of {len(verdicts)}",
+                percent(sum(check["within"] for check in double), sum(check["units"] for check in double)) if double else "",
+                *_images(entry, "float64"),
+                f"{seconds / 3600:.1f}",
+            ]
+        )
+    return rows
+
+
+def layer_rows(entry: dict[str, Any], column: Column) -> list[list[str]]:
+    """A row for each layer beside the published column."""
+    head = ["layer", "published", "e <= 1 %", "\\|e\\| <= 1 %", "95 % interval", "is", "float64", "units"]
+    rows, double = [[*head, "units in float64", "outside", "rounded", "c / sum", "zero"]], layers_of(entry, "float64")
+    for name, layer in layers_of(entry, "float32").items():
+        check, published, other = layer["check"], column.shares[name], double.get(name, {}).get("check")
+        rows.append(
+            [
+                *(name, f"{'>= ' if column.at_least else ''}{published:g}"),
+                *(percent(check[key], check["units"]) for key in ("within_signed", "within")),
+                " to ".join(f"{100 * end:.5f}" for end in layer["interval"]),
+                verdict(layer, published),
+                percent(other["within"], other["units"]) if other else "",
+                *(f"{check['units']:,}", f"{other['units']:,}" if other else ""),
+                *(f"{check['units'] - check['within']:,}", f"{check['rounded']:,}"),
+                *(f"{check['outside']:.1e}", f"{100 * check['zero'] / check['units']:.2f}"),
+            ]
+        )
+    return rows
+
+
+def sums_rows(entry: dict[str, Any]) -> list[list[str]]:
+    """A row for each layer: the same images with inner products summed in float32 and in float64, and the network alone."""
+    head = ["layer", "units", "outside, float32", "outside, sums in float64", "outside, network alone"]
+    rows, alone = [[*head, "largest scaled, float32", "sums in float64"]], entry.get("outside alone", {})
+    single, double = layers_of(entry, "float32 again"), layers_of(entry, "float32, sums in float64")
+    for name in (name for name in single if name in double and single[name]["images"] == double[name]["images"]):
+        pair = single[name]["check"], double[name]["check"]
+        outside, scaled = [f"{c['units'] - c['within']:,}" for c in pair], [f"{c['scaled']:.1e}" for c in pair]
+        rows.append([name, f"{pair[0]['units']:,}", *outside, f"{alone[name]:,}" if name in alone else "", *scaled])
+    return rows
+
+
+def order_rows(entry: dict[str, Any]) -> list[list[str]]:
+    """A row for each layer's worst unit: its error by the order and the precision of the sum."""
+    rows = [["layer", "image", "unit", "c", "sum of \\|x h\\|, \\|b h\\|", *ORDERS]]
+    for name, found in entry.get("orders", {}).items():
+        image, unit = found["place"]
+        errors = [f"{found['errors'][order]:+.1e}" for order in ORDERS]
+        place = [f"`{image[:8]}`", ", ".join(map(str, unit))]
+        rows.append([name, *place, f"{found['value']:.1e}", f"{found['magnitude']:.1f}", *errors])
+    return rows
+
+
+def markdown(found: dict[str, Any], figures: str = "figures") -> str:
+    """All tables, with the figures of a folder.
+
+    Args:
+        found: The results.
+        figures: Folder of the figures, as seen from the page.
+    """
+    env, networks = found["environment"], _in_order(found)
+    machine = f"{env['cpu']}, {env['threads']} threads, torch {env['torch']}, Python {env['python']}"
+    parts = [f"Measured on {machine}; hours are of computing, over all runs.", _table(summary(networks))]
+    for name, entry in networks.items():
+        parts += _network(name, entry, figures)
+    return "\n\n".join(parts)
+
+
+def _network(name: str, entry: dict[str, Any], figures: str) -> Iterator[str]:
+    column = COLUMNS[name]
+    yield f"### {name}"
+    yield f"Published: {column.source}; histograms: {column.figure}."
+    yield _table(layer_rows(entry, column))
+    for kind in ("signed", "absolute"):
+        yield f"![Relative errors of {name}, {kind}]({figures}/verification-{name}-{kind}.png)"
+    for title, rows in (
+        ("The same images, inner products summed in float32 and in float64:", sums_rows(entry)),
+        ("The worst unit of each layer, its terms summed in other orders and precisions (relative errors):", order_rows(entry)),
+    ):
+        if rows[1:]:
+            yield from (title, _table(rows))
+
+
+def draw(found: dict[str, Any], folder: Path) -> Iterator[Path]:
+    """Write two figures for each network."""
+    for name, entry in _in_order(found).items():
+        runs = {kind: layers_of(entry, kind) for kind in ("float32", "float64")}
+        for kind in ("signed", "absolute") if runs["float32"] else ():
+            title = f"{name}: relative error of every unit ({COLUMNS[name].figure})"
+            yield plots.save(histograms(runs, title, kind == "signed"), folder / f"verification-{name}-{kind}.png")
+
+
+def show(found: dict[str, Any]) -> Iterator[Table]:
+    """The layers of each network beside what was published, for the terminal."""
+    for name, entry in _in_order(found).items():
+        head, *rows = [[_plain(cell) for cell in row[:TERMINAL]] for row in layer_rows(entry, COLUMNS[name])]
+        table = Table(*head, title=f"{name}, {COLUMNS[name].source}")
+        for row in rows:
+            table.add_row(*row)
+        yield table
+
+
+def off_in_float64(found: dict[str, Any]) -> list[str]:
+    """Networks with a unit that is not within 1 % in float64."""
+    return [
+        name
+        for name, entry in found["networks"].items()
+        if any(layer["check"]["within"] < layer["check"]["units"] for layer in layers_of(entry, "float64").values())
+    ]
+
+
+def check_page(page: Path) -> None:
+    """Whether a page has the marks between which the tables go.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    if not page.is_file() or BEGIN not in page.read_text() or END not in page.read_text():
+        msg = f"--docs must be a page with the lines {BEGIN} and {END}. Got {page}: add them to it."
+        raise ValueError(msg)
+
+
+def write_page(found: dict[str, Any], results: Path, page: Path) -> list[Path]:
+    """Put the tables between the two marks of a page, figures and results into folders beside it; tell what was written."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n\n{markdown(found)}\n\n{END}{rest.partition(END)[2]}")
+    kept = page.parent / "results" / results.name
+    if kept.resolve() != results.resolve():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        copyfile(results, kept)
+    return [page, kept, *draw(found, page.parent / "figures")]
+
+
+def _in_order(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: found["networks"][name] for name in COLUMNS if name in found["networks"]}
+
+
+def _images(entry: dict[str, Any], arithmetic: str) -> list[str]:
+    run = entry["runs"].get(arithmetic, {})
+    return [f"{run.get(part, {}).get('images', 0):,}" for part in ("convolutions", "fc")]
+
+
+def _plain(cell: str) -> str:
+    """Without the marks of Markdown."""
+    return cell.translate(str.maketrans("", "", "\\`*"))
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

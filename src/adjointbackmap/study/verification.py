@@ -1,0 +1,302 @@
+"""Every unit of every layer of the study's networks over the test images, as in [Wan2022, Tables 3.3 and 3.4]."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adjointbackmap import data, models
+from adjointbackmap.benchmark.timing import environment
+from adjointbackmap.counts import LayerCheck
+from adjointbackmap.hyperplane import hyperplanes
+from adjointbackmap.network import Network
+from adjointbackmap.records import Record
+from adjointbackmap.runs import Checks, job_of, terms_of, verified
+from adjointbackmap.study.published import COLUMNS
+from adjointbackmap.study.summation import BATCH, orders, outside_alone, products
+from adjointbackmap.study.tally import Tally
+from adjointbackmap.subjects import Source, Subject, load_subject
+from adjointbackmap.training import accuracy
+from adjointbackmap.verification import Terms
+
+FORMAT = 1
+SCALE = 1 / 8
+RESULTS = "verification.json"
+ARITHMETIC = {
+    "float32": (torch.float32, torch.float32),
+    "float64": (torch.float64, torch.float64),
+    "float32 again": (torch.float32, torch.float32),  # on the images of the next one: what was finished is taken from its file
+    "float32, sums in float64": (torch.float32, torch.float64),
+}
+"""Name -> precision of values and hyperplanes, and of the inner products."""
+
+Report = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many test images, the first ones in the order of their hashes; ``None`` for what the study wants.
+
+    Attributes:
+        images: In float32; by default all for VGG7, 1,000 for ResNet20.
+        images_float64: In float64, and in float32 with sums in either; by default 200 for VGG7, 50 for ResNet20.
+        images_fc: For the layer ``fc``; by default all.
+    """
+
+    images: int | None = None
+    images_float64: int | None = None
+    images_fc: int | None = None
+
+    def check(self, available: int) -> None:
+        """Hold the numbers that are asked for against the test images.
+
+        Raises:
+            ValueError: If one is less than 1, or more than there are.
+        """
+        for count in (self.images, self.images_float64, self.images_fc):
+            if count is not None and not 0 < count <= available:
+                msg = f"The number of images must be from 1 to {available}. Got {count}: leave it out for that of the study."
+                raise ValueError(msg)
+
+    def of(self, name: str, arithmetic: str) -> int:
+        """Images for the convolutions of a network."""
+        small = models.architecture(name).startswith("vgg7")
+        if arithmetic == "float32":
+            return self.images or (10_000 if small else 1_000)
+        return self.images_float64 or (200 if small else 50)
+
+
+WANTED = Counts()
+
+
+class Results:
+    """What was found so far, in a file that is replaced in one step.
+
+    Attributes:
+        path: The file.
+        found: ``format``, ``environment`` and ``networks``.
+
+    Raises:
+        ValueError: If the file is none of this experiment.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / RESULTS
+        here = {"format": FORMAT, "environment": environment()}
+        self.found = {**(read(self.path) if self.path.exists() else {"networks": {}}), **here}
+
+    def network(self, name: str, weights: str) -> dict[str, Any]:
+        """The entry of a network; an empty one where its weights are others."""
+        if self.found["networks"].get(name, {}).get("weights sha256") != weights:
+            self.found["networks"][name] = {"weights sha256": weights, "runs": {}}
+        return self.found["networks"][name]
+
+    def write(self) -> None:
+        """Replace the file."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(self.found, indent=1) + "\n")
+        part.replace(self.path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The results in a file.
+
+    Raises:
+        ValueError: If it holds none of this experiment.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, FileNotFoundError):
+        found = None
+    if not isinstance(found, dict) or found.get("format") != FORMAT or "networks" not in found:
+        msg = f"Results must be a file that study verification wrote. Got {path}: delete it or name another."
+        raise ValueError(msg)
+    return found
+
+
+def check_networks(names: Sequence[str] | None) -> list[str]:
+    """The networks to verify, in the order of the study; all that are shipped if none is named.
+
+    Raises:
+        ValueError: If one is not shipped, or nothing was published about it.
+    """
+    able = [name for name in COLUMNS if name in models.names()]
+    unknown = [name for name in names or () if name not in able]
+    if unknown:
+        msg = f"--network must be one of {', '.join(able)}. Got {', '.join(unknown)}: leave it out for all of them."
+        raise ValueError(msg)
+    return [name for name in able if not names or name in names]
+
+
+def run(
+    folder: Path,
+    names: Sequence[str],
+    counts: Counts = WANTED,
+    root: Path | None = None,
+    workers: int | None = None,
+    report: Report = lambda what, share: None,
+) -> dict[str, Any]:
+    """Verify networks; images that a file of the folder has are not computed again, so that a later run only adds.
+
+    Args:
+        folder: Where finished images and results are kept.
+        names: Shipped networks, see :func:`check_networks`.
+        counts: How many images.
+        root: Folder of the official binary files.
+        workers: How many processes share the images of the convolutions.
+        report: Called with what is computed and the share of it that is done.
+
+    Returns:
+        What ``verification.json`` in the folder holds then.
+
+    Raises:
+        ValueError: If there are not so many images, or a file of the folder is that of another job.
+    """
+    results = Results(folder)
+    for name in names:
+        images = data.load(models.card(name)["dataset"], "test", root).by_hash()
+        counts.check(len(images))
+        _Study(name, images, results, counts, workers, report).run()
+    return results.found
+
+
+@dataclass(frozen=True)
+class _Study:
+    """The runs of one network."""
+
+    name: str
+    images: data.Images
+    results: Results
+    counts: Counts
+    workers: int | None
+    report: Report
+
+    @cached_property
+    def subject(self) -> Subject:
+        return load_subject(Source(self.name, fold=True))
+
+    @cached_property
+    def network(self) -> Network:
+        return self.subject.trace()
+
+    @cached_property
+    def entry(self) -> dict[str, Any]:
+        return self.results.network(self.name, self.network.weights_hash())
+
+    def layers(self, part: str) -> list[str]:
+        """Names of the convolutions but the first, or of the fully connected layers."""
+        kernels = [layer for layer in self.network.layers.values() if layer.kernel is not None]
+        return [layer.name for layer in kernels[1:] if ("RM0" in layer.modes) == (part == "fc")]
+
+    def run(self) -> None:
+        """Accuracy, every unit of the convolutions and of ``fc`` in each arithmetic, and the orders of summation."""
+        if self.entry.get("accuracy", {}).get("images") != len(self.images):
+            self.report(f"{self.name}: accuracy", 0.0)
+            self.entry["accuracy"] = accuracies(load_subject(Source(self.name)), self.subject, self.images)
+            self.results.write()
+        for arithmetic in ARITHMETIC:
+            self.verify(arithmetic, "fc", self.counts.images_fc or len(self.images))
+        for arithmetic in ARITHMETIC:
+            self.verify(arithmetic, "convolutions", self.counts.of(self.name, arithmetic))
+        self.entry["orders"], self.entry["outside alone"] = self.orders(), self.alone()
+        self.results.write()
+
+    def verify(self, arithmetic: str, part: str, asked: int) -> None:
+        """Every unit of the convolutions, or every output of ``fc``; never of fewer images than before."""
+        before = self.entry["runs"].get(arithmetic, {}).get(part, {}).get("images", 0)
+        chosen, (dtype, accumulate) = self.images[: max(asked, before)], ARITHMETIC[arithmetic]
+        terms = terms_of(self.network, self.layers(part), False, SCALE, dtype, accumulate)
+        x = self.subject.prepare(chosen.unit_interval()).to(dtype)
+        precision = "-".join(str(d).removeprefix("torch.") for d in dict.fromkeys((dtype, accumulate)))
+        keep = self.results.path.parent / f"{self.name}-{part}-{precision}.jsonl"
+        what = f"{self.name}, {part}, {arithmetic}"
+        arguments = (self.network, x, terms, chosen.hashes, lambda share: self.report(what, share), keep)
+        with self._kept(arithmetic, part) as tallies:
+            for _, checks in outputs_verified(*arguments) if part == "fc" else verified(*arguments, self.workers):
+                for name, check in checks.items():
+                    tallies.setdefault(name, Tally(LayerCheck(name))).add(check)
+
+    def orders(self) -> dict[str, Any]:
+        """The unit with the largest error of each convolution in float32, its terms summed in several ways."""
+        images = dict(zip(self.images.hashes, self.images.pixels, strict=True))
+        found = {}
+        for name, layer in self.entry["runs"]["float32"]["convolutions"]["layers"].items():
+            place = layer["check"]["worst"]
+            found[name] = orders(self.network, self.subject.prepare(images[place[0]].float() / 255), place, name, SCALE)
+        return found
+
+    def alone(self) -> dict[str, int]:
+        """Units that the network's own rounding takes outside, on the images of the sums in float64."""
+        found = {}
+        for part, run in self.entry["runs"]["float32 again"].items():
+            x = self.subject.prepare(self.images[: run["images"]].unit_interval())
+            found.update(outside_alone(self.network, x, self.layers(part)))
+        return found
+
+    @contextmanager
+    def _kept(self, arithmetic: str, part: str) -> Iterator[dict[str, Tally]]:
+        """Tallies that go into the results, also where the run is stopped."""
+        runs = self.entry["runs"].setdefault(arithmetic, {})
+        before, started, tallies = runs.get(part, {}).get("seconds", 0.0), time.monotonic(), dict[str, Tally]()
+        try:
+            yield tallies
+        finally:
+            if tallies:
+                layers = {name: tally.to_dict() for name, tally in tallies.items()}
+                images = next(iter(tallies.values())).images
+                seconds = round(before + time.monotonic() - started, 1)
+                runs[part] = {"images": images, "seconds": seconds, "layers": layers}
+                self.results.write()
+
+
+def accuracies(trained: Subject, folded: Subject, images: data.Images) -> dict[str, int | float]:
+    """Shares of images that a network and its folded twin classify correctly [Wan2022, section 3.5.1.2]."""
+    shares = {key: accuracy(s.module, images, s.prepare) for key, s in (("trained", trained), ("folded", folded))}
+    return {"images": len(images), **shares}
+
+
+def outputs_verified(
+    network: Network, x: Tensor, terms: Terms, names: Sequence[str], report: Callable[[float], None], keep: Path
+) -> Iterator[tuple[str, Checks]]:
+    """Name and errors of each image for fully connected layers, whose RM0 hyperplanes are computed for many images at once.
+
+    Args:
+        network: Traced network.
+        x: Batch.
+        terms: What is verified.
+        names: Name of each image.
+        report: Called with the share that is done.
+        keep: File of finished images.
+    """
+    record = Record(keep, {**job_of(network, terms), "mode": "RM0"})
+    kept = {name: {layer: LayerCheck.from_dict(entry) for layer, entry in found.items()} for name, found in record.results()}
+    yield from ((name, kept[name]) for name in names if name in kept)
+    missing = [n for n, name in enumerate(names) if name not in kept]
+    for start in range(0, len(missing), BATCH):
+        report(1 - (len(missing) - start) / len(names))
+        part = missing[start : start + BATCH]
+        for name, checks in _outputs(network, x[part], terms, [names[n] for n in part]):
+            record.append(name, {layer: check.to_dict() for layer, check in checks.items()})
+            yield name, checks
+    report(1.0)
+
+
+def _outputs(network: Network, x: Tensor, terms: Terms, names: Sequence[str]) -> list[tuple[str, Checks]]:
+    """Name and errors of each image of a batch."""
+    found: list[tuple[str, Checks]] = [(name, {}) for name in names]
+    for layer in terms.layers:
+        planes = hyperplanes(network, x, layer, "RM0", None, terms.own_bias, terms.scale, terms.dtype)
+        parts = products(planes, terms.accumulate)
+        sums, magnitudes = parts.sum(-1), parts.abs().sum(-1)
+        for n, (name, checks) in enumerate(found):
+            checks[layer] = LayerCheck(layer)
+            checks[layer].add(planes.value[n : n + 1], sums[n : n + 1], magnitudes[n : n + 1], [name])
+    return found
