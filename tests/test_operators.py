@@ -8,7 +8,6 @@ import torch
 from cases import make
 
 import adjointbackmap as abm
-from adjointbackmap import operators
 from adjointbackmap.arithmetic import exact
 
 LAYERS = {"map": ("plain-conv-chain", "2"), "flat": ("residual-with-zero-padded-channels", "fc"), "no-bias": ("no-bias", "2")}
@@ -116,7 +115,7 @@ def test_results_do_not_depend_on_the_chunks(operator, monkeypatch, chunk):
     """Whether vectors go through the network together or in parts makes no difference beyond rounding."""
     image, cotangent = draw(2, 9, *operator.in_shape), draw(2, 9, *operator.out_shape)
     together = (operator.forward(image), *operator.adjoint(cotangent))
-    monkeypatch.setattr(operators, "CHUNK", chunk)
+    monkeypatch.setattr(operator.pattern.program, "chunk", chunk)
     for ours, theirs in zip((operator.forward(image), *operator.adjoint(cotangent)), together, strict=True):
         assert_close(ours, theirs)
 

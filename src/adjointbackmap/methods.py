@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adjointbackmap.arithmetic import exact
 from adjointbackmap.jobs import IMAGES_AT_ONCE, Job
-from adjointbackmap.operators import CHUNK, basis, pull, push, reached
+from adjointbackmap.operators import basis, pull, push, reached
 from adjointbackmap.patches import Patches, Side
 from adjointbackmap.pattern import ActivationPattern, record_pattern
 from adjointbackmap.program import IMAGE
@@ -67,7 +67,7 @@ def _adjoint(job: Job, pattern: ActivationPattern, flat: Tensor) -> Parts:
     """One cotangent per unit gives its hyperplane."""
     if job.rows is not None:
         return _by_rows(job, pattern, job.rows.to(flat.device))
-    step = max(1, CHUNK // pattern.images)
+    step = pattern.chunk
     image, bias = _empty(job, pattern, flat.shape[1])
     for k in range(0, flat.shape[1], step):
         chosen = flat[:, k : k + step]
@@ -84,8 +84,9 @@ def _by_rows(job: Job, pattern: ActivationPattern, rows: Tensor) -> Parts:
     where = job.places(flat)
     distinct, order = rows.unique(), rows.argsort(stable=True)
     units = order.split(rows.bincount(minlength=0)[distinct].tolist())
-    for start in range(0, len(distinct), max(1, CHUNK // (job.taps * pattern.images))):
-        chosen = distinct[start : start + max(1, CHUNK // (job.taps * pattern.images))]
+    step = max(1, pattern.chunk // job.taps)
+    for start in range(0, len(distinct), step):
+        chosen = distinct[start : start + step]
         seeds = {slot: _for_each_image(t, pattern.images) for slot, t in job.row_cotangents(chosen, pattern.dtype).items()}
         rows_of_image, rows_of_bias = (t.unflatten(1, (len(chosen), job.taps)) for t in _pulled(job, pattern, seeds))
         for r in range(len(chosen)):
@@ -178,7 +179,7 @@ def _colours(job: Job, pattern: ActivationPattern) -> Iterator[tuple[int, Tensor
     """Tangents ``(N * K, C, rows, columns)`` in chunks, each with the number of its first: by row, column, in-channel."""
     channels, rows, columns = job.network.in_shape
     h, w = (side.size for side in job.sides)
-    step = max(1, CHUNK // pattern.images)
+    step = pattern.chunk
     for start in range(0, h * w * channels, step):
         colour = torch.arange(start, min(start + step, h * w * channels))
         row, column, channel = torch.unravel_index(colour, (h, w, channels))

@@ -19,8 +19,6 @@ from adjointbackmap.rules.base import laid_out
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
-CHUNK = 128  # tangents or cotangents that are computed as one batch; 32 to 128 are the fastest
-
 
 def push(pattern: ActivationPattern, tangents: dict[int, Tensor], targets: Iterable[Value]) -> dict[int, Tensor | None]:
     """Forward: tangents of the image and of entries by slot, folded ``(N * K, ...)``, to those of the targets.
@@ -83,15 +81,15 @@ class Basis:
     tangents: dict[int, Tensor]
 
 
-def basis(pattern: ActivationPattern, upstream: set[int], chunk: int = CHUNK) -> Iterator[Basis]:
+def basis(pattern: ActivationPattern, upstream: set[int]) -> Iterator[Basis]:
     """All unit tangents of [x; b] that can reach a layer, in chunks; a bias tangent starts at its own layer."""
     program = pattern.program
     parts = [(IMAGE, program.image.shape), *((e.slot, tuple(e.value.shape)) for e in program.entries)]
     start = 0
     for slot, shape in parts:
         size = prod(shape)
-        for first in range(0, size if slot in upstream else 0, max(1, chunk // pattern.images)):
-            count = min(max(1, chunk // pattern.images), size - first)
+        for first in range(0, size if slot in upstream else 0, pattern.chunk):
+            count = min(pattern.chunk, size - first)
             unit = torch.zeros(count, size, dtype=pattern.dtype, device=pattern.network.device)
             unit[torch.arange(count), first + torch.arange(count)] = 1
             stacked = unit.view(1, count, *shape).expand(pattern.images, count, *shape)
@@ -158,7 +156,7 @@ class LayerOperator:
         if len(counts) > 1:
             msg = f"The tangents of image and bias must be as many. Got {' and '.join(map(str, sorted(counts)))}."
             raise ValueError(msg)
-        step = max(1, CHUNK // self.pattern.images)
+        step = self.pattern.chunk
         parts = [self._push({name: t[:, k : k + step] for name, t in stacked.items()}) for k in range(0, counts.pop(), step)]
         out = torch.cat(parts, 1)
         return out if given[0][1].dim() == len(given[0][2]) + 2 else out[:, 0]
@@ -177,7 +175,7 @@ class LayerOperator:
         """
         self.pattern.network.check_unchanged()
         stacked = self._stacked("cotangent", cotangent, self.out_shape)
-        step = max(1, CHUNK // self.pattern.images)
+        step = self.pattern.chunk
         slot = self.layer.value.slot
         parts = []
         with exact(cotangent.device):

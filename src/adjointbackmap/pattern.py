@@ -32,6 +32,11 @@ class ActivationPattern:
         """The steps that the gates belong to."""
         return self.network.program(self.dtype)
 
+    @property
+    def chunk(self) -> int:
+        """Tangents or cotangents for each image that are computed as one batch."""
+        return max(1, self.program.chunk // self.images)
+
     def equal(self, other: "ActivationPattern") -> bool:
         """Whether every gate and every winner is the same, bit for bit."""
         return self.gates.keys() == other.gates.keys() and all(

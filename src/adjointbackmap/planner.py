@@ -7,7 +7,6 @@ from typing import Any
 
 from adjointbackmap.jobs import Job, with_own_bias
 from adjointbackmap.network import Network
-from adjointbackmap.operators import CHUNK
 from adjointbackmap.program import Step
 from adjointbackmap.rules.kernels import Kernel
 from adjointbackmap.units import select, unit_dims
@@ -110,23 +109,23 @@ def _planned(job: Job, images: int, method: str, vectors: int, work: tuple[float
 
 def _plan_adjoint(job: Job, images: int) -> Plan:
     vectors = job.count
-    found = _planned(job, images, "adjoint", vectors, _work(job.program.upstream([job.target])), vectors / CHUNK)
+    found = _planned(job, images, "adjoint", vectors, _work(job.program.upstream([job.target])), vectors / job.program.chunk)
     if job.rows is None:
         return found
     vectors = len(job.rows.unique()) * job.taps
-    rows = _planned(job, images, "adjoint", vectors, _work(job.program.upstream([job.kernel.input])), vectors / CHUNK)
+    rows = _planned(job, images, "adjoint", vectors, _work(job.program.upstream([job.kernel.input])), vectors / job.program.chunk)
     weighted = images * job.count * job.taps * (prod(job.part) + job.entries.numel())
     return replace(rows, multiply_adds=rows.multiply_adds + weighted, cost=rows.cost + weighted)
 
 
 def _plan_basis(job: Job, images: int) -> Plan:
     vectors = prod(job.network.in_shape) + job.entries.numel()
-    return _planned(job, images, "basis", vectors, _work(job.steps()), vectors / CHUNK)
+    return _planned(job, images, "basis", vectors, _work(job.steps()), vectors / job.program.chunk)
 
 
 def _plan_coloured(job: Job, images: int) -> Plan:
     vectors = prod(job.part) + job.entries.numel()
-    return _planned(job, images, "coloured", vectors, _work(job.steps()), vectors / CHUNK)
+    return _planned(job, images, "coloured", vectors, _work(job.steps()), vectors / job.program.chunk)
 
 
 def _plan_windowed(job: Job, images: int) -> Plan:
@@ -143,7 +142,7 @@ def _plan_windowed(job: Job, images: int) -> Plan:
     on_windows, on_maps = _work(steps, shares), _work(steps)
     vectors = pixels + entries
     work = tuple((w * pixels + m * entries / 2) / max(1, vectors) for w, m in zip(on_windows, on_maps, strict=True))
-    batches = prod(strides) + entries / CHUNK
+    batches = prod(strides) + entries / job.program.chunk
     return _planned(job, images, "windowed", vectors, (work[0], work[1]), batches)
 
 

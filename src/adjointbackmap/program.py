@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,8 @@ from adjointbackmap.rules.kernels import Kernel
 from adjointbackmap.rules.linear import Masked, Place
 
 IMAGE = 0  # slot of the image
+CHUNK = 128  # tangents or cotangents that are computed as one batch; 32 to 128 are the fastest,
+NUMBERS = 2**24  # as long as the largest map of a batch is no longer than this
 
 # Operations that only move the elements of a tensor: an entry of b stays known through them.
 MOVEMENTS = {
@@ -101,6 +104,12 @@ class Program:
     entries: list[Entry] = field(default_factory=list)
     values: dict[str, Value] = field(default_factory=dict)
     kernels: dict[str, KernelCall] = field(default_factory=dict)
+
+    @cached_property
+    def chunk(self) -> int:
+        """Tangents or cotangents of one image that are computed as one batch."""
+        largest = max(prod(value.shape) for value in (self.image, *(step.output for step in self.steps)))
+        return max(1, min(CHUNK, NUMBERS // largest))
 
     def upstream(self, targets: Iterable[Value]) -> list[Step]:
         """The steps that the targets depend on, in order."""

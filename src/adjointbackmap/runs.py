@@ -111,6 +111,8 @@ def verified(
             yield from [(name, {layer: LayerCheck.from_dict(entry) for layer, entry in result.items()})] * times[name]
     done = total - len(wanted)
     report(done / total)
+    if not wanted:
+        return
     compute = _computed_here if workers is None else partial(_computed_by_workers, workers=workers)
     for name, checks in compute(network, wanted, terms, lambda n: report((done + n) / total)):
         if record:

@@ -11,7 +11,7 @@ from adjointbackmap.arithmetic import exact
 from adjointbackmap.counts import SHARE_LIMIT, LayerCheck, larger
 from adjointbackmap.hyperplane import Hyperplanes
 from adjointbackmap.network import Network
-from adjointbackmap.operators import CHUNK, Basis, LayerOperator, basis, push, reached
+from adjointbackmap.operators import Basis, LayerOperator, basis, push, reached
 from adjointbackmap.pattern import ActivationPattern, check_images, record_pattern
 from adjointbackmap.program import IMAGE
 from adjointbackmap.recording import call_with, record
@@ -197,11 +197,11 @@ def _inner_products(
     totals = {name: x.new_zeros(2, *value.shape, dtype=accumulate) for name, value in targets.items()}
     extended = torch.cat([x.flatten(), network.biases_in(x.dtype).vector.to(x.device)]).to(accumulate)
     biases = reached(pattern.program, targets.values()) - {IMAGE}
-    _add_columns(pattern, extended, basis(pattern, biases, CHUNK), targets, totals)
+    _add_columns(pattern, extended, basis(pattern, biases), targets, totals)
     if x.dim() > 2:
         _add_pixels(x.to(accumulate), Sweep(pattern, targets.values()), targets, totals, report)
     else:
-        _add_columns(pattern, extended, basis(pattern, {IMAGE}, CHUNK), targets, totals)
+        _add_columns(pattern, extended, basis(pattern, {IMAGE}), targets, totals)
     report(1.0)
     return totals
 
