@@ -1,0 +1,48 @@
+"""The command line's frame: the application, its terminal, progress bars and threads."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cyclopts import App
+from rich.console import Console
+from rich.progress import Progress
+from rich.text import Text
+
+from adjointbackmap.subjects import Source
+
+app = App(
+    name="adjointbackmap",
+    help="Exact effective hyperplanes of any unit of any layer of a piecewise-affine network.",
+    error_console=Console(stderr=True, soft_wrap=True),
+    suppress_keyboard_interrupt=False,  # main tells that finished work is kept
+    error_formatter=lambda error: Text(f"adjointbackmap: {' '.join(str(error).split())}"),
+)
+study = App(name="study", help="Repeat the experiments of the dissertation, beside what it published.")
+app.command(study)
+console = Console()
+STUDY_SCALE = 1 / 8
+NO_SOURCE = Source()
+
+
+def use_threads(threads: int | None) -> None:
+    """Set how many threads of the processor to use; all where none is said.
+
+    Raises:
+        ValueError: If there are less than one.
+    """
+    if threads is None:
+        return
+    if threads < 1:
+        msg = f"--threads must be at least 1. Got {threads}."
+        raise ValueError(msg)
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+@contextmanager
+def progress(description: str) -> Iterator[tuple[Progress, Any]]:
+    """A bar, and the job whose share it shows."""
+    with Progress(console=console, transient=True) as bar:
+        yield bar, bar.add_task(description, total=1.0)

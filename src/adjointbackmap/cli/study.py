@@ -1,0 +1,85 @@
+"""Commands that repeat the experiments of the dissertation."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from adjointbackmap.cli.frame import console, progress, study, use_threads
+
+
+@study.command
+def verification(
+    *,
+    network: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    images: int | None = None,
+    images_float64: int | None = None,
+    images_fc: int | None = None,
+    out: Path = Path("study-verification"),
+    data: Path | None = None,
+    workers: int | None = None,
+    docs: Path | None = None,
+    results: Path | None = None,
+    threads: int | None = None,
+) -> None:
+    """Every unit of every layer of the shipped networks over the test images, beside Tables 3.3, 3.4, Figs. 2.4 and 2.5.
+
+    Stop it at any time and start it again to go on where it was; a later run with more images only adds.
+
+    Args:
+        network: Only these networks.
+        images: Test images in float32, by hash; if left out, all for VGG7 and 1,000 for ResNet20.
+        images_float64: In float64, and in float32 with sums in float64; if left out, 200 for VGG7 and 50 for ResNet20.
+        images_fc: For the layer fc; all test images if left out.
+        out: Folder of finished images and of the results, verification.json.
+        data: Folder of the official binary files; else ADJOINTBACKMAP_DATA, else downloaded.
+        workers: So many processes share the images.
+        docs: Page to write the tables into, such as docs/verification.md; results and figures go into folders beside it.
+        results: Make the page of this earlier verification.json, and compute nothing.
+        threads: Threads of the processor to use; workers share them.
+
+    Raises:
+        ValueError: If --results is given without --docs.
+        RuntimeError: If a unit is off in float64.
+        KeyboardInterrupt: On Ctrl-C, after the tables of what is finished.
+    """
+    from adjointbackmap.study.page import check_page, off_in_float64
+    from adjointbackmap.study.verification import RESULTS, Counts, check_networks, run
+
+    use_threads(threads)
+    chosen, counts, file = check_networks(network), Counts(images, images_float64, images_fc), results or out / RESULTS
+    if docs:
+        check_page(docs)
+    elif results:
+        msg = f"--results must come with the page to write. Got {results} alone: add --docs PAGE."
+        raise ValueError(msg)
+    if not results:
+        with progress("study verification") as (bar, job):
+
+            def report(what: str, share: float) -> None:
+                if bar.tasks[job].description != what:
+                    bar.reset(job, description=what)
+                bar.update(job, completed=share)
+
+            try:
+                run(out, chosen, counts, data, workers, report)
+            except KeyboardInterrupt:
+                if file.exists():
+                    _tell(file, docs)
+                raise
+    off = off_in_float64(_tell(file, docs))
+    if off:
+        msg = f"Every unit must be within 1 % in float64. Got some that are not, in {', '.join(off)}: see the tables."
+        raise RuntimeError(msg)
+
+
+def _tell(file: Path, docs: Path | None) -> dict[str, Any]:
+    """Show the results in a file, write their page, and return them."""
+    from adjointbackmap.study.page import show, write_page
+    from adjointbackmap.study.verification import read
+
+    found = read(file)
+    for table in show(found):
+        console.print(table)
+    console.print(f"Written: {', '.join(map(str, write_page(found, file, docs) if docs else [file]))}")
+    return found
