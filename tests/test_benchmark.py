@@ -216,9 +216,9 @@ def test_tables_are_made_from_the_file(file, tmp_path):
     entry = found["entries"]["side/8"]
     entry["ways"][entry["plan"]] = way(123.0) | {"mib": 4567.0}
     page = tmp_path / "page.md"
-    page.write_text(f"above\n{runs.BEGIN}\nold\n{runs.END}\nbelow\n")
-    runs.check_page(page)
-    runs.write_page(found, page)
+    page.write_text(f"above\n{runs.PLACE.begin}\nold\n{runs.PLACE.end}\nbelow\n")
+    runs.PLACE.check(page)
+    runs.PLACE.fill(page, table.markdown(found))
     text = page.read_text()
     assert text.startswith("above\n")
     assert text.endswith("below\n")

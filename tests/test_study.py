@@ -71,7 +71,7 @@ def results(layers):
     part = {"images": 2, "seconds": 7200.0, "layers": layers}
     entry = {"runs": {"float32": {"convolutions": part}, "float64": {"convolutions": part}}}
     environment = {"cpu": "a processor", "threads": 1, "torch": "2", "python": "3"}
-    return {"format": 1, "environment": environment, "networks": {"fixup-resnet20-nobias-cifar10": entry}}
+    return {"format": 2, "environments": [environment], "networks": {"fixup-resnet20-nobias-cifar10": entry}}
 
 
 def test_every_column_names_a_network_and_its_layers():
@@ -125,13 +125,13 @@ def test_study_verifies_every_arithmetic(study, tmp_path, network):
     assert set(map(str, (ran[name] for name in ran if name != "float32"))) == {"{'fc': 3, 'convolutions': 1}"}
     ours = abm.verify(network, images[:2].unit_interval(), ["conv1"], names=images.hashes[:2])["conv1"]
     layer = entry["runs"]["float32"]["convolutions"]["layers"]["conv1"]
-    assert layer["check"] == ours.to_dict()
+    assert layer["check"] == json.loads(json.dumps(ours.to_dict()))
     assert layer["squares"] >= ours.units - ours.within
     for found in page.layers_of(entry, "float64").values():
         assert found["check"]["within"] == found["check"]["units"]
     assert entry["accuracy"]["images"] == 10
     assert set(entry["outside alone"]) == {"conv1", "fc"}
-    assert [row[0] for row in page.sums_rows(entry)] == ["layer", "conv1", "fc"]
+    assert [row[0] for row in page.sums_rows(entry).rows] == ["conv1", "fc"]
     assert entry["accuracy"]["trained"] == entry["accuracy"]["folded"]
     assert json.loads((tmp_path / verification.RESULTS).read_text())["networks"][NETWORK]["orders"]["conv1"]["place"][0] in seen
 
@@ -167,6 +167,21 @@ def test_later_run_only_adds(study):
     assert page.layers_of(again, "float32") == page.layers_of(entry, "float32")
 
 
+def test_results_alone_are_enough_to_go_on(study, tmp_path):
+    """Where the files of finished images are lost, what the results count is not computed again: the same in the end."""
+    whole, _ = study(Counts(3, 1, 4))
+    for name in (verification.RESULTS, *(path.name for path in tmp_path.glob("*.jsonl"))):
+        (tmp_path / name).unlink()
+    study()
+    for path in tmp_path.glob("*.jsonl"):
+        path.unlink()
+    entry, seen = study(Counts(3, 1, 4))
+    assert seen == [data.sample()[:10].by_hash().hashes[2]]
+    ours, theirs = (found["runs"]["float32"] for found in (entry, whole))
+    assert ours["convolutions"]["layers"] == theirs["convolutions"]["layers"]
+    assert ours["fc"]["images"] == theirs["fc"]["images"] == 4
+
+
 def test_interrupt_keeps_finished_images(study, monkeypatch, tmp_path):
     """Ctrl-C in the second image: the first is in the results, and the next run computes the others alone."""
     right, second = runs.verify_image, data.sample()[:10].by_hash().hashes[1]
@@ -182,9 +197,10 @@ def test_interrupt_keeps_finished_images(study, monkeypatch, tmp_path):
             study()
     kept = json.loads((tmp_path / verification.RESULTS).read_text())["networks"][NETWORK]["runs"]["float32"]["convolutions"]
     assert kept["images"] == 1
-    _, seen = study()
+    entry, seen = study()
     assert seen[0] == second
     assert len(seen) == 3
+    assert "first" not in entry["runs"]["float32"]["convolutions"]
 
 
 @pytest.mark.parametrize("count", [0, -3, 11])
@@ -231,7 +247,7 @@ def test_units_that_the_network_alone_takes_outside(network):
 def test_page_has_tables_and_figures(tmp_path, layers):
     """A short row is marked; the rest of the page stays; results and figures lie beside it."""
     there, found = tmp_path / "there.md", results(layers)
-    there.write_text(f"Before.\n\n{page.BEGIN}\n\nearlier tables\n\n{page.END}\n\nAfter.\n")
+    there.write_text(f"Before.\n\n{page.PLACE.begin}\n\nearlier tables\n\n{page.PLACE.end}\n\nAfter.\n")
     file = tmp_path / "run" / verification.RESULTS
     file.parent.mkdir()
     file.write_text(json.dumps(found))
@@ -272,14 +288,14 @@ def test_command_writes_results_and_page(run, tmp_path):
     """From nothing to the page; then the page again from the results alone."""
     there, out = tmp_path / "docs" / "verification.md", tmp_path / "out"
     there.parent.mkdir()
-    there.write_text(f"{page.BEGIN}\n{page.END}\n")
+    there.write_text(f"{page.PLACE.begin}\n{page.PLACE.end}\n")
     words = ("--images", 1, "--images-float64", 1, "--images-fc", 2, "--out", out, "--docs", there)
     status, text, err = run(*words)
     assert status == 0, err
     assert "vgg7-cifar10, Table 3.3" in text
     assert "verification-vgg7-cifar10-signed.png" in text.replace("\n", "")
     before = there.read_text()
-    there.write_text(f"{page.BEGIN}\n{page.END}\n")
+    there.write_text(f"{page.PLACE.begin}\n{page.PLACE.end}\n")
     status, _, err = run("--results", there.parent / "results" / verification.RESULTS, "--docs", there)
     assert status == 0, err
     assert there.read_text() == before
@@ -304,7 +320,7 @@ def test_command_ends_with_status_2_if_float64_is_off(run, tmp_path, layers):
     file, there = tmp_path / "results" / verification.RESULTS, tmp_path / "there.md"
     file.parent.mkdir()
     file.write_text(json.dumps(results(layers)))
-    there.write_text(f"{page.BEGIN}\n{page.END}\n")
+    there.write_text(f"{page.PLACE.begin}\n{page.PLACE.end}\n")
     status, _, err = run("--results", file, "--docs", there)
     assert status == 2
     assert "in float64. Got some that are not, in fixup-resnet20-nobias-cifar10" in err
@@ -314,7 +330,7 @@ def test_command_ends_with_status_2_if_float64_is_off(run, tmp_path, layers):
 def test_bad_options_are_one_line(run, tmp_path):
     """Before anything is computed."""
     (tmp_path / "bare.md").write_text("no marks")
-    (tmp_path / "marked.md").write_text(f"{page.BEGIN}\n{page.END}\n")
+    (tmp_path / "marked.md").write_text(f"{page.PLACE.begin}\n{page.PLACE.end}\n")
     for words, message in (
         (("--docs", tmp_path / "bare.md"), "--docs must be a page with the lines"),
         (("--results", tmp_path / "none.json"), "add --docs PAGE"),

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from adjointbackmap.benchmark.table import markdown
 from adjointbackmap.benchmark.timing import environment
 from adjointbackmap.benchmark.work import QUICK, Measure, Settings, entries, warm_up
+from adjointbackmap.sheets import Place
 
 FORMAT = 2
-BEGIN, END = "<!-- speed: written by adjointbackmap bench -->", "<!-- speed: end -->"
+PLACE = Place("<!-- speed: written by adjointbackmap bench -->", "<!-- speed: end -->")
 
 
 def settings_for(quick: bool, repeats: int | None) -> Settings:
@@ -104,20 +104,3 @@ def write(out: Path, found: dict) -> None:
     part = out.with_name(out.name + ".part")
     part.write_text(json.dumps(found, indent=1) + "\n")
     part.replace(out)
-
-
-def check_page(page: Path) -> None:
-    """Whether a page has the marks between which the tables go.
-
-    Raises:
-        ValueError: If it has not.
-    """
-    if not page.is_file() or BEGIN not in page.read_text() or END not in page.read_text():
-        msg = f"--docs must be a page with the lines {BEGIN} and {END}. Got {page}."
-        raise ValueError(msg)
-
-
-def write_page(found: dict, page: Path) -> None:
-    """Put the tables between the two marks of a page."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n\n{markdown(found)}\n\n{END}{rest.partition(END)[2]}")

@@ -2,43 +2,16 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from adjointbackmap.benchmark.networks import kernel_names
 from adjointbackmap.benchmark.peers import CLASS_PEERS, PEERS
 from adjointbackmap.benchmark.work import STUDY
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from adjointbackmap.sheets import Sheet
 
 DEFECT = 1.5
 WHOLE = "image and bias"
 Entries = dict[str, dict]
-
-
-@dataclass
-class Sheet:
-    """A table."""
-
-    title: str
-    head: list[str]
-    rows: list[list[str]] = field(default_factory=list)
-
-    def markdown(self) -> str:
-        """Lines for a page."""
-        lines = [self.head, ["---"] * len(self.head), *self.rows]
-        return "\n".join([f"### {self.title}", "", *(f"| {' | '.join(cells)} |" for cells in lines)])
-
-    def rich(self) -> "Table":
-        """A table for the terminal."""
-        from rich.table import Table
-
-        table = Table(*self.head, title=self.title)
-        for row in self.rows:
-            table.add_row(*row)
-        return table
 
 
 # figures as text

@@ -4,10 +4,10 @@ import sys
 
 from rich.console import Console
 
-from adjointbackmap.cli import bench, checking, looking, networks, study
+from adjointbackmap.cli import attack, bench, checking, looking, networks, study
 from adjointbackmap.cli.frame import app, console
 
-__all__ = ["app", "bench", "checking", "console", "looking", "main", "networks", "study"]
+__all__ = ["app", "attack", "bench", "checking", "console", "looking", "main", "networks", "study"]
 
 
 def main() -> None:

@@ -28,13 +28,13 @@ def bench(
     Raises:
         RuntimeError: If the plan's choice is far slower than the best of the methods.
     """
+    from adjointbackmap.benchmark.runs import PLACE
     from adjointbackmap.benchmark.runs import bench as run
-    from adjointbackmap.benchmark.runs import check_page, write_page
-    from adjointbackmap.benchmark.table import DEFECT, defects, short, where_measured
+    from adjointbackmap.benchmark.table import DEFECT, defects, markdown, short, where_measured
 
     use_threads(threads)
     if docs:
-        check_page(docs)
+        PLACE.check(docs)
     file = out or Path("benchmark-quick.json" if quick else "benchmark.json")
     with progress("warming up") as (bar, job):
         found = run(file, only, quick, repeats, lambda name, share: bar.update(job, completed=share, description=name))
@@ -42,7 +42,7 @@ def bench(
     for sheet in short(found["entries"]):
         console.print(sheet.rich())
     if docs:
-        write_page(found, docs)
+        PLACE.fill(docs, markdown(found))
     console.print(f"Written: {file}{f' and {docs}' if docs else ''}")
     far = defects(found)
     if far:

@@ -7,6 +7,8 @@ from cyclopts import Parameter
 
 from adjointbackmap.cli.frame import console, progress, study, use_threads
 
+TERMINAL = 7  # columns that the terminal has room for
+
 
 @study.command
 def verification(
@@ -43,13 +45,13 @@ def verification(
         RuntimeError: If a unit is off in float64.
         KeyboardInterrupt: On Ctrl-C, after the tables of what is finished.
     """
-    from adjointbackmap.study.page import check_page, off_in_float64
+    from adjointbackmap.study.page import PLACE, off_in_float64
     from adjointbackmap.study.verification import RESULTS, Counts, check_networks, run
 
     use_threads(threads)
     chosen, counts, file = check_networks(network), Counts(images, images_float64, images_fc), results or out / RESULTS
     if docs:
-        check_page(docs)
+        PLACE.check(docs)
     elif results:
         msg = f"--results must come with the page to write. Got {results} alone: add --docs PAGE."
         raise ValueError(msg)
@@ -79,7 +81,7 @@ def _tell(file: Path, docs: Path | None) -> dict[str, Any]:
     from adjointbackmap.study.verification import read
 
     found = read(file)
-    for table in show(found):
-        console.print(table)
+    for sheet in show(found):
+        console.print(sheet.rich(TERMINAL))
     console.print(f"Written: {', '.join(map(str, write_page(found, file, docs) if docs else [file]))}")
     return found

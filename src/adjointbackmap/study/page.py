@@ -1,19 +1,17 @@
 """The tables of the verification for a page, made from its results alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
-from rich.table import Table
-
 from adjointbackmap import plots
+from adjointbackmap.sheets import Place, Sheet
 from adjointbackmap.study.figures import histograms
 from adjointbackmap.study.published import COLUMNS, Column
 from adjointbackmap.study.summation import ORDERS
 
-BEGIN, END = "<!-- verification: written by adjointbackmap study verification -->", "<!-- verification: end -->"
-TERMINAL = 7  # columns that the terminal has room for
+PLACE = Place("<!-- verification: written by adjointbackmap study verification -->", "<!-- verification: end -->")
 Layers = dict[str, dict[str, Any]]
 
 
@@ -49,16 +47,16 @@ def percent(count: int, units: int) -> str:
     return "100" if count == units else f"{count * 10**7 // units / 10**5:.5f}"
 
 
-def summary(networks: dict[str, Any]) -> list[list[str]]:
+def summary(networks: dict[str, Any]) -> Sheet:
     """A row for each network: accuracy, images of the convolutions and of ``fc``, rows that are short, time."""
     head = ["network", "published in", "accuracy %", "folded %", "images", "fc", "short", "float64", "images", "fc", "hours"]
-    rows = [head]
+    sheet = Sheet("", head)
     for name, entry in networks.items():
         column, accuracy = COLUMNS[name], entry.get("accuracy")
         verdicts = [verdict(layer, column.shares[key]) for key, layer in layers_of(entry, "float32").items()]
         double = [layer["check"] for layer in layers_of(entry, "float64").values()]
         seconds = sum(part["seconds"] for run in entry["runs"].values() for part in run.values())
-        rows.append(
+        sheet.rows.append(
             [
                 *(f"`{name}`", column.source),
                 *(f"{100 * accuracy[key]:.2f}" if accuracy else "" for key in ("trained", "folded")),
@@ -69,16 +67,19 @@ def summary(networks: dict[str, Any]) -> list[list[str]]:
                 f"{seconds / 3600:.1f}",
             ]
         )
-    return rows
+    return sheet
 
 
-def layer_rows(entry: dict[str, Any], column: Column) -> list[list[str]]:
+def layer_rows(entry: dict[str, Any], column: Column, title: str = "") -> Sheet:
     """A row for each layer beside the published column."""
     head = ["layer", "published", "e <= 1 %", "\\|e\\| <= 1 %", "95 % interval", "is", "float64", "units"]
-    rows, double = [[*head, "units in float64", "outside", "rounded", "c / sum", "zero"]], layers_of(entry, "float64")
+    sheet, double = (
+        Sheet(title, [*head, "units in float64", "outside", "rounded", "c / sum", "zero"]),
+        layers_of(entry, "float64"),
+    )
     for name, layer in layers_of(entry, "float32").items():
         check, published, other = layer["check"], column.shares[name], double.get(name, {}).get("check")
-        rows.append(
+        sheet.rows.append(
             [
                 *(name, f"{'>= ' if column.at_least else ''}{published:g}"),
                 *(percent(check[key], check["units"]) for key in ("within_signed", "within")),
@@ -90,30 +91,30 @@ def layer_rows(entry: dict[str, Any], column: Column) -> list[list[str]]:
                 *(f"{check['outside']:.1e}", f"{100 * check['zero'] / check['units']:.2f}"),
             ]
         )
-    return rows
+    return sheet
 
 
-def sums_rows(entry: dict[str, Any]) -> list[list[str]]:
+def sums_rows(entry: dict[str, Any]) -> Sheet:
     """A row for each layer: the same images with inner products summed in float32 and in float64, and the network alone."""
     head = ["layer", "units", "outside, float32", "outside, sums in float64", "outside, network alone"]
-    rows, alone = [[*head, "largest scaled, float32", "sums in float64"]], entry.get("outside alone", {})
+    sheet, alone = Sheet("", [*head, "largest scaled, float32", "sums in float64"]), entry.get("outside alone", {})
     single, double = layers_of(entry, "float32 again"), layers_of(entry, "float32, sums in float64")
     for name in (name for name in single if name in double and single[name]["images"] == double[name]["images"]):
         pair = single[name]["check"], double[name]["check"]
         outside, scaled = [f"{c['units'] - c['within']:,}" for c in pair], [f"{c['scaled']:.1e}" for c in pair]
-        rows.append([name, f"{pair[0]['units']:,}", *outside, f"{alone[name]:,}" if name in alone else "", *scaled])
-    return rows
+        sheet.rows.append([name, f"{pair[0]['units']:,}", *outside, f"{alone[name]:,}" if name in alone else "", *scaled])
+    return sheet
 
 
-def order_rows(entry: dict[str, Any]) -> list[list[str]]:
+def order_rows(entry: dict[str, Any]) -> Sheet:
     """A row for each layer's worst unit: its error by the order and the precision of the sum."""
-    rows = [["layer", "image", "unit", "c", "sum of \\|x h\\|, \\|b h\\|", *ORDERS]]
+    sheet = Sheet("", ["layer", "image", "unit", "c", "sum of \\|x h\\|, \\|b h\\|", *ORDERS])
     for name, found in entry.get("orders", {}).items():
         image, unit = found["place"]
         errors = [f"{found['errors'][order]:+.1e}" for order in ORDERS]
         place = [f"`{image[:8]}`", ", ".join(map(str, unit))]
-        rows.append([name, *place, f"{found['value']:.1e}", f"{found['magnitude']:.1f}", *errors])
-    return rows
+        sheet.rows.append([name, *place, f"{found['value']:.1e}", f"{found['magnitude']:.1f}", *errors])
+    return sheet
 
 
 def markdown(found: dict[str, Any], figures: str = "figures") -> str:
@@ -123,9 +124,9 @@ def markdown(found: dict[str, Any], figures: str = "figures") -> str:
         found: The results.
         figures: Folder of the figures, as seen from the page.
     """
-    env, networks = found["environment"], _in_order(found)
-    machine = f"{env['cpu']}, {env['threads']} threads, torch {env['torch']}, Python {env['python']}"
-    parts = [f"Measured on {machine}; hours are of computing, over all runs.", _table(summary(networks))]
+    networks = _in_order(found)
+    machines = [f"{e['cpu']}, {e['threads']} threads, torch {e['torch']}, Python {e['python']}" for e in found["environments"]]
+    parts = [f"Measured on {'; and on '.join(machines)}. Hours are of computing, over all runs.", summary(networks).markdown()]
     for name, entry in networks.items():
         parts += _network(name, entry, figures)
     return "\n\n".join(parts)
@@ -135,15 +136,15 @@ def _network(name: str, entry: dict[str, Any], figures: str) -> Iterator[str]:
     column = COLUMNS[name]
     yield f"### {name}"
     yield f"Published: {column.source}; histograms: {column.figure}."
-    yield _table(layer_rows(entry, column))
+    yield layer_rows(entry, column).markdown()
     for kind in ("signed", "absolute"):
         yield f"![Relative errors of {name}, {kind}]({figures}/verification-{name}-{kind}.png)"
-    for title, rows in (
+    for title, sheet in (
         ("The same images, inner products summed in float32 and in float64:", sums_rows(entry)),
         ("The worst unit of each layer, its terms summed in other orders and precisions (relative errors):", order_rows(entry)),
     ):
-        if rows[1:]:
-            yield from (title, _table(rows))
+        if sheet.rows:
+            yield from (title, sheet.markdown())
 
 
 def draw(found: dict[str, Any], folder: Path) -> Iterator[Path]:
@@ -155,14 +156,10 @@ def draw(found: dict[str, Any], folder: Path) -> Iterator[Path]:
             yield plots.save(histograms(runs, title, kind == "signed"), folder / f"verification-{name}-{kind}.png")
 
 
-def show(found: dict[str, Any]) -> Iterator[Table]:
-    """The layers of each network beside what was published, for the terminal."""
+def show(found: dict[str, Any]) -> Iterator[Sheet]:
+    """The layers of each network beside what was published."""
     for name, entry in _in_order(found).items():
-        head, *rows = [[_plain(cell) for cell in row[:TERMINAL]] for row in layer_rows(entry, COLUMNS[name])]
-        table = Table(*head, title=f"{name}, {COLUMNS[name].source}")
-        for row in rows:
-            table.add_row(*row)
-        yield table
+        yield layer_rows(entry, COLUMNS[name], f"{name}, {COLUMNS[name].source}")
 
 
 def off_in_float64(found: dict[str, Any]) -> list[str]:
@@ -174,21 +171,9 @@ def off_in_float64(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def check_page(page: Path) -> None:
-    """Whether a page has the marks between which the tables go.
-
-    Raises:
-        ValueError: If it has not.
-    """
-    if not page.is_file() or BEGIN not in page.read_text() or END not in page.read_text():
-        msg = f"--docs must be a page with the lines {BEGIN} and {END}. Got {page}: add them to it."
-        raise ValueError(msg)
-
-
 def write_page(found: dict[str, Any], results: Path, page: Path) -> list[Path]:
     """Put the tables between the two marks of a page, figures and results into folders beside it; tell what was written."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n\n{markdown(found)}\n\n{END}{rest.partition(END)[2]}")
+    PLACE.fill(page, markdown(found))
     kept = page.parent / "results" / results.name
     if kept.resolve() != results.resolve():
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -203,13 +188,3 @@ def _in_order(found: dict[str, Any]) -> dict[str, Any]:
 def _images(entry: dict[str, Any], arithmetic: str) -> list[str]:
     run = entry["runs"].get(arithmetic, {})
     return [f"{run.get(part, {}).get('images', 0):,}" for part in ("convolutions", "fc")]
-
-
-def _plain(cell: str) -> str:
-    """Without the marks of Markdown."""
-    return cell.translate(str.maketrans("", "", "\\`*"))
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

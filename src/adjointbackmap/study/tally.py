@@ -32,6 +32,12 @@ class Tally:
         self.squares += (image.units - image.within) ** 2
         self.squares_signed += (image.units - image.within_signed) ** 2
 
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> "Tally":
+        """The tally that :meth:`to_dict` told of."""
+        check = LayerCheck.from_dict(entry["check"])
+        return cls(check, entry["images"], entry["squares"], entry["squares_signed"])
+
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold: the figures, and the intervals that are made of them."""
         check = self.check

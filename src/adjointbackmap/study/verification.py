@@ -26,7 +26,7 @@ from adjointbackmap.subjects import Source, Subject, load_subject
 from adjointbackmap.training import accuracy
 from adjointbackmap.verification import Terms
 
-FORMAT = 1
+FORMAT = 2
 SCALE = 1 / 8
 RESULTS = "verification.json"
 ARITHMETIC = {
@@ -81,7 +81,7 @@ class Results:
 
     Attributes:
         path: The file.
-        found: ``format``, ``environment`` and ``networks``.
+        found: ``format``, ``environments`` and ``networks``.
 
     Raises:
         ValueError: If the file is none of this experiment.
@@ -89,8 +89,10 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / RESULTS
-        here = {"format": FORMAT, "environment": environment()}
-        self.found = {**(read(self.path) if self.path.exists() else {"networks": {}}), **here}
+        empty: dict[str, Any] = {"format": FORMAT, "environments": [], "networks": {}}
+        self.found = read(self.path) if self.path.exists() else empty
+        if environment() not in self.found["environments"]:
+            self.found["environments"].append(environment())
 
     def network(self, name: str, weights: str) -> dict[str, Any]:
         """The entry of a network; an empty one where its weights are others."""
@@ -165,7 +167,8 @@ def run(
         images = data.load(models.card(name)["dataset"], "test", root).by_hash()
         counts.check(len(images))
         _Study(name, images, results, counts, workers, report).run()
-    return results.found
+    results.write()
+    return read(results.path)
 
 
 @dataclass(frozen=True)
@@ -210,27 +213,33 @@ class _Study:
         self.results.write()
 
     def verify(self, arithmetic: str, part: str, asked: int) -> None:
-        """Every unit of the convolutions, or every output of ``fc``; never of fewer images than before."""
-        before = self.entry["runs"].get(arithmetic, {}).get(part, {}).get("images", 0)
-        chosen, (dtype, accumulate) = self.images[: max(asked, before)], ARITHMETIC[arithmetic]
+        """Every unit of the convolutions, or every output of ``fc``, of the images that the results do not count yet."""
+        run = self.entry["runs"].setdefault(arithmetic, {}).setdefault(part, {"images": 0, "seconds": 0.0, "layers": {}})
+        first = run.get("first", run)["images"]
+        if asked <= first:
+            return
+        chosen, (dtype, accumulate) = self.images[first:asked], ARITHMETIC[arithmetic]
         terms = terms_of(self.network, self.layers(part), False, SCALE, dtype, accumulate)
         x = self.subject.prepare(chosen.unit_interval()).to(dtype)
         precision = "-".join(str(d).removeprefix("torch.") for d in dict.fromkeys((dtype, accumulate)))
         keep = self.results.path.parent / f"{self.name}-{part}-{precision}.jsonl"
         what = f"{self.name}, {part}, {arithmetic}"
         arguments = (self.network, x, terms, chosen.hashes, lambda share: self.report(what, share), keep)
-        with self._kept(arithmetic, part) as tallies:
+        with self._kept(run) as tallies:
             for _, checks in outputs_verified(*arguments) if part == "fc" else verified(*arguments, self.workers):
                 for name, check in checks.items():
                     tallies.setdefault(name, Tally(LayerCheck(name))).add(check)
+        run.pop("first", None)
+        self.results.write()
 
     def orders(self) -> dict[str, Any]:
         """The unit with the largest error of each convolution in float32, its terms summed in several ways."""
         images = dict(zip(self.images.hashes, self.images.pixels, strict=True))
         found = {}
         for name, layer in self.entry["runs"]["float32"]["convolutions"]["layers"].items():
-            place = layer["check"]["worst"]
-            found[name] = orders(self.network, self.subject.prepare(images[place[0]].float() / 255), place, name, SCALE)
+            image, unit = layer["check"]["worst"]
+            x = self.subject.prepare(images[image].float() / 255)
+            found[name] = orders(self.network, x, (image, tuple(unit)), name, SCALE)
         return found
 
     def alone(self) -> dict[str, int]:
@@ -242,18 +251,20 @@ class _Study:
         return found
 
     @contextmanager
-    def _kept(self, arithmetic: str, part: str) -> Iterator[dict[str, Tally]]:
-        """Tallies that go into the results, also where the run is stopped."""
-        runs = self.entry["runs"].setdefault(arithmetic, {})
-        before, started, tallies = runs.get(part, {}).get("seconds", 0.0), time.monotonic(), dict[str, Tally]()
+    def _kept(self, run: dict[str, Any]) -> Iterator[dict[str, Tally]]:
+        """Tallies that go on from the first images of a run and go into it, also where it is stopped.
+
+        Until the run is finished, what it counts may be any of its images; so it keeps the tallies of the first ones beside.
+        """
+        first = run.setdefault("first", {key: run[key] for key in ("images", "layers")})
+        started, tallies = time.monotonic(), {name: Tally.from_dict(entry) for name, entry in first["layers"].items()}
         try:
             yield tallies
         finally:
             if tallies:
-                layers = {name: tally.to_dict() for name, tally in tallies.items()}
-                images = next(iter(tallies.values())).images
-                seconds = round(before + time.monotonic() - started, 1)
-                runs[part] = {"images": images, "seconds": seconds, "layers": layers}
+                run["layers"] = {name: tally.to_dict() for name, tally in tallies.items()}
+                run["images"] = next(iter(tallies.values())).images
+                run["seconds"] = round(run["seconds"] + time.monotonic() - started, 1)
                 self.results.write()
 
 
