@@ -1,0 +1,35 @@
+"""Pictures of images, hyperplanes and what is measured of them: data in, :class:`Drawing` out."""
+
+from adjointbackmap.plots.biases import bias_parts, near_square
+from adjointbackmap.plots.classes import class_hyperplanes, differences
+from adjointbackmap.plots.drawing import Drawing, save
+from adjointbackmap.plots.frequencies import radial_profiles, spectra
+from adjointbackmap.plots.groups import by_layer, points
+from adjointbackmap.plots.images import attacked, attributions
+from adjointbackmap.plots.scale import SIGNED, Scale, centred
+from adjointbackmap.plots.units import MOST_PANELS, kernel_hyperplanes, unit_hyperplanes
+
+__all__ = [  # noqa: RUF022 - by what they draw
+    # what every picture is made of, and how it is written
+    "Drawing",
+    "save",
+    "Scale",
+    "SIGNED",
+    "centred",
+    # hyperplanes and bias parts
+    "class_hyperplanes",
+    "differences",
+    "unit_hyperplanes",
+    "kernel_hyperplanes",
+    "MOST_PANELS",
+    "bias_parts",
+    "near_square",
+    # images
+    "attacked",
+    "attributions",
+    # what is measured
+    "spectra",
+    "radial_profiles",
+    "points",
+    "by_layer",
+]

@@ -1,0 +1,129 @@
+"""Bias parts of hyperplanes as near-square images or strips, cut by layer."""
+
+from collections.abc import Mapping, Sequence
+from math import isqrt
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from adjointbackmap.network import Biases
+from adjointbackmap.plots.drawing import MEDIUM, SMALL, WIDTH, Drawing, colour_bar, finished, new_figure
+from adjointbackmap.plots.scale import Scale
+
+COLUMNS = 4
+UNIT = "activation per unit of bias"
+
+
+def near_square(vector: Float[Tensor, " m"]) -> np.ndarray:
+    """A bias part ``(M,)`` as the image nearest to a square: 384 become 24 x 16, a prime number becomes a strip.
+
+    Example:
+        >>> import torch
+        >>> near_square(torch.zeros(384)).shape, near_square(torch.zeros(1184)).shape, near_square(torch.zeros(37)).shape
+        ((24, 16), (37, 32), (1, 37))
+    """
+    columns = next((c for c in range(isqrt(len(vector)), 1, -1) if len(vector) % c == 0), max(1, len(vector)))
+    return vector.cpu().numpy().reshape(-1, columns)
+
+
+def bias_parts(
+    vectors: Mapping[str, Float[Tensor, " m"]], biases: Biases, title: str, shape: str = "square", normalised: bool = False
+) -> Drawing:
+    """Bias parts on one scale with the layers' names and lines between the layers [Wan2022, Figs. 4.6-4.8].
+
+    Args:
+        vectors: Heading -> bias part ``(M,)``.
+        biases: The network's biases: their names, and where each lies.
+        title: Heading of the figure.
+        shape: ``"square"`` for a near-square image each, read row by row; ``"strip"`` for a row each of one image.
+        normalised: Whether colours go from the smallest to the largest number; else zero is at the centre.
+
+    Raises:
+        ValueError: If the shape is none of these, there is no vector, or one has another length than the biases.
+    """
+    if shape not in ("square", "strip"):
+        msg = f"shape must be square or strip. Got {shape!r}."
+        raise ValueError(msg)
+    found = sorted({len(v) for v in vectors.values()})
+    if found != [len(biases)] or not len(biases):
+        msg = f"Bias parts must have one number for each of the network's {len(biases)} biases. Got {found or 'none'}."
+        raise ValueError(msg)
+    values = np.stack([v.cpu().numpy() for v in vectors.values()])
+    scale = Scale.of([values], normalised)
+    numbers = {
+        "bias": values,
+        "titles": np.array(list(vectors)),
+        "layers": np.array(biases.names),
+        "starts": np.array([part.slice.start for part in biases.values()]),
+    }
+    figure = (_squares if shape == "square" else _strips)(values, list(vectors), biases, scale, title)
+    return finished(figure, numbers, f"{described(biases)}: {scale.words(UNIT, channels=False)}")
+
+
+def described(biases: Biases) -> str:
+    """How many biases are drawn, and where lines are, for a caption."""
+    lines = f", lines between the {len(biases.names)} layers," if _are_cut(biases) else ""
+    return f"{len(biases)} biases{lines} on one scale"
+
+
+def cut(axes: Axes, biases: Biases, columns: int, linewidth: float = 0.7) -> None:
+    """Lines between the layers of biases that are drawn row by row; none where each is a part of its own."""
+    for part in list(biases.values())[1:] if _are_cut(biases) else ():
+        row, column = divmod(part.slice.start, columns)
+        across = [-0.5, column - 0.5, column - 0.5, columns - 0.5]
+        axes.plot(across, [row + 0.5, row + 0.5, row - 0.5, row - 0.5], color="black", linewidth=linewidth)
+
+
+def _are_cut(biases: Biases) -> bool:
+    return len(biases) > len(biases.names) > 1
+
+
+def _squares(values: np.ndarray, titles: Sequence[str], biases: Biases, scale: Scale, title: str) -> Figure:
+    """An image for each bias part; the first of each row has the layers' names."""
+    images = [near_square(torch.from_numpy(v)) for v in values]
+    height, width = images[0].shape
+    rows, columns = -(-len(images) // COLUMNS), min(len(images), COLUMNS)
+    panel = WIDTH / (COLUMNS + 1) * height / width + 0.3 if height > 1 else 1.1
+    figure = new_figure(WIDTH, 1.0 + rows * panel, title)
+    names, middles = _labels(biases, most=16)
+    for i, (name, image) in enumerate(zip(titles, images, strict=True)):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        drawn = scale.show(axes, image, name)
+        cut(axes, biases, width)
+        if i % columns == 0 and height > 1:
+            axes.set_yticks([m // width for m in middles], names, fontsize=SMALL)
+        elif i % columns == 0:
+            axes.set_xticks(middles, names, fontsize=SMALL, rotation=90)
+    colour_bar(figure, drawn, figure.axes, UNIT)
+    return figure
+
+
+def _strips(values: np.ndarray, titles: Sequence[str], biases: Biases, scale: Scale, title: str) -> Figure:
+    """One image with a row for each bias part and the layers' names below."""
+    figure = new_figure(WIDTH, 1.8 + 0.3 * len(values), title)
+    axes = figure.add_subplot()
+    drawn = scale.show(axes, values)
+    axes.set_aspect("auto")
+    for part in list(biases.values())[1:] if _are_cut(biases) else ():
+        axes.axvline(part.slice.start - 0.5, color="black", linewidth=0.7)
+    names, middles = _labels(biases, most=40)
+    axes.set_xticks(middles, names, fontsize=SMALL, rotation=90)
+    axes.set_yticks(range(len(titles)), titles, fontsize=MEDIUM)
+    colour_bar(figure, drawn, [axes], UNIT, shrink=1.0)
+    return figure
+
+
+def _labels(biases: Biases, most: int) -> tuple[list[str], list[float]]:
+    """Names of the layers and the middles of their biases, without those that would stand too close to the one before."""
+    names: list[str] = []
+    middles: list[float] = []
+    for name, part in biases.items():
+        middle = (part.slice.start + part.slice.stop - 1) / 2
+        if not middles or middle - middles[-1] >= len(biases) / most:
+            names.append(name)
+            middles.append(middle)
+    return names, middles

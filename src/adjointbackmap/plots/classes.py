@@ -1,0 +1,110 @@
+"""The hyperplanes of all classes, and what changes between two of their kind."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from adjointbackmap.hyperplane import Hyperplanes
+from adjointbackmap.network import Biases
+from adjointbackmap.plots.biases import UNIT, cut, described, near_square
+from adjointbackmap.plots.drawing import MEDIUM, SMALL, WIDTH, Drawing, colour_bar, finished, new_figure
+from adjointbackmap.plots.scale import PIXELS, Scale, drawable
+
+COLUMNS = 5
+MOST_DIFFERENCES = 10
+IMAGE_UNIT = "activation per unit of input"
+
+
+def class_hyperplanes(
+    planes: Hyperplanes, classes: Sequence[str], pixels: Float[Tensor, "c h w"], title: str, normalised: bool = False
+) -> Drawing:
+    """The image, the RM0 hyperplane of every class, and their bias parts, image parts and bias parts each on one scale.
+
+    The heading of a class is its value; that of the largest is bold [Wan2022, Figs. 2.6, 2.7].
+
+    Args:
+        planes: All RM0 hyperplanes of one image.
+        classes: Names of the classes.
+        pixels: The image ``(3, H, W)`` in [0, 1].
+        title: Heading of the figure.
+        normalised: Whether colours go from the smallest to the largest number, as in the study; else zero is at the centre.
+
+    Raises:
+        ValueError: If there is not one name for each hyperplane.
+    """
+    if planes.value[0].numel() != len(classes) or planes.mode != "RM0":
+        msg = f"Classes must be those of the RM0 hyperplanes. Got {len(classes)} for {planes.value[0].numel()} of {planes.mode}."
+        raise ValueError(msg)
+    image, bias, value = drawable(planes.image[0]), planes.bias[0], planes.value[0].cpu().numpy()
+    squares = [near_square(b) for b in bias] if bias.shape[-1] else []
+    scale, bias_scale = Scale.of(image, normalised), Scale.of(squares, normalised)
+    blocks, each = -(-len(classes) // COLUMNS), 2 if squares else 1
+    ratios = [1.0, min(1.0, squares[0].shape[0] / 8)] if squares else [1.0]
+    figure = new_figure(WIDTH, 1.1 + blocks * (1.1 * sum(ratios) + 0.5), title)
+    grid = figure.add_gridspec(blocks * each, COLUMNS + 2, height_ratios=ratios * blocks)
+    PIXELS.show(figure.add_subplot(grid[:, :2]), drawable(pixels, 0), "input")
+    shown = []
+    for i, name in enumerate(classes):
+        row, column = i // COLUMNS * each, i % COLUMNS + 2
+        scale.show(figure.add_subplot(grid[row, column]), image[i], f"{name}\n{value[i]:.2f}", bold=i == int(value.argmax()))
+        if squares:
+            shown.append(figure.add_subplot(grid[row + 1, column]))
+            drawn = bias_scale.show(shown[-1], squares[i])
+            cut(shown[-1], planes.network.biases, squares[i].shape[1], linewidth=0.3)
+    caption = f"image parts on one scale: {scale.words(IMAGE_UNIT, image.ndim == 4)}"
+    if squares:
+        colour_bar(figure, drawn, shown, f"bias part, {UNIT}")
+        caption += f"; {described(planes.network.biases)}: {bias_scale.words(UNIT, channels=False)}"
+    numbers = {"pixels": pixels.cpu().numpy(), "image": image, "bias": bias.cpu().numpy(), "value": value}
+    return finished(figure, numbers | {"classes": np.array(classes)}, caption)
+
+
+def differences(
+    first: Float[Tensor, "k ..."],
+    second: Float[Tensor, "k ..."],
+    names: Sequence[str],
+    title: str,
+    rows: tuple[str, str] = ("original", "adversarial"),
+    biases: Biases | None = None,
+) -> Drawing:
+    """Two sets of parts in two rows on one scale, and below them second - first on its own [Wan2022, Figs. 4.2, 4.6].
+
+    Args:
+        first: Image parts ``(K, C, H, W)`` or bias parts ``(K, M)`` of at most ten units.
+        second: The same of another input.
+        names: Names of the units.
+        title: Heading of the figure.
+        rows: What the two sets are.
+        biases: The network's biases, for lines between the layers of bias parts.
+
+    Raises:
+        ValueError: If shapes or names do not fit together, or there are too many.
+    """
+    if first.shape != second.shape or not 0 < len(names) == len(first) <= MOST_DIFFERENCES:
+        msg = (
+            f"Parts to compare must have one shape and a name each, for 1 to {MOST_DIFFERENCES} units. "
+            f"Got {tuple(first.shape)}, {tuple(second.shape)} and {len(names)} names."
+        )
+        raise ValueError(msg)
+    panels = [_panels(parts) for parts in (first, second, second - first)]
+    scales = [Scale.of(panels[0] + panels[1])] * 2 + [Scale.of(panels[2])]
+    figure = new_figure(WIDTH, 1.4 + 3 * WIDTH / max(4, len(names)), title)
+    for r, (heading, row, scale) in enumerate(zip((*rows, "difference"), panels, scales, strict=True)):
+        for c, (name, panel) in enumerate(zip(names, row, strict=True)):
+            axes = figure.add_subplot(3, len(names), r * len(names) + c + 1)
+            scale.show(axes, panel, name if r == 0 else "", SMALL)
+            if first.dim() == 2 and biases is not None:
+                cut(axes, biases, panel.shape[1], linewidth=0.3)
+            if c == 0:
+                axes.set_ylabel(heading, fontsize=MEDIUM)
+    unit, channels = (UNIT, False) if first.dim() == 2 else (IMAGE_UNIT, panels[0][0].ndim == 3)
+    both, own = (scale.words(unit, channels) for scale in scales[1:])
+    caption = f"{rows[0]} and {rows[1]} on one scale: {both}; {rows[1]} - {rows[0]} on its own: {own}"
+    numbers = {"first": first, "second": second, "difference": second - first}
+    return finished(figure, {n: t.cpu().numpy() for n, t in numbers.items()} | {"names": np.array(names)}, caption)
+
+
+def _panels(parts: Tensor) -> list[np.ndarray]:
+    return [near_square(p) for p in parts] if parts.dim() == 2 else list(drawable(parts))

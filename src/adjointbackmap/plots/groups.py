@@ -1,0 +1,98 @@
+"""Groups of points, as tSNE and factor analysis place them, and numbers by layer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from adjointbackmap.plots.drawing import COLOURS, MARKERS, MEDIUM, SMALL, WIDTH, Drawing, finished, new_figure
+
+Interval = tuple[float, float, float]
+"""A number, and the two ends of its interval."""
+
+
+def points(groups: Mapping[str, np.ndarray], title: str, axes: Sequence[str]) -> Drawing:
+    """Groups of points in two or three dimensions of one unit, red, black, blue and so on [Wan2022, Figs. 4.4, 4.5].
+
+    Args:
+        groups: Name -> points ``(n, 2)`` or ``(n, 3)``; the first group, the adversarial one, is red and lies on top.
+        title: Heading of the figure.
+        axes: Names of the dimensions, two or three.
+
+    Raises:
+        ValueError: If there is no group, or one has other dimensions than ``axes``.
+    """
+    wrong = [f"{name} {found.shape}" for name, found in groups.items() if found.ndim != 2 or found.shape[1] != len(axes)]
+    if wrong or not groups or len(axes) not in (2, 3):
+        shapes = ", ".join(wrong) or f"{len(groups)} groups"
+        msg = f"Groups must be points (n, 2) or (n, 3) with a name for each axis. Got {shapes} and axes {list(axes)}."
+        raise ValueError(msg)
+    figure = new_figure(WIDTH * 0.75, 5.6, title)
+    drawn = figure.add_subplot(projection="3d" if len(axes) == 3 else None)
+    for i, (name, found) in enumerate(groups.items()):
+        look: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "s": 36}
+        look |= {"edgecolors": "white", "linewidths": 0.4, "zorder": len(groups) - i + 2, "label": f"{name} ({len(found)})"}
+        drawn.scatter(*found.T, **look)
+    for dimension, name in zip("xyz", axes, strict=False):
+        getattr(drawn, f"set_{dimension}label")(name, fontsize=MEDIUM)
+    drawn.set_aspect("equal", adjustable="datalim")
+    drawn.tick_params(labelsize=SMALL)
+    drawn.legend(loc="upper left", fontsize=MEDIUM)
+    caption = "all axes have one scale, so that distances can be compared; numbers in brackets: how many points"
+    numbers = {f"points_{i}": found for i, found in enumerate(groups.values())}
+    return finished(figure, numbers | {"groups": np.array(list(groups)), "axes": np.array(axes)}, caption)
+
+
+def by_layer(
+    values: Mapping[str, Mapping[str, float | Interval]], title: str, quantity: str, kind: str = "line", log: bool = False
+) -> Drawing:
+    """Numbers by layer: where a difference begins, how many gates flip; a series each, with intervals where it has them.
+
+    Args:
+        values: Series -> layer -> a number, or a median with the low and high end of its interval.
+        title: Heading of the figure.
+        quantity: What the numbers are, with their unit.
+        kind: ``"line"`` or ``"bar"``.
+        log: Whether the numbers' axis is logarithmic.
+
+    Raises:
+        ValueError: If the kind is none of these, or there is no number.
+    """
+    layers = list(dict.fromkeys(layer for series in values.values() for layer in series))
+    if kind not in ("line", "bar") or not layers:
+        msg = f"by_layer must draw line or bar, of at least one number. Got {kind!r} of {len(layers)} layers."
+        raise ValueError(msg)
+    table = {name: np.array([_interval(series.get(layer)) for layer in layers]) for name, series in values.items()}
+    figure = new_figure(WIDTH, 4.4, title)
+    axes = figure.add_subplot()
+    width = 0.8 / len(table)
+    for i, (name, found) in enumerate(table.items()):
+        middle, low, high = found.T
+        beside = (i - (len(table) - 1) / 2) * (width if kind == "bar" else 0.12)
+        look: dict[str, Any] = {
+            "yerr": np.array([middle - low, high - middle]),
+            "capsize": 2,
+            "color": COLOURS[i % len(COLOURS)],
+            "label": name,
+        }
+        if kind == "bar":
+            axes.bar(np.arange(len(layers)) + beside, middle, width, ecolor="0.4", **look)
+        else:
+            axes.errorbar(np.arange(len(layers)) + beside, middle, marker=MARKERS[i % len(MARKERS)], markersize=5, **look)
+    axes.set_xticks(range(len(layers)), layers, fontsize=SMALL, rotation=90 if len(layers) > 10 else 0)
+    axes.set_ylabel(quantity, fontsize=MEDIUM)
+    axes.tick_params(axis="y", labelsize=SMALL)
+    axes.set_yscale("log" if log else "linear")
+    axes.legend(fontsize=MEDIUM)
+    given = any(np.isfinite(found[:, 1]).any() for found in table.values())
+    caption = f"layers in the order of execution{'; whiskers: the interval of each number' if given else ''}"
+    numbers = {f"series_{i}": found for i, found in enumerate(table.values())}
+    return finished(figure, numbers | {"series": np.array(list(table)), "layers": np.array(layers)}, caption)
+
+
+def _interval(value: float | Interval | None) -> Sequence[float]:
+    """A number and the ends of its interval, NaN where there is none."""
+    missing = float("nan")
+    if value is None:
+        return (missing, missing, missing)
+    return value if isinstance(value, tuple) else (value, missing, missing)

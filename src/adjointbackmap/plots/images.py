@@ -1,0 +1,81 @@
+"""Images beside what was done to them: adversarial noise, attributions."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from adjointbackmap.plots.drawing import SMALL, WIDTH, Drawing, finished, new_figure
+from adjointbackmap.plots.scale import PIXELS, Scale, drawable
+
+COLUMNS = 4
+
+
+def attacked(
+    pixels: Float[Tensor, "c h w"],
+    adversarial: Float[Tensor, "c h w"],
+    title: str,
+    labels: tuple[str, str] = ("original", "adversarial"),
+    factor: float = 10.0,
+) -> Drawing:
+    """An image, the noise that was added, the noise enlarged, and the adversarial image [Wan2022, Fig. 1.1].
+
+    Args:
+        pixels: The image in [0, 1].
+        adversarial: The adversarial image in [0, 1].
+        title: Heading of the figure.
+        labels: What the network sees in the two.
+        factor: How much the noise is enlarged.
+
+    Raises:
+        ValueError: If the images have different shapes.
+    """
+    if pixels.shape != adversarial.shape:
+        msg = f"The two images must have one shape. Got {tuple(pixels.shape)} and {tuple(adversarial.shape)}."
+        raise ValueError(msg)
+    before, after = drawable(pixels, 0), drawable(adversarial, 0)
+    noise = after - before
+    panels = {
+        labels[0]: (PIXELS, before),
+        "noise": (Scale(-0.5, 0.5), noise),
+        f"noise x {factor:g}": (Scale(-0.5, 0.5), noise * factor),
+        labels[1]: (PIXELS, after),
+    }
+    figure = new_figure(WIDTH, 3.1, title)
+    for i, (heading, (scale, panel)) in enumerate(panels.items()):
+        scale.show(figure.add_subplot(1, len(panels), i + 1), panel, heading)
+    caption = f"noise: grey is zero, black and white -0.5 and 0.5 of the pixels' [0, 1]; its largest is {np.abs(noise).max():.3g}"
+    return finished(figure, {"pixels": before, "adversarial": after, "noise": noise, "factor": np.array(factor)}, caption)
+
+
+def attributions(
+    pixels: Float[Tensor, "c h w"], maps: Mapping[str, Float[Tensor, "c h w"]], numbers: Mapping[str, str], title: str
+) -> Drawing:
+    """An image beside the maps that several methods give for it, each on its own scale: they have different units.
+
+    Args:
+        pixels: The image in [0, 1].
+        maps: Method -> its map.
+        numbers: Method -> what to write below its map.
+        title: Heading of the figure.
+
+    Raises:
+        ValueError: If a number is of no method.
+    """
+    unknown = sorted(set(numbers) - set(maps))
+    if unknown:
+        msg = f"Numbers must be of the methods {', '.join(maps)}. Got {', '.join(unknown)}."
+        raise ValueError(msg)
+    rows, columns = -(-(len(maps) + 1) // COLUMNS), min(len(maps) + 1, COLUMNS)
+    figure = new_figure(WIDTH, 1.0 + rows * (WIDTH / COLUMNS + 0.5), title)
+    PIXELS.show(figure.add_subplot(rows, columns, 1), drawable(pixels, 0), "input")
+    drawn = {method: drawable(part, 0) for method, part in maps.items()}
+    for i, (method, part) in enumerate(drawn.items(), start=2):
+        scale = Scale.of([part])
+        axes = figure.add_subplot(rows, columns, i)
+        scale.show(axes, part, method)
+        axes.set_xlabel(f"±{scale.high:.3g}" + (f"\n{numbers[method]}" if method in numbers else ""), fontsize=SMALL)
+    caption = "maps: grey is zero, black and white are the numbers ± below each, its own largest magnitude"
+    arrays = {"pixels": drawable(pixels, 0), "maps": np.stack(list(drawn.values())), "methods": np.array(list(drawn))}
+    return finished(figure, arrays, caption)

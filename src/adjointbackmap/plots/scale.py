@@ -1,0 +1,116 @@
+"""What the colours of signed maps mean: one scale for all panels that are compared."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
+from torch import Tensor
+
+from adjointbackmap.plots.drawing import MEDIUM
+
+SIGNED = "RdBu_r"  # red is positive, blue negative, white zero
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The numbers at the two ends of the colours.
+
+    Attributes:
+        low: Black, or the darkest blue.
+        high: White, or the darkest red.
+        colour_map: Name of matplotlib's colours for maps of one channel.
+    """
+
+    low: float
+    high: float
+    colour_map: str = SIGNED
+
+    @classmethod
+    def of(cls, parts: Iterable[np.ndarray], normalised: bool = False) -> "Scale":
+        """The scale of some panels: zero at its centre, or the study's normalisation of all of them together to [0, 1].
+
+        Args:
+            parts: What the panels show.
+            normalised: Whether the ends are the smallest and the largest number [Wan2022, section 4.3.1]; else zero is at
+                the centre.
+
+        Example:
+            >>> found = [Scale.of([np.array([-1.0, 3.0])], normalised) for normalised in (False, True)]
+            >>> [(scale.low, scale.high) for scale in found]
+            [(-3.0, 3.0), (-1.0, 3.0)]
+        """
+        sized = [p for p in parts if p.size]
+        low, high = (min((float(p.min()) for p in sized), default=0.0), max((float(p.max()) for p in sized), default=0.0))
+        if normalised:
+            return cls(low, high if high > low else low + 1.0, "gray")
+        limit = max(-low, high) or 1.0
+        return cls(-limit, limit)
+
+    def colours(self, part: np.ndarray) -> np.ndarray:
+        """A map with three channels ``(3, H, W)`` as colours ``(H, W, 3)`` from 0 to 1."""
+        return ((np.moveaxis(part, 0, -1) - self.low) / (self.high - self.low)).clip(0, 1)
+
+    def show(self, axes: Axes, part: np.ndarray, title: str = "", size: float = MEDIUM, bold: bool = False) -> AxesImage:
+        """Draw a map: ``(3, H, W)`` in its own colours, ``(H, W)`` in the colour map."""
+        colours = self.colours(part) if part.ndim == 3 else part
+        drawn = axes.imshow(colours, cmap=self.colour_map, vmin=self.low, vmax=self.high, interpolation="nearest")
+        axes.set_aspect("equal" if part.shape[-2] > 1 else "auto")
+        axes.set_title(title, fontsize=size, fontweight="bold" if bold else "normal")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        return drawn
+
+    def words(self, unit: str, channels: bool = True) -> str:
+        """The scale in words, for a caption.
+
+        Args:
+            unit: Unit of the numbers.
+            channels: Whether the maps have three channels, so that their own colours are shown.
+
+        Example:
+            >>> Scale(-2.0, 2.0).words("logits per pixel value")
+            'grey is zero, black -2 and white 2 logits per pixel value'
+        """
+        signed = self.colour_map == SIGNED
+        dark, light, middle = ("blue", "red", "white") if signed and not channels else ("black", "white", "grey")
+        ends = f"{dark} {self.low:.3g} and {light} {self.high:.3g} {unit}"
+        return f"{middle} is zero, {ends}" if signed else f"normalised to [0, 1], {ends}"
+
+
+PIXELS = Scale(0.0, 1.0, "gray")
+
+
+def centred(part: Float[Tensor, "c h w"], scale: float) -> np.ndarray:
+    """A signed image part ``(C, H, W)`` as colours ``(H, W, C)`` with zero at mid-grey and ``scale`` at white.
+
+    Example:
+        >>> import torch
+        >>> centred(torch.zeros(3, 1, 1), 1.0).tolist()
+        [[[0.5, 0.5, 0.5]]]
+    """
+    return Scale(-(scale or 1.0), scale or 1.0).colours(part.cpu().double().numpy())
+
+
+def drawable(parts: Tensor, units: int = 1) -> np.ndarray:
+    """Parts ``(*units, ...)`` as maps that can be drawn: three channels stay, other channels are summed, the rest is flat.
+
+    Args:
+        parts: Image parts.
+        units: How many dimensions are those of the units.
+
+    Example:
+        >>> import torch
+        >>> [drawable(torch.zeros(2, *s)).shape for s in ((3, 4, 5), (2, 4, 5), (6,), (2, 7))]
+        [(2, 3, 4, 5), (2, 4, 5), (2, 1, 6), (2, 2, 7)]
+    """
+    inner = parts.dim() - units
+    if inner == 3 and parts.shape[units] != 3:
+        parts = parts.sum(units)
+    elif inner == 1:
+        parts = parts.unsqueeze(units)
+    elif inner > 3:
+        parts = parts.flatten(units + 1)
+    return parts.cpu().numpy()

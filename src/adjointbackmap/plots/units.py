@@ -1,0 +1,162 @@
+"""Image parts of a layer's units in a grid: at their positions, by channel, or by in-channel and kernel."""
+
+from math import ceil, floor, prod
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from adjointbackmap.hyperplane import Hyperplanes
+from adjointbackmap.patches import Patches
+from adjointbackmap.plots.classes import IMAGE_UNIT
+from adjointbackmap.plots.drawing import SMALL, WIDTH, Drawing, finished, new_figure
+from adjointbackmap.plots.scale import Scale, drawable
+
+MOST_PANELS = 64
+OUTLINE = "gold"
+SIDE = 8  # panels in a row or column, so that their headings can be read
+
+
+def unit_hyperplanes(
+    planes: Hyperplanes, title: str, normalised: bool = False, outline: bool = False, crop: bool = False
+) -> Drawing:
+    """Image parts of up to 64 units of the first image, in a grid on one scale; headings are the units' values.
+
+    Units of two dimensions of at most eight each are laid out as rows and columns: those of one channel at their positions.
+    Others follow one another, each named by its place.
+
+    Args:
+        planes: Hyperplanes of any mode.
+        title: Heading of the figure.
+        normalised: Whether colours go from the smallest to the largest number, as in the study; else zero is at the centre.
+        outline: Whether to draw the receptive field of each unit.
+        crop: Whether to draw each unit's patch alone, where image parts are patches.
+    """
+    shape = planes.units.shape
+    units = np.arange(prod(shape))
+    laid_out = len(shape) == 2 and max(shape) <= SIDE and set(planes.units.names) <= set(planes.units.dims)
+    return _grid(planes, units.reshape(shape) if laid_out else units[:MOST_PANELS], title, normalised, outline, crop)
+
+
+def kernel_hyperplanes(
+    planes: Hyperplanes, title: str, normalised: bool = False, outline: bool = False, crop: bool = False
+) -> Drawing:
+    """RM3 hyperplanes, or RM4 at one position, of up to 8 x 8 kernels: rows are in-channels, columns out-channels.
+
+    Args:
+        planes: Hyperplanes of in-channels by out-channels.
+        title: Heading of the figure.
+        normalised: As for :func:`unit_hyperplanes`.
+        outline: As for :func:`unit_hyperplanes`.
+        crop: As for :func:`unit_hyperplanes`.
+
+    Raises:
+        ValueError: If the units have other dimensions.
+    """
+    if planes.units.names != ("in_channel", "out_channel"):
+        found = ", ".join(planes.units.names) or "none"
+        msg = (
+            f"Kernels must have the dimensions in_channel and out_channel. Got {found} in {planes.mode}: choose several of each "
+            "in RM3, or in RM4 at one position."
+        )
+        raise ValueError(msg)
+    units = np.arange(prod(planes.units.shape)).reshape(planes.units.shape)
+    return _grid(planes, units[:SIDE, :SIDE], title, normalised, outline, crop)
+
+
+def receptive_fields(planes: Hyperplanes, chosen: np.ndarray) -> np.ndarray:
+    """First row, first column, rows and columns of the receptive fields of some units inside the image, ``(k, 4)``.
+
+    It is that of the layers' geometry; of units without a position, the whole image.
+
+    Args:
+        planes: Hyperplanes on images with rows and columns.
+        chosen: Numbers of units.
+
+    Raises:
+        ValueError: If the images have no rows and columns.
+    """
+    extents = planes.network.in_shape[1:]
+    if len(extents) != 2:
+        msg = f"Receptive fields are drawn on images with rows and columns. Got images of shape {planes.network.in_shape}."
+        raise ValueError(msg)
+    places = planes.units.coordinates()
+    field = planes.network.program().fields[planes.network.layer(planes.layer).value.slot]
+    first, last = np.zeros((len(chosen), 2), int), np.tile(np.array(extents) - 1, (len(chosen), 1))
+    for a, (name, axis) in enumerate(zip(("out_row", "out_col"), field or (), strict=False)):
+        if name in places:
+            at = places[name][0].reshape(-1)[chosen].tolist()
+            first[:, a] = [max(0, ceil(p * axis.step + axis.low)) for p in at]
+            last[:, a] = [min(extents[a] - 1, floor(p * axis.step + axis.high)) for p in at]
+    return np.concatenate([first, last - first + 1], 1)
+
+
+def _grid(planes: Hyperplanes, units: np.ndarray, title: str, normalised: bool, outline: bool, crop: bool) -> Drawing:
+    """Panels of the units with these numbers: in rows and columns, or one after the other."""
+    chosen = units.flatten()
+    parts, corners = _parts(planes, torch.from_numpy(chosen), crop)
+    image, places = drawable(parts), {n: p[0].reshape(-1)[chosen].numpy() for n, p in planes.units.coordinates().items()}
+    numbers = {"image": image, "value": planes.value[0].reshape(-1)[chosen].cpu().numpy(), **places}
+    if crop:
+        numbers["corners"] = corners
+    if outline:
+        numbers["fields"] = receptive_fields(planes, chosen)
+    scale = Scale.of(image, normalised)
+    rows, columns = units.shape if units.ndim == 2 else (-(-len(chosen) // SIDE), min(len(chosen), SIDE))
+    panel = (WIDTH - 0.5) / max(columns, 4) * min(1.0, max(0.3, image.shape[-2] / image.shape[-1]))
+    figure = new_figure(WIDTH, 1.1 + rows * (panel + (0.25 if units.ndim == 2 else 0.4)), _title(title, planes, units))
+    named, headings = _headings(planes, places, units)
+    for i, value in enumerate(numbers["value"]):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        scale.show(axes, image[i], headings[i] + (f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"), SMALL)
+        if units.ndim == 2 and i % columns == 0:
+            axes.set_ylabel(_named(planes.units.names[0], places, i), fontsize=SMALL)
+        if outline:
+            _outline(axes, numbers["fields"][i], corners[i])
+    caption = f"headings: {named}{'; outlined: receptive field' if outline else ''}"
+    return finished(figure, numbers, f"{caption}; one scale: {scale.words(IMAGE_UNIT, image.ndim == 4)}")
+
+
+def _parts(planes: Hyperplanes, chosen: Tensor, crop: bool) -> tuple[Tensor, np.ndarray]:
+    """Image parts ``(k, ...)`` of some units of the first image, and the row and column of their first pixels, ``(k, 2)``."""
+    part, units = planes.image_part, len(planes.units.shape)
+    if not isinstance(part, Patches):
+        return part[0].reshape(-1, *part.shape[1 + units :])[chosen], np.zeros((len(chosen), 2), int)
+    values, corners = part.values[0].reshape(-1, *part.values.shape[1 + units :])[chosen], part.corners.reshape(-1, 2)[chosen]
+    if crop:
+        return values, corners.numpy()
+    return Patches(values[None], corners, part.image).dense()[0], np.zeros_like(corners.numpy())
+
+
+def _title(title: str, planes: Hyperplanes, units: np.ndarray) -> str:
+    count = planes.value[0].numel()
+    if units.size == count:
+        return title
+    of = f"{count:,}" if units.ndim == 1 else " x ".join(map(str, planes.units.shape))
+    return f"{title} (first {' x '.join(map(str, units.shape))} of {of} units)"
+
+
+def _headings(planes: Hyperplanes, places: dict[str, np.ndarray], units: np.ndarray) -> tuple[str, list[str]]:
+    """What stands above the panels, in words, and above each panel's value: a table's columns, or where units differ."""
+    if units.ndim == 2:
+        across = planes.units.names[1]
+        return "value", [f"{_named(across, places, i)}\n" if i < units.shape[1] else "" for i in range(units.size)]
+    differ = {name: p for name, p in places.items() if len(set(p.tolist())) > 1} or places
+    names = ", ".join(map(_words, differ))
+    return f"{names} and value", [", ".join(str(p[i]) for p in differ.values()) + "\n" for i in range(units.size)]
+
+
+def _named(dimension: str, places: dict[str, np.ndarray], i: int) -> str:
+    return f"{_words(dimension)} {places[dimension][i]}"
+
+
+def _words(dimension: str) -> str:
+    """``out_row`` is a row, ``in_channel`` an in-channel."""
+    return dimension.removeprefix("out_").replace("col", "column").replace("_", "-")
+
+
+def _outline(axes: Axes, field: np.ndarray, corner: np.ndarray) -> None:
+    (row, column), (rows, columns) = field[:2] - corner, field[2:]
+    axes.add_patch(Rectangle((column - 0.5, row - 0.5), columns, rows, fill=False, edgecolor=OUTLINE, clip_on=False))

@@ -1,0 +1,182 @@
+"""What the experiments work on: the shipped networks, the test images and the folder of a run."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adjointbackmap import data, models
+from adjointbackmap.network import Network
+from adjointbackmap.study.published import COLUMNS
+from adjointbackmap.subjects import Source, Subject, load_subject
+
+SCALE = 1 / 8
+BATCH = 500
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run of the experiments.
+
+    Attributes:
+        folder: Where results go: a folder for each experiment.
+        networks: Names of shipped networks.
+        image: The image of the experiments on one image: a class for its first test image by hash that every network with these
+            classes knows, or the first digits of an image's hash; ``None`` for the study's, see :func:`preset`.
+        images: How many images the experiments on many take.
+        seed: Of every draw.
+        root: Folder of the official binary files.
+        sample: Whether the 200 test images of CIFAR-10 that ship stand for all test images.
+    """
+
+    folder: Path
+    networks: tuple[str, ...]
+    image: str | None = None
+    images: int = 100
+    seed: int = 0
+    root: Path | None = None
+    sample: bool = False
+
+    @property
+    def settings(self) -> dict[str, str | int]:
+        """What a reader must know to run it again; no path of a machine."""
+        images = "the 200 of CIFAR-10 that ship" if self.sample else "all test images, by hash"
+        return {"image": self.image or "the study's", "images": self.images, "seed": self.seed, "drawn from": images}
+
+    def trained(self, name: str) -> "Trained":
+        """A network of the run with its test images."""
+        return Trained(name, self.root, self.sample and models.card(name)["dataset"] == "cifar10")
+
+    def one(self, name: str) -> data.Images:
+        """The image of the experiments on one image, for a network: one that it classifies correctly.
+
+        Raises:
+            ValueError: If there is no such image, or the network does not know it.
+        """
+        trained, asked = self.trained(name), self.image or preset(name)
+        if asked in trained.images.classes:
+            others = [self.trained(n) for n in self.networks if models.card(n)["dataset"] == models.card(name)["dataset"]]
+            known = torch.stack([each.known for each in (trained, *others)]).all(0)
+            found = known & (trained.images.labels == trained.images.classes.index(asked))
+        else:
+            found = trained.known & torch.tensor([h.startswith(asked) for h in trained.images.hashes])
+        if not found.any():
+            wanted = f"a class, or the first digits of a test image's hash, that {name} classifies correctly"
+            msg = f"--image must be {wanted}. Got {asked!r}: name another."
+            raise ValueError(msg)
+        return trained.images[int(found.nonzero()[0])]
+
+    def many(self, name: str, count: int | None = None) -> data.Images:
+        """A seeded draw of images that a network classifies correctly; fewer where it knows fewer."""
+        trained = self.trained(name)
+        order = torch.randperm(len(trained.images), generator=torch.Generator().manual_seed(self.seed))
+        return trained.images[order[trained.known[order]][: count or self.images]]
+
+
+def check_setup(names: Sequence[str] | None, images: int, sample: bool) -> tuple[str, ...]:
+    """The networks of a run in the order of the study; if none is named, all that are shipped and have images.
+
+    Raises:
+        ValueError: If one is not shipped, or there is no image to take.
+    """
+    able = [n for n in COLUMNS if n in models.names() and not (sample and models.card(n)["dataset"] != "cifar10")]
+    unknown = [name for name in names or () if name not in able]
+    if unknown:
+        msg = f"--network must be some of {', '.join(able)}. Got {', '.join(unknown)}: leave it out for all of them."
+        raise ValueError(msg)
+    if images < 1:
+        msg = f"--images must be at least 1. Got {images}."
+        raise ValueError(msg)
+    return tuple(name for name in able if not names or name in names)
+
+
+def preset(name: str) -> str:
+    """The class of the study's image: a horse for networks without bias, a bird for those with, an apple for CIFAR-100."""
+    if models.card(name)["dataset"] == "cifar100":
+        return "apple"
+    return "horse" if "nobias" in name else "bird"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A shipped network, folded and traced, and the test images of its classes.
+
+    Attributes:
+        name: Its shipped name.
+        root: Folder of the official binary files.
+        sample: Whether the 200 test images that ship stand for all of them.
+    """
+
+    name: str
+    root: Path | None
+    sample: bool
+
+    @property
+    def images(self) -> data.Images:
+        """The test images in the order of their hashes."""
+        return _images(models.card(self.name)["dataset"], self.root, self.sample)
+
+    @property
+    def known(self) -> Tensor:
+        """Which images it classifies correctly, ``(N,)``."""
+        return _known(self)
+
+    @property
+    def subject(self) -> Subject:
+        """The folded module and the map from pixels to its input."""
+        return _subject(self.name)
+
+    @property
+    def network(self) -> Network:
+        """The folded module, traced in its own input."""
+        return _network(self.name)
+
+    def input(self, pixels: Tensor) -> Tensor:
+        """Pixels in [0, 1] as the network takes them."""
+        return self.subject.prepare(pixels)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What tells results of other weights apart."""
+        return {"network": self.name, "weights sha256": self.network.weights_hash()}
+
+
+@cache
+def _images(dataset: str, root: Path | None, sample: bool) -> data.Images:
+    return (data.sample() if sample else data.load(dataset, "test", root)).by_hash()
+
+
+@cache
+def _subject(name: str) -> Subject:
+    return load_subject(Source(name, fold=True))
+
+
+@cache
+def _network(name: str) -> Network:
+    return _subject(name).trace()
+
+
+@cache
+def _known(trained: Trained) -> Tensor:
+    parts = trained.images.pixels.split(BATCH)
+    with torch.no_grad():
+        scores = [trained.subject.module(trained.input(part.float() / 255)) for part in parts]
+    return torch.cat(scores).argmax(1) == trained.images.labels
+
+
+def write_json(path: Path, found: Any) -> None:
+    """Replace a file of results in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(found, indent=1) + "\n")
+    part.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """What a file of results holds."""
+    return json.loads(path.read_text())
