@@ -10,6 +10,8 @@ from adjointbackmap.rules import RULES
 ROOT = Path(__file__).parent.parent
 PAGES = (
     "README.md",
+    "docs/quick-start.md",
+    "docs/attacking.md",
     "docs/your-own-network.md",
     "docs/adding-an-operation.md",
     "docs/verifying.md",

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adjointbackmap import captum, data, models
+    from adjointbackmap import attacks, captum, data, examples, models, plots, spectra
     from adjointbackmap.analysis import Analysis, Boundary, analyse, boundary
     from adjointbackmap.auditing import audit
     from adjointbackmap.counts import LayerCheck
@@ -65,6 +65,11 @@ __all__ = [  # noqa: RUF022 - in the order of the flow
     "EffectiveFields",
     "sparsity",
     "Sparsity",
+    # adversarial examples, pictures, spectra
+    "attacks",
+    "examples",
+    "plots",
+    "spectra",
     # dialects of other libraries
     "captum",
     # networks and data of the study
@@ -93,8 +98,11 @@ _HOMES = {
 }
 
 
+_MODULES = ("attacks", "captum", "data", "examples", "models", "plots", "spectra")
+
+
 def __getattr__(name: str) -> Any:
-    if name in ("captum", "models", "data"):
+    if name in _MODULES:
         return import_module(f"{__name__}.{name}")
     for module, names in _HOMES.items():
         if name in names:

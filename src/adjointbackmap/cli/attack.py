@@ -74,9 +74,9 @@ def attack(
     subject = load_subject(source)
     goal = _goal(method, target, subject.classes)
     pixels = find_image(image, subject)[0][None] if images is None else find_images(images, dataset, data)
-    job: dict[str, Any] = {"network": subject.title, "weights sha256": subject.trace().weights_hash()}
     if examples is not None:
-        found, job = examine(subject.module, pixels, read_examples(examples), subject.prepare), job | {"examples": str(examples)}
+        found = examine(subject.module, pixels, read_examples(examples), subject.prepare)
+        job = _job(subject, {"examples": str(examples)})
     else:
         if goal is not None:
             pixels = pixels[scores_of(subject.module, pixels, subject.prepare).argmax(1) != goal]
@@ -86,12 +86,18 @@ def attack(
         named = {"step": tuple(step or ()) or None, "radius": tuple(radius or ()) or None, "iterations": iterations}
         given: dict[str, Any] = {k: v for k, v in {**named, "until_success": until_success}.items() if v is not None}
         settings = replace(study_attack(1 if method == "basic" else 2, pixels, subject.prepare), **given)
-        job |= json.loads(json.dumps({"method": method, "target": goal, **asdict(settings)}))
+        job = _job(subject, {"method": method, "target": goal, **asdict(settings)})
         try:
             found = _attacked(subject, pixels, method, goal, settings, job, keep)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("" if keep else "stopped; with --keep FILE, it goes on where it was") from None
     _tell(found, subject, goal, job, out)
+
+
+def _job(subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:
+    """What makes the results, as JSON holds it."""
+    made_by = {"network": subject.title, "weights sha256": subject.trace().weights_hash()}
+    return json.loads(json.dumps(made_by | settings))
 
 
 def _goal(method: str, target: str | None, classes: tuple[str, ...]) -> int | None:
@@ -191,12 +197,12 @@ def _rows(found: "Attacked", goal: int | None) -> list[dict[str, Any]]:
 
 def _table(images: list[dict[str, Any]], subject: Subject) -> Table:
     """The first images."""
-    fooled = sum(row["fooled"] for row in images)
-    outside = sum(not row["inside"] for row in images)
+    fooled, outside = sum(row["fooled"] for row in images), sum(not row["inside"] for row in images)
+    shown = f"the first {ROWS} of {len(images)} images; " if len(images) > ROWS else ""
     table = Table(
         *("image", "before", "after", "l2", "linf", "steps", "fooled"),
-        title=f"{subject.title}: {fooled} of {len(images)} images fooled" + (f", {outside} outside [0, 1]" if outside else ""),
-        caption=f"the first {ROWS} images" if len(images) > ROWS else None,
+        title=f"{subject.title}: {fooled} of {len(images)} images fooled",
+        caption=f"{shown}{outside} outside [0, 1]",
     )
     for row in images[:ROWS]:
         classes = (_class(row[when], subject) for when in ("before", "after"))

@@ -1,0 +1,299 @@
+"""Attacks on images: the basic iterative method, towards a target, and towards the least likely class.
+
+Images, steps, radii and norms are in pixels; ``prepare`` maps pixels to the model's input, so that one attack means the same
+for networks with and without normalisation.
+"""
+
+from dataclasses import KW_ONLY, dataclass, replace
+from math import isfinite
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adjointbackmap.examples import BATCH, Attacked, examine, finite_batch, forward, scores_of
+from adjointbackmap.network import check_eval
+from adjointbackmap.regions import Prepare
+
+STUDY_STEP, STUDY_STEP_NORMALISED = 0.008, 0.04
+STUDY_MOST_STEPS = 100  # of experiment 1, which stops at the first success
+STUDY_STEPS = 10  # of experiment 2, which goes beyond it
+AFFINE = 1e-4  # more than rounding makes of an affine map in float32, relative to its largest number
+
+PerChannel = float | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """How far and how often an attack steps, in pixels.
+
+    Attributes:
+        step: Length of a step in each pixel; one number, or one for each channel.
+        iterations: How many steps at most.
+        until_success: Whether an image stops at its first success; else it takes all steps.
+        radius: How far each pixel may move in all; one number, or one for each channel. Without it, only the box holds.
+        box: Smallest and largest value of a pixel.
+
+    Raises:
+        ValueError: If a number is not positive, or the box is empty.
+
+    Example:
+        >>> Attack(2 / 255, iterations=kurakin_iterations(8 / 255), until_success=False, radius=8 / 255).iterations
+        10
+    """
+
+    step: PerChannel
+    _: KW_ONLY
+    iterations: int
+    until_success: bool
+    radius: PerChannel | None = None
+    box: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        radius = () if self.radius is None else _numbers(self.radius)
+        for name, numbers in (("step", _numbers(self.step)), ("radius", radius), ("iterations", (self.iterations,))):
+            if not all(number > 0 and isfinite(number) for number in numbers):
+                msg = f"{name} must be positive. Got {getattr(self, name)}."
+                raise ValueError(msg)
+        if not self.box[0] < self.box[1]:
+            msg = f"box must be the smallest and the largest value of a pixel. Got {self.box}."
+            raise ValueError(msg)
+
+
+def basic_iterative(
+    model: nn.Module,
+    pixels: Tensor,
+    labels: Tensor,
+    attack: Attack,
+    prepare: Prepare | None = None,
+    targets: Tensor | None = None,
+) -> Attacked:
+    r"""The basic iterative method [Kurakin2017, section 2.2], or towards a target.
+
+    :math:`X_0 = X`, :math:`X_{n+1} = Clip_{X, r}(X_n + a \, sign \nabla_X J(X_n, y))` with the cross-entropy :math:`J` of the
+    label :math:`y`; with targets :math:`X_{n+1} = Clip_{X, r}(X_n - a \, sign \nabla_X J(X_n, t))`. Success is another class
+    than the label, or the target.
+
+    Args:
+        model: Any module in eval mode that gives ``(N, classes)``; it is left as it is.
+        pixels: Images ``(N, C, H, W)`` in the attack's box.
+        labels: Class of each image ``(N,)``.
+        attack: Steps and limits.
+        prepare: Map from pixels to the model's input, such as ``models.preprocessing(name)``; the identity if left out.
+        targets: Class that each image is to get ``(N,)``.
+
+    Returns:
+        The attacked images, measured again by :func:`examine`. ``steps`` is 0 where an image needs none.
+
+    Raises:
+        ValueError: If the model is in train mode, the images, classes or limits do not fit, or a target is the image's label.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False)).eval()
+        >>> _ = model[1].weight.data.copy_(torch.eye(2))
+        >>> pixels = torch.tensor([0.75, 0.5]).view(1, 2, 1, 1)
+        >>> found = basic_iterative(model, pixels, torch.tensor([0]), Attack(0.0625, iterations=9, until_success=True))
+        >>> found.adversarial.flatten().tolist(), int(found.steps), float(found.linf)
+        ([0.5625, 0.6875], 3, 0.1875)
+    """
+    start = _start(model, pixels, attack)
+    count = scores_of(model, start[:1], prepare).shape[1]
+    known = _classes(labels, "labels", start, count)
+    if targets is None:
+        return _attacked(model, start, known, attack, prepare, 1)
+    wanted = _classes(targets, "targets", start, count)
+    if (wanted == known).any():
+        msg = f"targets must be other classes than labels. Got the same for image {int((wanted == known).nonzero()[0])}."
+        raise ValueError(msg)
+    return _attacked(model, start, wanted, attack, prepare, -1)
+
+
+def least_likely(model: nn.Module, pixels: Tensor, attack: Attack, prepare: Prepare | None = None) -> Attacked:
+    r"""The iterative least-likely class method [Kurakin2017, section 2.3].
+
+    The target is the class that the model finds least likely for the image itself,
+    :math:`y_{LL} = argmin_y p(y | X)`; then as :func:`basic_iterative` with it.
+
+    Args:
+        model: Any module in eval mode that gives ``(N, classes)``; it is left as it is.
+        pixels: Images ``(N, C, H, W)`` in the attack's box.
+        attack: Steps and limits.
+        prepare: Map from pixels to the model's input; the identity if left out.
+
+    Raises:
+        ValueError: If the model is in train mode, or the images or limits do not fit.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+        >>> found = least_likely(model, torch.rand(2, 3, 2, 2), Attack(0.05, iterations=20, until_success=True))
+        >>> bool(found.inside.all())
+        True
+    """
+    start = _start(model, pixels, attack)
+    return _attacked(model, start, scores_of(model, start, prepare).argmin(1), attack, prepare, -1)
+
+
+def kurakin_iterations(radius: float) -> int:
+    """How many steps of one grey level the papers take: ``min(255 radius + 4, 1.25 * 255 radius)`` [Kurakin2017, section 2.2].
+
+    Raises:
+        ValueError: If the radius is not positive.
+
+    Example:
+        >>> [kurakin_iterations(levels / 255) for levels in (1, 8, 16, 32)]
+        [1, 10, 20, 36]
+    """
+    if not 0 < radius < float("inf"):
+        msg = f"radius must be positive. Got {radius}."
+        raise ValueError(msg)
+    levels = 255 * radius
+    return max(1, int(min(levels + 4, 1.25 * levels) + 1e-9))  # 10 steps for 8 / 255, whatever 255 * (8 / 255) is
+
+
+def pixel_steps(step: float, pixels: Tensor, prepare: Prepare) -> tuple[float, ...]:
+    """A step in units of the model's input as steps in pixels, one for each channel: ``step * std`` for a normalisation.
+
+    Args:
+        step: Length in the model's input.
+        pixels: Images ``(N, C, H, W)``, for their shape.
+        prepare: An affine map of each pixel by itself, with a factor for each channel.
+
+    Raises:
+        ValueError: If ``prepare`` is another map.
+
+    Example:
+        >>> pixel_steps(0.5, torch.rand(1, 2, 4, 4), lambda pixels: (pixels - 0.5) / torch.tensor([0.25, 0.5]).view(2, 1, 1))
+        (0.125, 0.25)
+    """
+    zeros = torch.zeros_like(finite_batch(pixels, "pixels")[:1])
+    others = torch.rand(zeros.shape, generator=torch.Generator().manual_seed(0)).to(zeros)
+    with torch.enable_grad():
+        constant, back = torch.func.vjp(prepare, zeros)[:2]
+    if constant.shape == zeros.shape:
+        factors = back(torch.ones_like(constant))[0]
+        by_channel, rebuilt = factors[0, :, 0, 0], constant + factors * others
+        off = (prepare(others) - rebuilt).abs().amax()
+        if off <= AFFINE * rebuilt.abs().amax() and by_channel.all() and (factors == by_channel[:, None, None]).all():
+            return tuple(abs(step / factor) for factor in by_channel.tolist())
+    msg = "prepare must be an affine map of each pixel, with one factor for a channel. Got another: give the steps in pixels."
+    raise ValueError(msg)
+
+
+def study_attack(experiment: int, pixels: Tensor, prepare: Prepare | None = None) -> Attack:
+    """The attacks of the study [Wan2022, section 4.2]: steps of 0.04 in normalised images, of 0.008 in those that are not.
+
+    Experiment 1 stops at the first success, for :func:`basic_iterative`; experiment 2 takes ten steps towards a target and
+    so goes beyond it, for :func:`basic_iterative` with targets or :func:`least_likely`. The study tells no number of steps.
+
+    Args:
+        experiment: 1 or 2.
+        pixels: Images ``(N, C, H, W)``, for their shape.
+        prepare: Map from pixels to the model's input; the identity if left out.
+
+    Raises:
+        ValueError: If there is no such experiment, or ``prepare`` is no affine map by channel.
+
+    Example:
+        >>> study_attack(1, torch.rand(1, 3, 32, 32)).step
+        0.008
+        >>> from adjointbackmap import models
+        >>> [round(step, 6) for step in study_attack(2, torch.rand(1, 3, 32, 32), models.preprocessing("vgg7-nobias")).step]
+        [0.008092, 0.007976, 0.00804]
+    """
+    if experiment not in (1, 2):
+        msg = f"The experiment must be 1 or 2. Got {experiment}."
+        raise ValueError(msg)
+    lengths = (1.0,) if prepare is None else pixel_steps(1.0, pixels, prepare)
+    normalised = any(length != 1 for length in lengths)
+    step = tuple(STUDY_STEP_NORMALISED * length for length in lengths) if normalised else STUDY_STEP
+    first = experiment == 1
+    return Attack(step, iterations=STUDY_MOST_STEPS if first else STUDY_STEPS, until_success=first)
+
+
+def _attacked(model: nn.Module, pixels: Tensor, classes: Tensor, attack: Attack, prepare: Prepare | None, sign: int) -> Attacked:
+    """Climb the loss of the classes, or descend it where the sign is -1, and measure what comes of it."""
+    parts = zip(pixels.split(BATCH), classes.split(BATCH), strict=True)
+    found = [_iterate(model, images, of_images, attack, prepare, sign) for images, of_images in parts]
+    adversarial, steps = (torch.cat(each) for each in zip(*found, strict=True))
+    return replace(examine(model, pixels, adversarial, prepare, attack.box), steps=steps)
+
+
+def _iterate(
+    model: nn.Module, pixels: Tensor, classes: Tensor, attack: Attack, prepare: Prepare | None, sign: int
+) -> tuple[Tensor, Tensor]:
+    """Step by step: the images, and how many steps each one took."""
+    found, steps = pixels.clone(), torch.zeros_like(classes)
+    step, (lower, upper) = sign * _per_channel(attack.step, "step", pixels), _limits(attack, pixels)
+    left = torch.arange(len(pixels), device=pixels.device)
+    for _ in range(attack.iterations):
+        scores, slopes = _slopes(model, found[left], classes[left], prepare)
+        if attack.until_success:  # on with those that still have the label, or not yet the target
+            going = (scores.argmax(1) == classes[left]) == (sign == 1)
+            left, slopes = left[going], slopes[going]
+        if not len(left):
+            break
+        found[left] = (found[left] + step * slopes.sign()).clamp(lower[left], upper[left])
+        steps[left] += 1
+    return found, steps
+
+
+def _slopes(model: nn.Module, pixels: Tensor, classes: Tensor, prepare: Prepare | None) -> tuple[Tensor, Tensor]:
+    """Scores, and the gradient of each image's cross-entropy by its pixels; no other gradient is computed."""
+    pixels = pixels.detach().requires_grad_()
+    with torch.enable_grad():
+        scores = forward(model, pixels, prepare)
+        loss = F.cross_entropy(scores, classes, reduction="sum")
+    return scores.detach(), torch.autograd.grad(loss, pixels)[0]
+
+
+def _start(model: nn.Module, pixels: Tensor, attack: Attack) -> Tensor:
+    """The images that an attack starts from.
+
+    Raises:
+        ValueError: If the model is in train mode, or the images do not fit or are outside the box.
+    """
+    check_eval(model, ValueError)
+    images, (low, high) = finite_batch(pixels, "pixels"), attack.box
+    if images.amin() < low or images.amax() > high:
+        msg = f"pixels must be in the box from {low} to {high}. Got {float(images.amin()):.4g} to {float(images.amax()):.4g}."
+        raise ValueError(msg)
+    return images
+
+
+def _classes(classes: Tensor, what: str, pixels: Tensor, count: int) -> Tensor:
+    """Classes on the images' device.
+
+    Raises:
+        ValueError: If there is not one for each image, or the model has no such class.
+    """
+    if classes.shape != pixels.shape[:1] or classes.dtype != torch.int64 or classes.min() < 0 or classes.max() >= count:
+        got = f"{tuple(classes.shape)} of {classes.dtype}" + (f", {classes.tolist()[:5]} ..." if classes.dim() == 1 else "")
+        msg = f"{what} must be one integer from 0 to {count - 1} for each of the {len(pixels)} images. Got {got}."
+        raise ValueError(msg)
+    return classes.to(pixels.device)
+
+
+def _limits(attack: Attack, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of every pixel: of the box, and of the ball around the image."""
+    low, high = attack.box
+    if attack.radius is None:
+        return torch.full_like(pixels, low), torch.full_like(pixels, high)
+    radius = _per_channel(attack.radius, "radius", pixels)
+    return (pixels - radius).clamp(low, high), (pixels + radius).clamp(low, high)
+
+
+def _per_channel(value: PerChannel, what: str, pixels: Tensor) -> Tensor:
+    """A number for each channel, ``(C or 1, 1, 1)``.
+
+    Raises:
+        ValueError: If there are not as many as channels.
+    """
+    numbers = _numbers(value)
+    if len(numbers) not in (1, pixels.shape[1]):
+        msg = f"{what} must be one number, or one for each of the {pixels.shape[1]} channels. Got {value}."
+        raise ValueError(msg)
+    return pixels.new_tensor(numbers)[:, None, None]
+
+
+def _numbers(value: PerChannel) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)

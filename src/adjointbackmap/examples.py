@@ -1,0 +1,208 @@
+"""Adversarial examples from anywhere, and what is measured of them: classes, norms of the noise, the box."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from adjointbackmap.network import check_eval
+from adjointbackmap.regions import Prepare
+
+BATCH = 128  # images that are computed at once
+KEYS = ("adversarial", "adv_inputs")  # the second is what torchattacks saves
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """Images before and after an attack, as :func:`examine` has measured them.
+
+    Attributes:
+        pixels: The images, ``(N, C, H, W)``.
+        adversarial: The attacked images.
+        before: Class of each image, as the model says.
+        after: Class of each attacked image.
+        l2: Euclidean norm of each image's noise, in float64.
+        linf: Its largest magnitude.
+        inside: Whether all pixels of the attacked image are in the box.
+        steps: How many steps each image took; none for examples from elsewhere.
+    """
+
+    pixels: Float[Tensor, "n c h w"]
+    adversarial: Float[Tensor, "n c h w"]
+    before: Int64[Tensor, " n"]
+    after: Int64[Tensor, " n"]
+    l2: Float[Tensor, " n"]
+    linf: Float[Tensor, " n"]
+    inside: Bool[Tensor, " n"]
+    steps: Int64[Tensor, " n"] | None = None
+
+    @property
+    def noise(self) -> Float[Tensor, "n c h w"]:
+        """What the attack added."""
+        return self.adversarial - self.pixels
+
+    def fooled(self, labels: Int64[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        """Which images the model had right, and has wrong after the attack."""
+        return (self.before == labels.to(self.before)) & (self.after != labels.to(self.after))
+
+
+def examine(
+    model: nn.Module,
+    pixels: Tensor,
+    adversarial: Tensor,
+    prepare: Prepare | None = None,
+    box: tuple[float, float] = (0.0, 1.0),
+) -> Attacked:
+    """Measure adversarial examples from anywhere: classes by new forward passes, norms of the noise, the box.
+
+    Args:
+        model: Any module in eval mode that gives ``(N, classes)``.
+        pixels: Images ``(N, C, H, W)``.
+        adversarial: The attacked images; they are brought to the dtype and device of ``pixels`` first.
+        prepare: Map from pixels to the model's input; the identity if left out.
+        box: Smallest and largest value of a pixel.
+
+    Raises:
+        ValueError: If the model is in train mode, or the images do not fit or are not finite.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)).eval()
+        >>> found = examine(model, torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 2.0))
+        >>> float(found.l2), bool(found.inside)
+        (2.0, False)
+    """
+    check_eval(model, ValueError)
+    images = finite_batch(pixels, "pixels")
+    changed = finite_batch(adversarial, "adversarial").to(images)
+    if changed.shape != images.shape:
+        msg = f"adversarial must have the images' shape {tuple(images.shape)}. Got {tuple(changed.shape)}."
+        raise ValueError(msg)
+    before, after = (scores_of(model, x, prepare).argmax(1) for x in (images, changed))
+    noise = (changed.double() - images.double()).flatten(1)
+    inside = ((changed >= box[0]) & (changed <= box[1])).flatten(1).all(1)
+    return Attacked(images, changed, before, after, noise.square().sum(1).sqrt(), noise.abs().amax(1), inside)
+
+
+def read_examples(path: str | Path) -> Float[Tensor, "n c h w"]:
+    """Adversarial examples from a file: ``.safetensors``, ``.npy``, ``.npz``, or ``.pt`` that ``torch.load`` reads as weights.
+
+    Of several arrays it takes ``adversarial``, or ``adv_inputs``, which torchattacks saves. Bytes become pixels in [0, 1].
+
+    Raises:
+        ValueError: If the file is of another kind or damaged, has no such array, or none of finite images ``(N, C, H, W)``.
+        FileNotFoundError: If there is no such file.
+    """
+    path = Path(path)
+    if path.suffix not in _READERS:
+        msg = f"Examples must be in a file that ends in {', '.join(_READERS)}. Got {path}."
+        raise ValueError(msg)
+    if not path.is_file():
+        msg = f"Examples must be in a file. Got {path}, which is none."
+        raise FileNotFoundError(msg)
+    try:
+        found = _READERS[path.suffix](path)
+    except Exception as error:  # each reader has errors of its own
+        msg = f"{path} must hold arrays. It could not be read: {' '.join(str(error).split())[:80]}: write it again."
+        raise ValueError(msg) from error
+    if isinstance(found, dict):
+        chosen = [key for key in KEYS if key in found] or (list(found) if len(found) == 1 else [])
+        if not chosen:
+            msg = f"{path} must hold one array, or one called {' or '.join(KEYS)}. Got {', '.join(map(str, found)) or 'none'}."
+            raise ValueError(msg)
+        found = found[chosen[0]]
+    return finite_batch(_bytes_as_pixels(torch.as_tensor(found)), f"Examples in {path}")
+
+
+def examples_of(made: Any, pixels: Tensor, labels: Tensor) -> Float[Tensor, "n c h w"]:
+    """Adversarial examples of another library, for :func:`examine`.
+
+    Args:
+        made: An attack that is called with images and labels, as those of torchattacks; or what an attack of Foolbox returned,
+            ``(raw, clipped, success)``, of which ``clipped`` is taken; or a tensor, of torch or eagerpy.
+        pixels: Images ``(N, C, H, W)``.
+        labels: Class of each image.
+
+    Raises:
+        ValueError: If Foolbox was given several epsilons, or the result has another shape or is not finite.
+        TypeError: If it is none of these.
+
+    Example:
+        >>> examples_of(lambda images, labels: (images + 0.1).clamp(0, 1), torch.zeros(1, 1, 1, 1), torch.tensor([0])).item()
+        0.10000000149011612
+    """
+    found = made(pixels, labels) if callable(made) else made
+    if isinstance(found, tuple) and len(found) == 3:  # Foolbox
+        found = found[1]
+        if isinstance(found, list):
+            if len(found) != 1:
+                msg = f"The examples must be those of one epsilon. Got {len(found)}: pass one of them, clipped[i]."
+                raise ValueError(msg)
+            found = found[0]
+    found = getattr(found, "raw", found)  # eagerpy
+    if not isinstance(found, Tensor):
+        msg = f"Examples must be a tensor, an attack, or what Foolbox returns. Got {type(found).__name__}."
+        raise TypeError(msg)
+    images = finite_batch(_bytes_as_pixels(found), "Examples").to(pixels)
+    if images.shape != pixels.shape:
+        msg = f"Examples must have the images' shape {tuple(pixels.shape)}. Got {tuple(images.shape)}."
+        raise ValueError(msg)
+    return images
+
+
+def scores_of(model: nn.Module, pixels: Tensor, prepare: Prepare | None) -> Float[Tensor, "n classes"]:
+    """Scores of each class, without gradients."""
+    with torch.no_grad():
+        return torch.cat([forward(model, part, prepare) for part in pixels.split(BATCH)])
+
+
+def forward(model: nn.Module, pixels: Tensor, prepare: Prepare | None) -> Tensor:
+    """Scores of each class.
+
+    Raises:
+        ValueError: If the model gives something else.
+    """
+    given = pixels.clone()  # the model may write into its input
+    scores = model(given if prepare is None else prepare(given))
+    if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != len(pixels):
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        msg = f"The model must give one score for each class, ({len(pixels)}, classes). Got {got}: wrap it in a module that does."
+        raise ValueError(msg)
+    return scores
+
+
+def finite_batch(images: Tensor, what: str) -> Tensor:
+    """Images, detached.
+
+    Raises:
+        ValueError: If they are no batch of finite images.
+    """
+    if images.dim() != 4 or not images.numel() or not images.is_floating_point():
+        msg = f"{what} must be floating-point images (N, C, H, W). Got {tuple(images.shape)} of {images.dtype}."
+        raise ValueError(msg)
+    if not images.isfinite().all():
+        msg = f"{what} must be finite. Got {int((~images.isfinite()).sum())} numbers that are not."
+        raise ValueError(msg)
+    return images.detach()
+
+
+def _bytes_as_pixels(images: Tensor) -> Tensor:
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+_READERS: dict[str, Callable[[Path], Any]] = {
+    ".safetensors": _read_safetensors,
+    ".npy": lambda path: np.load(path, allow_pickle=False),
+    ".npz": lambda path: dict(np.load(path, allow_pickle=False)),
+    ".pt": lambda path: torch.load(path, map_location="cpu", weights_only=True),
+}
