@@ -1,4 +1,4 @@
-.PHONY: help setup demo test random lint format exactness bench clean
+.PHONY: help setup demo test random lint format docs linkcheck exactness bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 12
@@ -22,6 +22,12 @@ lint: ## Lint, check the types and the imports
 format: ## Format the code and mend what ruff can mend
 	./dev format
 
+docs: ## Build the site into docs/_build/html, warnings as errors
+	./dev docs
+
+linkcheck: ## Try every link of the site that leads elsewhere; needs the internet
+	./dev docs linkcheck
+
 exactness: ## Every unit of the five networks on ten images in float64; goes on where it was stopped
 	./dev setup
 	.venv/bin/python benchmarks/exactness.py
@@ -31,4 +37,4 @@ bench: ## Speed and memory beside named peers on an idle machine, about an hour;
 	$(firstword $(wildcard .venv-peers/bin/adjointbackmap) .venv/bin/adjointbackmap) bench --out docs/results/speed.json --docs docs/speed.md
 
 clean: ## Remove the environment, the builds and the caches
-	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

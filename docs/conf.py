@@ -1,0 +1,213 @@
+"""The documentation site: pages in Markdown, the reference from the docstrings, equations without a server."""
+
+import builtins
+import re
+from importlib.resources import files
+from pathlib import Path
+from unittest.mock import patch
+
+from docutils.nodes import SkipNode
+from docutils.utils.math.latex2mathml import tex2mathml
+from pybtex.plugin import register_plugin
+from pybtex.style.formatting.unsrt import Style as UnsortedStyle
+from pybtex.style.labels import BaseLabelStyle
+from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.math import get_node_equation_number
+
+import adjointbackmap
+from adjointbackmap.cli import app
+
+HERE = Path(__file__).parent
+
+project = "adjointbackmap"
+author = "The adjointbackmap developers"
+version = release = adjointbackmap.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinxcontrib.bibtex",
+]
+exclude_patterns = ["_build"]
+nitpicky = True  # every cross-reference must lead somewhere, but for names of other libraries
+nitpick_ignore_regex = [
+    ("py:attr", ".*"),  # attributes are listed with their class and are no targets
+    ("py:.*", "|".join(dir(builtins))),
+    ("py:.*", r"(torch|numpy|np|xarray|scipy|matplotlib|collections|pathlib|os|typing|jaxtyping)\..*"),
+    ("py:.*", "Any|Axes|Callable|Figure|Iterator|LinearOperator|Path|PathLike|Sequence|Tensor"),
+    ("py:.*", r"'.*'|.*\*.*"),  # shapes
+    ("py:.*", r"adjointbackmap\.(capture|program|records|rules|regions\.P\b).*"),  # parts of the engine
+]
+suppress_warnings = ["myst.header"]  # made pages have sections of the third level under their title
+
+html_theme = "furo"
+html_title = "adjointbackmap"
+html_copy_source = False
+html_show_sphinx = html_show_copyright = False
+html_static_path = ["style", str(files("ziamath") / "fonts")]  # with STIX Two Math
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+smartquotes_action = "D"  # dashes between a parameter and its description; quotes stay as they are written
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 90
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+linkcheck_ignore = [r"https://doi\.org/"]  # publishers refuse programs
+
+bibtex_bibfiles = ["bibliography.bib"]
+bibtex_default_style = "keys"
+
+# Citations are written [Wan2022, eq. 3.6] in pages and docstrings, which is plain to read everywhere; here they become links.
+KEYS = "|".join(re.findall(r"^@\w+\{(\w+),", (HERE / "bibliography.bib").read_text(), re.MULTILINE))
+CITATION = re.compile(rf"\[({KEYS})(?:,\s+([^\]]+))?\](?!\()")
+
+
+class KeyLabels(BaseLabelStyle):
+    """The label of an entry is its key."""
+
+    def format_labels(self, sorted_entries):
+        """The labels of some entries."""
+        return (entry.key for entry in sorted_entries)
+
+
+class KeyStyle(UnsortedStyle):
+    """Entries by their keys."""
+
+    default_label_style = KeyLabels
+    default_sorting_style = "author_year_title"
+
+
+def cited(text, role):
+    """A text whose citations are links, by a role of its markup."""
+
+    def link(match):
+        place = f"{{{' '.join(match[2].split())}}}" if match[2] else ""
+        return f"{role}`{match[1]}{place}`"
+
+    return CITATION.sub(link, text)
+
+
+def outside_of_code(text, pattern, by):
+    """A text with what matches a pattern replaced, but for what stands between backticks."""
+    parts = text.split("`")
+    parts[::2] = [re.sub(pattern, by, part) for part in parts[::2]]
+    return "`".join(parts)
+
+
+def command_line():
+    """Every command's help as Markdown, from its commands on; options in the text are code."""
+    with patch("sys.argv", ["adjointbackmap"]):  # what usage lines begin with
+        made = app.generate_docs("markdown")
+    return outside_of_code(made[made.index("**Commands**") :], r"--[a-z][a-z0-9-]*", r"`\g<0>`")
+
+
+def prepare_page(sphinx, page, source):
+    """Citations of a Markdown page, and what is made from the code."""
+    source[0] = cited(source[0], "{cite:p}")
+    if page == "reference/command-line":
+        source[0] += command_line()
+
+
+def prepare_summary(sphinx, what, name, obj, options, lines):
+    """A property's summary is no ``type: text``, as napoleon would read one that has a colon."""
+    if what == "property":
+        lines.insert(0, "\\ ")
+
+
+def prepare_docstring(sphinx, what, name, obj, options, lines):
+    """Citations of a docstring; bars and stars that are no markup: sums of |x h|, shapes such as 'n *units'."""
+    text = cited("\n".join(map(plain, lines)), ":cite:p:")
+    lines[:] = text.split("\n")
+
+
+def plain(line):
+    """A line of a docstring in which bars and stars stand for themselves, outside of code and formulas."""
+    if line.lstrip().startswith((">>>", "...")):
+        return line
+    return outside_of_code(line, r"[|*]" if line.startswith(":vartype") else r"\|", r"\\\g<0>")
+
+
+def hide_construction(sphinx, what, name, obj, options, signature, returns):
+    """A class whose docstring neither has ``Args`` nor makes one is made by the library: how is no matter of its users."""
+    told = obj.__doc__ or ""
+    made_by_users = what != "class" or "Args:" in told or f"{obj.__name__}(" in told
+    return (signature, returns) if made_by_users else ("", None)
+
+
+def show_whole_signature(sphinx, obj, bound):
+    """Overloads tell what a type checker wants to know; the reference shows all arguments."""
+    if obj.__module__.startswith("adjointbackmap"):
+        source = ModuleAnalyzer.for_module(obj.__module__)
+        source.analyze()
+        source.overloads.clear()
+
+
+def find_by_last_name(sphinx, env, node, content):
+    """A name in a docstring without its module, when the reference shows it under another one."""
+    if node.get("refdomain") != "py" or "." in node["reftarget"]:
+        return None
+    node["refspecific"] = True
+    python = env.domains.python_domain
+    return python.resolve_xref(env, node["refdoc"], sphinx.builder, node["reftype"], node["reftarget"], node, content)
+
+
+def mend_links_to_reference(sphinx, page, template, context, doctree):
+    """From a module's source to its names: viewcode takes all of them to be shown under one module, which some are not."""
+    module = page.removeprefix("_modules/").replace("/", ".")
+    if page.startswith("_modules/adjointbackmap/"):
+        shown = sphinx.env.domains.python_domain.objects
+
+        def shown_name(match):
+            name = match[1].removeprefix(module).removeprefix("adjointbackmap")
+            return f'#{next((n for n in (match[1], module + name, "adjointbackmap" + name) if n in shown), match[1])}"'
+
+        context["body"] = re.sub(r'#(adjointbackmap\.[\w.]+)"', shown_name, context["body"])
+
+
+def inline_equation(self, node):
+    """An equation in a line as MathML, which browsers draw themselves: no script, no server.
+
+    Raises:
+        SkipNode: Always, as it is written.
+    """
+    self.body.append(tex2mathml(node.astext()))
+    raise SkipNode
+
+
+def block_equation(self, node):
+    """An equation of its own as MathML, with its number.
+
+    Raises:
+        SkipNode: Always, as it is written.
+    """
+    self.body.append(self.starttag(node, "div", CLASS="math"))
+    if node["number"]:
+        self.body.append(f'<span class="eqno">({get_node_equation_number(self, node)})')
+        self.add_permalink_ref(node, "Link to this equation")
+        self.body.append("</span>")
+    self.body.append(f'<div class="formula">{tex2mathml(node.astext(), as_block=True)}</div></div>\n')
+    raise SkipNode
+
+
+def setup(sphinx):
+    """What the pages need beside the extensions."""
+    register_plugin("pybtex.style.formatting", "keys", KeyStyle)
+    sphinx.add_html_math_renderer("mathml", (inline_equation, None), (block_equation, None))
+    sphinx.connect("source-read", prepare_page)
+    sphinx.connect("autodoc-process-docstring", prepare_summary, priority=400)  # before napoleon
+    sphinx.connect("autodoc-process-docstring", prepare_docstring, priority=600)  # after it
+    sphinx.connect("autodoc-before-process-signature", show_whole_signature)
+    sphinx.connect("autodoc-process-signature", hide_construction)
+    sphinx.connect("html-page-context", mend_links_to_reference)
+    sphinx.connect("missing-reference", find_by_last_name)
+    return {"parallel_read_safe": True}
