@@ -6,17 +6,20 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from adjointbackmap import data, models, training
+from adjointbackmap import data, models, plots, training
+from adjointbackmap.recipes import choose_recipe
 
 EPOCHS, BATCH, STEPS_PER_EPOCH = 2, 16, 4
 SPLITS = {"train": slice(0, 70), "validation": slice(70, 110), "test": slice(110, 200)}
 NETWORKS = ("vgg7", "fixup-resnet20")
-FASTEST_SETTING = training._fastest_setting  # the fixture below replaces it
+FASTEST_SETTING, DRAW = training._fastest_setting, training._draw  # the fixture below replaces them
+NEW_FIELDS = ("intervals", "l1", "validate_every", "augmentation")  # what the first checkpoints did not have
 
 
 class KilledError(Exception):
@@ -29,10 +32,11 @@ def task(network="vgg7", **changes):
 
 @pytest.fixture(autouse=True)
 def little_data(monkeypatch):
-    """Images of the sample in place of CIFAR-10, one setting in place of the fastest."""
+    """Images of the sample in place of CIFAR-10, one setting in place of the fastest, and no picture."""
     images = data.sample().draw(200, seed=0)
     monkeypatch.setattr(data, "load", lambda dataset, split, root=None: images[SPLITS[split]])
     monkeypatch.setattr(training, "_fastest_setting", lambda *args: training.Setting(channels_last=True, bfloat16=False))
+    monkeypatch.setattr(training, "_draw", lambda log, title: None)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +121,40 @@ def test_a_run_killed_in_the_midst_of_a_step_repeats_it(unbroken, tmp_path, monk
     assert_same_end(tmp_path, unbroken("vgg7"))
 
 
+def test_a_checkpoint_without_the_newer_fields_continues(unbroken, tmp_path):
+    """It has their defaults; of its last epoch only the steps since then are in the logged loss."""
+    with pytest.raises(KilledError):
+        training.train(task(), tmp_path, report=stop_at(STEPS_PER_EPOCH + 1))
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del content["losses"]
+    for name in NEW_FIELDS:
+        del content["task"]["recipe"][name]
+    torch.save(content, tmp_path / "checkpoint.pt")
+    losses = []
+    training.train(task(), tmp_path, report=lambda progress: losses.append(progress.loss))
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert last["loss"] == sum(losses) / 3
+    actual, wanted = (load_file(folder / "vgg7-cifar10.safetensors") for folder in (tmp_path, unbroken("vgg7")))
+    assert all(torch.equal(actual[key], wanted[key]) for key in wanted)
+
+
+def test_the_study_recipe_continues_bit_for_bit(tmp_path):
+    """Intervals, L1, its augmentation; validated every two epochs and at the end."""
+    recipe = choose_recipe("vgg7", "cifar10", "study", epochs=3, batch=BATCH)
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    with pytest.raises(KilledError):
+        training.train(task(recipe=recipe), cut, report=stop_at(STEPS_PER_EPOCH + 2))
+    seen = []
+    training.train(task(recipe=recipe), whole, report=seen.append)
+    training.train(task(recipe=recipe), cut)
+    assert_same_end(cut, whole)
+    rows = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert [row["validation"] is None for row in rows] == [True, False, False]
+    assert [row["loss"] for row in rows] == [sum(p.loss for p in seen[i : i + 4]) / 4 for i in (0, 4, 8)]
+    assert seen[8].validation == seen[7].validation == rows[1]["validation"]
+    assert json.loads((whole / "vgg7-cifar10.json").read_text())["recipe"]["l1"] == 1e-4
+
+
 def test_a_finished_run_is_not_trained_again(unbroken, tmp_path):
     folder = shutil.copytree(unbroken("vgg7"), tmp_path / "copy")
     seen = []
@@ -163,7 +201,7 @@ def test_the_card_tells_what_was_trained_and_how_well(unbroken):
         "dataset": "cifar10",
         "classes": 10,
         "training images": 70,
-        "recipe": asdict(task().recipe),
+        "recipe": {**asdict(task().recipe), "intervals": []},
         "seed": 0,
         "validation accuracy": training.accuracy(model, data.load("cifar10", "validation"), prepare),
         "test accuracy": training.accuracy(model, data.load("cifar10", "test"), prepare),
@@ -202,42 +240,6 @@ def test_the_caller_keeps_its_random_numbers(tmp_path):
     torch.manual_seed(5)
     training.train(task(recipe=training.Recipe(epochs=1, batch=BATCH)), tmp_path)
     assert torch.equal(torch.rand(1), expected)
-
-
-def augment_twin(pixels, padding, generator):
-    """Image by image: zeros around, crop at a random corner, mirror if the coin says so."""
-    count, channels, height, width = pixels.shape
-    corners = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
-    coins = torch.rand(count, generator=generator)
-    out = torch.zeros(count, channels, height, width)
-    for i in range(count):
-        padded = torch.zeros(channels, height + 2 * padding, width + 2 * padding)
-        padded[:, padding : padding + height, padding : padding + width] = pixels[i]
-        top, left = corners[0, i], corners[1, i]
-        crop = padded[:, top : top + height, left : left + width]
-        out[i] = (crop.flip(2) if coins[i] < 0.5 else crop) / 255
-    return out
-
-
-@pytest.mark.parametrize("padding", [0, 4])
-def test_augmentation_crops_and_mirrors(padding):
-    pixels = data.sample().pixels[:40]
-    actual = training.augment(pixels, padding, torch.Generator().manual_seed(2))
-    torch.testing.assert_close(actual, augment_twin(pixels, padding, torch.Generator().manual_seed(2)), rtol=0, atol=0)
-    original = pixels.float() / 255
-    unchanged = sum(torch.equal(a, b) for a, b in zip(actual, original, strict=True))
-    assert (10 <= unchanged <= 30) if padding == 0 else unchanged <= 5
-
-
-def test_the_rate_rises_and_falls_linearly():
-    recipe = training.Recipe(peak_rate=0.4, rise=0.25)
-    rates = torch.tensor([recipe.rate(step, 100) for step in range(100)], dtype=torch.float64)
-    assert rates.argmax() in (24, 25)
-    assert 0.39 < rates.max() <= 0.4
-    assert 0 < rates[0] < 0.01
-    assert 0 < rates[-1] < 0.01
-    torch.testing.assert_close(rates[:25].diff(), torch.full((24,), 0.4 / 25, dtype=torch.float64))
-    torch.testing.assert_close(rates[25:].diff(), torch.full((74,), -0.4 / 75, dtype=torch.float64))
 
 
 class Brightest(nn.Module):
@@ -293,6 +295,18 @@ def test_layouts_compute_the_same_loss(setting):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_l1_is_of_the_kernels_alone():
+    """Multipliers, scalar biases and batch norm have none."""
+    for network in NETWORKS:
+        torch.manual_seed(0)
+        model, images = models.build(network).eval(), data.sample()[:4]
+        kernels = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        arguments = (model, images.unit_interval(), images.labels)
+        setting = training.Setting(channels_last=True, bfloat16=False)
+        without, loss = (training._loss(*arguments, training.Recipe(l1=l1), setting) for l1 in (0.0, 1e-3))
+        torch.testing.assert_close(loss - without, 1e-3 * torch.stack([w.abs().sum() for w in kernels]).sum())
+
+
 @pytest.mark.parametrize("fastest", [training.Setting(a, b) for a in (True, False) for b in (True, False)], ids=str)
 def test_the_fastest_setting_is_taken(monkeypatch, fastest):
     def loss(model, x, labels, recipe, setting):
@@ -316,3 +330,48 @@ def test_bfloat16_is_tried_where_the_processor_has_it(monkeypatch, flags, expect
 
     monkeypatch.setattr(Path, "read_text", read_text)
     assert training._has_bfloat16("cpu") is expected
+
+
+# the picture of the log
+
+
+def row(epoch, loss, validation):
+    return {"epoch": epoch, "step": 4 * epoch, "loss": loss, "validation": validation, "seconds": 1.0}
+
+
+@pytest.mark.parametrize("step", [STEPS_PER_EPOCH + 1, None], ids=["stopped", "finished"])
+def test_curves_are_drawn_beside_the_log(tmp_path, monkeypatch, step):
+    monkeypatch.setattr(training, "_draw", DRAW)
+    if step:
+        with pytest.raises(KilledError):
+            training.train(task(), tmp_path, report=stop_at(step))
+    else:
+        training.train(task(), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    drawn = np.load(tmp_path / "curves.npz")
+    assert [drawn[name].tolist() for name in ("epoch", "loss", "validation")] == [
+        [row[name] for row in rows] for name in ("epoch", "loss", "validation")
+    ]
+
+
+def test_a_run_stopped_in_its_first_epoch_has_no_curves(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_draw", DRAW)
+    with pytest.raises(KilledError):
+        training.train(task(), tmp_path, report=stop_at(1))
+    assert (tmp_path / "log.jsonl").read_text() == ""
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_curves_leave_out_epochs_without_validation():
+    drawing = plots.training_curves([row(1, 2.0, None), row(2, 1.5, 0.5), row(3, 1.2, None), row(4, 1.0, 0.5)], "title")
+    left, right = drawing.figure.axes
+    assert [line.get_xydata().tolist() for line in left.lines] == [[[1, 2.0], [2, 1.5], [3, 1.2], [4, 1.0]]]
+    assert [line.get_xydata().tolist() for line in right.lines] == [[[2, 50], [4, 50]], [[2, 50]]]
+    assert "circle: epoch 2, whose weights are kept, 50.00 %" in drawing.caption
+    assert "circle" not in plots.training_curves([row(1, 2.0, None)], "title").caption
+
+
+def test_no_epoch_gives_no_curves():
+    with pytest.raises(ValueError, match=r"at least one finished epoch to draw\. Got none"):
+        plots.training_curves([], "title")

@@ -15,33 +15,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from adjointbackmap import data, models
+from adjointbackmap.recipes import Recipe
 
 CHECKPOINT_SECONDS = 60
 MEASURED_STEPS = 3
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Stochastic gradient descent with Nesterov momentum; the rate rises and falls linearly."""
-
-    epochs: int = 30
-    batch: int = 128
-    peak_rate: float = 0.2
-    rise: float = 0.2  # share of the steps in which the rate rises
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.1
-    crop_padding: int = 4
-
-    def rate(self, step: int, steps: int) -> float:
-        """Learning rate of a step: from near 0 up to ``peak_rate``, then down to near 0."""
-        peak = self.rise * steps
-        position = step + 0.5
-        return self.peak_rate * min(position / peak, (steps - position) / (steps - peak))
 
 
 @dataclass(frozen=True)
@@ -70,7 +50,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Progress:
-    """Told after every step: finished and total steps, the running loss, the last validation accuracy."""
+    """Told after every step: finished and total steps, the loss of the step, the last validation accuracy."""
 
     step: int
     steps: int
@@ -85,9 +65,15 @@ class _State:
     setting: Setting
     step: int = 0
     seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)  # of the steps of this epoch
     history: list[dict] = field(default_factory=list)
     best: dict = field(default_factory=dict)
     whole: bool = True  # not in the midst of a step, so that it may be saved
+
+    @property
+    def validation(self) -> float | None:
+        """The last validation accuracy."""
+        return next((row["validation"] for row in reversed(self.history) if row["validation"] is not None), None)
 
 
 def train(
@@ -101,13 +87,14 @@ def train(
 
     Args:
         task: Network, data set, seed and recipe.
-        out: Folder for ``checkpoint.pt``, ``log.jsonl``, ``<name>.safetensors`` and ``<name>.json``.
+        out: Folder for ``checkpoint.pt``, ``log.jsonl``, its picture ``curves.png``, which a stopped run has too,
+            ``<name>.safetensors`` and ``<name>.json``.
         root: Folder of the data, see :func:`adjointbackmap.data.load`.
         device: ``"cpu"`` or ``"cuda"``; data and augmentation live there too.
         report: Called after every step.
 
     Returns:
-        The card: data, recipe, seed, accuracies, time, machine.
+        The card, with data, recipe, seed, accuracies, time and machine.
 
     Raises:
         ValueError: If there is no such network, or ``out`` holds the checkpoint of another task.
@@ -130,15 +117,16 @@ def train(
                 loss = _step(state, task, prepare, pixels[order], labels[order], steps)
                 state.seconds, started = state.seconds + time.monotonic() - started, time.monotonic()
                 if state.step % steps_per_epoch == 0:
-                    _end_epoch(state, validation, prepare, loss, state.step // steps_per_epoch)
+                    _end_epoch(state, task.recipe, validation, prepare, state.step // steps_per_epoch)
                 state.whole = True
-                report(Progress(state.step, steps, loss, state.history[-1]["validation"] if state.history else None))
+                report(Progress(state.step, steps, loss, state.validation))
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
                     _save(state, task, out)
                     saved = time.monotonic()
     finally:
         if state.whole:
             _save(state, task, out)
+        _draw(out / "log.jsonl", f"Training of {task.network} on {task.dataset}")
     return _finish(state, task, out, prepare, len(images), test)
 
 
@@ -166,30 +154,6 @@ def accuracy(model: nn.Module, images: data.Images, prepare: nn.Module, batch: i
     return right / len(images)
 
 
-def augment(pixels: UInt8[Tensor, "n 3 h w"], padding: int, generator: torch.Generator) -> Float[Tensor, "n 3 h w"]:
-    """Flip half of the images and crop each at random from its zero-padded self.
-
-    Args:
-        pixels: Bytes ``(N, 3, H, W)``.
-        padding: Pixels added on every side before the crop.
-        generator: Source of the random numbers, on the CPU.
-
-    Returns:
-        Pixels in [0, 1], ``(N, 3, H, W)``.
-    """
-    count, _, height, width = pixels.shape
-    padded = F.pad(pixels, (padding,) * 4)
-    corners = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
-    flipped = torch.rand(count, generator=generator) < 0.5
-    rows = corners[0][:, None] + torch.arange(height)
-    columns = corners[1][:, None] + torch.arange(width)
-    columns = torch.where(flipped[:, None], columns.flip(1), columns)
-    image = torch.arange(count)[:, None, None]
-    index = (t.to(pixels.device) for t in (image, rows[:, :, None], columns[:, None, :]))
-    chosen = padded.permute(0, 2, 3, 1)[tuple(index)]
-    return chosen.permute(0, 3, 1, 2).float() / 255
-
-
 def _batches(task: Task, step: int, images: int) -> Iterator[Tensor]:
     """The rest of the epoch that ``step`` is in: positions of the images of each batch."""
     epoch, done = divmod(step, images // task.recipe.batch)
@@ -206,27 +170,33 @@ def _step(state: _State, task: Task, prepare: nn.Module, pixels: Tensor, labels:
     recipe = task.recipe
     for group in state.optimizer.param_groups:
         group["lr"] = recipe.rate(state.step, steps)
-    x = prepare(augment(pixels, recipe.crop_padding, _generator(task.seed, 1, state.step)))
+    x = prepare(recipe.augment(pixels, _generator(task.seed, 1, state.step)))
     loss = _loss(state.model, x, labels, recipe, state.setting)
     state.optimizer.zero_grad()
     loss.backward()
     state.optimizer.step()
     state.step += 1
-    return loss.item()
+    state.losses.append(loss.item())
+    return state.losses[-1]
 
 
 def _loss(model: nn.Module, x: Tensor, labels: Tensor, recipe: Recipe, setting: Setting) -> Tensor:
     x = x.contiguous(memory_format=setting.layout)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=setting.bfloat16):
         scores = model(x)
-    return F.cross_entropy(scores.float(), labels, label_smoothing=recipe.label_smoothing)
+    loss = F.cross_entropy(scores.float(), labels, label_smoothing=recipe.label_smoothing)
+    if recipe.l1:
+        loss = loss + recipe.l1 * sum(p.abs().sum() for p in model.parameters() if p.dim() > 1)
+    return loss
 
 
-def _end_epoch(state: _State, validation: data.Images, prepare: nn.Module, loss: float, epoch: int) -> None:
-    share = accuracy(state.model, validation, prepare)
-    seconds = round(state.seconds, 1)
+def _end_epoch(state: _State, recipe: Recipe, validation: data.Images, prepare: nn.Module, epoch: int) -> None:
+    due = epoch % recipe.validate_every == 0 or epoch == recipe.epochs
+    share = accuracy(state.model, validation, prepare) if due else None
+    loss, seconds = sum(state.losses) / len(state.losses), round(state.seconds, 1)
+    state.losses = []
     state.history.append({"epoch": epoch, "step": state.step, "loss": loss, "validation": share, "seconds": seconds})
-    if not state.best or share > state.best["validation"]:
+    if share is not None and (not state.best or share > state.best["validation"]):
         weights = {k: v.detach().cpu().clone() for k, v in state.model.state_dict().items()}
         state.best = {"epoch": epoch, "validation": share, "weights": weights}
 
@@ -256,7 +226,11 @@ def _fresh(task: Task, classes: int, setting: Setting, device: str) -> _State:
     model = model.train().to(device=device, memory_format=setting.layout)  # type: ignore[call-overload]
     recipe = task.recipe
     optimizer = torch.optim.SGD(
-        model.parameters(), recipe.peak_rate, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+        model.parameters(),
+        recipe.peak_rate,
+        recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.momentum > 0,
     )
     return _State(model, optimizer, setting)
 
@@ -300,6 +274,7 @@ def _save(state: _State, task: Task, out: Path) -> None:
         "optimizer": state.optimizer.state_dict(),
         "step": state.step,
         "seconds": state.seconds,
+        "losses": state.losses,
         "history": state.history,
         "best": state.best,
     }
@@ -308,12 +283,21 @@ def _save(state: _State, task: Task, out: Path) -> None:
     (out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in state.history))
 
 
+def _draw(log: Path, title: str) -> None:
+    from adjointbackmap import plots
+
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    if rows:
+        plots.save(plots.training_curves(rows, title), log.with_name("curves.png"))
+
+
 def _resume(task: Task, out: Path, device: str) -> _State | None:
     if not (out / "checkpoint.pt").exists():
         return None
     content = torch.load(out / "checkpoint.pt", map_location=device, weights_only=True)
-    if content["task"] != asdict(task):
-        msg = f"{out} must be empty or hold a run of {asdict(task)}. Got a run of {content['task']}: name another folder."
+    begun = Task(**{**content["task"], "recipe": Recipe(**content["task"]["recipe"])})  # new fields have their defaults
+    if begun != task:
+        msg = f"{out} must be empty or hold a run of {asdict(task)}. Got a run of {asdict(begun)}: name another folder."
         raise ValueError(msg)
     classes = len(data.SOURCES[task.dataset].classes)
     state = _fresh(task, classes, Setting(**content["setting"]), device)
@@ -321,6 +305,7 @@ def _resume(task: Task, out: Path, device: str) -> _State | None:
     state.optimizer.load_state_dict(content["optimizer"])
     state.step, state.seconds = content["step"], content["seconds"]
     state.history, state.best = content["history"], content["best"]
+    state.losses = content.get("losses", [])  # checkpoints of older versions have none
     return state
 
 

@@ -1,7 +1,9 @@
 """Commands on trained networks: train, evaluate."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from adjointbackmap.cli.frame import NO_SOURCE, app, console, progress, use_threads
 from adjointbackmap.subjects import Source, load_subject
@@ -17,11 +19,18 @@ def train(
     *,
     data: Path | None = None,
     out: Path | None = None,
-    epochs: int = 30,
-    batch: int = 128,
-    peak_rate: float = 0.2,
-    rise: float = 0.2,
-    weight_decay: float = 5e-4,
+    preset: Literal["own", "study"] = "own",
+    epochs: int | None = None,
+    batch: int | None = None,
+    peak_rate: float | None = None,
+    rise: float | None = None,
+    interval: Annotated[list[tuple[float, int]] | None, Parameter(negative=())] = None,
+    momentum: float | None = None,
+    weight_decay: float | None = None,
+    l1: float | None = None,
+    label_smoothing: float | None = None,
+    validate_every: int | None = None,
+    augmentation: Literal["crop", "study"] | None = None,
     start: Path | None = None,
     seed: int = 0,
     device: Literal["cpu", "cuda"] = "cpu",
@@ -33,22 +42,46 @@ def train(
         network: vgg7-nobias, fixup-resnet20-nobias, vgg7, resnet20 or fixup-resnet20.
         dataset: The data.
         data: Folder of the official binary files; else ADJOINTBACKMAP_DATA, else downloaded.
-        out: Folder of the run: checkpoint, log, weights and card; runs/<network>-<dataset>-<seed> if left out.
-        epochs: Passes over the training images.
-        batch: Images in a step.
-        peak_rate: Largest learning rate.
-        rise: Share of the steps in which the rate rises.
-        weight_decay: Factor of the squared weights in the loss.
+        out: Folder of the run: checkpoint, log, its curves, weights, card; runs/NETWORK-DATASET-SEED if left out.
+        preset: Where each of the options from --epochs to --augmentation comes from that is left out: our own recipe, whose
+            numbers stand here, or that which the study published for the network and the data.
+        epochs: Passes over the training images: 30.
+        batch: Images in a step: 128.
+        peak_rate: Largest learning rate: 0.2.
+        rise: Share of the steps in which the rate rises, before it falls: 0.2.
+        interval: Instead of rise and fall: a constant learning rate and its number of epochs; once for each.
+        momentum: Nesterov's momentum, 0 for plain gradient descent: 0.9.
+        weight_decay: Factor of the squared weights in the loss: 0.0005.
+        l1: Factor of the kernels' absolute values in the loss: 0.
+        label_smoothing: Share of the label that all classes have: 0.1.
+        validate_every: Epochs from one validation to the next: 1.
+        augmentation: Flip and crop from a padded image: crop; or the study's colours, resize and crop.
         start: Weights to begin from, the safetensors file of an earlier run.
         seed: Of initialisation, order and augmentation.
         device: Where to train.
         threads: Threads of the processor to use.
     """
-    from adjointbackmap.training import Recipe, Task
+    from adjointbackmap.recipes import choose_recipe
+    from adjointbackmap.training import Task
     from adjointbackmap.training import train as run
 
     use_threads(threads)
-    recipe = Recipe(epochs=epochs, batch=batch, peak_rate=peak_rate, rise=rise, weight_decay=weight_decay)
+    recipe = choose_recipe(
+        network,
+        dataset,
+        preset,
+        epochs=epochs,
+        batch=batch,
+        peak_rate=peak_rate,
+        rise=rise,
+        intervals=interval,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        l1=l1,
+        label_smoothing=label_smoothing,
+        validate_every=validate_every,
+        augmentation=augmentation,
+    )
     task = Task(network, dataset, seed, recipe, str(start) if start else None)
     folder = out or Path("runs") / f"{network}-{dataset}-{seed}"
     with progress(f"{network} on {dataset}") as (bar, job):

@@ -2,6 +2,7 @@
 
 from adjointbackmap.plots.biases import bias_parts, near_square
 from adjointbackmap.plots.classes import class_hyperplanes, differences
+from adjointbackmap.plots.curves import training_curves
 from adjointbackmap.plots.drawing import Drawing, save
 from adjointbackmap.plots.frequencies import radial_profiles, spectra
 from adjointbackmap.plots.groups import by_layer, points
@@ -32,4 +33,5 @@ __all__ = [  # noqa: RUF022 - by what they draw
     "radial_profiles",
     "points",
     "by_layer",
+    "training_curves",
 ]
