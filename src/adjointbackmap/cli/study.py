@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from adjointbackmap.cli.frame import console, progress, study, use_threads
+from adjointbackmap.cli.frame import app, console, progress, study, use_threads
 
 TERMINAL = 7  # columns that the terminal has room for
 
@@ -73,6 +73,59 @@ def verification(
     if off:
         msg = f"Every unit must be within 1 % in float64. Got some that are not, in {', '.join(off)}: see the tables."
         raise RuntimeError(msg)
+
+
+@study.command(name="all")
+def everything(
+    *,
+    out: Path = Path("study"),
+    network: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    only: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    image: str | None = None,
+    images: int = 100,
+    seed: int = 0,
+    data: Path | None = None,
+    sample: bool = False,
+    threads: int | None = None,
+) -> None:
+    """All experiments of the dissertation on the shipped networks, and one page that tells what was found.
+
+    Stop it at any time and start it again to go on where it was.
+
+    Args:
+        out: Folder of results, figures and report.html.
+        network: Only these networks.
+        only: Only these experiments: verification, pictures, noise, targets, scaled, many, attributions.
+        image: The image of the experiments on one image: a class, or the first digits of a test image's hash; the study's
+            horse and bird if left out.
+        images: How many images the experiments on many take.
+        seed: Of every draw.
+        data: Folder of the official binary files; else ADJOINTBACKMAP_DATA, else downloaded.
+        sample: Take the 200 test images of CIFAR-10 that ship, and no other data.
+        threads: Threads of the processor to use.
+    """
+    from adjointbackmap.study.everything import check_experiments, run
+    from adjointbackmap.study.setup import Setup, check_setup
+
+    use_threads(threads)
+    setup = Setup(out, check_setup(network, images, sample), image, images, seed, data, sample)
+    with progress("study") as (bar, job):
+        run(setup, check_experiments(only), lambda what, share: bar.update(job, completed=share, description=what))
+    report(out)
+
+
+@app.command
+def report(folder: Path) -> None:
+    """Make the page of a study again from its results alone.
+
+    Args:
+        folder: What study all wrote.
+    """
+    from adjointbackmap.report.page import write_report
+    from adjointbackmap.study.everything import about, sections
+
+    told = about(folder)
+    console.print(f"Written: {write_report(folder, sections(folder), told)}")
 
 
 def _tell(file: Path, docs: Path | None) -> dict[str, Any]:

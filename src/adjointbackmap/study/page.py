@@ -9,7 +9,9 @@ from adjointbackmap import plots
 from adjointbackmap.sheets import Place, Sheet
 from adjointbackmap.study.figures import histograms
 from adjointbackmap.study.published import COLUMNS, Column
+from adjointbackmap.study.sections import Block, Claim, Picture, Section, Table
 from adjointbackmap.study.summation import ORDERS
+from adjointbackmap.study.verification import KEY, RESULTS, read
 
 PLACE = Place("<!-- verification: written by adjointbackmap study verification -->", "<!-- verification: end -->")
 Layers = dict[str, dict[str, Any]]
@@ -188,3 +190,39 @@ def _in_order(found: dict[str, Any]) -> dict[str, Any]:
 def _images(entry: dict[str, Any], arithmetic: str) -> list[str]:
     run = entry["runs"].get(arithmetic, {})
     return [f"{run.get(part, {}).get('images', 0):,}" for part in ("convolutions", "fc")]
+
+
+def section(folder: Path) -> Section | None:
+    """What the results below a folder of the study tell; none if there are none."""
+    if not (folder / KEY / RESULTS).is_file():
+        return None
+    found = read(folder / KEY / RESULTS)
+    ran = (
+        "Every unit of every layer but the first convolution is rebuilt from its explicit hyperplane and held against the "
+        "network's own value: folded networks, own bias left out, pattern at k = 1/8, in float32 as published and in float64.",
+        "A row falls short where the published share lies above the 95 % interval of ours.",
+    )
+    pictures = list(draw(found, folder / KEY))
+    blocks = [block for name, entry in _in_order(found).items() for block in _blocks(name, entry, pictures, folder)]
+    return Section(KEY, "Every unit of every layer", ran, (Table(summary(_in_order(found))), *_claims(found), *blocks))
+
+
+def _blocks(name: str, entry: dict[str, Any], pictures: list[Path], folder: Path) -> Iterator[Block]:
+    column = COLUMNS[name]
+    yield Table(layer_rows(entry, column, name), f"Published: {column.source}.")
+    for path in pictures:
+        if path.stem.startswith(f"verification-{name}-"):
+            yield Picture(path.relative_to(folder), f"Relative errors of every unit of {name}.", column.figure)
+
+
+def _claims(found: dict[str, Any]) -> Iterator[Claim]:
+    networks = _in_order(found)
+    pairs = [(layer, COLUMNS[name].shares[key]) for name, e in networks.items() for key, layer in layers_of(e, "float32").items()]
+    short = sum(verdict(layer, published) == "**short**" for layer, published in pairs)
+    single = "In float32 the share of units with |e| <= 1 % is at or above the published one, within its interval, in every row."
+    yield Claim(single, f"{len(pairs) - short} of {len(pairs)} rows", not short, "100 % but for some thousandths in each row")
+    checks = [layer["check"] for entry in networks.values() for layer in layers_of(entry, "float64").values()]
+    units = sum(check["units"] for check in checks)
+    if units:
+        within = sum(check["within"] for check in checks)
+        yield Claim("In float64 every unit is rebuilt.", f"{percent(within, units)} % of {units:,} units", within == units)

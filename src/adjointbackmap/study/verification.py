@@ -20,14 +20,15 @@ from adjointbackmap.network import Network
 from adjointbackmap.records import Record
 from adjointbackmap.runs import Checks, job_of, terms_of, verified
 from adjointbackmap.study.published import COLUMNS
+from adjointbackmap.study.setup import SCALE, Setup
 from adjointbackmap.study.summation import BATCH, orders, outside_alone, products
 from adjointbackmap.study.tally import Tally
 from adjointbackmap.subjects import Source, Subject, load_subject
 from adjointbackmap.training import accuracy
 from adjointbackmap.verification import Terms
 
+KEY = "verification"
 FORMAT = 2
-SCALE = 1 / 8
 RESULTS = "verification.json"
 ARITHMETIC = {
     "float32": (torch.float32, torch.float32),
@@ -145,6 +146,7 @@ def run(
     root: Path | None = None,
     workers: int | None = None,
     report: Report = lambda what, share: None,
+    sample: bool = False,
 ) -> dict[str, Any]:
     """Verify networks; images that a file of the folder has are not computed again, so that a later run only adds.
 
@@ -155,6 +157,7 @@ def run(
         root: Folder of the official binary files.
         workers: How many processes share the images of the convolutions.
         report: Called with what is computed and the share of it that is done.
+        sample: Whether the 200 test images of CIFAR-10 that ship stand for all of them.
 
     Returns:
         What ``verification.json`` in the folder holds then.
@@ -164,11 +167,18 @@ def run(
     """
     results = Results(folder)
     for name in names:
-        images = data.load(models.card(name)["dataset"], "test", root).by_hash()
+        dataset = models.card(name)["dataset"]
+        images = (data.sample() if sample and dataset == "cifar10" else data.load(dataset, "test", root)).by_hash()
         counts.check(len(images))
         _Study(name, images, results, counts, workers, report).run()
     results.write()
     return read(results.path)
+
+
+def compute(setup: Setup, report: Report) -> None:
+    """Verify the networks of a run on its number of images, and on a tenth of them in float64."""
+    counts = Counts(setup.images, max(1, setup.images // 10), setup.images)
+    run(setup.folder / KEY, check_networks(setup.networks), counts, setup.root, None, report, setup.sample)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,87 @@
+"""Sections -> HTML: templates with autoescape, pictures and scripts inside the page."""
+
+import base64
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from adjointbackmap.report.scenes import plotly_script, scene_figure
+from adjointbackmap.sheets import plain
+from adjointbackmap.study.sections import Block, Claim, Scene, Section
+
+MARKS = {True: "holds", False: "does not hold", None: "cannot tell"}
+
+
+def write_report(folder: Path, sections: Sequence[Section], about: dict[str, Any]) -> Path:
+    """Write ``report.html`` into the folder of the results.
+
+    Args:
+        folder: The results, to which the paths of the pictures are relative.
+        sections: What the experiments found.
+        about: What was run: ``environment``, ``networks``, ``settings``, ``seconds``, ``version``, ``date``.
+
+    Returns:
+        The page.
+
+    Raises:
+        FileNotFoundError: If a picture of a section is not in the folder.
+    """
+    page = folder / "report.html"
+    page.write_text(render(folder, sections, about), encoding="utf-8")
+    return page
+
+
+def render(folder: Path, sections: Sequence[Section], about: dict[str, Any]) -> str:
+    """The page as text, see :func:`write_report`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    env = Environment(loader=PackageLoader("adjointbackmap.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    env.filters.update(plain=plain, inline=lambda path: inline(folder / path), kind=kind, mark=lambda holds: MARKS[holds])
+    env.filters.update(numbers=lambda path: _beside(folder, path, ".npz"), vector=lambda path: _beside(folder, path, ".svg"))
+    scenes = [block for section in sections for block in section.blocks if isinstance(block, Scene)]
+    return env.get_template("report.html").render(
+        sections=sections,
+        about=about,
+        claims=[(s, block) for s in sections for block in s.blocks if isinstance(block, Claim)],
+        plotly=Markup(plotly_script()) if scenes else "",
+        figures={id(scene): Markup(_for_script(scene_figure(scene))) for scene in scenes},
+        identity=id,
+    )
+
+
+def kind(block: Block) -> str:
+    """The name of a block's class in small letters: the macro that draws it.
+
+    Example:
+        >>> kind(Claim("Black is white.", "0 of 10", False))
+        'claim'
+    """
+    return type(block).__name__.lower()
+
+
+def inline(path: Path) -> str:
+    """A picture as an address that holds the picture itself.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+    """
+    if not path.is_file():
+        msg = (
+            f"A picture of the report must be in the folder of the results. Got {path}, which is not there: run the study again."
+        )
+        raise FileNotFoundError(msg)
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _beside(folder: Path, picture: Path, suffix: str) -> str:
+    """The file of the same name with another suffix, as a link; empty if it is not there."""
+    path = picture.with_suffix(suffix)
+    return path.as_posix() if (folder / path).is_file() else ""
+
+
+def _for_script(figure: dict[str, Any]) -> str:
+    """JSON that may stand inside a script of a page."""
+    return json.dumps(figure).replace("</", "<\\/")

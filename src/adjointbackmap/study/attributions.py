@@ -1,0 +1,297 @@
+"""Hyperplanes beside the attributions that users know: how far each is from reproducing the predicted class's logit."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from adjointbackmap import data, models, plots
+from adjointbackmap.counts import SHARE_LIMIT
+from adjointbackmap.hyperplane import hyperplanes
+from adjointbackmap.network import Network
+from adjointbackmap.records import Record
+from adjointbackmap.sheets import Sheet
+from adjointbackmap.study.panels import captioned
+from adjointbackmap.study.quantiles import Quantiles
+from adjointbackmap.study.results import Arrays, Found, keep, kept
+from adjointbackmap.study.sections import Block, Claim, Picture, Section, Table
+from adjointbackmap.study.setup import SCALE, Setup, Trained, read_json, write_json
+
+KEY = "attributions"
+MOST = 200  # images
+BATCH = 20  # images that are computed, and kept, at once
+STEPS = 50  # of integrated gradients, from an input of zeros
+SAMPLES = 200  # points of these that are computed at once
+
+SALIENCY, PRODUCT, INTEGRATED = "saliency", "input x gradient", "integrated gradients"
+FULLGRAD, OF_MODULES = "FullGrad", "FullGrad, biases of modules"
+IMAGE, WHOLE = "hyperplane, image part", "hyperplane, image and bias parts"
+COMPLETED, DIFFERENCE = f"{PRODUCT}, and the hyperplane's bias part", f"{INTEGRATED}, beside f(x) - f(0)"
+ROWS = (SALIENCY, PRODUCT, COMPLETED, INTEGRATED, DIFFERENCE, FULLGRAD, OF_MODULES, IMAGE, WHOLE)
+MAPS = (SALIENCY, PRODUCT, INTEGRATED)
+
+
+def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
+    """Compare the methods on every network of a run; images that are finished for the same weights stay.
+
+    Args:
+        setup: Networks, images and folder.
+        report: Called with what is computed and the share that is done.
+    """
+    for name in setup.networks:
+        trained, untouched = setup.trained(name), models.load(name)
+        images, path = setup.many(name, min(MOST, 2 * setup.images)), setup.folder / KEY / f"{name}.json"
+        settings = {**trained.about, "steps": STEPS, "scale": SCALE}
+        record = Record(path.with_name(f"{name}-{trained.about['weights sha256'][:8]}.jsonl"), settings)
+        missing = [n for n, hashed in enumerate(images.hashes) if hashed not in record.names]
+        for start in range(0, len(missing), BATCH):
+            report(f"{name}: attributions", 1 - (len(missing) - start) / len(images))
+            part = images[missing[start : start + BATCH]]
+            for hashed, found in zip(part.hashes, sums(trained, untouched, part), strict=True):
+                record.append(hashed, found)
+        one, finished = setup.one(name), dict(record.results())
+        settings |= {"image": one.hashes[0], "class": one.classes[int(one.labels)], "biases": len(trained.network.biases)}
+        keep(path, settings, partial(maps, trained, untouched, one))
+        write_json(path, read_json(path) | {"images": {hashed: finished[hashed] for hashed in images.hashes}})
+    report("attributions", 1.0)
+
+
+def sums(trained: Trained, untouched: nn.Module, images: data.Images) -> list[Found]:
+    """What the maps of each method sum to, beside the logit of the predicted class, image by image.
+
+    Args:
+        trained: The network; hyperplanes and FullGrad are those of the folded one, whose biases are parameters.
+        untouched: The same network as it was trained: its logits are to be reproduced, and Captum works on it.
+        images: Images.
+    """
+    x = trained.input(images.unit_interval())
+    with torch.no_grad():
+        scores, zero = untouched(x), untouched(torch.zeros_like(x[:1]))[0]
+    classes = scores.argmax(1)
+    found = {method: made.flatten(1).sum(1) for method, made in captum_maps(untouched, x, classes).items()}
+    slopes, biases = full_gradients(trained.network, x, classes)
+    pixels, none = (x * slopes).flatten(1).sum(1), x.new_zeros(len(x))
+    owned = (part for name, part in biases.items() if _is_of_module(trained.network.model, name))
+    found[FULLGRAD], found[OF_MODULES] = pixels + sum(biases.values(), none), pixels + sum(owned, none)
+    parts = hyperplanes(trained.network, x, "fc", "RM0", classes[:, None, None], scale=SCALE).contributions()
+    found[IMAGE], found[WHOLE] = parts.image.flatten(1).sum(1), parts.total()[:, 0]
+    return [
+        {
+            "logit": float(scores[n, c]),
+            "at zero": float(zero[c]),
+            "sums": {method: float(total[n]) for method, total in found.items()},
+        }
+        for n, c in enumerate(classes.tolist())
+    ]
+
+
+def captum_maps(
+    model: nn.Module, x: Float[Tensor, "n c h w"], classes: Int64[Tensor, " n"]
+) -> dict[str, Float[Tensor, "n c h w"]]:
+    """Captum's maps for one class of each image: saliency (magnitudes), input x gradient, integrated gradients from zeros.
+
+    Args:
+        model: A module in eval mode that gives ``(N, classes)``.
+        x: Images as the model takes them.
+        classes: Class of each.
+    """
+    from captum.attr import InputXGradient, IntegratedGradients, Saliency
+
+    inputs = x.detach().clone().requires_grad_()
+    found = {
+        SALIENCY: Saliency(model).attribute(inputs, target=classes),
+        PRODUCT: InputXGradient(model).attribute(inputs, target=classes),
+        INTEGRATED: IntegratedGradients(model).attribute(
+            inputs, baselines=0, target=classes, n_steps=STEPS, internal_batch_size=SAMPLES
+        ),
+    }
+    return {method: part.detach().to(x) for method, part in found.items()}
+
+
+def full_gradients(
+    network: Network, x: Float[Tensor, "n c h w"], classes: Int64[Tensor, " n"]
+) -> tuple[Float[Tensor, "n c h w"], dict[str, Float[Tensor, " n"]]]:
+    r"""FullGrad by autograd: :math:`f = \langle x | \nabla_x f \rangle + \sum_b b\, \partial f / \partial b` [Srinivas2019].
+
+    Args:
+        network: Traced network; it tells which parameters are biases, and nothing else.
+        x: Images.
+        classes: Class of each.
+
+    Returns:
+        The gradient of the image, and for each parameter that is a bias what it adds to the class's output.
+    """
+    named = dict(network.model.named_parameters())
+    biases = {b.parameter: named[b.parameter].detach() for b in network.biases.values() if b.parameter}
+
+    def score(image: Tensor, parameters: dict[str, Tensor], chosen: Tensor) -> Tensor:
+        return (functional_call(network.model, parameters, (image[None],))[0] * chosen).sum()
+
+    chosen = nn.functional.one_hot(classes, network.layers["output"].out_shape[0]).to(x)
+    slopes, changes = vmap(grad(score, (0, 1)), (0, None, 0))(x, biases, chosen)
+    added = {name: (value * changes[name].detach()).reshape(len(x), -1).sum(1) for name, value in biases.items()}
+    return slopes.detach(), added
+
+
+def _is_of_module(model: nn.Module, parameter: str) -> bool:
+    """Whether FullGrad's authors' code finds a bias: that of a convolution, linear layer or batch norm, no bare parameter."""
+    owner, _, name = parameter.rpartition(".")
+    return name == "bias" and isinstance(model.get_submodule(owner), nn.Conv2d | nn.Linear | nn.BatchNorm2d)
+
+
+def maps(trained: Trained, untouched: nn.Module, image: data.Images) -> tuple[Found, Arrays]:
+    """What the pictures of one image show: its logit; the maps, the hyperplane, what the biases of each layer add.
+
+    Args:
+        trained: The network.
+        untouched: The same network as it was trained.
+        image: The one image.
+    """
+    pixels = image.unit_interval()
+    x = trained.input(pixels)
+    with torch.no_grad():
+        scores = untouched(x)
+    classes = scores.argmax(1)
+    found = captum_maps(untouched, x, classes)
+    planes = hyperplanes(trained.network, x, "fc", "RM0", classes[:, None, None], scale=SCALE)
+    parts, biases = planes.contributions(), full_gradients(trained.network, x, classes)[1]
+    bias = {name: float(part.sum()) for name, part in parts.bias.items()}
+    theirs = [float(biases[b.parameter]) for b in trained.network.biases.values() if b.parameter]
+    return {"logit": float(scores.max())}, {
+        "pixels": pixels[0].numpy(),
+        **{method: part[0].numpy() for method, part in found.items()},
+        "hyperplane": planes.image[0, 0].numpy(),
+        IMAGE: parts.image[0, 0].numpy(),
+        "biases": np.array(list(bias), str),
+        "bias": np.array(list(bias.values())),
+        FULLGRAD: np.array(theirs),
+    }
+
+
+def section(folder: Path) -> Section | None:
+    """What the comparison found, from the files of a folder; its pictures are drawn there.
+
+    Args:
+        folder: Folder of the results.
+
+    Returns:
+        The section; ``None`` where there are no results.
+    """
+    results = [result for result in kept(folder / KEY) if "images" in result[1]]  # what a stopped run lacks comes last
+    if not results:
+        return None
+    networks = {name: found for name, found, _ in results}
+    counts = ", ".join(f"{len(found['images'])} for {name}" for name, found in networks.items())
+    ran = (
+        f"Test images that each network classifies correctly, drawn with the seed of the run: {counts}. The logit is that of the "
+        "predicted class, from the network as it was trained, in float32.",
+        "Saliency (magnitudes), input x gradient and integrated gradients are Captum's, on the network as it was trained, in its "
+        f"own input; integrated gradients start from an input of zeros and take {STEPS} steps by Gauss-Legendre. FullGrad "
+        "[Srinivas2019] is input x gradient and bias x gradient of the folded network by autograd, once with all its "
+        "biases and once with those of modules alone, which is what its authors' code finds: Fixup's scalars are no modules. "
+        f"Hyperplanes are those of the folded network at the pattern of {SCALE:g} [x; b].",
+    )
+    errors = {name: relative_errors(found["images"].values()) for name, found in networks.items()}
+    blocks: list[Block] = [*claims(networks, errors), *(table(name, found) for name, found in errors.items())]
+    for result in results:
+        blocks += _pictures(folder, *result)
+    return Section(KEY, "Beside the attributions that users know", ran, tuple(blocks))
+
+
+def relative_errors(images: Iterable[Found]) -> dict[str, np.ndarray]:
+    """``|sum - logit| / |logit|`` of every image by method, in the order of the table.
+
+    That of input x gradient is also with the bias part of the hyperplane, that of integrated gradients beside f(x) - f(0).
+
+    Args:
+        images: What :func:`sums` found for each.
+    """
+    every = list(images)
+    logits, zeros = (np.array([found[key] for found in every]) for key in ("logit", "at zero"))
+    totals = {method: np.array([found["sums"][method] for found in every]) for method in every[0]["sums"]}
+    totals[COMPLETED] = totals[PRODUCT] + totals[WHOLE] - totals[IMAGE]
+    errors = {method: np.abs(total - logits) / np.abs(logits) for method, total in totals.items()}
+    errors[DIFFERENCE] = np.abs(totals[INTEGRATED] - (logits - zeros)) / np.abs(logits - zeros)
+    return {method: errors[method] for method in ROWS}
+
+
+def table(name: str, errors: dict[str, np.ndarray]) -> Table:
+    """A row for each method: median of the errors, nine in ten of them, share within 1 %.
+
+    Args:
+        name: The network.
+        errors: Its errors by method.
+    """
+    sheet = Sheet(f"{name}: how far each method is from the logit", ["method", "relative error %", "within 1 %, %"])
+    for method, found in errors.items():
+        sheet.rows.append([method, str(Quantiles.of(found, 100.0)), f"{_within(found):.1f}"])
+    caption = (
+        "Relative error: |sum of the map - logit| / |logit|, median and 5 to 95 % of the images. The sum of saliency's "
+        "magnitudes has no meaning, and claims none. Integrated gradients claim f(x) - f(0), the row below them."
+    )
+    return Table(sheet, caption)
+
+
+def claims(networks: dict[str, Found], errors: dict[str, dict[str, np.ndarray]]) -> Iterator[Claim]:
+    """Which methods reproduce the logit, for the networks with biases and for those without.
+
+    Args:
+        networks: Results by network.
+        errors: Errors by network and method.
+    """
+    biased = [name for name, found in networks.items() if found["settings"]["biases"]]
+    plain = [name for name in networks if name not in biased]
+    everyone = list(networks)
+    yield _claim("The hyperplane's image part and bias part sum to the logit.", errors, everyone, WHOLE, True)
+    yield _claim("FullGrad with all biases of the folded network sums to it, too.", errors, everyone, FULLGRAD, True)
+    if biased:
+        yield _claim("Input x gradient alone does not where there are biases.", errors, biased, PRODUCT, False)
+        yield _claim("What it misses is the bias part: with that of the hyperplane it does.", errors, biased, COMPLETED, True)
+        yield _claim("Nor do integrated gradients from zeros, as f(0) is missing.", errors, biased, INTEGRATED, False)
+    if plain:
+        yield _claim("Without biases input x gradient is the image part, and all of the logit.", errors, plain, PRODUCT, True)
+    text = f"Integrated gradients reproduce f(x) - f(0), which is what they claim, with {STEPS} steps."
+    yield _claim(text, errors, everyone, DIFFERENCE, True)
+
+
+def _claim(text: str, errors: dict[str, dict[str, np.ndarray]], names: list[str], method: str, complete: bool) -> Claim:
+    """Whether a method reproduces all logits, or fewer than half of them, of some networks."""
+    shares = {name: _within(errors[name][method]) for name in names}
+    measured = "; ".join(f"{name} {share:.1f} %, median {np.median(errors[name][method]):.2g}" for name, share in shares.items())
+    holds = all(share == 100 if complete else share < 50 for share in shares.values())
+    return Claim(text, f"Images within 1 %, and the median relative error: {measured}", holds)
+
+
+def _within(errors: np.ndarray) -> float:
+    """Percent of the images with a relative error of at most 1 %."""
+    return 100 * float((errors <= SHARE_LIMIT).mean())
+
+
+def _pictures(folder: Path, name: str, found: Found, arrays: Arrays) -> Iterator[Picture]:
+    """The maps of one image side by side; what the biases of each layer add, where there are biases."""
+    of = f"{name}, {found['settings']['class']} {found['settings']['image'][:8]}"
+    shown = {key: torch.from_numpy(arrays[key]) for key in (*MAPS, "hyperplane", IMAGE)}
+    below = {key: f"sum {float(part.double().sum()):.4g}" for key, part in shown.items() if key != "hyperplane"}
+    shown["image part x input"] = shown.pop(IMAGE)
+    below["image part x input"] = f"{below.pop(IMAGE)}, biases {arrays['bias'].sum():.4g}"
+    heading = f"{of}: maps of the predicted class's logit, {found['logit']:.4g}"
+    drawing = plots.attributions(torch.from_numpy(arrays["pixels"]), shown, below, heading)
+    yield _saved(folder, f"{name}-maps", drawing)
+    if len(arrays["bias"]):
+        layers = arrays["biases"].tolist()
+        values = {
+            "hyperplane, b x H_b": dict(zip(layers, arrays["bias"].tolist(), strict=True)),
+            "FullGrad, bias x gradient": dict(zip(layers, arrays[FULLGRAD].tolist(), strict=True)),
+        }
+        drawing = plots.by_layer(values, f"{of}: what the biases of each layer add", "what is added to the logit", kind="bar")
+        yield _saved(folder, f"{name}-biases", drawing)
+
+
+def _saved(folder: Path, stem: str, drawing: plots.Drawing) -> Picture:
+    path = plots.save(drawing, folder / KEY / f"{stem}.png", formats=("png", "svg"))
+    return Picture(path.relative_to(folder), captioned(drawing))

@@ -1,0 +1,81 @@
+"""All experiments one after the other, and what they tell."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import adjointbackmap
+from adjointbackmap.benchmark.timing import environment
+from adjointbackmap.study import attributions, many, noise, page, pictures, scaled, targets, verification
+from adjointbackmap.study.sections import Section
+from adjointbackmap.study.setup import Setup, read_json, write_json
+
+EXPERIMENTS = {module.KEY: module for module in (page, pictures, noise, targets, scaled, many, attributions)}
+"""Key -> the module whose ``section`` tells what was found; ``compute`` finds it, for ``page`` that of ``verification``."""
+
+ABOUT = "study.json"
+
+
+def check_experiments(keys: Sequence[str] | None) -> list[str]:
+    """The experiments to run, in their order; all if none is named.
+
+    Raises:
+        ValueError: If one is unknown.
+    """
+    unknown = [key for key in keys or () if key not in EXPERIMENTS]
+    if unknown:
+        msg = f"--only must be some of {', '.join(EXPERIMENTS)}. Got {', '.join(unknown)}: leave it out for all of them."
+        raise ValueError(msg)
+    return [key for key in EXPERIMENTS if not keys or key in keys]
+
+
+def run(setup: Setup, keys: Sequence[str], report: Callable[[str, float], None]) -> None:
+    """Run experiments; what the folder has of them is not computed again.
+
+    Args:
+        setup: Networks, images and folder.
+        keys: Which experiments, see :func:`check_experiments`.
+        report: Called with what is computed and the share of it that is done.
+    """
+    for key in keys:
+        started = time.monotonic()
+        try:
+            (verification if key == page.KEY else EXPERIMENTS[key]).compute(setup, report)
+        finally:
+            _tell(setup, key, time.monotonic() - started)
+
+
+def _tell(setup: Setup, key: str, seconds: float) -> None:
+    """Add an experiment to what the folder tells of its runs."""
+    path = setup.folder / ABOUT
+    before = read_json(path) if path.is_file() else {"networks": [], "seconds": {}}
+    write_json(
+        path,
+        {
+            "version": adjointbackmap.__version__,
+            "date": time.strftime("%Y-%m-%d"),
+            "environment": environment(),
+            "networks": [*dict.fromkeys([*before["networks"], *setup.networks])],
+            "settings": setup.settings,
+            "seconds": {**before["seconds"], key: round(before["seconds"].get(key, 0.0) + seconds, 1)},
+        },
+    )
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """What the folder tells of its runs.
+
+    Raises:
+        ValueError: If it holds no results of the study.
+    """
+    if not (folder / ABOUT).is_file():
+        msg = f"The folder must hold the results of adjointbackmap study all. Got {folder}, which has no {ABOUT}."
+        raise ValueError(msg)
+    return read_json(folder / ABOUT)
+
+
+def sections(folder: Path) -> list[Section]:
+    """What the results in a folder tell, experiment by experiment; their figures are drawn anew."""
+    found = [module.section(folder) for module in EXPERIMENTS.values()]
+    return [section for section in found if section is not None]

@@ -1,0 +1,98 @@
+"""The report: everything in one file, made from sections alone."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from adjointbackmap import plots
+from adjointbackmap.report.page import render, write_report
+from adjointbackmap.sheets import Sheet
+from adjointbackmap.study.sections import Claim, Picture, Scene, Section, Table
+
+ABOUT = {
+    "version": "9.9",
+    "date": "2001-02-03",
+    "networks": ["a-network"],
+    "settings": {"seed": 0},
+    "environment": {"cpu": "a processor"},
+    "seconds": {"noise": 61.4},
+}
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes, and whether all that were opened are closed in order."""
+
+    EMPTY = ("meta", "img", "br", "link")
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.open = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def of(self, name):
+        return [attributes for tag, attributes in self.found if tag == name]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    figure = Figure(figsize=(2, 1))
+    figure.add_subplot().plot([0, 1])
+    plots.save(figure, tmp_path / "noise" / "lines.png", formats=("png", "svg"))
+    return tmp_path
+
+
+def section(*blocks):
+    return Section("noise", "Noise & <more>", ("Run on `one` image.",), blocks)
+
+
+def test_page_holds_all_that_it_shows(folder):
+    """No address but links inside, data and files beside the page; every tag closed; text escaped."""
+    blocks = (
+        Claim("Noise < signal.", "3 of 10", False, "all"),
+        Claim("It cannot be told.", "0 of 0", None),
+        Table(
+            Sheet("Losses", ["layer", "loss"], [["**conv1**", "<0.5"]]), "Low is good.", Sheet("Table 4.1", ["class"], [["cat"]])
+        ),
+        Picture(Path("noise/lines.png"), "A line.", "Fig. 4.2"),
+    )
+    text = write_report(folder, [section(*blocks)], ABOUT).read_text()
+    tags = Tags(text)
+    assert tags.open == []
+    assert [i["src"].partition(",")[0] for i in tags.of("img")] == ["data:image/png;base64"]
+    assert all(i["alt"] for i in tags.of("img"))
+    ids = {attributes["id"] for _, attributes in tags.found if "id" in attributes}
+    for link in tags.of("a"):
+        inside = link["href"].startswith("#")
+        assert link["href"][1:] in ids if inside else (folder / link["href"]).is_file()
+    assert tags.of("script") == tags.of("link") == []
+    escaped = ("Noise &lt; signal.", "&lt;0.5", "Noise &amp; &lt;more&gt;")
+    for shown in (*escaped, "0 of 2 claims hold", "does not hold", "cannot tell", "Table 4.1"):
+        assert shown in text
+    assert "**" not in text
+    assert not re.search(r"(src|href)=.https?:", text)
+
+
+def test_scenes_bring_their_script(folder):
+    """Plotly is in the page, once; a name that would end the script does not."""
+    scene = Scene({"red": [[0.0, 1.0, 2.0]], "black": [[1.0, 1.0, 1.0]]}, {"red": ["</script>"]}, "tSNE", "Points.")
+    text = render(folder, [section(scene, scene)], ABOUT)
+    assert text.count("Plotly.newPlot(") >= 2
+    assert len(Tags(text).of("script")) == 3
+    assert "Plotly" not in render(folder, [section()], ABOUT)
+
+
+def test_picture_that_is_missing_is_named(folder):
+    """With its path."""
+    with pytest.raises(FileNotFoundError, match=r"must be in the folder of the results. Got .*other\.png, which is not there"):
+        render(folder, [section(Picture(Path("other.png"), "Nothing."))], ABOUT)
