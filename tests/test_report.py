@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from adjointbackmap import plots
+from adjointbackmap.report.document import PLACE, write_document
 from adjointbackmap.report.page import render, write_report
 from adjointbackmap.sheets import Sheet
 from adjointbackmap.study.sections import Claim, Picture, Scene, Section, Table
@@ -96,3 +97,28 @@ def test_picture_that_is_missing_is_named(folder):
     """With its path."""
     with pytest.raises(FileNotFoundError, match=r"must be in the folder of the results. Got .*other\.png, which is not there"):
         render(folder, [section(Picture(Path("other.png"), "Nothing."))], ABOUT)
+
+
+def test_document_has_claims_and_tables_between_its_marks(folder):
+    """Bars in cells are no borders; results are copied; the rest of the page stays."""
+    page = folder / "docs" / "study.md"
+    page.parent.mkdir()
+    page.write_text(f"Above.\n\n{PLACE.begin}\nearlier\n{PLACE.end}\n\nBelow.\n")
+    (folder / "noise" / "a-network.json").write_text("{}")
+    blocks = (Claim("|e| is small.", "3 of 4", True), Table(Sheet("Losses", ["layer"], [["conv1"]]), "Low is good."))
+    written = write_document(folder, [section(*blocks)], page)
+    text = page.read_text()
+    assert text.startswith("Above.\n")
+    assert text.endswith("Below.\n")
+    assert "earlier" not in text
+    for line in ("### Noise & <more>", "| \\|e\\| is small. | 3 of 4 |  | holds |", "*Losses*", "| conv1 |", "Low is good."):
+        assert f"\n{line}\n" in text
+    assert written == [page, page.parent / "results" / "study" / "noise" / "a-network.json"]
+    assert written[1].read_text() == "{}"
+
+
+def test_page_without_a_place_is_refused(folder):
+    """Before anything is written."""
+    (folder / "page.md").write_text("No marks.\n")
+    with pytest.raises(ValueError, match=r"--docs must be a page with the lines .* Got .*page\.md: add them"):
+        write_document(folder, [], folder / "page.md")

@@ -115,17 +115,23 @@ def everything(
 
 
 @app.command
-def report(folder: Path) -> None:
-    """Make the page of a study again from its results alone.
+def report(folder: Path, *, docs: Path | None = None) -> None:
+    """Make the page of a study again from its results alone: figures, tables, claims.
 
     Args:
         folder: What study all wrote.
+        docs: Page to write claims and tables into, such as docs/study.md; the results go into a folder beside it.
     """
+    from adjointbackmap.report.document import PLACE, write_document
     from adjointbackmap.report.page import write_report
     from adjointbackmap.study.everything import about, sections
 
     told = about(folder)
-    console.print(f"Written: {write_report(folder, sections(folder), told)}")
+    if docs:
+        PLACE.check(docs)
+    found = sections(folder)
+    written = [write_report(folder, found, told), *(write_document(folder, found, docs) if docs else [])]
+    console.print(f"Written: {', '.join(map(str, written))}")
 
 
 def _tell(file: Path, docs: Path | None) -> dict[str, Any]:
