@@ -41,11 +41,15 @@ def render(folder: Path, sections: Sequence[Section], about: dict[str, Any]) -> 
     env = Environment(loader=PackageLoader("adjointbackmap.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     env.filters.update(plain=plain, inline=lambda path: inline(folder / path), kind=kind, mark=lambda holds: MARKS[holds])
     env.filters.update(numbers=lambda path: _beside(folder, path, ".npz"), vector=lambda path: _beside(folder, path, ".svg"))
+    claims = [(s, [block for block in s.blocks if isinstance(block, Claim)]) for s in sections]
+    told = [claim.holds for _, of_section in claims for claim in of_section]
     scenes = [block for section in sections for block in section.blocks if isinstance(block, Scene)]
     return env.get_template("report.html").render(
         sections=sections,
         about=about,
-        claims=[(s, block) for s in sections for block in s.blocks if isinstance(block, Claim)],
+        claims=[(section, of_section) for section, of_section in claims if of_section],
+        held=told.count(True),
+        tested=len(told),
         plotly=Markup(plotly_script()) if scenes else "",
         figures={id(scene): Markup(_for_script(scene_figure(scene))) for scene in scenes},
         identity=id,

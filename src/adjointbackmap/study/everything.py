@@ -11,7 +11,7 @@ from adjointbackmap.study import attributions, many, noise, page, pictures, scal
 from adjointbackmap.study.sections import Section
 from adjointbackmap.study.setup import Setup, read_json, write_json
 
-EXPERIMENTS = {module.KEY: module for module in (page, pictures, noise, targets, scaled, many, attributions)}
+EXPERIMENTS = {module.KEY: module for module in (page, pictures, many, noise, targets, scaled, attributions)}
 """Key -> the module whose ``section`` tells what was found; ``compute`` finds it, for ``page`` that of ``verification``."""
 
 ABOUT = "study.json"
