@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from adjointbackmap import models
 from adjointbackmap.rules import RULES
 
 ROOT = Path(__file__).parent.parent
@@ -59,3 +60,10 @@ def listed_operations():
 def test_every_operation_with_a_rule_is_listed():
     """docs/operations.md names each operation that has a rule, and no other."""
     assert listed_operations() == {name.split(".")[1] for name in RULES}
+
+
+def test_readme_tells_the_accuracy_of_every_network_that_ships():
+    """As in its card."""
+    text = (ROOT / "README.md").read_text()
+    for name in models.names():
+        assert f"| `{name}` | {100 * models.card(name)['test accuracy']:.2f} % |" in text
