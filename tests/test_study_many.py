@@ -39,8 +39,7 @@ def setup(tmp_path_factory):
 
 def results(setup, name):
     """Results by image."""
-    run = json.loads((setup.folder / many.KEY / f"{name}.json").read_text())
-    return dict(zip(run["images"], many._results(setup.folder, name, run), strict=True))
+    return json.loads((setup.folder / many.KEY / f"{name}.json").read_text())["images"]
 
 
 def made_up(spread=2.0, **changes):
@@ -119,8 +118,7 @@ def test_stopped_run_goes_on(tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         run(3)
-    run_so_far = json.loads((tmp_path / many.KEY / f"{NETWORKS[0]}.json").read_text())
-    assert len(many._results(tmp_path, NETWORKS[0], run_so_far)) == 2
+    assert len(results(Setup(tmp_path, NETWORKS), NETWORKS[0])) == 2
     assert (run(3), len(seen)) == (3, 4)
     assert (run(4), len(seen)) == (4, 5)
     assert (run(2), len(seen)) == (2, 5)
@@ -189,5 +187,5 @@ def test_section_of_nothing_is_none(tmp_path: Path):
     """No results, or none that is finished."""
     assert many.section(tmp_path) is None
     (tmp_path / many.KEY).mkdir()
-    (tmp_path / many.KEY / f"{NETWORKS[0]}.json").write_text('{"job": {}, "asked": 3, "images": []}')
+    (tmp_path / many.KEY / f"{NETWORKS[0]}.json").write_text('{"job": {}, "asked": 3, "images": {}}')
     assert many.section(tmp_path) is None

@@ -44,16 +44,25 @@ def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
         trained, images = setup.trained(name), setup.many(name)
         job = {**attack_of(trained, images), "seed": setup.seed, "patterns": PATTERNS}
         record = Record(_record_path(setup.folder, name, job), job)
-        write_json(setup.folder / KEY / f"{name}.json", {"job": job, "asked": setup.images, "images": images.hashes})
-        missing = [n for n, image in enumerate(images.hashes) if image not in record.names]
-        for start in range(0, len(missing), BATCH):
-            part = images[missing[start : start + BATCH]]
-            for n, found in enumerate(measured(trained, part)):
-                one = part[n]
-                found["spread"] = spread_of(trained, one.unit_interval(), int(one.labels), setup.seed, PATTERNS)
-                record.append(part.hashes[n], found)
-                report(f"{name}: images", 1 - (len(missing) - start - n - 1) / len(images))
-        report(f"{name}: images", 1.0)
+        try:
+            _measure(trained, images, setup.seed, record, lambda share, name=name: report(f"{name}: images", share))  # type: ignore[misc]
+        finally:
+            kept = dict(record.results())
+            finished = {image: kept[image] for image in images.hashes if image in kept}
+            write_json(setup.folder / KEY / f"{name}.json", {"job": job, "asked": setup.images, "images": finished})
+
+
+def _measure(trained: Trained, images: data.Images, seed: int, record: Record, report: Callable[[float], None]) -> None:
+    """Add the images that a record lacks."""
+    missing = [n for n, image in enumerate(images.hashes) if image not in record.names]
+    for start in range(0, len(missing), BATCH):
+        part = images[missing[start : start + BATCH]]
+        for n, found in enumerate(measured(trained, part)):
+            one = part[n]
+            found["spread"] = spread_of(trained, one.unit_interval(), int(one.labels), seed, PATTERNS)
+            record.append(part.hashes[n], found)
+            report(1 - (len(missing) - start - n - 1) / len(images))
+    report(1.0)
 
 
 def measured(trained: Trained, images: data.Images) -> list[Found]:
@@ -109,8 +118,7 @@ def section(folder: Path) -> Section | None:
         The section; ``None`` where there are no results.
     """
     runs = {name: read_json(p) for name in COLUMNS if (p := folder / KEY / f"{name}.json").exists()}
-    networks = {name: _results(folder, name, run) for name, run in runs.items()}
-    networks = {name: found for name, found in networks.items() if found}
+    networks = {name: list(run["images"].values()) for name, run in runs.items() if run["images"]}
     if not networks:
         return None
     seeds, patterns = (", ".join(map(str, sorted({r["job"][key] for r in runs.values()}))) for key in ("seed", "patterns"))
@@ -256,12 +264,6 @@ def _of_part(text: str, pairs: dict[str, list[tuple[float | None, float]]]) -> I
 
 def _fooled(found: Sequence[Found]) -> list[Found]:
     return [r for r in found if r["fooled"]]
-
-
-def _results(folder: Path, name: str, run: Found) -> list[Found]:
-    """Results of the images of the last run that are finished."""
-    kept = dict(Record(_record_path(folder, name, run["job"]), run["job"]).results())
-    return [kept[image] for image in run["images"] if image in kept]
 
 
 def _record_path(folder: Path, name: str, job: Found) -> Path:
