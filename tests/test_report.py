@@ -105,6 +105,8 @@ def test_document_has_claims_and_tables_between_its_marks(folder):
     page.parent.mkdir()
     page.write_text(f"Above.\n\n{PLACE.begin}\nearlier\n{PLACE.end}\n\nBelow.\n")
     (folder / "noise" / "a-network.json").write_text("{}")
+    (folder / "verification").mkdir()
+    (folder / "verification" / "verification.json").write_text("{}")
     blocks = (Claim("|e| is small.", "3 of 4", True), Table(Sheet("Losses", ["layer"], [["conv1"]]), "Low is good."))
     written = write_document(folder, [section(*blocks)], page)
     text = page.read_text()

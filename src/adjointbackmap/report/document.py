@@ -9,6 +9,7 @@ from adjointbackmap.sheets import Place, Sheet
 from adjointbackmap.study.sections import Claim, Section, Table
 
 PLACE = Place("<!-- study: written by adjointbackmap report -->", "<!-- study: end -->")
+APART = "verification"  # has a page of its own, which study verification writes
 
 
 def markdown(sections: Sequence[Section]) -> str:
@@ -44,7 +45,7 @@ def _cell(text: str) -> str:
 
 
 def write_document(folder: Path, sections: Sequence[Section], page: Path) -> list[Path]:
-    """Put claims and tables into the place of a page, and the results into a folder beside it.
+    """Put claims and tables into the place of a page, and the results into a folder beside it; not those of the verification.
 
     Args:
         folder: The results.
@@ -58,9 +59,9 @@ def write_document(folder: Path, sections: Sequence[Section], page: Path) -> lis
         ValueError: If the page has no such place.
     """
     PLACE.check(page)
-    PLACE.fill(page, markdown(sections))
+    PLACE.fill(page, markdown([section for section in sections if section.key != APART]))
     copies = []
-    for path in sorted(folder.glob("**/*.json")):
+    for path in sorted(path for path in folder.glob("**/*.json") if path.parent.name != APART):
         copy = page.parent / "results" / "study" / path.relative_to(folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copyfile(path, copy)
