@@ -16,8 +16,7 @@ from adjointbackmap.study.sections import Claim, Picture, Scene, Section, Table
 ABOUT = {
     "version": "9.9",
     "date": "2001-02-03",
-    "networks": ["a-network"],
-    "settings": {"seed": 0},
+    "settings": {"a-network": "seed 0"},
     "environment": {"cpu": "a processor"},
     "seconds": {"noise": 61.4},
 }

@@ -21,7 +21,7 @@ def write_report(folder: Path, sections: Sequence[Section], about: dict[str, Any
     Args:
         folder: The results, to which the paths of the pictures are relative.
         sections: What the experiments found.
-        about: What was run: ``environment``, ``networks``, ``settings``, ``seconds``, ``version``, ``date``.
+        about: What was run: ``environment``, ``settings`` by network, ``seconds`` by experiment, ``version``, ``date``.
 
     Returns:
         The page.

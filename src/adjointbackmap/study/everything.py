@@ -49,15 +49,14 @@ def run(setup: Setup, keys: Sequence[str], report: Callable[[str, float], None])
 def _tell(setup: Setup, key: str, seconds: float) -> None:
     """Add an experiment to what the folder tells of its runs."""
     path = setup.folder / ABOUT
-    before = read_json(path) if path.is_file() else {"networks": [], "seconds": {}}
+    before = read_json(path) if path.is_file() else {"settings": {}, "seconds": {}}
     write_json(
         path,
         {
             "version": adjointbackmap.__version__,
             "date": time.strftime("%Y-%m-%d"),
             "environment": environment(),
-            "networks": [*dict.fromkeys([*before["networks"], *setup.networks])],
-            "settings": setup.settings,
+            "settings": before["settings"] | dict.fromkeys(setup.networks, setup.settings),
             "seconds": {**before["seconds"], key: round(before["seconds"].get(key, 0.0) + seconds, 1)},
         },
     )

@@ -19,15 +19,15 @@ from adjointbackmap.study.setup import SCALE, Trained
 IMAGES, PLANES = "images", "hyperplanes"
 
 
-def angles(planes: Float[Tensor, "n *part"], others: Float[Tensor, "m *part"]) -> Float[Tensor, "n m"]:
-    """Angles in degrees between the hyperplanes of two sets, in float64.
+def mutual_angles(planes: Float[Tensor, "n *part"], others: Float[Tensor, "m *part"]) -> Float[Tensor, "n m"]:
+    """Angles in degrees between each hyperplane of one set and each of another, in float64.
 
     Args:
         planes: Image parts or bias parts, none of them zero.
         others: The same of other units or images.
 
     Example:
-        >>> angles(torch.eye(2)[:1], torch.tensor([[2.0, 2.0], [0.0, -3.0]])).round().tolist()
+        >>> mutual_angles(torch.eye(2)[:1], torch.tensor([[2.0, 2.0], [0.0, -3.0]])).round().tolist()
         [[45.0, 90.0]]
     """
     first, second = (torch.nn.functional.normalize(part.flatten(1).double(), dim=1) for part in (planes, others))
@@ -50,7 +50,7 @@ def same_class(images: data.Images, planes: Hyperplanes) -> dict[str, Any]:
     for part in ("image", "bias") if len(planes.network.biases) else ("image",):
         first, second = getattr(planes, part)[:2, label].flatten(1).double()
         change = (first - second).norm() / ((first.norm() + second.norm()) / 2)
-        found[part] = {"angle": float(angles(first[None], second[None])), "change": float(change)}
+        found[part] = {"angle": float(mutual_angles(first[None], second[None])), "change": float(change)}
     return found
 
 
@@ -75,7 +75,7 @@ def by_position(trained: Trained, x: Float[Tensor, "1 c h w"], layer: str) -> di
         inside = ((part.corners >= 0) & (part.corners <= last)).all(-1)
         planes = part.values[0][inside & part.values[0].flatten(2).any(2)]
         first, second = torch.triu_indices(len(planes), len(planes), 1)
-        found |= {"positions": len(planes), "angles": _told(angles(planes, planes)[first, second])}
+        found |= {"positions": len(planes), "angles": _told(mutual_angles(planes, planes)[first, second])}
     return found
 
 
@@ -114,7 +114,7 @@ def over_many(trained: Trained, images: data.Images) -> tuple[dict[str, Any], di
     measured = {"high": high_share, "mean": mean_frequency}
     found: dict[str, Any] = {key: {n: of(part).mean(1).tolist() for n, part in maps.items()} for key, of in measured.items()}
     first, second = torch.triu_indices(len(planes), len(planes), 1)
-    same, between = images.labels[first] == images.labels[second], angles(planes, planes)[first, second]
+    same, between = images.labels[first] == images.labels[second], mutual_angles(planes, planes)[first, second]
     found["angles"] = {"one class": _told(between[same]), "two classes": _told(between[~same])}
     profiles = {name: radial_energy(part) for name, part in maps.items()}
     arrays = {f"profile of {name}": profile.share.mean(1).numpy() for name, profile in profiles.items()}

@@ -26,7 +26,7 @@ def claims(name: str, found: Found) -> Iterator[Claim]:
     first, last = (float(np.median(layers[layer])) for layer in (next(iter(layers)), list(layers)[-1]))
     yield Claim(
         f"{name}: the hyperplanes of a class at two of its images differ significantly (read: by more than {ALIKE:g} degrees).",
-        f"the two images of a {same['class']}: {_change(same['image'])}; pairs of one class among "
+        f"the two images of the class {same['class']}: {_change(same['image'])}; pairs of one class among "
         f"{len(spectra['high'][IMAGES])} images: {Quantiles(**spectra['angles']['one class'])} degrees",
         same["image"]["angle"] > ALIKE,
         "seen in Figs. 2.6 and 2.7",

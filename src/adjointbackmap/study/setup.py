@@ -43,10 +43,10 @@ class Setup:
     sample: bool = False
 
     @property
-    def settings(self) -> dict[str, str | int]:
+    def settings(self) -> str:
         """What a reader must know to run it again; no path of a machine."""
-        images = "the 200 of CIFAR-10 that ship" if self.sample else "all test images, by hash"
-        return {"image": self.image or "the study's", "images": self.images, "seed": self.seed, "drawn from": images}
+        pool = "the 200 test images that ship" if self.sample else "all test images"
+        return f"image {self.image or 'of the study'}, {self.images} images, seed {self.seed}, drawn from {pool}"
 
     def trained(self, name: str) -> "Trained":
         """A network of the run with its test images."""
