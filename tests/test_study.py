@@ -68,10 +68,11 @@ def layers():
 
 def results(layers):
     """Results of made-up units of a network without bias."""
-    part = {"images": 2, "seconds": 7200.0, "layers": layers}
+    part = {"images": 2, "seconds": 7200.0, "layers": layers, "environments": [0, 1]}
     entry = {"runs": {"float32": {"convolutions": part}, "float64": {"convolutions": part}}}
     environment = {"cpu": "a processor", "threads": 1, "torch": "2", "python": "3"}
-    return {"format": 2, "environments": [environment], "networks": {"fixup-resnet20-nobias-cifar10": entry}}
+    machines = [environment, {**environment, "gpu": "a card"}]
+    return {"format": 2, "environments": machines, "networks": {"fixup-resnet20-nobias-cifar10": entry}}
 
 
 def test_every_column_names_a_network_and_its_layers():
@@ -182,6 +183,26 @@ def test_results_alone_are_enough_to_go_on(study, tmp_path):
     assert ours["fc"]["images"] == theirs["fc"]["images"] == 4
 
 
+def test_machines_are_told_for_each_run(study, monkeypatch):
+    """A second machine adds images of the convolutions alone: these were computed on both."""
+    study()
+    monkeypatch.setattr(verification, "environment", lambda device: {"cpu": "another", "gpu": device})
+    entry, _ = study(Counts(3, 1, 3))
+    ran = {part: run["environments"] for part, run in entry["runs"]["float32"].items()}
+    assert ran == {"fc": [0], "convolutions": [0, 1]}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_study_on_cuda_is_computed_there(tmp_path, monkeypatch):
+    """Float64 exact, the card in the results, the orders of summation of its own worst units."""
+    monkeypatch.setattr(data, "load", lambda *arguments: data.sample()[:2])
+    found = verification.run(tmp_path, [NETWORK], Counts(1, 1, 2), device="cuda")
+    entry = found["networks"][NETWORK]
+    assert found["environments"][0]["gpu"] == torch.cuda.get_device_name()
+    assert all(layer["check"]["scaled"] < 1e-13 for layer in page.layers_of(entry, "float64").values())
+    assert set(entry["orders"]) == {f"conv{n}" for n in range(1, 6)}
+
+
 def test_interrupt_keeps_finished_images(study, monkeypatch, tmp_path):
     """Ctrl-C in the second image: the first is in the results, and the next run computes the others alone."""
     right, second = runs.verify_image, data.sample()[:10].by_hash().hashes[1]
@@ -257,7 +278,8 @@ def test_page_has_tables_and_figures(tmp_path, layers):
     assert text.endswith("After.\n")
     assert "earlier tables" not in text
     assert "| conv1 | >= 99.997 | 99.00000 | 98.50000 |" in text
-    assert "| caption of Fig. 2.5 |  |  | 2 | 0 | 1 of 1 | 98.50000 | 2 | 0 | 4.0 |" in text
+    assert "| caption of Fig. 2.5 |  |  | 2 | 0 | 1, 2 | 1 of 1 | 98.50000 | 2 | 0 | 1, 2 | 4.0 |" in text
+    assert "Measured on 1: a processor, 1 threads, torch 2, Python 3; 2: a card beside a processor, 1 threads" in text
     assert "| **short** |" in text
     assert (tmp_path / "results" / verification.RESULTS).read_text() == file.read_text()
     pictures = [path for path in written if path.suffix == ".png"]

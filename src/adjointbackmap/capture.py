@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 CLONE = "aten.clone.default"
 ROOT = "model"  # name of the user's module inside the one that is exported
 MODULE = "module and call"  # where a node of a module with several names says by which one it goes
+MOST_IMAGES = 65_535  # a capture on a CUDA device may hold for no larger batch, and nothing here needs one
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class _Listened(nn.Module):
 
 
 def capture(model: nn.Module, example: Tensor) -> Capture:
-    """Capture a module in eval mode with a batch of any size.
+    """Capture a module in eval mode with a batch of any size up to ``MOST_IMAGES``.
 
     Args:
         model: The module; it is left as it was.
@@ -104,7 +105,7 @@ def capture(model: nn.Module, example: Tensor) -> Capture:
         ValueError: If ``torch.export`` cannot follow the module, or the module changes its buffers.
     """
     wrapper = _Listened(model).train(model.training)
-    shapes = ({0: torch.export.Dim("batch")},)
+    shapes = ({0: torch.export.Dim("batch", max=MOST_IMAGES)},)
     try:
         with torch.no_grad(), warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own code

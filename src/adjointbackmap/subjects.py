@@ -47,13 +47,13 @@ class Subject:
     title: str
     shape: tuple[int, ...]
 
-    def trace(self) -> "Network":
-        """Trace the module at its shape."""
+    def trace(self, device: str = "cpu") -> "Network":
+        """Bring the module to a device and trace it at its shape."""
         import torch
 
         from adjointbackmap.tracing import trace
 
-        return trace(self.module, torch.zeros(1, *self.shape))
+        return trace(self.module.to(device), torch.zeros(1, *self.shape, device=device))
 
     def trace_in_pixels(self) -> "Network":
         """Trace a float64 copy of the module with the map from pixels to its input, whose constants become biases."""

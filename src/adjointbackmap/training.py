@@ -315,7 +315,6 @@ def _finish(state: _State, task: Task, out: Path, prepare: nn.Module, training_i
     name = f"{models.architecture(task.network)}-{task.dataset}"
     weights = {k: v.contiguous() for k, v in state.best["weights"].items()}
     state.model.load_state_dict(weights)
-    device = next(state.model.parameters()).device.type
     card = {
         "name": name,
         "network": task.network,
@@ -330,11 +329,16 @@ def _finish(state: _State, task: Task, out: Path, prepare: nn.Module, training_i
         "test accuracy": accuracy(state.model, test, prepare),
         "training seconds": round(state.seconds),
         "setting": asdict(state.setting),
-        "machine": f"{platform.machine()}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "machine": _machine(next(state.model.parameters()).device),
     }
     save_file(weights, out / f"{name}.safetensors")
     (out / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
+
+
+def _machine(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{platform.machine()}, {name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def _earlier(task: Task) -> dict | None:

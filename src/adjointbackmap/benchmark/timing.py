@@ -115,8 +115,8 @@ class Counter(TorchDispatchMode):
         return out
 
 
-def environment() -> dict:
-    """What makes figures comparable: the machine and the versions."""
+def environment(device: str = "cpu") -> dict:
+    """What makes figures comparable: the machine, with its card where that computes, and the versions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -127,4 +127,5 @@ def environment() -> dict:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "peers": {name: version(name) for name in LIBRARIES if importlib.util.find_spec(name)},
+        **({"gpu": torch.cuda.get_device_name(device)} if device != "cpu" else {}),
     }

@@ -63,7 +63,6 @@ def verify(
     import torch
 
     from adjointbackmap.runs import image_hash, terms_of
-    from adjointbackmap.tracing import trace
 
     use_threads(threads)
     if workers is not None and cluster is not None:
@@ -72,7 +71,7 @@ def verify(
     subject = load_subject(source)
     pixels = find_image(image, subject)[0][None] if images is None else find_images(images, dataset, data)
     x = subject.prepare(pixels).to(device, getattr(torch, dtype))
-    network = trace(subject.module.to(device), torch.zeros(1, *subject.shape, device=device))
+    network = subject.trace(device)
     terms = terms_of(network, layer, own_bias, scale, x.dtype, getattr(torch, accumulate or dtype))
     names = [image_hash(bytes_) for bytes_ in (255 * pixels).round().to(torch.uint8)]
     checks: dict[str, LayerCheck] = {}

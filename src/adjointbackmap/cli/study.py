@@ -1,7 +1,7 @@
 """Commands that repeat the experiments of the dissertation."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -20,6 +20,7 @@ def verification(
     out: Path = Path("study-verification"),
     data: Path | None = None,
     workers: int | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
     docs: Path | None = None,
     results: Path | None = None,
     threads: int | None = None,
@@ -35,7 +36,8 @@ def verification(
         images_fc: For the layer fc; all test images if left out.
         out: Folder of finished images and of the results, verification.json.
         data: Folder of the official binary files; else ADJOINTBACKMAP_DATA, else downloaded.
-        workers: So many processes share the images.
+        workers: So many processes share the images; with --device cuda, they share the cards.
+        device: Where to compute.
         docs: Page to write the tables into, such as docs/verification.md; results and figures go into folders beside it.
         results: Make the page of this earlier verification.json, and compute nothing.
         threads: Threads of the processor to use; workers share them.
@@ -64,7 +66,7 @@ def verification(
                 bar.update(job, completed=share)
 
             try:
-                run(out, chosen, counts, data, workers, report)
+                run(out, chosen, counts, data, workers, report, device=device)
             except KeyboardInterrupt:
                 if file.exists():
                     _tell(file, docs)

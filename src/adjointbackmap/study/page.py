@@ -50,9 +50,9 @@ def percent(count: int, units: int) -> str:
 
 
 def summary(networks: dict[str, Any]) -> Sheet:
-    """A row for each network: accuracy, images of the convolutions and of ``fc``, rows that are short, time."""
-    head = ["network", "published in", "accuracy %", "folded %", "images", "fc", "short", "float64", "images", "fc", "hours"]
-    sheet = Sheet("", head)
+    """A row for each network: accuracy, images of the convolutions and of ``fc`` and machines, rows that are short, time."""
+    counted = ["images", "fc", "on"]
+    sheet = Sheet("", ["network", "published in", "accuracy %", "folded %", *counted, "short", "float64", *counted, "hours"])
     for name, entry in networks.items():
         column, accuracy = COLUMNS[name], entry.get("accuracy")
         verdicts = [verdict(layer, column.shares[key]) for key, layer in layers_of(entry, "float32").items()]
@@ -127,8 +127,8 @@ def markdown(found: dict[str, Any], figures: str = "figures") -> str:
         figures: Folder of the figures, as seen from the page.
     """
     networks = _in_order(found)
-    machines = [f"{e['cpu']}, {e['threads']} threads, torch {e['torch']}, Python {e['python']}" for e in found["environments"]]
-    parts = [f"Measured on {'; and on '.join(machines)}. Hours are of computing, over all runs.", summary(networks).markdown()]
+    machines = "; ".join(f"{number}: {_machine(here)}" for number, here in enumerate(found["environments"], start=1))
+    parts = [f"Measured on {machines}. Hours are of computing, over all runs.", summary(networks).markdown()]
     for name, entry in networks.items():
         parts += _network(name, entry, figures)
     return "\n\n".join(parts)
@@ -187,9 +187,16 @@ def _in_order(found: dict[str, Any]) -> dict[str, Any]:
     return {name: found["networks"][name] for name in COLUMNS if name in found["networks"]}
 
 
+def _machine(here: dict[str, Any]) -> str:
+    card = f"{here['gpu']} beside " if "gpu" in here else ""
+    return f"{card}{here['cpu']}, {here['threads']} threads, torch {here['torch']}, Python {here['python']}"
+
+
 def _images(entry: dict[str, Any], arithmetic: str) -> list[str]:
-    run = entry["runs"].get(arithmetic, {})
-    return [f"{run.get(part, {}).get('images', 0):,}" for part in ("convolutions", "fc")]
+    """Numbers of images of the convolutions and of ``fc``, and the numbers of the machines."""
+    runs = [entry["runs"].get(arithmetic, {}).get(part, {}) for part in ("convolutions", "fc")]
+    machines = sorted({place + 1 for run in runs for place in run.get("environments", [])})
+    return [*(f"{run.get('images', 0):,}" for run in runs), ", ".join(map(str, machines))]
 
 
 def section(folder: Path) -> Section | None:

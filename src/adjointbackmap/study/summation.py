@@ -44,7 +44,7 @@ def orders(network: Network, image: Tensor, place: Place, layer: str, scale: flo
     channel, row, column = place[1]
     arguments = (network, image, layer, "RM2", (row, column, channel), False, scale)
     planes, double = hyperplanes(*arguments), hyperplanes(*arguments, dtype=torch.float64)
-    terms = products(planes, torch.float32).flatten()
+    value, terms = planes.value.cpu(), products(planes, torch.float32).flatten().cpu()
     sums = torch.tensor(
         [
             np.add.accumulate(terms.numpy())[-1],  # torch's cumsum adds in float64
@@ -54,11 +54,11 @@ def orders(network: Network, image: Tensor, place: Place, layer: str, scale: flo
         ],
         dtype=torch.float64,
     )
-    errors = relative_error(sums, planes.value.expand(len(sums))).tolist()
+    errors = relative_error(sums, value.expand(len(sums))).tolist()
     errors += [float(relative_error(total, double.value)) for total in (double.reconstruct(), planes.value.double())]
     return {
         "place": place,
-        "value": float(planes.value),
+        "value": float(value),
         "magnitude": float(terms.abs().double().sum()),
         "errors": dict(zip(ORDERS, errors, strict=True)),
     }

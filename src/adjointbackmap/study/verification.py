@@ -83,17 +83,20 @@ class Results:
     Attributes:
         path: The file.
         found: ``format``, ``environments`` and ``networks``.
+        place: Which of the environments this run has.
 
     Raises:
         ValueError: If the file is none of this experiment.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
         self.path = folder / RESULTS
         empty: dict[str, Any] = {"format": FORMAT, "environments": [], "networks": {}}
         self.found = read(self.path) if self.path.exists() else empty
-        if environment() not in self.found["environments"]:
-            self.found["environments"].append(environment())
+        here = environment(device)
+        if here not in self.found["environments"]:
+            self.found["environments"].append(here)
+        self.place = self.found["environments"].index(here)
 
     def network(self, name: str, weights: str) -> dict[str, Any]:
         """The entry of a network; an empty one where its weights are others."""
@@ -147,6 +150,7 @@ def run(
     workers: int | None = None,
     report: Report = lambda what, share: None,
     sample: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Verify networks; images that a file of the folder has are not computed again, so that a later run only adds.
 
@@ -158,6 +162,7 @@ def run(
         workers: How many processes share the images of the convolutions.
         report: Called with what is computed and the share of it that is done.
         sample: Whether the 200 test images of CIFAR-10 that ship stand for all of them.
+        device: ``"cpu"`` or ``"cuda"``, where all is computed.
 
     Returns:
         What ``verification.json`` in the folder holds then.
@@ -165,12 +170,12 @@ def run(
     Raises:
         ValueError: If there are not so many images, or a file of the folder is that of another job.
     """
-    results = Results(folder)
+    results = Results(folder, device)
     for name in names:
         dataset = models.card(name)["dataset"]
         images = (data.sample() if sample and dataset == "cifar10" else data.load(dataset, "test", root)).by_hash()
         counts.check(len(images))
-        _Study(name, images, results, counts, workers, report).run()
+        _Study(name, images, results, counts, workers, report, device).run()
     results.write()
     return read(results.path)
 
@@ -191,6 +196,7 @@ class _Study:
     counts: Counts
     workers: int | None
     report: Report
+    device: str
 
     @cached_property
     def subject(self) -> Subject:
@@ -198,7 +204,7 @@ class _Study:
 
     @cached_property
     def network(self) -> Network:
-        return self.subject.trace()
+        return self.subject.trace(self.device)
 
     @cached_property
     def entry(self) -> dict[str, Any]:
@@ -213,7 +219,7 @@ class _Study:
         """Accuracy, every unit of the convolutions and of ``fc`` in each arithmetic, and the orders of summation."""
         if self.entry.get("accuracy", {}).get("images") != len(self.images):
             self.report(f"{self.name}: accuracy", 0.0)
-            self.entry["accuracy"] = accuracies(load_subject(Source(self.name)), self.subject, self.images)
+            self.entry["accuracy"] = accuracies(load_subject(Source(self.name)), self.subject, self.images, self.device)
             self.results.write()
         for arithmetic in ARITHMETIC:
             self.verify(arithmetic, "fc", self.counts.images_fc or len(self.images))
@@ -224,13 +230,14 @@ class _Study:
 
     def verify(self, arithmetic: str, part: str, asked: int) -> None:
         """Every unit of the convolutions, or every output of ``fc``, of the images that the results do not count yet."""
-        run = self.entry["runs"].setdefault(arithmetic, {}).setdefault(part, {"images": 0, "seconds": 0.0, "layers": {}})
+        nothing = {"images": 0, "seconds": 0.0, "environments": [], "layers": {}}
+        run = self.entry["runs"].setdefault(arithmetic, {}).setdefault(part, nothing)
         first = run.get("first", run)["images"]
         if asked <= first:
             return
         chosen, (dtype, accumulate) = self.images[first:asked], ARITHMETIC[arithmetic]
         terms = terms_of(self.network, self.layers(part), False, SCALE, dtype, accumulate)
-        x = self.subject.prepare(chosen.unit_interval()).to(dtype)
+        x = self.subject.prepare(chosen.unit_interval()).to(self.device, dtype)
         precision = "-".join(str(d).removeprefix("torch.") for d in dict.fromkeys((dtype, accumulate)))
         keep = self.results.path.parent / f"{self.name}-{part}-{precision}.jsonl"
         what = f"{self.name}, {part}, {arithmetic}"
@@ -248,7 +255,7 @@ class _Study:
         found = {}
         for name, layer in self.entry["runs"]["float32"]["convolutions"]["layers"].items():
             image, unit = layer["check"]["worst"]
-            x = self.subject.prepare(images[image].float() / 255)
+            x = self.subject.prepare(images[image].float() / 255).to(self.device)
             found[name] = orders(self.network, x, (image, tuple(unit)), name, SCALE)
         return found
 
@@ -256,7 +263,7 @@ class _Study:
         """Units that the network's own rounding takes outside, on the images of the sums in float64."""
         found = {}
         for part, run in self.entry["runs"]["float32 again"].items():
-            x = self.subject.prepare(self.images[: run["images"]].unit_interval())
+            x = self.subject.prepare(self.images[: run["images"]].unit_interval()).to(self.device)
             found.update(outside_alone(self.network, x, self.layers(part)))
         return found
 
@@ -266,7 +273,7 @@ class _Study:
 
         Until the run is finished, what it counts may be any of its images; so it keeps the tallies of the first ones beside.
         """
-        first = run.setdefault("first", {key: run[key] for key in ("images", "layers")})
+        first = run.setdefault("first", {key: run[key] for key in ("images", "environments", "layers")})
         started, tallies = time.monotonic(), {name: Tally.from_dict(entry) for name, entry in first["layers"].items()}
         try:
             yield tallies
@@ -274,13 +281,15 @@ class _Study:
             if tallies:
                 run["layers"] = {name: tally.to_dict() for name, tally in tallies.items()}
                 run["images"] = next(iter(tallies.values())).images
+                run["environments"] = sorted({*first["environments"], self.results.place})
                 run["seconds"] = round(run["seconds"] + time.monotonic() - started, 1)
                 self.results.write()
 
 
-def accuracies(trained: Subject, folded: Subject, images: data.Images) -> dict[str, int | float]:
+def accuracies(trained: Subject, folded: Subject, images: data.Images, device: str = "cpu") -> dict[str, int | float]:
     """Shares of images that a network and its folded twin classify correctly [Wan2022, section 3.5.1.2]."""
-    shares = {key: accuracy(s.module, images, s.prepare) for key, s in (("trained", trained), ("folded", folded))}
+    pair = {"trained": trained, "folded": folded}
+    shares = {key: accuracy(s.module.to(device), images, s.prepare) for key, s in pair.items()}
     return {"images": len(images), **shares}
 
 
