@@ -277,8 +277,8 @@ def test_page_has_tables_and_figures(tmp_path, layers):
     assert text.startswith("Before.")
     assert text.endswith("After.\n")
     assert "earlier tables" not in text
-    assert "| conv1 | >= 99.997 | 99.00000 | 98.50000 |" in text
-    assert "| caption of Fig. 2.5 |  |  | 2 | 0 | 1, 2 | 1 of 1 | 98.50000 | 2 | 0 | 1, 2 | 4.0 |" in text
+    assert "| conv1 | >= 99.997 | 99.00000 | **short** | 98.50000 |" in text
+    assert "| caption of Fig. 2.5 |  |  | 2 | 0 | 1, 2 | 1 of 1 | 1 of 1 | 98.50000 | 2 | 0 | 1, 2 | 4.0 |" in text
     assert "Measured on 1: a processor, 1 threads, torch 2, Python 3; 2: a card beside a processor, 1 threads" in text
     assert "| **short** |" in text
     assert (tmp_path / "results" / verification.RESULTS).read_text() == file.read_text()

@@ -23,8 +23,13 @@ def layers_of(entry: dict[str, Any], arithmetic: str) -> Layers:
     return {name: layer for part in ("convolutions", "fc") for name, layer in run.get(part, {}).get("layers", {}).items()}
 
 
-def verdict(layer: dict[str, Any], published: float) -> str:
-    """How the share of |e| <= 1 % stands to a published percentage: it is short where that lies above the interval.
+def verdict(layer: dict[str, Any], published: float, of: str = "") -> str:
+    """How a share of units stands to a published percentage: it is short where that lies above the share's interval.
+
+    Args:
+        layer: Counts and intervals.
+        published: In percent.
+        of: Empty for the share of absolute errors, ``"_signed"`` for that of signed ones.
 
     Example:
         >>> layer = {"check": {"units": 1000, "within": 990}, "interval": [0.98, 0.995]}
@@ -32,9 +37,15 @@ def verdict(layer: dict[str, Any], published: float) -> str:
         ['above', 'within', '**short**']
     """
     check = layer["check"]
-    if 100 * layer["interval"][1] < published:
+    if 100 * layer[f"interval{of}"][1] < published:
         return "**short**"
-    return "above" if 100 * check["within"] >= published * check["units"] else "within"
+    return "above" if 100 * check[f"within{of}"] >= published * check["units"] else "within"
+
+
+def short_rows(entry: dict[str, Any], column: Column, of: str = "") -> tuple[int, int]:
+    """How many rows of a network are short in float32, and of how many."""
+    layers = layers_of(entry, "float32")
+    return sum(verdict(layer, column.shares[name], of) == "**short**" for name, layer in layers.items()), len(layers)
 
 
 def percent(count: int, units: int) -> str:
@@ -51,11 +62,10 @@ def percent(count: int, units: int) -> str:
 
 def summary(networks: dict[str, Any]) -> Sheet:
     """A row for each network: accuracy, images of the convolutions and of ``fc`` and machines, rows that are short, time."""
-    counted = ["images", "fc", "on"]
-    sheet = Sheet("", ["network", "published in", "accuracy %", "folded %", *counted, "short", "float64", *counted, "hours"])
+    counted, short = ["images", "fc", "on"], ["short, signed", "short"]
+    sheet = Sheet("", ["network", "published in", "accuracy %", "folded %", *counted, *short, "float64", *counted, "hours"])
     for name, entry in networks.items():
         column, accuracy = COLUMNS[name], entry.get("accuracy")
-        verdicts = [verdict(layer, column.shares[key]) for key, layer in layers_of(entry, "float32").items()]
         double = [layer["check"] for layer in layers_of(entry, "float64").values()]
         seconds = sum(part["seconds"] for run in entry["runs"].values() for part in run.values())
         sheet.rows.append(
@@ -63,7 +73,7 @@ def summary(networks: dict[str, Any]) -> Sheet:
                 *(f"`{name}`", column.source),
                 *(f"{100 * accuracy[key]:.2f}" if accuracy else "" for key in ("trained", "folded")),
                 *_images(entry, "float32"),
-                f"{verdicts.count('**short**')} of {len(verdicts)}",
+                *("{} of {}".format(*short_rows(entry, column, of)) for of in ("_signed", "")),
                 percent(sum(check["within"] for check in double), sum(check["units"] for check in double)) if double else "",
                 *_images(entry, "float64"),
                 f"{seconds / 3600:.1f}",
@@ -74,7 +84,7 @@ def summary(networks: dict[str, Any]) -> Sheet:
 
 def layer_rows(entry: dict[str, Any], column: Column, title: str = "") -> Sheet:
     """A row for each layer beside the published column."""
-    head = ["layer", "published", "e <= 1 %", "\\|e\\| <= 1 %", "95 % interval", "is", "float64", "units"]
+    head = ["layer", "published", "e <= 1 %", "is", "\\|e\\| <= 1 %", "is", "float64", "95 % interval", "units"]
     sheet, double = (
         Sheet(title, [*head, "units in float64", "outside", "rounded", "c / sum", "zero"]),
         layers_of(entry, "float64"),
@@ -84,10 +94,12 @@ def layer_rows(entry: dict[str, Any], column: Column, title: str = "") -> Sheet:
         sheet.rows.append(
             [
                 *(name, f"{'>= ' if column.at_least else ''}{published:g}"),
-                *(percent(check[key], check["units"]) for key in ("within_signed", "within")),
-                " to ".join(f"{100 * end:.5f}" for end in layer["interval"]),
+                percent(check["within_signed"], check["units"]),
+                verdict(layer, published, "_signed"),
+                percent(check["within"], check["units"]),
                 verdict(layer, published),
                 percent(other["within"], other["units"]) if other else "",
+                " to ".join(f"{100 * end:.5f}" for end in layer["interval"]),
                 *(f"{check['units']:,}", f"{other['units']:,}" if other else ""),
                 *(f"{check['units'] - check['within']:,}", f"{check['rounded']:,}"),
                 *(f"{check['outside']:.1e}", f"{100 * check['zero'] / check['units']:.2f}"),
@@ -128,7 +140,10 @@ def markdown(found: dict[str, Any], figures: str = "figures") -> str:
     """
     networks = _in_order(found)
     machines = "; ".join(f"{number}: {_machine(here)}" for number, here in enumerate(found["environments"], start=1))
-    parts = [f"Measured on {machines}. Hours are of computing, over all runs.", summary(networks).markdown()]
+    parts = [
+        f"Measured on {machines}. Hours are of computing, over all runs; those of a killed run are lost.",
+        summary(networks).markdown(),
+    ]
     for name, entry in networks.items():
         parts += _network(name, entry, figures)
     return "\n\n".join(parts)
@@ -224,10 +239,11 @@ def _blocks(name: str, entry: dict[str, Any], pictures: list[Path], folder: Path
 
 def _claims(found: dict[str, Any]) -> Iterator[Claim]:
     networks = _in_order(found)
-    pairs = [(layer, COLUMNS[name].shares[key]) for name, e in networks.items() for key, layer in layers_of(e, "float32").items()]
-    short = sum(verdict(layer, published) == "**short**" for layer, published in pairs)
-    single = "In float32 the share of units with |e| <= 1 % is at or above the published one, within its interval, in every row."
-    yield Claim(single, f"{len(pairs) - short} of {len(pairs)} rows", not short, "100 % but for some thousandths in each row")
+    for words, of in (("e <= 1 % (signed, as published)", "_signed"), ("|e| <= 1 %", "")):
+        counts = [short_rows(entry, COLUMNS[name], of) for name, entry in networks.items()]
+        short, rows = sum(count for count, _ in counts), sum(count for _, count in counts)
+        single = f"In float32 the share of {words} is at or above the published one, within its interval, in every row."
+        yield Claim(single, f"{rows - short} of {rows} rows", not short, "100 % but for some thousandths in each row")
     checks = [layer["check"] for entry in networks.values() for layer in layers_of(entry, "float64").values()]
     units = sum(check["units"] for check in checks)
     if units:
