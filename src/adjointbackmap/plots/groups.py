@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from adjointbackmap.plots.drawing import COLOURS, MARKERS, MEDIUM, SMALL, WIDTH, Drawing, finished, new_figure
+from adjointbackmap.plots.drawing import COLOURS, MARKERS, MEDIUM, SMALL, WIDTH, Drawing, finished, new_figure, wrapped
 
+HEIGHT = 4.4  # inches of a figure by layer
 Interval = tuple[float, float, float]
 """A number, and the two ends of its interval."""
 
@@ -63,7 +64,7 @@ def by_layer(
         msg = f"by_layer must draw line or bar, of at least one number. Got {kind!r} of {len(layers)} layers."
         raise ValueError(msg)
     table = {name: np.array([_interval(series.get(layer)) for layer in layers]) for name, series in values.items()}
-    figure = new_figure(WIDTH, 4.4, title)
+    figure = new_figure(WIDTH, HEIGHT, title)
     axes = figure.add_subplot()
     width = 0.8 / len(table)
     for i, (name, found) in enumerate(table.items()):
@@ -80,7 +81,7 @@ def by_layer(
         else:
             axes.errorbar(np.arange(len(layers)) + beside, middle, marker=MARKERS[i % len(MARKERS)], markersize=5, **look)
     axes.set_xticks(range(len(layers)), layers, fontsize=SMALL, rotation=90 if len(layers) > 10 else 0)
-    axes.set_ylabel(quantity, fontsize=MEDIUM)
+    axes.set_ylabel(wrapped(quantity, 0.6 * HEIGHT, MEDIUM), fontsize=MEDIUM)  # names of layers stand below
     axes.tick_params(axis="y", labelsize=SMALL)
     axes.set_yscale("log" if log else "linear")
     axes.legend(fontsize=MEDIUM)
