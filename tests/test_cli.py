@@ -190,15 +190,15 @@ def units_in(out: str) -> int:
 
 def test_verify_goes_on_after_ctrl_c(run, tmp_path, monkeypatch):
     """Status 130 and the table of what is finished; the same command computes the rest, the same one again nothing."""
-    keep, seen, right = tmp_path / "kept.jsonl", [], runs.verify_image
+    keep, seen, right = tmp_path / "kept.jsonl", [], runs.verify_images
 
-    def stopped(network, image, name, *rest):
-        seen.append(name)
+    def stopped(network, batch, names, *rest):
+        seen.extend(names)
         if len(seen) == 3:
             raise KeyboardInterrupt
-        return right(network, image, name, *rest)
+        return right(network, batch, names, *rest)
 
-    monkeypatch.setattr(runs, "verify_image", stopped)
+    monkeypatch.setattr(runs, "verify_images", stopped)
     status, out, err = run(*VERIFY, "--keep", str(keep))
     assert (status, err.strip()) == (130, "stopped; finished work is kept")
     two = units_in(out)
@@ -216,7 +216,7 @@ def test_verify_without_keep_tells_how_to_go_on(run, monkeypatch):
     def stopped(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "verify_image", stopped)
+    monkeypatch.setattr(runs, "verify_images", stopped)
     status, _, err = run(*VERIFY)
     assert (status, err.strip()) == (130, "stopped; with --keep FILE, it goes on where it was")
 

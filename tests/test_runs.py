@@ -43,13 +43,13 @@ def six():
 @pytest.fixture
 def computed(monkeypatch):
     """Names of the images that are computed from here on."""
-    seen, right = [], runs.verify_image
+    seen, right = [], runs.verify_images
 
-    def spy(network, image, name, *rest):
-        seen.append(name)
-        return right(network, image, name, *rest)
+    def spy(network, batch, names, *rest):
+        seen.extend(names)
+        return right(network, batch, names, *rest)
 
-    monkeypatch.setattr(runs, "verify_image", spy)
+    monkeypatch.setattr(runs, "verify_images", spy)
     return seen
 
 
@@ -144,15 +144,15 @@ def test_file_of_other_weights_is_refused(six, tmp_path):
 def test_interrupt_keeps_what_is_finished(six, tmp_path, monkeypatch):
     """Ctrl-C comes through, and the images before it are in the file."""
     network, x, whole = six
-    keep, right = tmp_path / "kept.jsonl", runs.verify_image
+    keep, right = tmp_path / "kept.jsonl", runs.verify_images
     third = runs.image_hash(x[2])
 
-    def stopped(network, image, name, *rest):
-        if name == third:
+    def stopped(network, batch, names, *rest):
+        if third in names:
             raise KeyboardInterrupt
-        return right(network, image, name, *rest)
+        return right(network, batch, names, *rest)
 
-    monkeypatch.setattr(runs, "verify_image", stopped)
+    monkeypatch.setattr(runs, "verify_images", stopped)
     with pytest.raises(KeyboardInterrupt):
         abm.verify(network, x, keep=keep)
     monkeypatch.undo()

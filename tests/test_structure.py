@@ -315,14 +315,15 @@ def test_model_in_float32_is_computed_in_either():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_model_on_cuda_is_computed_there():
+@pytest.mark.parametrize("name", ["residual-with-zero-padded-channels", "no-bias"])
+def test_model_on_cuda_is_computed_there(name):
     """Network, hyperplanes, verification and audit on the model's device; an image elsewhere is refused."""
-    model, x = make("residual-with-zero-padded-channels")
+    model, x = make(name)
     network = abm.trace(model.cuda(), x.cuda())
     planes = abm.hyperplanes(network, x.cuda(), "output", "RM0")
     assert planes.image.device.type == planes.bias.device.type == planes.value.device.type == "cuda"
     assert abm.reconstruction_test(planes)["error"] <= 1e-12
-    assert all(check.scaled <= 1e-12 for check in abm.verify(network, x[:1].cuda()).values())
+    assert all(check.scaled <= 1e-12 for check in abm.verify(network, x.cuda()).values())
     with pytest.raises(ValueError, match=r"x must be on cuda.*move it with"):
         abm.hyperplanes(network, x, "output", "RM0")
 

@@ -35,13 +35,13 @@ def network():
 def study(monkeypatch, tmp_path, network):
     """Run the study over ten images of the sample, of conv1 alone of the convolutions, and tell which images were computed."""
     monkeypatch.setattr(data, "load", lambda *arguments: data.sample()[:10])
-    right, seen, layers = runs.verify_image, [], verification._Study.layers
+    right, seen, layers = runs.verify_images, [], verification._Study.layers
 
-    def spy(network, image, name, *rest):
-        seen.append(name)
-        return right(network, image, name, *rest)
+    def spy(network, batch, names, *rest):
+        seen.extend(names)
+        return right(network, batch, names, *rest)
 
-    monkeypatch.setattr(runs, "verify_image", spy)
+    monkeypatch.setattr(runs, "verify_images", spy)
     monkeypatch.setattr(verification, "load_subject", loaded)
     monkeypatch.setattr(verification._Study, "network", network)
     monkeypatch.setattr(
@@ -205,15 +205,15 @@ def test_study_on_cuda_is_computed_there(tmp_path, monkeypatch):
 
 def test_interrupt_keeps_finished_images(study, monkeypatch, tmp_path):
     """Ctrl-C in the second image: the first is in the results, and the next run computes the others alone."""
-    right, second = runs.verify_image, data.sample()[:10].by_hash().hashes[1]
+    right, second = runs.verify_images, data.sample()[:10].by_hash().hashes[1]
 
-    def stopped(network, image, name, *rest):
-        if name == second:
+    def stopped(network, batch, names, *rest):
+        if second in names:
             raise KeyboardInterrupt
-        return right(network, image, name, *rest)
+        return right(network, batch, names, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "verify_image", stopped)
+        patch.setattr(runs, "verify_images", stopped)
         with pytest.raises(KeyboardInterrupt):
             study()
     kept = json.loads((tmp_path / verification.RESULTS).read_text())["networks"][NETWORK]["runs"]["float32"]["convolutions"]
@@ -330,7 +330,7 @@ def test_command_stopped_still_writes_the_tables(run, tmp_path, monkeypatch):
     def stopped(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "verify_image", stopped)
+    monkeypatch.setattr(runs, "verify_images", stopped)
     status, text, err = run("--images", 1, "--images-float64", 1, "--images-fc", 2, "--out", tmp_path / "out")
     assert status == 130
     assert "finished work is kept" in err

@@ -5,8 +5,8 @@ import torch
 from cases import make
 
 import adjointbackmap as abm
-from adjointbackmap import verification
-from adjointbackmap.counts import HISTOGRAM_EDGES, LayerCheck
+from adjointbackmap import runs, verification
+from adjointbackmap.counts import HISTOGRAM_EDGES, LayerCheck, checks_of
 from adjointbackmap.rules.kernels import Linear
 from adjointbackmap.runs import image_hash
 
@@ -107,14 +107,29 @@ def test_altered_model_is_found():
     assert check.worst[1][0] == 3
 
 
+def test_images_may_be_computed_at_once(traced, monkeypatch):
+    """What one batch of images gives is what each image alone gives."""
+    alone = abm.verify(traced.network, traced.x)
+    monkeypatch.setattr(runs, "images_at_once", lambda program: len(traced.x))
+    for name, check in abm.verify(traced.network, traced.x).items():
+        assert (check.units, check.within, check.zero) == (alone[name].units, alone[name].within, alone[name].zero)
+        assert check.scaled <= 1e-12
+
+
 # counting
+
+
+def add(check, *arguments):
+    """Merge the errors of some units into a check."""
+    for one in checks_of(check.layer, *arguments):
+        check.merge(one)
 
 
 def counted(value, reconstructed, magnitude=None):
     """The counts of a layer with planted values."""
     check = LayerCheck("planted")
     value, reconstructed = torch.tensor([value]), torch.tensor([reconstructed])
-    check.add(value, reconstructed, value.abs() if magnitude is None else torch.tensor([magnitude]), ["image"])
+    add(check, value, reconstructed, value.abs() if magnitude is None else torch.tensor([magnitude]), ["image"])
     return check
 
 
@@ -138,12 +153,12 @@ def test_worst_unit_is_found_with_its_image():
     first, second = value.clone(), value.clone()
     first[1, 2, 0, 1] = 1.1
     second[0, 1, 1, 0] = 0.7
-    check.add(value, first, value, ["a", "b"])
+    add(check, value, first, value, ["a", "b"])
     assert check.worst == ("b", (2, 0, 1))
-    check.add(value, second, value, ["c", "d"])
+    add(check, value, second, value, ["c", "d"])
     assert check.worst == ("c", (1, 1, 0))
     assert check.largest == pytest.approx(0.3)
-    check.add(value, value, value, ["e", "f"])
+    add(check, value, value, value, ["e", "f"])
     assert check.worst == ("c", (1, 1, 0))
 
 
@@ -189,7 +204,7 @@ def test_sums_in_float64_are_held_against_the_values_as_they_are():
     """A reconstruction in float64 is not rounded to the value's float32 first."""
     check = LayerCheck("planted")
     value = torch.ones(1, 1)
-    check.add(value, value.double() + 1e-9, value.double(), ["image"])
+    add(check, value, value.double() + 1e-9, value.double(), ["image"])
     assert check.largest == pytest.approx(1e-9)
 
 
@@ -199,7 +214,7 @@ def test_equal_errors_are_placed_by_name_and_unit(order):
     for worst in (1.5, float("nan")):
         checks = [LayerCheck("planted") for _ in range(3)]
         for check, name, error in zip(checks, "bac", (worst, worst, 1.1), strict=True):
-            check.add(torch.ones(1, 3), torch.tensor([[1.0, error, error]]), torch.ones(1, 3), [name])
+            add(check, torch.ones(1, 3), torch.tensor([[1.0, error, error]]), torch.ones(1, 3), [name])
         total = LayerCheck("planted")
         for n in order:
             total.merge(checks[n])
@@ -210,14 +225,14 @@ def test_nan_is_never_taken_for_small():
     """A NaN among the reconstructed values is outside every share and the worst of all."""
     check = LayerCheck("planted")
     value = torch.ones(1, 3)
-    check.add(value, torch.tensor([[1.0, 2.0, 1.0]]), value, ["a"])
-    check.add(value, torch.tensor([[1.0, float("nan"), 1.0]]), value, ["b"])
+    add(check, value, torch.tensor([[1.0, 2.0, 1.0]]), value, ["a"])
+    add(check, value, torch.tensor([[1.0, float("nan"), 1.0]]), value, ["b"])
     assert check.scaled != check.scaled
     assert check.largest != check.largest
     assert (check.histogram[-1], check.signed[-1], check.rounded) == (1, 1, 0)
     assert check.worst == ("b", (1,))
     assert (check.within, check.within_signed) == (4, 4)
-    check.add(value, value, value, ["c"])
+    add(check, value, value, value, ["c"])
     assert check.scaled != check.scaled
 
 

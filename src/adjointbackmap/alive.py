@@ -52,13 +52,15 @@ class AliveConvolution:
 def mostly_dead(pattern: ActivationPattern, steps: list[Step]) -> dict[int, Tensor]:
     """The gates before convolutions of one image's maps that are faster so, by the slot of the convolution's output."""
     made_by = {step.output.slot: step for step in steps}
-    found = {}
+    found: dict[int, Tensor] = {}
+    if pattern.images > 1 or pattern.network.device.type != "cpu":
+        return found
     for step in steps:
         before = made_by.get(step.inputs[0].slot)
         plain = isinstance(step.rule, Convolution) and step.rule.groups == 1 and len(step.output.shape) == 3
         if not plain or before is None or not isinstance(before.rule, Gate):
             continue
         (gate,) = pattern.gates[before.output.slot]
-        if gate.device.type == "cpu" and float((gate != 0).double().mean()) <= LARGEST_SHARE:
+        if float((gate != 0).double().mean()) <= LARGEST_SHARE:
             found[step.output.slot] = gate
     return found

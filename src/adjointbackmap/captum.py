@@ -95,7 +95,7 @@ class AdjointBackMap:
         cotangent = _slopes(network, x, chosen) if callable(chosen) else _indicator(linear, chosen)
         image, bias = linear.adjoint(cotangent)
         if self.multiply_by_inputs:
-            image, bias = x.detach() * image, network.biases.vector.to(bias.device) * bias
+            image, bias = x.detach() * image, network.biases.vector * bias
         image = image.abs() if abs else image
         given = (image,) if isinstance(inputs, tuple) else image
         return (given, bias) if return_bias else given

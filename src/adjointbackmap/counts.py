@@ -1,5 +1,6 @@
 """The errors of every unit of a layer, as counts that add up in any order."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -63,18 +64,6 @@ class LayerCheck:
         pairs = zip(self.signed[middle + 1 :], self.signed[:middle][::-1], strict=True)
         return [self.signed[middle], *(above + below for above, below in pairs)]
 
-    def add(self, value: Tensor, reconstructed: Tensor, magnitude: Tensor, names: list[str]) -> None:
-        """Count the units of some images.
-
-        Args:
-            value: What the network computes, ``(N, *units)``.
-            reconstructed: The inner products with the hyperplanes.
-            magnitude: Sum of |x h| and |b h|.
-            names: Name of each image.
-        """
-        for n, name in enumerate(names):
-            self.merge(_counted(self.layer, value[n], reconstructed[n], magnitude[n], name))
-
     def merge(self, other: "LayerCheck") -> None:
         """Add the units of other images of the same layer."""
         for name in ("units", "within", "within_signed", "zero", "rounded"):
@@ -106,34 +95,60 @@ def larger(first: float, second: float) -> float:
     return first if second <= first or first != first else second
 
 
-def _counted(layer: str, value: Tensor, reconstructed: Tensor, magnitude: Tensor, name: str) -> LayerCheck:
-    """The check of one image's units ``(*units)``."""
-    error = relative_error(reconstructed, value)
-    absolute, floor = error.abs(), torch.finfo(value.dtype).tiny
-    scaled = (reconstructed - value).abs() / magnitude.clamp_min(floor)
-    outside = ~(absolute <= SHARE_LIMIT)
-    worst = int(absolute.argmax())
-    return LayerCheck(
-        layer=layer,
-        units=value.numel(),
-        within=value.numel() - int(outside.sum()),
-        within_signed=int((error <= SHARE_LIMIT).sum()),
-        zero=int((value == 0).sum()),
-        rounded=int((outside & (scaled <= ROUNDING * torch.finfo(value.dtype).eps)).sum()),
-        largest=float(absolute.flatten()[worst]),
-        scaled=float(scaled.max()),
-        outside=float(torch.where(outside, value.abs() / magnitude.clamp_min(floor), 0).max()),
-        worst=(name, tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), value.shape))),
-        signed=_signed_counts(error.double().flatten().cpu()),
-    )
+def checks_of(layer: str, value: Tensor, reconstructed: Tensor, magnitude: Tensor, names: Sequence[str]) -> "list[LayerCheck]":
+    """The errors of a layer's units for each image; all is counted on the device that the tensors are on.
+
+    Args:
+        layer: Name of the layer.
+        value: What the network computes, ``(N, *units)``.
+        reconstructed: The inner products with the hyperplanes.
+        magnitude: Sum of |x h| and |b h|.
+        names: Name of each image.
+    """
+    error, floor = relative_error(reconstructed, value).flatten(1), torch.finfo(value.dtype).tiny
+    sizes, magnitudes = value.abs().flatten(1), magnitude.flatten(1).clamp_min(floor)
+    absolute, scaled = error.abs(), (reconstructed - value).abs().flatten(1) / magnitudes
+    outside, worst = ~(absolute <= SHARE_LIMIT), absolute.argmax(1, keepdim=True)
+    columns = [
+        worst[:, 0],
+        outside.sum(1),
+        (error <= SHARE_LIMIT).sum(1),
+        (sizes == 0).sum(1),
+        (outside & (scaled <= ROUNDING * torch.finfo(value.dtype).eps)).sum(1),
+        absolute.gather(1, worst)[:, 0],
+        scaled.amax(1),
+        torch.where(outside, sizes / magnitudes, 0).amax(1),
+        *_signed_counts(error.double()).T,
+    ]
+    units, shape = sizes.shape[1], value.shape[1:]
+    return [
+        LayerCheck(
+            layer=layer,
+            units=units,
+            within=units - int(out),
+            within_signed=int(within_signed),
+            zero=int(zero),
+            rounded=int(rounded),
+            largest=largest,
+            scaled=scaled_error,
+            outside=value_outside,
+            worst=(name, tuple(int(i) for i in torch.unravel_index(torch.tensor(int(place)), shape))),
+            signed=[int(count) for count in signed],
+        )
+        for name, (place, out, within_signed, zero, rounded, largest, scaled_error, value_outside, *signed) in zip(
+            names, torch.stack([c.double() for c in columns], 1).tolist(), strict=True
+        )
+    ]
 
 
-def _signed_counts(error: Tensor) -> list[int]:
-    """Counts by sign and power of ten; NaN is the last bin's."""
-    edges = torch.tensor(HISTOGRAM_EDGES, dtype=torch.float64)
-    power = torch.bucketize(error.abs(), edges)
-    bins = len(edges) + torch.where(error < 0, -power, power)
-    return torch.bincount(bins, minlength=2 * len(edges) + 1).tolist()
+def _signed_counts(errors: Tensor) -> Tensor:
+    """Counts by sign and power of ten, ``(N, bins)``; NaN is the last bin's."""
+    edges = torch.tensor(HISTOGRAM_EDGES, dtype=torch.float64, device=errors.device)
+    power = torch.bucketize(errors.abs(), edges)
+    bins, images = len(edges) + torch.where(errors < 0, -power, power), len(errors)
+    size = 2 * len(edges) + 1
+    apart = bins + size * torch.arange(images, device=bins.device)[:, None]
+    return torch.bincount(apart.flatten(), minlength=size * images).view(images, size)
 
 
 def _worse(first: LayerCheck, second: LayerCheck) -> Place | None:

@@ -245,4 +245,4 @@ def _pixels_used(sweep: Sweep, group: Group, tangents: Windows | Tensor, shape: 
     tensor = tangents.tensor if isinstance(tangents, Windows) else tangents
     moved = (tensor != 0).unflatten(0, (pixels, -1)).any(1).to(tensor.dtype)
     marked = Windows(moved, tangents.spans, tangents.clean) if isinstance(tangents, Windows) else moved
-    return cast("Tensor", sweep.inner(group, marked, moved.new_ones(pixels, 1), shape))[0]
+    return cast("Tensor", sweep.inner(group, marked, moved.new_ones(1, pixels, 1), shape))[0, 0]

@@ -104,7 +104,7 @@ class _Watch:
     def __init__(self, pattern: ActivationPattern) -> None:
         own = pattern.program
         self.pattern, self.gates = pattern, dict(pattern.gates)
-        self.program = Program(own.image, list(own.steps), own.entries)
+        self.program = Program(own.image, own.device, list(own.steps), own.entries)
         self.slots = max([IMAGE, *(e.slot for e in own.entries), *(s.output.slot for s in own.steps)])
         self.names: dict[int, str] = {}
         self.found: list[Watched] = []
@@ -309,8 +309,8 @@ def _squares_and_sizes(pattern: Extended, x: Tensor, targets: dict[int, Value]) 
 def _of_group(sweep: Sweep, group: Group, tangents: Tangents, shape: Shape) -> Tensor:
     """What the pixels of a group add."""
     tensor = tangents.tensor if isinstance(tangents, Windows) else cast("Tensor", tangents)
-    ones = tensor.new_ones(prod(group.count), sweep.pattern.network.in_shape[0])
+    ones = tensor.new_ones(1, prod(group.count), sweep.pattern.network.in_shape[0])
     squares = tensor.square()
     squared = Windows(squares, tangents.spans, tangents.clean) if isinstance(tangents, Windows) else squares
     both = [cast("Tensor", sweep.inner(group, t, ones, shape)) for t in (squared, tangents)]
-    return torch.stack([both[0][0], both[1][1]])
+    return torch.stack([both[0][0, 0], both[1][1, 0]])

@@ -68,7 +68,7 @@ class Biases(Mapping[str, Bias]):
     """
 
     def __init__(self, program: Program, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+        self.dtype, self.device = dtype, program.device
         self._parts: dict[str, Bias] = {}
         start = 0
         for entry in program.entries:
@@ -86,7 +86,7 @@ class Biases(Mapping[str, Bias]):
     def vector(self) -> Tensor:
         """The vector ``b`` of shape ``(M,)``."""
         parts = [p.value.flatten() for p in self._parts.values()]
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=self.dtype)
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=self.dtype, device=self.device)
 
     @property
     def labels(self) -> tuple[str, ...]:

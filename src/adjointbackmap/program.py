@@ -17,8 +17,9 @@ from adjointbackmap.rules.kernels import Kernel
 from adjointbackmap.rules.linear import Masked, Place
 
 IMAGE = 0  # slot of the image
-CHUNK = 128  # tangents or cotangents that are computed as one batch; 32 to 128 are the fastest,
+CHUNK = 128  # tangents or cotangents that are computed as one batch on the CPU; 32 to 128 are the fastest,
 NUMBERS = 2**24  # as long as the largest map of a batch is no longer than this
+NUMBERS_ON_DEVICE = 2**26  # on another device: each operation costs its start, however few numbers it has
 
 # Operations that only move the elements of a tensor: an entry of b stays known through them.
 MOVEMENTS = {
@@ -94,12 +95,13 @@ class KernelCall:
 
 @dataclass
 class Program:
-    """The steps of a network, its entries of the bias vector, and where each node's value is.
+    """The steps of a network on a device, its entries of the bias vector, and where each node's value is.
 
     ``kernels`` holds the convolution and linear calls by the node that made them.
     """
 
     image: Value
+    device: torch.device
     steps: list[Step] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     values: dict[str, Value] = field(default_factory=dict)
@@ -108,8 +110,13 @@ class Program:
     @cached_property
     def chunk(self) -> int:
         """Tangents or cotangents of one image that are computed as one batch."""
-        largest = max(prod(value.shape) for value in (self.image, *(step.output for step in self.steps)))
-        return max(1, min(CHUNK, NUMBERS // largest))
+        on_cpu = self.device.type == "cpu"
+        return max(1, min(CHUNK, NUMBERS // self.largest) if on_cpu else NUMBERS_ON_DEVICE // self.largest)
+
+    @cached_property
+    def largest(self) -> int:
+        """Numbers of the largest map of one image."""
+        return max(prod(value.shape) for value in (self.image, *(step.output for step in self.steps)))
 
     def upstream(self, targets: Iterable[Value]) -> list[Step]:
         """The steps that the targets depend on, in order."""
@@ -159,7 +166,7 @@ class _Lowering:
     def __init__(self, capture: Capture, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
         self.capture, self.tensors, self.dtype = capture, tensors, dtype
         self.device = next((t.device for t in tensors.values()), capture.image.meta["val"].device)
-        self.program = Program(Value(IMAGE, tuple(capture.image.meta["val"].shape[1:])))
+        self.program = Program(Value(IMAGE, tuple(capture.image.meta["val"].shape[1:])), self.device)
         self.constants: dict[str, Constant] = {}
         self.found: dict[str, Any] = {}  # node -> what its rule built: a value, a list of them, a mask
         self.known: dict[str, Value] = {}

@@ -20,10 +20,14 @@ from adjointbackmap.network import Network
 from adjointbackmap.pattern import check_images
 from adjointbackmap.records import Record
 from adjointbackmap.tracing import trace
-from adjointbackmap.verification import Terms, verify_image
+from adjointbackmap.verification import Terms, verify_images
+from adjointbackmap.windows import images_at_once
 
 Checks = dict[str, LayerCheck]
 """Name of a layer -> its errors."""
+
+Batch = tuple[list[str], Tensor]
+"""Names of images, and the images."""
 
 
 def verify(
@@ -174,8 +178,13 @@ def image_hash(image: Tensor) -> str:
 def _computed_here(
     network: Network, images: dict[str, Tensor], terms: Terms, report: Callable[[float], None]
 ) -> Iterator[tuple[str, Checks]]:
-    for n, (name, image) in enumerate(images.items()):
-        yield name, verify_image(network, image, name, terms, lambda part, n=n: report(n + part))  # type: ignore[misc]
+    def tell(first: int, count: int, share: float) -> None:
+        report(first + share * count)
+
+    done = 0
+    for names, batch in _batches(network, images, terms):
+        yield from zip(names, verify_images(network, batch, names, terms, partial(tell, done, len(names))), strict=True)
+        done += len(names)
 
 
 def _computed_by_workers(
@@ -183,16 +192,25 @@ def _computed_by_workers(
 ) -> Iterator[tuple[str, Checks]]:
     from adjointbackmap.workers import spread
 
-    load, device = partial(_loaded, os.getcwd(), _packed(network)), network.device
-    items = [(name, image.cpu()) for name, image in images.items()]
-    for n, (name, checks) in enumerate(spread(load, partial(_verified_item, terms), items, workers, device.type), start=1):
-        report(n)
-        yield name, checks
+    load, device, done = partial(_loaded, os.getcwd(), _packed(network)), network.device, 0
+    items = ((names, batch.cpu()) for names, batch in _batches(network, images, terms))
+    for names, found in spread(load, partial(_verified_batch, terms), items, workers, device.type):
+        done += len(names)
+        report(done)
+        yield from zip(names, found, strict=True)
 
 
-def _verified_item(terms: Terms, network: Network, item: tuple[str, Tensor]) -> tuple[str, Checks]:
-    name, image = item
-    return name, verify_image(network, image.to(network.device), name, terms)
+def _batches(network: Network, images: dict[str, Tensor], terms: Terms) -> Iterator[Batch]:
+    """Names and images that are computed at once."""
+    size, names = images_at_once(network.program(terms.dtype)), list(images)
+    for start in range(0, len(names), size):
+        part = names[start : start + size]
+        yield part, torch.stack([images[name] for name in part])
+
+
+def _verified_batch(terms: Terms, network: Network, batch: Batch) -> tuple[list[str], list[Checks]]:
+    names, images = batch
+    return names, verify_images(network, images.to(network.device), names, terms)
 
 
 def _packed(network: Network) -> bytes:

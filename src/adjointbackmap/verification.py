@@ -1,6 +1,6 @@
-"""Exactness as functions: dot test, dense test, reconstruction test, and every unit of every layer of one image."""
+"""Exactness as functions: dot test, dense test, reconstruction test, and every unit of every layer of some images."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adjointbackmap.arithmetic import exact
-from adjointbackmap.counts import SHARE_LIMIT, LayerCheck, larger
+from adjointbackmap.counts import SHARE_LIMIT, LayerCheck, checks_of, larger
 from adjointbackmap.hyperplane import Hyperplanes
 from adjointbackmap.network import Network
 from adjointbackmap.operators import Basis, LayerOperator, basis, push, reached
@@ -16,7 +16,7 @@ from adjointbackmap.pattern import ActivationPattern, check_images, record_patte
 from adjointbackmap.program import IMAGE
 from adjointbackmap.recording import call_with, record
 from adjointbackmap.rules import Value
-from adjointbackmap.windows import Sweep
+from adjointbackmap.windows import Sweep, sums_of_products
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
 
@@ -152,33 +152,40 @@ class Terms:
     accumulate: torch.dtype
 
 
-def verify_image(
-    network: Network, image: Tensor, name: str, terms: Terms, report: Callable[[float], None] = lambda share: None
-) -> dict[str, LayerCheck]:
-    """Hold every unit of some layers at one image against its explicit hyperplane, see :func:`adjointbackmap.verify`.
+def verify_images(
+    network: Network,
+    images: Tensor,
+    names: Sequence[str],
+    terms: Terms,
+    report: Callable[[float], None] = lambda share: None,
+) -> list[dict[str, LayerCheck]]:
+    """Hold every unit of some layers at images, which are computed as one batch, against its explicit hyperplane.
+
+    See :func:`adjointbackmap.verify`.
 
     Args:
         network: Traced network.
-        image: One image.
-        name: Of the image.
+        images: Batch, see :func:`adjointbackmap.windows.images_at_once`.
+        names: Of each image.
         terms: What is verified.
         report: Called with the share that is done.
 
     Returns:
-        Name of a layer -> its errors.
+        For each image, name of a layer -> its errors.
     """
-    x = check_images(network, image, terms.dtype)
+    x = check_images(network, images, terms.dtype)
     layers = [network.layer(key) for key in terms.layers]
     pattern = record_pattern(network, x, terms.scale, x.dtype)
     kernels = {layer.name: network.kernel(layer, x.dtype) for layer in layers if layer.kernel is not None and not terms.own_bias}
     targets = {layer.name: kernels[layer.name].sum if layer.name in kernels else layer.value for layer in layers}
-    checks = {layer.name: LayerCheck(layer.name) for layer in layers}
+    checks: list[dict[str, LayerCheck]] = [{} for _ in names]
     with exact(x.device):
         recorded = record(network, x, layers)
         totals = _inner_products(network, x, pattern, targets, terms.accumulate, report)
-        for key, check in checks.items():
+        for key, (sums, magnitudes) in totals.items():
             value = kernels[key].apply(recorded.inputs[key]) if key in kernels else recorded.outputs[key]
-            check.add(value, totals[key][:1], totals[key][1:], [name])
+            for found, check in zip(checks, checks_of(key, value, sums, magnitudes, names), strict=True):
+                found[key] = check
     return checks
 
 
@@ -190,12 +197,13 @@ def _inner_products(
     accumulate: torch.dtype,
     report: Callable[[float], None],
 ) -> dict[str, Tensor]:
-    """Sums of x h and of |x h| for every unit of the targets, ``(2, *units)`` each.
+    """Sums of x h and of |x h| for every unit of the targets, ``(2, N, *units)`` each.
 
     A bias's tangent starts at its own layer, a pixel's is windowed.
     """
-    totals = {name: x.new_zeros(2, *value.shape, dtype=accumulate) for name, value in targets.items()}
-    extended = torch.cat([x.flatten(), network.biases_in(x.dtype).vector.to(x.device)]).to(accumulate)
+    totals = {name: x.new_zeros(2, len(x), *value.shape, dtype=accumulate) for name, value in targets.items()}
+    entries = network.biases_in(x.dtype).vector.expand(len(x), -1)
+    extended = torch.cat([x.flatten(1), entries], 1).to(accumulate)
     biases = reached(pattern.program, targets.values()) - {IMAGE}
     _add_columns(pattern, extended, basis(pattern, biases), targets, totals)
     if x.dim() > 2:
@@ -214,7 +222,7 @@ def _add_pixels(
     for done, group in enumerate(groups):
         report(done / len(groups))
         tangents = sweep.run(group)
-        factors = x[0][(slice(None), *group.places().T)].T.contiguous()
+        factors = x[(slice(None), slice(None), *group.places().T)].transpose(1, 2).contiguous()
         for name, value in targets.items():
             products = sweep.inner(group, tangents[value.slot], factors, value.shape)
             if products is not None:
@@ -226,12 +234,12 @@ def _add_columns(
 ) -> None:
     for b in bases:
         columns = push(pattern, b.tangents, targets.values())
-        factors = extended[b.start : b.stop]
+        factors = extended[:, b.start : b.stop]
         for name, value in targets.items():
             column = columns[value.slot]
             if column is not None:
-                rows = column.flatten(1).to(factors.dtype)
-                totals[name] += torch.stack([factors @ rows, factors.abs() @ rows.abs()]).view(2, *value.shape)
+                rows = column.flatten(1).unflatten(0, factors.shape).to(factors.dtype)
+                totals[name] += sums_of_products(factors, rows).unflatten(2, value.shape)
 
 
 def _first_name(model: torch.nn.Module, name: str) -> str:

@@ -19,15 +19,16 @@ from torch import Tensor
 from adjointbackmap.alive import SMALLEST_BATCH, AliveConvolution, mostly_dead
 from adjointbackmap.patches import Side
 from adjointbackmap.pattern import ActivationPattern
-from adjointbackmap.program import IMAGE, Step
+from adjointbackmap.program import IMAGE, Program, Step
 from adjointbackmap.rules import Field, Rule, Value
-from adjointbackmap.rules.base import Local, gated, laid_out, unfilled
+from adjointbackmap.rules.base import Local, channels_last, gated, laid_out, unfilled
 from adjointbackmap.rules.kernels import Convolution
 from adjointbackmap.rules.linear import Add, Masked
 from adjointbackmap.rules.piecewise import Gate, PiecewiseAffine
 from adjointbackmap.rules.pooling import AveragePooling, MaxPooling
 
-BATCH = 2**22  # numbers in the largest window of a batch
+BATCH = 2**22  # numbers in the largest window of a batch on the CPU: what its caches hold
+BATCH_ON_DEVICE = 2**26  # on another device: each operation costs its start, however few numbers it has
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Windows:
-    """Tangents of a group ``(pixels * in-channels, channels, *sizes)``; ``clean`` where they are zero outside the map."""
+    """A group's tangents ``(images * pixels * in-channels, channels, *sizes)``; ``clean`` where they are zero outside the map."""
 
     tensor: Tensor
     spans: list[Span]
@@ -82,10 +83,10 @@ Tangents = Windows | Tensor | None
 
 
 class Sweep:
-    """Tangents of every pixel of one image, and what they reach of some values.
+    """Tangents of every pixel of some images, and what they reach of some values.
 
     Attributes:
-        pattern: The activation pattern of one image.
+        pattern: The activation pattern of the images.
         targets: The values.
         after: Steps that are taken from these by :meth:`step`: batches leave room for them.
     """
@@ -106,10 +107,11 @@ class Sweep:
         channels, *image = self.values[IMAGE].shape
         pixels = pixels or [range(n) for n in image]
         strides = strides_of([self.fields[value.slot] for value in self.values], len(image))
-        each = channels * self._largest_window(Group((0,) * len(image), (1,) * len(image), strides))
+        each = self.pattern.images * channels * self._largest_window(Group((0,) * len(image), (1,) * len(image), strides))
+        batch = _batch(self.pattern.program)
         for first in product(*(p[:s] for p, s in zip(pixels, strides, strict=True))):
             count = tuple(-(-(p.stop - f) // s) for p, f, s in zip(pixels, first, strides, strict=True))
-            rows = max(1, BATCH // max(1, each * prod(count[1:])))
+            rows = max(1, batch // max(1, each * prod(count[1:])))
             for start in range(0, count[0], rows):
                 part = (min(rows, count[0] - start), *count[1:])
                 yield Group((first[0] + start * strides[0], *first[1:]), part, strides)
@@ -138,7 +140,8 @@ class Sweep:
         """A unit tangent for each pixel and in-channel."""
         channels, *image = self.values[IMAGE].shape
         eye = torch.eye(channels, dtype=self.pattern.dtype, device=self.pattern.network.device)
-        tensor = eye.view(channels, channels, *(1,) * len(image)).repeat(prod(group.count), *(1,) * (len(image) + 1))
+        times = self.pattern.images * prod(group.count)
+        tensor = eye.view(channels, channels, *(1,) * len(image)).repeat(times, *(1,) * (len(image) + 1))
         spans = group.spans(self.fields[IMAGE]) or []
         return Windows(laid_out(tensor), spans, True)
 
@@ -176,8 +179,8 @@ class Sweep:
         """Tangents on whole maps: the windows put into zeros."""
         if not isinstance(value, Windows):
             return value
-        pixels, tensor = prod(group.count), value.tensor
-        maps, parts = (t.unflatten(0, (pixels, -1)) for t in (unfilled(tensor, place.shape).zero_(), tensor))
+        tensor, folded = value.tensor, (self.pattern.images, prod(group.count), -1)
+        maps, parts = (t.unflatten(0, folded) for t in (unfilled(tensor, place.shape).zero_(), tensor))
         for p, steps in enumerate(product(*map(range, group.count))):
             inside, taken = [], []
             for span, step, extent in zip(value.spans, steps, place.shape[1:], strict=True):
@@ -185,8 +188,8 @@ class Sweep:
                 start, stop = max(0, first), min(extent, first + span.size)
                 inside.append(slice(start, max(start, stop)))
                 taken.append(slice(start - first, max(start, stop) - first))
-            maps[p][:, :, *inside] = parts[p][:, :, *taken]
-        return maps.flatten(0, 1)
+            maps[:, p, :, :, *inside] = parts[:, p, :, :, *taken]
+        return maps.flatten(0, 2)
 
     def _on_windows(self, group: Group, step: Step, inputs: list[Tangents], spans: list[Span]) -> Windows:
         gates = self.pattern.gates.get(step.output.slot, ())
@@ -209,7 +212,7 @@ class Sweep:
             like.new_zeros(()).expand(len(like), i.shape[0], *sizes) if not isinstance(v, Windows) else _fitted(v, spans)
             for v, i in zip(inputs, step.inputs, strict=True)
         ]
-        seen = tuple(_seen_by(group, g.expand(1, g.shape[1], *step.output.shape[1:]), spans) for g in gates)
+        seen = tuple(_seen_by(group, g.expand(*g.shape[:2], *step.output.shape[1:]), spans) for g in gates)
         closes = isinstance(step.rule, Gate | PiecewiseAffine | Masked)  # gates are zero outside the map
         return Windows(step.rule.forward(seen, *parts), spans, closes or all(v.clean for v in given))
 
@@ -234,7 +237,7 @@ class Sweep:
         slot = step.output.slot
         if slot not in self.weights:
             weight = rule.weight(step.inputs[0].shape, like)
-            self.weights[slot] = weight if bool((weight != 1).any()) else None
+            self.weights[slot] = self._for_images(weight) if bool((weight != 1).any()) else None
         return self.weights[slot]
 
     def _winners(self, group: Group, step: Step, winners: Tensor, value: Windows, spans: list[Span]) -> Tensor:
@@ -242,14 +245,14 @@ class Sweep:
         seen = _seen_by(group, winners + 1, spans) - 1  # -1 outside the map
         extents = step.inputs[0].shape[1:]
         places = torch.unravel_index(seen.clamp_min(0), extents)
-        pixels, axes = prod(group.count), len(extents)
+        axes = len(extents)
         inside, flat = seen >= 0, torch.zeros_like(seen)
-        steps = group_steps(group).to(seen.device)
+        steps = group_steps(group).to(seen.device).repeat(self.pattern.images, 1)
         for a, (place, span) in enumerate(zip(places, value.spans, strict=True)):
-            local = place - (span.first + steps[:, a] * span.shift).view(pixels, *(1,) * (axes + 1))
+            local = place - (span.first + steps[:, a] * span.shift).view(-1, *(1,) * (axes + 1))
             inside = inside & (local >= 0) & (local < span.size)
             flat = flat * span.size + local.clamp(0, span.size - 1)
-        parts = value.tensor.unflatten(0, (pixels, -1)).flatten(3)
+        parts = value.tensor.unflatten(0, (len(seen), -1)).flatten(3)
         index = flat.flatten(2)[:, None].expand(-1, parts.shape[1], -1, -1)
         taken = parts.gather(3, index) * inside.flatten(2)[:, None]
         return laid_out(taken.unflatten(3, seen.shape[2:]).flatten(0, 1))
@@ -259,36 +262,56 @@ class Sweep:
         edges = zip(value.spans, group.count, place.shape[1:], strict=True)
         if value.clean or all(s.first >= 0 and s.last + (n - 1) * s.shift < extent for s, n, extent in edges):
             return value
-        ones = value.tensor.new_ones(1, 1, *place.shape[1:])
+        ones = self._for_images(value.tensor.new_ones(1, 1, *place.shape[1:]))
         return Windows(gated(_seen_by(group, ones, value.spans), value.tensor), value.spans, True)
 
+    def _for_images(self, maps: Tensor) -> Tensor:
+        """Maps ``(1, channels, *shape)`` that are the same for all images."""
+        return maps.expand(self.pattern.images, *maps.shape[1:])
+
     def inner(self, group: Group, value: Tangents, factors: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-        """Sum of the tangents of one target, each times its factor, and of their absolute products: ``(2, *shape)``.
+        """Sum of the tangents of one target, each times its factor, and of their absolute products: ``(2, images, *shape)``.
 
         Args:
             group: The pixels.
             value: What :meth:`run` gave for the target.
-            factors: ``(pixels, in-channels)``; the sums are accumulated in their dtype.
+            factors: ``(images, pixels, in-channels)``; the sums are accumulated in their dtype.
             shape: Shape of the target.
         """
         if value is None:
             return None
         if not isinstance(value, Windows) or len(value.spans) != 2:
             maps = cast("Tensor", self.whole(group, value, Value(-1, shape)))
-            rows = maps.movedim(1, -1).to(factors.dtype)  # channels last is how maps lie
-            both = torch.stack([factors.flatten() @ rows.flatten(1), factors.flatten().abs() @ rows.abs().flatten(1)])
-            return both.unflatten(1, rows.shape[1:]).movedim(-1, 1)
-        rows = value.tensor.movedim(1, -1).unflatten(0, factors.shape)  # (pixels, in-channels, h, w, channels)
-        flat = rows.flatten(2).to(factors.dtype)
-        both = torch.stack([factors[:, None] @ flat, factors.abs()[:, None] @ flat.abs()])
-        parts = both.unflatten(3, rows.shape[2:]).squeeze(2)
+            rows = maps.movedim(1, -1).unflatten(0, (len(factors), -1)).to(factors.dtype)  # channels last is how maps lie
+            both = sums_of_products(factors.flatten(1), rows.flatten(2))
+            return both.unflatten(2, rows.shape[2:]).movedim(-1, 2)
+        rows = value.tensor.movedim(1, -1).unflatten(0, factors.shape)  # (images, pixels, in-channels, h, w, channels)
+        both = sums_of_products(factors, rows.flatten(3).to(factors.dtype))
+        parts = both.unflatten(3, rows.shape[3:])
         sizes, shifts = tuple(s.size for s in value.spans), tuple(s.shift for s in value.spans)
         extent = tuple((n - 1) * s.shift + s.size for n, s in zip(group.count, value.spans, strict=True))
-        columns = parts.permute(0, 4, 2, 3, 1).flatten(1, 3)  # (2, channels * h * w, pixels)
-        summed = F.fold(columns, extent, sizes, stride=shifts)
+        columns = parts.permute(0, 1, 5, 3, 4, 2).flatten(2, 4)  # (2, images, channels * h * w, pixels)
+        summed = F.fold(columns.flatten(0, 1), extent, sizes, stride=shifts).unflatten(0, columns.shape[:2])
         everywhere = [Span(0, n, 0) for n in shape[1:]]
         made = [Span(s.first, n, 0) for s, n in zip(value.spans, extent, strict=True)]
         return F.pad(summed, _pad(made, everywhere))
+
+
+def sums_of_products(factors: Tensor, rows: Tensor) -> Tensor:
+    """Sums over ``K`` of factors ``(*batch, K)`` times rows ``(*batch, K, n)``, and of absolute values: ``(2, *batch, n)``."""
+    return torch.stack([factors[..., None, :] @ rows, factors.abs()[..., None, :] @ rows.abs()]).squeeze(-2)
+
+
+def images_at_once(program: Program) -> int:
+    """Images whose tangents of one group are a batch: on the CPU one, since larger batches gain nothing there."""
+    channels, *image = program.image.shape
+    strides = strides_of(program.fields.values(), len(image))
+    each = program.largest * channels * prod(-(-n // s) for n, s in zip(image, strides, strict=True))
+    return 1 if program.device.type == "cpu" else max(1, _batch(program) // each)
+
+
+def _batch(program: Program) -> int:
+    return BATCH if program.device.type == "cpu" else BATCH_ON_DEVICE
 
 
 def strides_of(fields: Iterable[Field], axes: int) -> tuple[int, ...]:
@@ -334,14 +357,14 @@ def _fitted(value: Windows, spans: list[Span]) -> Tensor:
 
 
 def _seen_by(group: Group, maps: Tensor, spans: list[Span]) -> Tensor:
-    """Parts ``(pixels, channels, *sizes)`` of maps ``(1, channels, *shape)`` that lie in each pixel's window."""
+    """Parts ``(images * pixels, channels, *sizes)`` of maps ``(images, channels, *shape)`` that lie in each pixel's window."""
     pad = []
     for span, count, extent in reversed(list(zip(spans, group.count, maps.shape[2:], strict=True))):
         pad += [-span.first, span.last + (count - 1) * span.shift + 1 - extent]
-    parts = F.pad(maps, pad)[0]
+    parts = F.pad(maps, pad)
     for a, span in enumerate(spans):
-        parts = parts.unfold(1 + a, span.size, span.shift)
+        parts = parts.unfold(2 + a, span.size, span.shift)
     axes = len(spans)
-    if axes == 2 and maps.dtype == torch.float32:  # one copy, channels last
-        return parts.movedim(0, -1).flatten(0, 1).movedim(-1, 1)
-    return parts.movedim(0, axes).flatten(0, axes - 1)
+    if axes == 2 and channels_last(maps):  # in one copy
+        return parts.movedim(1, -1).flatten(0, 2).movedim(-1, 1)
+    return parts.movedim(1, 1 + axes).flatten(0, axes)

@@ -12,6 +12,8 @@ from adjointbackmap.rules.field import Field, Reach, union, windowed
 
 R = TypeVar("R", bound="Operation")
 
+CHANNELS_LAST = {("cpu", torch.float32)}  # measured: in float64, and on an H200 in float32 too, they are slower so
+
 Gates = tuple[Tensor, ...]
 Shape = tuple[int, ...]
 
@@ -233,15 +235,20 @@ def keep_batch(dims: Sequence[int], x: Value) -> list[int]:
 
 
 def laid_out(tensor: Tensor) -> Tensor:
-    """The tensor in memory as it is computed fastest: maps in float32 channels last."""
-    if tensor.dim() == 4 and tensor.dtype == torch.float32:
+    """The tensor in memory as it is computed fastest."""
+    if tensor.dim() == 4 and channels_last(tensor):
         return tensor.contiguous(memory_format=torch.channels_last)
     return tensor.contiguous()
 
 
+def channels_last(like: Tensor) -> bool:
+    """Whether maps are computed fastest channels last."""
+    return (like.device.type, like.dtype) in CHANNELS_LAST
+
+
 def unfilled(like: Tensor, shape: Shape) -> Tensor:
     """A batch as long as another, whose numbers are never read: PyTorch's adjoints ask for the input."""
-    layout = torch.channels_last if len(shape) == 3 and like.dtype == torch.float32 else torch.contiguous_format
+    layout = torch.channels_last if len(shape) == 3 and channels_last(like) else torch.contiguous_format
     return torch.empty(len(like), *shape, dtype=like.dtype, device=like.device, memory_format=layout)
 
 

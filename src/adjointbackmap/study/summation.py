@@ -20,7 +20,7 @@ BATCH = 50  # images at once
 
 def products(planes: Hyperplanes, dtype: torch.dtype) -> Tensor:
     """The terms x h and b h of every unit, ``(N, *units, C * H * W + M)``, multiplied in ``dtype``."""
-    biases = planes.network.biases_in(planes.x.dtype).vector.to(planes.x.device)
+    biases = planes.network.biases_in(planes.x.dtype).vector
     factors = torch.cat([planes.x.flatten(1), biases.expand(len(planes.x), -1)], 1).to(dtype)
     parts = torch.cat([planes.image.flatten(-3), planes.bias], -1).to(dtype)
     return parts * factors.view(len(factors), *(1,) * (parts.dim() - 2), -1)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adjointbackmap import data, models
 from adjointbackmap.benchmark.timing import environment
-from adjointbackmap.counts import LayerCheck
+from adjointbackmap.counts import LayerCheck, checks_of
 from adjointbackmap.hyperplane import hyperplanes
 from adjointbackmap.network import Network
 from adjointbackmap.records import Record
@@ -326,7 +326,6 @@ def _outputs(network: Network, x: Tensor, terms: Terms, names: Sequence[str]) ->
         planes = hyperplanes(network, x, layer, "RM0", None, terms.own_bias, terms.scale, terms.dtype)
         parts = products(planes, terms.accumulate)
         sums, magnitudes = parts.sum(-1), parts.abs().sum(-1)
-        for n, (name, checks) in enumerate(found):
-            checks[layer] = LayerCheck(layer)
-            checks[layer].add(planes.value[n : n + 1], sums[n : n + 1], magnitudes[n : n + 1], [name])
+        for (_, checks), check in zip(found, checks_of(layer, planes.value, sums, magnitudes, names), strict=True):
+            checks[layer] = check
     return found
