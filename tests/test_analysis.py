@@ -1,5 +1,6 @@
 """Distances to kinks and class boundaries, effective fields and sparsity: held against dense Jacobians and against steps."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -136,6 +137,17 @@ def test_image_on_a_kink_has_distance_zero():
     assert found.nearest("l2").distance("l2") == 0
 
 
+def test_nearest_kink_does_not_trust_the_sweep(traced_case):
+    """Where distances of the sweep are too small, some of units that no step moves, the nearest kink is still found."""
+    traced = traced_case("dead-units")
+    found = abm.kink_distances(traced.network, traced.x[0])
+    right = found.nearest("l2")
+    wrong = {name: torch.where(part.isinf(), 0, part) for name, part in found.distances.items()}
+    assert any(part.eq(0).any() for part in wrong.values())
+    again = replace(found, distances=wrong).nearest("l2")
+    assert (again.name, again.unit) == (right.name, right.unit)
+
+
 def test_network_without_kinks_has_no_nearest():
     """An affine network is one region."""
     model, images = make(lambda: (nn.Linear(3, 2), (3,)))
@@ -144,13 +156,14 @@ def test_network_without_kinks_has_no_nearest():
     assert found.nearest("l2") is None
 
 
+@pytest.mark.parametrize("sweep", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("name", [*CASES, *PIECEWISE])
-def test_region_ends_at_the_nearest_kink(traced_case, name):
+def test_region_ends_at_the_nearest_kink(traced_case, name, sweep):
     """Of every network: the pattern is the same just before the nearest kink, and another just after it."""
     traced = traced_case(name)
     for x, norm in product(traced.x, NORMS):
         found = abm.kink_distances(traced.network, x)
-        kink = found.nearest(norm)
+        kink = abm.kink_distances(traced.network, x, sweep=sweep).nearest(norm)
         assert kink is not None
         (reached,) = reach(traced.network, [kink], norm)
         assert reached.ends_region, (kink.name, kink.unit, kink.at, reached)
@@ -315,6 +328,14 @@ def test_analysis_of_images(classes):
                 if r.in_region:
                     assert r.plane.margin(r.before) > 0 > r.plane.margin(r.after)
     assert inside < 4 * 3 * len(NORMS)
+
+
+def test_only_the_nearest_boundaries_may_be_stepped_to(classes):
+    """The first ones of all, in each norm."""
+    _, images, network = classes
+    few, every = abm.analyse(network, images[0], most=2), abm.analyse(network, images[0])
+    for norm in NORMS:
+        assert [r.distance for r in few.boundaries[norm]] == [r.distance for r in every.boundaries[norm][:2]]
 
 
 def test_boundary_in_the_region_changes_the_class():

@@ -27,7 +27,7 @@ def fast():
         counted.append("sparsity")
         return {**sparsity(network, x, ["conv0"]), "conv1": Sparsity("conv1", 10, 2, 1, 100, 40)}
 
-    def near(network, image):
+    def near(network, image, most):
         counted.append("regions")
         planes = abm.analysis.boundaries(network, image, 0, [1, 2])
         reached = {norm: abm.regions.reach(network, planes, norm) for norm in ("l2", "linf")}
@@ -35,7 +35,7 @@ def fast():
 
     patch.setattr(surroundings, "sparsity", few)
     patch.setattr(surroundings, "analyse", near)
-    patch.setattr(pictures, "SPARSE", {"vgg7": 1})
+    patch.setattr(pictures, "sparse_images", lambda trained: 1)
     patch.setattr(panels, "SIDE", 2)
     patch.setattr(plots.units, "MOST_PANELS", 2)
     yield counted

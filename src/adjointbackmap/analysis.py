@@ -146,8 +146,10 @@ class Analysis:
     unmeasured: tuple[str, ...]
 
 
-def analyse(network: Network, x: Tensor) -> Analysis:
+def analyse(network: Network, x: Tensor, most: int | None = None) -> Analysis:
     """Exact distances from an image to the nearest kink of any unit and to each class boundary, in float64.
+
+    The nearest kinks are looked for by a sweep in float32, and computed in float64.
 
     A boundary is that of the image's linear region: where ``in_region`` is true the network itself changes its mind there, as
     the points just before and just after it show; else the region ends before it. For distances in pixels, trace the
@@ -156,6 +158,7 @@ def analyse(network: Network, x: Tensor) -> Analysis:
     Args:
         network: Traced network whose output is one number for each class.
         x: One image.
+        most: How many boundaries, the nearest ones, are stepped to in each norm; by default all.
 
     Raises:
         ValueError: If the output is not one number for each class, or ``x`` does not fit or is not one image.
@@ -167,12 +170,12 @@ def analyse(network: Network, x: Tensor) -> Analysis:
         >>> found.kinks["l2"].ends_region, len(found.boundaries["l2"])
         (True, 2)
     """
-    count, distances = _classes(network), kink_distances(network, x)
+    count, distances = _classes(network), kink_distances(network, x, sweep=torch.float32)
     predicted = int(record(network, distances.x[None], [network.layers[OUTPUT]]).outputs[OUTPUT].argmax())
     planes = boundaries(network, distances.x, predicted, [c for c in range(count) if c != predicted]) if count > 1 else []
     reachable = [plane for plane in planes if plane.weights.any()]
     nearest = {norm: distances.nearest(norm) for norm in NORMS}
     kinks = {norm: reach(network, [kink], norm)[0] for norm, kink in nearest.items() if kink is not None}
-    ordered = {norm: sorted(reachable, key=lambda plane, norm=norm: plane.distance(norm)) for norm in NORMS}  # type: ignore[misc]
+    ordered = {norm: sorted(reachable, key=lambda plane, norm=norm: plane.distance(norm))[:most] for norm in NORMS}  # type: ignore[misc]
     reached = {norm: reach(network, planes, norm) for norm, planes in ordered.items()}
     return Analysis(predicted, kinks, reached, distances.unmeasured)

@@ -5,7 +5,7 @@ ordinary batch: convolutions pad by their whole reach and the windows grow, gate
 move the windows' corners. What has no spatial rule, and a window that is as large as its map, goes on as whole maps.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
@@ -80,6 +80,13 @@ class Windows:
 
 Tangents = Windows | Tensor | None
 """On windows, on whole maps, or zero."""
+
+Sums = Callable[[Tensor, Tensor], Tensor]
+
+
+def sums_of_products(factors: Tensor, rows: Tensor) -> Tensor:
+    """Sums over ``K`` of factors ``(*batch, K)`` times rows ``(*batch, K, n)``, and of absolute values: ``(2, *batch, n)``."""
+    return torch.stack([factors[..., None, :] @ rows, factors.abs()[..., None, :] @ rows.abs()]).squeeze(-2)
 
 
 class Sweep:
@@ -269,24 +276,27 @@ class Sweep:
         """Maps ``(1, channels, *shape)`` that are the same for all images."""
         return maps.expand(self.pattern.images, *maps.shape[1:])
 
-    def inner(self, group: Group, value: Tangents, factors: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-        """Sum of the tangents of one target, each times its factor, and of their absolute products: ``(2, images, *shape)``.
+    def inner(
+        self, group: Group, value: Tangents, factors: Tensor, shape: tuple[int, ...], sums: Sums = sums_of_products
+    ) -> Tensor | None:
+        """Two sums over the tangents of one target: ``(2, images, *shape)``.
 
         Args:
             group: The pixels.
             value: What :meth:`run` gave for the target.
             factors: ``(images, pixels, in-channels)``; the sums are accumulated in their dtype.
             shape: Shape of the target.
+            sums: What is summed of factors ``(*batch, K)`` and tangents ``(*batch, K, n)``.
         """
         if value is None:
             return None
         if not isinstance(value, Windows) or len(value.spans) != 2:
             maps = cast("Tensor", self.whole(group, value, Value(-1, shape)))
             rows = maps.movedim(1, -1).unflatten(0, (len(factors), -1)).to(factors.dtype)  # channels last is how maps lie
-            both = sums_of_products(factors.flatten(1), rows.flatten(2))
+            both = sums(factors.flatten(1), rows.flatten(2))
             return both.unflatten(2, rows.shape[2:]).movedim(-1, 2)
         rows = value.tensor.movedim(1, -1).unflatten(0, factors.shape)  # (images, pixels, in-channels, h, w, channels)
-        both = sums_of_products(factors, rows.flatten(3).to(factors.dtype))
+        both = sums(factors, rows.flatten(3).to(factors.dtype))
         parts = both.unflatten(3, rows.shape[3:])
         sizes, shifts = tuple(s.size for s in value.spans), tuple(s.shift for s in value.spans)
         extent = tuple((n - 1) * s.shift + s.size for n, s in zip(group.count, value.spans, strict=True))
@@ -295,11 +305,6 @@ class Sweep:
         everywhere = [Span(0, n, 0) for n in shape[1:]]
         made = [Span(s.first, n, 0) for s, n in zip(value.spans, extent, strict=True)]
         return F.pad(summed, _pad(made, everywhere))
-
-
-def sums_of_products(factors: Tensor, rows: Tensor) -> Tensor:
-    """Sums over ``K`` of factors ``(*batch, K)`` times rows ``(*batch, K, n)``, and of absolute values: ``(2, *batch, n)``."""
-    return torch.stack([factors[..., None, :] @ rows, factors.abs()[..., None, :] @ rows.abs()]).squeeze(-2)
 
 
 def images_at_once(program: Program) -> int:

@@ -167,7 +167,7 @@ def region_table(networks: dict[str, Found]) -> Table:
             )
             sheet.rows.append([name, norm, str(len(every)), kink, ends, boundary, inside, changes])
     caption = (
-        "Distances in pixels of [0, 1], median and 5 to 95 % of the images, exact in float64. Ends the region: the pattern is "
+        "Distances in pixels of [0, 1], median and 5 to 95 % of the images, in float64. Ends the region: the pattern is "
         "the same just before the kink, and another just after. In the region: the same pattern on both sides of the boundary. "
         "Changes: the network itself prefers the other class just after it."
     )

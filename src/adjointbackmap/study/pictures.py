@@ -17,7 +17,7 @@ from adjointbackmap.study.picture_tables import claims, frequency_table, likenes
 from adjointbackmap.study.results import Arrays, Found, keep, kept
 from adjointbackmap.study.sections import Block, Picture, Section
 from adjointbackmap.study.setup import SCALE, Setup, Trained, read_json, write_json
-from adjointbackmap.study.surroundings import ANALYSED, SPARSE, regions, share_of, sparse
+from adjointbackmap.study.surroundings import regions, sparse, sparse_images
 
 KEY = "pictures"
 SHOWN = {"cifar10": ("ship", "ship", "frog"), "cifar100": ("apple", "apple", "orange")}
@@ -37,10 +37,9 @@ def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
         settings = {**trained.about, "scale": SCALE, "images": list(shown.hashes), "many": list(many.hashes)}
         report(f"{name}: pictures", 0.0)
         keep(path, settings, partial(measured, trained, shown, many, path.parent))
-        analysed = many[: -(-len(many) // share_of(trained, ANALYSED))]
         around = {
-            "regions": regions(trained, analysed, path.parent, partial(report, f"{name}: kinks and boundaries")),
-            "sparsity": sparse(trained, shown[: share_of(trained, SPARSE)], path.parent, partial(report, f"{name}: sparsity")),
+            "regions": regions(trained, many, path.parent, partial(report, f"{name}: kinks and boundaries")),
+            "sparsity": sparse(trained, shown[: sparse_images(trained)], path.parent, partial(report, f"{name}: sparsity")),
         }
         write_json(path, read_json(path) | around)
     report("pictures", 1.0)
@@ -133,7 +132,7 @@ def _ran(networks: dict[str, Found]) -> Iterator[str]:
         yield (
             f"{name}: {images}, the first of their classes by hash that every "
             f"network of the run classifies correctly. Spectra over many: {len(settings['many'])} images that it classifies "
-            f"correctly, drawn with the run's seed; kinks and boundaries of the first {len(found['regions'])} of them in "
+            f"correctly, drawn with the run's seed; kinks and boundaries of {len(found['regions'])} of these in "
             f"pixels, in float64, {_seconds(found['regions']):.3g} s of processor time each; sparsity of "
             f"{len(found['sparsity'])} of the pictures' images, {_seconds(found['sparsity']):.3g} s each.{beyond}"
         )

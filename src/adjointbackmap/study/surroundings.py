@@ -13,23 +13,16 @@ from adjointbackmap.records import Record
 from adjointbackmap.regions import NORMS
 from adjointbackmap.study.setup import Trained
 
-ANALYSED = {"vgg7": 1, "resnet20": 10}  # one image in so many: half a minute each for ResNet20, four seconds for VGG7
-SPARSE = {"vgg7": 3, "resnet20": 1}  # images: minutes each
 Report = Callable[[float], None]
 
 
-def share_of(trained: Trained, by_architecture: dict[str, int]) -> int:
-    """The number for the architecture of a network.
+def sparse_images(trained: Trained) -> int:
+    """How many images the sparsity of a network is told of: minutes each.
 
     Args:
         trained: The network.
-        by_architecture: A number for VGG7 and one for ResNet20.
-
-    Example:
-        >>> share_of(Trained("fixup-resnet20-cifar10", None, True), ANALYSED)
-        10
     """
-    return by_architecture["resnet20" if "resnet20" in trained.name else "vgg7"]
+    return 1 if "resnet20" in trained.name else 3
 
 
 def regions(trained: Trained, images: data.Images, folder: Path, report: Report) -> dict[str, Any]:
@@ -49,7 +42,7 @@ def regions(trained: Trained, images: data.Images, folder: Path, report: Report)
     def one(image: data.Images) -> dict[str, Any]:
         nonlocal network
         network = network or trained.subject.trace_in_pixels()  # takes seconds: only where an image is missing
-        return beside(analyse(network, image.unit_interval().double()))
+        return beside(analyse(network, image.unit_interval().double(), most=1))
 
     return _recorded(trained, "regions", images, folder, one, report)
 
