@@ -201,6 +201,7 @@ def test_study_on_cuda_is_computed_there(tmp_path, monkeypatch):
     assert found["environments"][0]["gpu"] == torch.cuda.get_device_name()
     assert all(layer["check"]["scaled"] < 1e-13 for layer in page.layers_of(entry, "float64").values())
     assert set(entry["orders"]) == {f"conv{n}" for n in range(1, 6)}
+    assert sum(entry["outside alone"].values()) < 20  # a thousand of an image's would be, in TF32
 
 
 def test_interrupt_keeps_finished_images(study, monkeypatch, tmp_path):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adjointbackmap import data, models
+from adjointbackmap.arithmetic import exact
 from adjointbackmap.recipes import Recipe
 
 CHECKPOINT_SECONDS = 60
@@ -130,7 +131,6 @@ def train(
     return _finish(state, task, out, prepare, len(images), test)
 
 
-@torch.no_grad()
 def accuracy(model: nn.Module, images: data.Images, prepare: nn.Module, batch: int = 500) -> float:
     """Share of images whose largest output is their label (float32, eval mode; the mode is put back).
 
@@ -145,10 +145,11 @@ def accuracy(model: nn.Module, images: data.Images, prepare: nn.Module, batch: i
     model.eval()
     try:
         right = 0
-        for start in range(0, len(images), batch):
-            part = images[start : start + batch]
-            x = prepare(part.unit_interval().to(device)).contiguous(memory_format=torch.channels_last)
-            right += int((model(x).argmax(1).cpu() == part.labels).sum())
+        with exact(device):
+            for start in range(0, len(images), batch):
+                part = images[start : start + batch]
+                x = prepare(part.unit_interval().to(device)).contiguous(memory_format=torch.channels_last)
+                right += int((model(x).argmax(1).cpu() == part.labels).sum())
     finally:
         model.train(was_training)
     return right / len(images)

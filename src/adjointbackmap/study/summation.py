@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adjointbackmap.arithmetic import exact
 from adjointbackmap.counts import SHARE_LIMIT, Place
 from adjointbackmap.hyperplane import Hyperplanes, hyperplanes, relative_error
 from adjointbackmap.network import Network
@@ -73,10 +74,11 @@ def outside_alone(network: Network, images: Tensor, layers: Sequence[str]) -> di
         layers: Names of layers with a kernel.
     """
     chosen, counts = [network.layer(name) for name in layers], dict.fromkeys(layers, 0)
-    for part in images.split(BATCH):
-        single, double = record(network, part, chosen), record(network, part.double(), chosen)
-        for name in layers:
-            value = network.kernel(network.layer(name), torch.float32).apply(single.inputs[name]).double()
-            exact = network.kernel(network.layer(name), torch.float64).apply(double.inputs[name])
-            counts[name] += int((relative_error(exact, value).abs() > SHARE_LIMIT).sum())
+    with exact(images.device):
+        for part in images.split(BATCH):
+            single, double = record(network, part, chosen), record(network, part.double(), chosen)
+            for name in layers:
+                value = network.kernel(network.layer(name), torch.float32).apply(single.inputs[name]).double()
+                right = network.kernel(network.layer(name), torch.float64).apply(double.inputs[name])
+                counts[name] += int((relative_error(right, value).abs() > SHARE_LIMIT).sum())
     return counts
