@@ -148,6 +148,15 @@ def test_nearest_kink_does_not_trust_the_sweep(traced_case):
     assert (again.name, again.unit) == (right.name, right.unit)
 
 
+def test_model_that_casts_is_swept_in_its_own_dtype():
+    """Where nothing can be computed in float32, the nearest kink is still that of float64."""
+    model, images = make(lambda: (Net(lambda net, x: net.conv(x.double()).relu(), conv=nn.Conv2d(1, 2, 3)), (1, 5, 5)))
+    network = abm.trace(model, images)
+    assert not network.is_computed_in(torch.float32)
+    own, swept = (abm.kink_distances(network, images[0], sweep=sweep).nearest("l2") for sweep in (None, torch.float32))
+    assert (own.unit, own.distance("l2")) == (swept.unit, swept.distance("l2"))
+
+
 def test_network_without_kinks_has_no_nearest():
     """An affine network is one region."""
     model, images = make(lambda: (nn.Linear(3, 2), (3,)))

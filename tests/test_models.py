@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
+import adjointbackmap as abm
 from adjointbackmap import data, models
 
 VGG7_MAPS = {
@@ -307,3 +308,12 @@ def test_shipped_networks_classify_the_sample_as_their_cards_say():
         expected = models.card(name)["test accuracy"]
         deviation = (expected * (1 - expected) / len(images)) ** 0.5
         assert abs(share - expected) < 4 * deviation, f"{name}: {share} of the sample, {expected} of all test images"
+
+
+def test_normalisation_is_traced_with_the_network_in_either_dtype():
+    """The study's normalisation is no cast: a float32 trace gives float64 hyperplanes of pixels."""
+    whole = torch.nn.Sequential(models.preprocessing("vgg7-nobias-cifar10"), torch.nn.Conv2d(3, 2, 3)).eval()
+    x = torch.rand(1, 3, 8, 8)
+    network = abm.trace(whole, x)
+    planes = abm.hyperplanes(network, x, "output", "RM2", (slice(None), 0, 0), dtype=torch.float64)
+    assert abm.reconstruction_test(planes)["error"] <= 1e-12

@@ -274,7 +274,8 @@ def kink_distances(
         x: One image.
         dtype: Of the arithmetic.
         sweep: Of the sweep that the norms are summed from, by default ``dtype``. In float32 it takes a third of the time; the
-            gates and the units' values stay those of ``dtype``, and :meth:`KinkDistances.nearest` is as exact.
+            gates and the units' values stay those of ``dtype``, and :meth:`KinkDistances.nearest` is as exact. A model that casts
+            is swept in ``dtype`` all the same.
 
     Returns:
         The distances; infinite where no step moves the unit.
@@ -295,7 +296,7 @@ def kink_distances(
     with exact(images.device):
         entries = {e.slot: e.value[None].to(dtype) for e in pattern.program.entries}
         values = push(pattern, {IMAGE: images, **entries}, targets)
-        swept = pattern.to(sweep or dtype)
+        swept = pattern.to(sweep) if sweep and network.is_computed_in(sweep) else pattern
         sums = _squares_and_sizes(swept, images.to(swept.dtype), {t.slot: t for t in targets})
     distances = {w.name: _distances(cast("Tensor", values[w.value.slot])[0], w.kinks, sums[w.value.slot]) for w in watch.found}
     return KinkDistances(distances, tuple(dict.fromkeys(watch.unmeasured)), images[0], pattern, tuple(watch.found))

@@ -155,7 +155,10 @@ class Normalise(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalise ``(..., 3, H, W)``."""
-        return (pixels - self.mean.to(pixels)) / self.std.to(pixels)
+        mean, std = self.mean, self.std
+        if mean.device != pixels.device:  # only then: torch.export takes any `to` for a cast
+            mean, std = mean.to(pixels.device), std.to(pixels.device)
+        return (pixels - mean) / std
 
 
 ARCHITECTURES: dict[str, tuple[Callable[[int], nn.Module], type[nn.Module]]] = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adjointbackmap.capture import Capture, ancestors, call_name, module_of, op_name, pick, source_of
-from adjointbackmap.program import KernelCall, Program, lower
+from adjointbackmap.program import KernelCall, Program, UnsupportedOperation, lower
 from adjointbackmap.rules import RULES, Value, field_size
 from adjointbackmap.rules.kernels import Kernel
 
@@ -145,6 +145,14 @@ class Network:
         if dtype not in self._programs:
             self._programs[dtype] = lower(self._capture, self._target, _tensors(self.model), dtype)
         return self._programs[dtype]
+
+    def is_computed_in(self, dtype: torch.dtype) -> bool:
+        """Whether the steps can be had in a dtype: a model that casts computes in its own alone."""
+        try:
+            self.program(dtype)
+        except UnsupportedOperation:
+            return False
+        return True
 
     def layer(self, name: str) -> Layer:
         """A layer by its name.
