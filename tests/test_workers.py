@@ -30,7 +30,7 @@ def killed_once(marker: Path, terms, network, item):
     if not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return runs._verified_item(terms, network, item)
+    return runs._verified_batch(terms, network, item)
 
 
 def killed(loaded, item):
@@ -74,7 +74,7 @@ def test_lost_worker_changes_nothing(six, tmp_path, monkeypatch):
     """One of two processes is killed with an image in work: the other computes it, and the total is the same to the bit."""
     network, x, whole = six
     marker, keep, heard = tmp_path / "killed", tmp_path / "kept.jsonl", []
-    monkeypatch.setattr(runs, "_verified_item", partial(killed_once, marker))
+    monkeypatch.setattr(runs, "_verified_batch", partial(killed_once, marker))
     checks = abm.verify(network, x, keep=keep, workers=2, report=heard.append)
     assert marker.exists()
     assert as_json(checks) == whole
