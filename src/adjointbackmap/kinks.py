@@ -342,4 +342,5 @@ def _squares_and_sizes(pattern: Extended, x: Tensor, targets: dict[int, Value]) 
 
 
 def _squares_and_magnitudes(_: Tensor, rows: Tensor) -> Tensor:
+    """Sums over the tangents alone, ``(2, *batch, n)``: no factor is in a norm."""
     return torch.stack([rows.square().sum(-2), rows.abs().sum(-2)])
