@@ -1,7 +1,5 @@
 """The files of a store of hyperplanes: Zarr arrays made in memory, put to the disk one whole file at a time."""
 
-import hashlib
-import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -10,21 +8,26 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import ZstdCodec
+from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from adjointbackmap.hyperplane import Hyperplanes
+from adjointbackmap.manifest import LARGE, LAYOUT, ROOT, Seal, Seals, is_whole, record_text
 from adjointbackmap.patches import Patches
 from adjointbackmap.streaming import Block, Stream, block_shape, tiles
 
 CHUNK_BYTES = 2**25  # of hyperplanes in one chunk, before compression
 SPATIAL_NAMES = {0: ("feature",), 1: ("channel", "col"), 2: ("channel", "row", "col"), 3: ("channel", "depth", "row", "col")}
 PARTIAL = ".partial"
+CHECKSUM = "crc32c"  # the last step of every chunk, which any Zarr reader checks
 Labelled = tuple[tuple[str, ...], np.ndarray]
 
 
 class Draft:
     """A store in memory: its metadata and small arrays whole, the large arrays one chunk at a time.
+
+    Attributes:
+        work: Hyperplanes that the store is to hold.
 
     Args:
         work: Hyperplanes that the store is to hold.
@@ -32,45 +35,75 @@ class Draft:
     """
 
     def __init__(self, work: Stream, attributes: Mapping[str, Any]) -> None:
+        self.work = work
         self.files: dict[str, Any] = {}
         self.chunk = _chunk(work)
+        self.checksum = attributes[LAYOUT].get("checksum") == CHECKSUM  # older versions wrote chunks without one
         dims, small = ("n", *work.job.selection.names), _small(work)
         coordinates = " ".join(sorted(set(small) - {"x", "b"} - set(dims)))  # xarray takes these as such
         whole = {**attributes, "coordinates": coordinates}
         group = zarr.create_group(MemoryStore(self.files), zarr_format=3, attributes=whole)
         for name, (names, array) in small.items():
-            _create(group, name, names, array.shape, array.shape, array.dtype)[...] = array
+            self._create(group, name, names, array.shape, array.shape, array.dtype)[...] = array
         dtype = small["x"][1].dtype
         self.arrays = [
-            _create(group, name, (*dims, *names), (*work.shape, *shape), (*self.chunk, *shape), dtype)
+            self._create(group, name, (*dims, *names), (*work.shape, *shape), (*self.chunk, *shape), dtype)
             for name, (names, shape) in _parts(work).items()
         ]
         with warnings.catch_warnings(action="ignore"):  # consolidated metadata is not yet in the standard; xarray asks for it
             zarr.consolidate_metadata(group.store)
 
-    def put(self, folder: Path) -> dict[str, str]:
-        """Write the metadata and small arrays, what the folder is first; file -> checksum."""
-        order = sorted(self.files, key=lambda name: (name != "zarr.json", name))
+    @property
+    def root(self) -> Seal:
+        """What the root's ``zarr.json`` must be: it has all that the store depends on."""
+        return Seal.of(self.files[ROOT].to_bytes())
+
+    def put(self, folder: Path) -> Seals:
+        """Write the metadata and small arrays, what the folder is first; file -> what it must be."""
+        order = sorted(self.files, key=lambda name: (name != ROOT, name))
         return {name: _put(folder / name, self.files[name].to_bytes()) for name in order}
 
-    def put_block(self, folder: Path, block: Block, planes: Hyperplanes) -> dict[str, str]:
-        """Write the chunks of a block; file -> checksum."""
+    def put_block(self, folder: Path, block: Block, planes: Hyperplanes) -> Seals:
+        """Write the chunks of a block; file -> what it must be."""
         image = planes.image_part
         parts = (image.values if isinstance(image, Patches) else image, planes.bias_part, planes.value)
-        kept, digests = set(self.files), {}
+        kept, seals = set(self.files), {}
         for tile in tiles(block, self.chunk):
             within = tuple(slice(t.start - b.start, t.stop - b.start) for t, b in zip(tile, block, strict=True))
             for array, part in zip(self.arrays, parts, strict=True):
                 array[tile] = part[within].cpu().numpy()
             for name in sorted(self.files.keys() - kept):
-                digests[name] = _put(folder / name, self.files.pop(name).to_bytes())
-        return digests
+                seals[name] = _put(folder / name, self.files.pop(name).to_bytes())
+        return seals
+
+    def _create(
+        self,
+        group: zarr.Group,
+        name: str,
+        dims: tuple[str, ...],
+        shape: tuple[int, ...],
+        chunk: tuple[int, ...],
+        dtype: np.dtype,
+    ) -> zarr.Array:
+        blank: dict[str, Any] = (
+            {"fill_value": np.nan} if self.checksum and dtype.kind == "f" else {}
+        )  # what others read of a missing chunk
+        return group.create_array(
+            name,
+            shape=shape,
+            chunks=tuple(max(1, extent) for extent in chunk),
+            dtype=str if dtype.kind == "U" else dtype,
+            dimension_names=dims,
+            compressors=[ZstdCodec(level=3), Crc32cCodec()] if self.checksum else ZstdCodec(level=3),
+            config={"write_empty_chunks": True},  # every chunk is a file, which has a checksum
+            **blank,
+        )
 
 
 def _parts(work: Stream) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
     """The arrays that are written block by block: dimensions and shape of what belongs to one unit."""
     names = ("channel", "patch_row", "patch_col") if work.job.in_patches else SPATIAL_NAMES[work.x.dim() - 2]
-    return {"image": (names, work.job.part), "bias": (("m",), (len(work.job.entries),)), "value": ((), ())}
+    return dict(zip(LARGE, ((names, work.job.part), (("m",), (len(work.job.entries),)), ((), ())), strict=True))
 
 
 def _small(work: Stream) -> dict[str, Labelled]:
@@ -94,20 +127,6 @@ def _small(work: Stream) -> dict[str, Labelled]:
     return small
 
 
-def _create(
-    group: zarr.Group, name: str, dims: tuple[str, ...], shape: tuple[int, ...], chunk: tuple[int, ...], dtype: np.dtype
-) -> zarr.Array:
-    return group.create_array(
-        name,
-        shape=shape,
-        chunks=tuple(max(1, extent) for extent in chunk),
-        dtype=str if dtype.kind == "U" else dtype,
-        dimension_names=dims,
-        compressors=ZstdCodec(level=3),
-        config={"write_empty_chunks": True},  # every chunk is a file, which has a checksum
-    )
-
-
 def _chunk(work: Stream) -> tuple[int, ...]:
     """Images and units of a chunk: blocks are whole numbers of chunks."""
     most = block_shape(work.block, max(1, CHUNK_BYTES // work.bytes_each))
@@ -117,29 +136,16 @@ def _chunk(work: Stream) -> tuple[int, ...]:
 # files
 
 
-def damaged(folder: Path, record: Path) -> list[str]:
-    """Files that are missing or do not match the checksums in a record; where there is no record, its own name."""
-    try:
-        digests = json.loads(record.read_text())
-    except (FileNotFoundError, ValueError):
-        return [str(record.relative_to(folder))]
-    return [name for name, digest in digests.items() if not _matches(folder / name, digest)]
-
-
-def put_record(record: Path, digests: Mapping[str, str]) -> None:
+def put_record(record: Path, seals: Seals) -> None:
     """Write the checksums of files that are on the disk."""
-    _put(record, json.dumps(digests, indent=1).encode())
+    _put(record, record_text(seals).encode())
 
 
-def _matches(path: Path, digest: str) -> bool:
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
-
-
-def _put(path: Path, content: bytes) -> str:
-    digest = hashlib.sha256(content).hexdigest()
-    if not _matches(path, digest):
+def _put(path: Path, content: bytes) -> Seal:
+    seal = Seal.of(content)
+    if not is_whole(path, seal):
         _write(path, content)
-    return digest
+    return seal
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import platform
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,8 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adjointbackmap.drafts import PARTIAL, Draft, damaged, put_record
+from adjointbackmap.drafts import CHECKSUM, PARTIAL, Draft, put_record
 from adjointbackmap.hyperplane import Hyperplanes, bytes_of, relative_error
+from adjointbackmap.manifest import (
+    AGAIN,
+    LAYOUT,
+    ROOT,
+    CheckedStore,
+    Manifest,
+    Seal,
+    is_whole,
+    metadata_of,
+    read_record,
+    record_path,
+    refuse_links,
+)
 from adjointbackmap.network import Network
 from adjointbackmap.patches import Patches
 from adjointbackmap.streaming import Block, Stream, stream, tiles
@@ -27,8 +39,7 @@ from adjointbackmap.units import Selection
 if TYPE_CHECKING:
     import xarray
 
-RECORDS = "progress"
-LAYOUT = "blocks"  # the attribute that tells how the store is computed, not what it holds
+METADATA = "metadata"  # the record of all that is not written block by block
 
 
 def save(
@@ -91,18 +102,15 @@ def write(path: Path | str, work: Stream, report: Callable[[float], None] = lamb
         OSError: If the disk is full.
     """
     path = Path(path)
-    work = _continued(path, work)
-    layout = {"method": work.method, "memory": work.memory, "shape": list(work.block)}
+    draft = _continued(path, work)
     stored, finished = StoredPlanes(path), 0.0
     try:
-        draft = Draft(work, {**provenance(work), LAYOUT: layout})
-        digests = draft.put(path)
-        metadata, *records = stored.records
-        put_record(metadata, digests)
-        for number, (block, record) in enumerate(zip(work.blocks, records, strict=True), 1):
-            if damaged(path, record):
-                put_record(record, draft.put_block(path, block, work.compute(block)))
-            finished = number / len(records)
+        put_record(record_path(path, METADATA), draft.put(path))
+        manifest = stored.manifest
+        for number, (block, record) in enumerate(zip(draft.work.blocks, manifest.records[1:], strict=True), 1):
+            if manifest.damaged(record):
+                put_record(record, draft.put_block(path, block, draft.work.compute(block)))
+            finished = number / len(draft.work.blocks)
             report(finished)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -119,21 +127,34 @@ def write(path: Path | str, work: Stream, report: Callable[[float], None] = lamb
 def open(path: Path | str) -> "StoredPlanes":
     """Open what :func:`save` wrote; arrays are read when they are used.
 
+    Every file that the store must have is there and has its size, or this raises. Its bytes are compared with its checksum
+    when they are read: a damaged chunk raises then, and the message names it.
+
     Raises:
         FileNotFoundError: If there is no store.
-        ValueError: If it is not complete.
+        ValueError: If it is not complete, a file is missing or damaged, or a link leads out of it.
     """
     stored = StoredPlanes(Path(path))
-    if LAYOUT not in stored.attributes:
+    record = record_path(stored.path, METADATA)
+    if not metadata_of(stored.path) and not record.is_file():
         msg = f"path must be a folder that save or the command map wrote. Got {path}, which is none."
         raise FileNotFoundError(msg)
-    metadata, *blocks = stored.records
-    found = sum(record.is_file() for record in blocks)
-    if found < len(blocks) or not metadata.is_file():
+    refuse_links(stored.path)
+    seals = read_record(record)
+    if not metadata_of(stored.path) or (ROOT in seals and not is_whole(stored.path / ROOT, seals[ROOT])):
+        msg = f"{stored.path / ROOT} must match its checksum in {record}. Got another file: {AGAIN}."
+        raise ValueError(msg)
+    metadata, *blocks = (bool(stored.manifest.finished(record)) for record in stored.records)
+    if not metadata or not all(blocks):
         msg = (
-            f"The store must be complete. Got {found:,} of {len(blocks):,} blocks in {path}: run the same save or map again, "
-            "which continues it."
+            f"The store must be complete. Got {sum(blocks):,} of {len(blocks):,} blocks in {path}: run the same save or map "
+            "again, which continues it."
         )
+        raise ValueError(msg)
+    wrong = list(stored.manifest.wrong_sizes())
+    if wrong:
+        more = f" (and {len(wrong) - 1:,} more)" if len(wrong) > 1 else ""
+        msg = f"Every file of the store must be as it was written. Got {wrong[0][1]} at {wrong[0][0]}{more}: {AGAIN}."
         raise ValueError(msg)
     return stored
 
@@ -151,7 +172,20 @@ class StoredPlanes:
     @property
     def attributes(self) -> dict[str, Any]:
         """What made the hyperplanes: weights, versions, layer, mode, k, dtype, where each bias lies in b; and the blocks."""
-        return _attributes(self.path)
+        return self.manifest.attributes
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Which files the store must have.
+
+        Raises:
+            FileNotFoundError: If there is no store.
+        """
+        found = metadata_of(self.path)
+        if not found:
+            msg = f"path must be a folder that save or the command map wrote. Got {self.path}, which is none."
+            raise FileNotFoundError(msg)
+        return Manifest(self.path, found)
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -176,8 +210,7 @@ class StoredPlanes:
     @property
     def records(self) -> list[Path]:
         """Files with the checksums of the metadata and of each block: there is one as soon as what it names is on the disk."""
-        blocks = tiles([slice(0, extent) for extent in self.shape], self.attributes[LAYOUT]["shape"])
-        return [self.path / RECORDS / f"{name}.json" for name in ("metadata", *(f"{i:06}" for i in range(len(blocks))))]
+        return self.manifest.records
 
     def to_xarray(self) -> "xarray.Dataset":
         """The store with labelled dimensions, image parts as they are stored; nothing is read before it is used."""
@@ -246,13 +279,13 @@ class StoredPlanes:
 
     def damaged(self) -> list[str]:
         """Files that are missing or do not match their checksums; the same :func:`save` again computes them anew."""
-        return [name for record in self.records for name in damaged(self.path, record)]
+        return [name for record in self.records for name in self.manifest.damaged(record)]
 
     @cached_property
     def _data(self) -> "xarray.Dataset":
         import xarray
 
-        return xarray.open_zarr(self.path, chunks=None)
+        return xarray.open_zarr(CheckedStore(self.path, self.manifest.seals), chunks=None)
 
     def _tiles(self) -> list[Block]:
         return tiles([slice(0, extent) for extent in self.shape], self._data["value"].encoding["chunks"])
@@ -334,29 +367,25 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _attributes(path: Path) -> dict[str, Any]:
-    """Attributes of the store in a folder; none where there is no store."""
-    try:
-        return json.loads((path / "zarr.json").read_text())["attributes"]
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
-        return {}
-
-
-def _continued(path: Path, work: Stream) -> Stream:
-    """A stream as the store in a folder was begun.
+def _continued(path: Path, work: Stream) -> Draft:
+    """A draft of the store in a folder, computed as it was begun.
 
     Raises:
         ValueError: If the folder holds something else, or its blocks are larger than the stream's memory.
     """
     path.mkdir(parents=True, exist_ok=True)
-    attributes = _attributes(path)
-    if LAYOUT not in attributes:
+    refuse_links(path)
+    found, seal = metadata_of(path), read_record(record_path(path, METADATA)).get(ROOT)
+    if seal is not None and not is_whole(path / ROOT, seal):
+        return _repaired(path, work, found, seal)
+    if not found:
         if any(file.suffix != PARTIAL for file in path.iterdir()):
             msg = (
                 f"path must be a new folder or a store of these hyperplanes. Got {path}, which holds other files: choose another."
             )
             raise ValueError(msg)
-        return work
+        return _draft(work, _layout(work))
+    attributes = found["attributes"]
     other = [name for name, value in provenance(work).items() if attributes.get(name) != value]
     if other:
         msg = f"path must be a store of the same hyperplanes. Got {path}, of other {', '.join(other)}: choose another path."
@@ -366,4 +395,38 @@ def _continued(path: Path, work: Stream) -> Stream:
         began = f"the {layout['memory']:,} bytes that {path} was begun with"
         msg = f"memory must be at least {began}. Got {work.memory:,}: raise memory, or choose another path."
         raise ValueError(msg)
-    return replace(work, method=layout["method"], memory=layout["memory"], block=tuple(layout["shape"]))
+    return _draft(work, layout)
+
+
+def _repaired(path: Path, work: Stream, found: dict[str, Any], seal: Seal) -> Draft:
+    """The draft of a store whose metadata is damaged: that which gives the checksum that was recorded.
+
+    Raises:
+        ValueError: If no draft of these arguments does.
+    """
+    layout = _layout(work)
+    older = {key: value for key, value in layout.items() if key != "checksum"}
+    for draft in (_draft(work, layout), _draft(work, older)):
+        # the second: the record is damaged, not the metadata
+        if draft.root.sha256 == seal.sha256 or is_whole(path / ROOT, draft.root):
+            return draft
+    kept = found["attributes"][LAYOUT] if found else {}
+    if kept.keys() >= older.keys():  # begun with other memory, and damaged elsewhere
+        draft = _draft(work, kept)
+        if draft.root.sha256 == seal.sha256:
+            return draft
+    msg = (
+        f"{path / ROOT} must match its checksum. Got a damaged file: run the save or map that began the store, with the same "
+        "arguments, memory too, which repairs it; or choose another path."
+    )
+    raise ValueError(msg)
+
+
+def _layout(work: Stream) -> dict[str, Any]:
+    """How a new store is computed."""
+    return {"method": work.method, "memory": work.memory, "shape": list(work.block), "checksum": CHECKSUM}
+
+
+def _draft(work: Stream, layout: dict[str, Any]) -> Draft:
+    begun = replace(work, method=layout["method"], memory=layout["memory"], block=tuple(layout["shape"]))
+    return Draft(begun, {**provenance(work), LAYOUT: layout})
