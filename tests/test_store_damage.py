@@ -67,11 +67,14 @@ def read(path):
 def test_damaged_file_is_named_and_repaired(whole, copied, save, seed):
     """Whatever happens to one file: its path or the right numbers, and the same bytes after the same save."""
     path = harm(copied, seed)
+    refusal = found = None
     try:
         found = read(copied)
     except ValueError as error:
-        assert str(copied) in str(error)
-        assert str(error).endswith("run the same save or map again, which repairs it.") or "which continues it" in str(error)
+        refusal = str(error)
+    if found is None:
+        assert str(copied) in refusal
+        assert "run the same save or map again, which" in refusal
     else:
         expected = read(whole.path)
         assert all(np.array_equal(found[name], expected[name]) for name in expected), path
@@ -166,8 +169,9 @@ def test_link_out_of_the_store_is_refused(copied, save, tmp_path):
     outside = shutil.move(copied / "image", tmp_path / "elsewhere")
     (copied / "image").symlink_to(outside)
     before = contents(tmp_path / "elsewhere")
+    message = r"must hold its own files. Got .*image, a link to .*elsewhere: put the files in its place"
     for attempt in (save, lambda: abm.open(copied)):
-        with pytest.raises(ValueError, match=r"must hold its own files. Got .*image, a link to .*elsewhere: put the files in its"):
+        with pytest.raises(ValueError, match=message):
             attempt()
     assert contents(tmp_path / "elsewhere") == before
     (copied / "image").unlink()
