@@ -284,7 +284,7 @@ def test_demo_tells_and_draws(run, tmp_path):
     assert "it says ship" in out
     for title in ("RM0: every class", "One unit of every layer", "Every unit of every layer: 110,602 hyperplanes"):
         assert title in out
-    assert (tmp_path / "demo" / "hyperplanes.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "demo" / "hyperplanes-ship.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_train_and_start_again(run, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import xarray
 from damage import harm
 
 import adjointbackmap as abm
-from adjointbackmap import drafts, store
+from adjointbackmap import disk, store
 
 LAYER, MEMORY = "2", 40_000
 ARRAYS = ("image", "bias", "value", "x", "b", "entry", "bias_name", "top", "left", "out_row", "out_col", "out_channel")
@@ -210,6 +210,6 @@ def test_store_of_an_older_version_opens_and_continues(chain, whole, tmp_path, m
 def test_partial_file_is_no_chunk(copied, save):
     """What a killed save leaves under another name is never read."""
     chunk = next(path for path in sorted((copied / "bias" / "c").rglob("*")) if path.is_file())
-    chunk.rename(chunk.with_name(chunk.name + drafts.PARTIAL))
+    chunk.rename(chunk.with_name(chunk.name + disk.PARTIAL))
     with pytest.raises(ValueError, match=r"Got no file at"):
         abm.open(copied)

@@ -200,17 +200,17 @@ def test_changes_and_angles():
 
 
 def test_second_run_computes_nothing(setup, monkeypatch):
-    """And another image does."""
+    """Another image is refused before it is computed; what is there stays."""
     calls = []
     monkeypatch.setattr(noise, "measured", lambda *arguments: calls.append(arguments) or ({}, {}))
     noise.compute(setup, lambda what, share: None)
     assert calls == []
     other = Setup(setup.folder, NETWORKS[:1], image="frog", sample=True)
     kept = {path: path.read_bytes() for path in (setup.folder / noise.KEY).glob(f"{NETWORKS[0]}.*")}
-    noise.compute(other, lambda what, share: None)
-    assert len(calls) == 1
-    for path, found in kept.items():
-        path.write_bytes(found)
+    with pytest.raises(ValueError, match=r"Got others \(image [0-9a-f]+..., not [0-9a-f]+...\): name another folder"):
+        noise.compute(other, lambda what, share: None)
+    assert calls == []
+    assert all(path.read_bytes() == content for path, content in kept.items())
 
 
 def test_section_tells_tables_pictures_and_claims(setup, section):

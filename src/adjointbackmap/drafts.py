@@ -1,6 +1,5 @@
 """The files of a store of hyperplanes: Zarr arrays made in memory, put to the disk one whole file at a time."""
 
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
+from adjointbackmap import disk
 from adjointbackmap.hyperplane import Hyperplanes
 from adjointbackmap.manifest import LARGE, LAYOUT, ROOT, Seal, Seals, is_whole, record_text
 from adjointbackmap.patches import Patches
@@ -18,7 +18,6 @@ from adjointbackmap.streaming import Block, Stream, block_shape, tiles
 
 CHUNK_BYTES = 2**25  # of hyperplanes in one chunk, before compression
 SPATIAL_NAMES = {0: ("feature",), 1: ("channel", "col"), 2: ("channel", "row", "col"), 3: ("channel", "depth", "row", "col")}
-PARTIAL = ".partial"
 CHECKSUM = "crc32c"  # the last step of every chunk, which any Zarr reader checks
 Labelled = tuple[tuple[str, ...], np.ndarray]
 
@@ -144,24 +143,5 @@ def put_record(record: Path, seals: Seals) -> None:
 def _put(path: Path, content: bytes) -> Seal:
     seal = Seal.of(content)
     if not is_whole(path, seal):
-        _write(path, content)
+        disk.write(path, content)
     return seal
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that is whole and on the disk before it has its name.
-
-    Raises:
-        OSError: If there is no room; nothing is left of the file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise

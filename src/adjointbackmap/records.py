@@ -1,10 +1,11 @@
 """Results of finished images in a file of one JSON line each, so that a stopped run goes on where it was."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from adjointbackmap import disk
 
 
 class Record:
@@ -42,12 +43,13 @@ class Record:
                 yield entry["name"], entry["result"]
 
     def append(self, name: str, result: Any) -> None:
-        """Write a result to the disk: after this call no crash loses it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(("" if file.tell() else _line({"job": self.job})) + _line({"name": name, "result": result}))
-            file.flush()
-            os.fsync(file.fileno())
+        """Write a result to the disk: after this call no crash loses it.
+
+        Raises:
+            DiskFull: If there is no room; finished results stay.
+        """
+        new = not self.path.exists() or not self.path.stat().st_size
+        disk.append(self.path, (_line({"job": self.job}) if new else "") + _line({"name": name, "result": result}))
         self.names.add(name)
 
     def _entries(self) -> Iterator[dict[str, Any]]:
@@ -81,13 +83,26 @@ class Record:
         if not first.endswith(b"\n") and _line({"job": self.job}).encode().startswith(first):
             return  # a crash within the first line
         kept = _job_in(first)
-        other = [
-            f"{key} {_short(kept.get(key))}, not {_short(value)}" for key, value in self.job.items() if kept.get(key) != value
-        ]
+        other = differences(kept, self.job)
         if other:
-            got = f"those of another ({'; '.join(other)})" if kept else "something else"
+            got = f"those of another ({other})" if kept else "something else"
             msg = f"{self.path} must hold results of this job. Got {got}: name another file."
             raise ValueError(msg)
+
+
+def differences(kept: dict[str, Any], asked: dict[str, Any]) -> str:
+    """What differs in kept settings from those that are asked for, in short; empty if nothing does.
+
+    Args:
+        kept: Settings of results that are there.
+        asked: Settings of a run.
+
+    Example:
+        >>> differences({"k": 0.125, "seed": 0}, {"k": 1.0, "seed": 0})
+        'k 0.125, not 1.0'
+    """
+    other = [key for key in asked | kept if kept.get(key) != asked.get(key)]
+    return "; ".join(f"{key} {_short(kept.get(key))}, not {_short(asked.get(key))}" for key in other)
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import pickle
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from adjointbackmap.counts import LayerCheck
+from adjointbackmap.disk import hold_file
 from adjointbackmap.network import Network
 from adjointbackmap.pattern import check_images
 from adjointbackmap.records import Record
@@ -69,6 +71,7 @@ def verify(
 
     Raises:
         ValueError: If a layer or the images do not fit the network, or ``keep`` is the file of another job.
+        OSError: If another process writes to ``keep``, or its disk is full: finished images stay.
         ImportError: If workers are asked for without Dask.
 
     Example:
@@ -107,7 +110,24 @@ def verified(
         report: Called with the share that is done.
         keep: File of finished images.
         workers: How many processes, or the address of a Dask scheduler.
+
+    Raises:
+        BlockingIOError: If another process writes to ``keep``.
     """
+    with hold_file(Path(keep)) if keep is not None else nullcontext():
+        yield from _verified(network, images, terms, names, report, keep, workers)
+
+
+def _verified(
+    network: Network,
+    images: Tensor,
+    terms: Terms,
+    names: Sequence[str],
+    report: Callable[[float], None],
+    keep: str | os.PathLike | None,
+    workers: int | str | None,
+) -> Iterator[tuple[str, Checks]]:
+    """See :func:`verified`."""
     wanted, times = dict(zip(names, images, strict=True)), Counter(names)
     total, record = len(wanted), Record(Path(keep), job_of(network, terms)) if keep is not None else None
     for name, result in record.results() if record else ():

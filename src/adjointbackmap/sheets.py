@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adjointbackmap.disk import write
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -86,4 +88,4 @@ class Place:
     def fill(self, page: Path, text: str) -> None:
         """Put text into the place, for what is there."""
         before, _, rest = page.read_text().partition(self.begin)
-        page.write_text(f"{before}{self.begin}\n\n{text}\n\n{self.end}{rest.partition(self.end)[2]}")
+        write(page, f"{before}{self.begin}\n\n{text}\n\n{self.end}{rest.partition(self.end)[2]}")

@@ -1,9 +1,7 @@
 """Hyperplanes on disk, larger than memory: a chunked array store that a run which was stopped continues."""
 
-import errno
 import hashlib
 import platform
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adjointbackmap.drafts import CHECKSUM, PARTIAL, Draft, put_record
+from adjointbackmap import disk
+from adjointbackmap.drafts import CHECKSUM, Draft, put_record
 from adjointbackmap.hyperplane import Hyperplanes, bytes_of, relative_error
 from adjointbackmap.manifest import (
     AGAIN,
@@ -81,7 +80,7 @@ def save(
 
     Raises:
         ValueError: If an argument does not fit, the folder holds something else, or its blocks are larger than ``memory``.
-        OSError: If the disk is full; finished blocks are kept.
+        OSError: If the disk is full, where finished blocks are kept, or another process writes to the folder.
 
     Example:
         >>> import tempfile
@@ -99,10 +98,23 @@ def write(path: Path | str, work: Stream, report: Callable[[float], None] = lamb
 
     Raises:
         ValueError: If the folder holds something else, or its blocks are larger than the memory of the stream.
-        OSError: If the disk is full.
+        OSError: If the disk is full, or another process writes to the folder.
     """
     path = Path(path)
-    draft = _continued(path, work)
+    with disk.hold_folder(path):
+        draft = _continued(path, work)
+        for folder in path.rglob("*/"):
+            disk.remove_partial(folder)
+        return _write(path, draft, report)
+
+
+def _write(path: Path, draft: Draft, report: Callable[[float], None]) -> "StoredPlanes":
+    """Compute a draft's stream into a folder that no other process writes to.
+
+    Raises:
+        DiskFull: If the disk is full.
+    """
+    work = draft.work
     stored, finished = StoredPlanes(path), 0.0
     try:
         put_record(record_path(path, METADATA), draft.put(path))
@@ -112,15 +124,10 @@ def write(path: Path | str, work: Stream, report: Callable[[float], None] = lamb
                 put_record(record, draft.put_block(path, block, draft.work.compute(block)))
             finished = number / len(draft.work.blocks)
             report(finished)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        left, free = (1 - finished) * prod(work.shape) * work.bytes_each / 2**20, shutil.disk_usage(path).free / 2**20
-        msg = (
-            f"The disk must have room for {path}, at most {left:,.1f} MiB more. Got {free:,.1f} MiB free: make room and run the "
-            "same again, which keeps the blocks that are finished."
-        )
-        raise OSError(msg) from error
+    except disk.DiskFull as error:
+        left = (1 - finished) * prod(work.shape) * work.bytes_each / 2**20
+        advice = "make room and run the same again, which keeps the blocks that are finished"
+        raise disk.DiskFull(path, advice, left) from error
     return stored
 
 
@@ -373,13 +380,12 @@ def _continued(path: Path, work: Stream) -> Draft:
     Raises:
         ValueError: If the folder holds something else, or its blocks are larger than the stream's memory.
     """
-    path.mkdir(parents=True, exist_ok=True)
     refuse_links(path)
     found, seal = metadata_of(path), read_record(record_path(path, METADATA)).get(ROOT)
     if seal is not None and not is_whole(path / ROOT, seal):
         return _repaired(path, work, found, seal)
     if not found:
-        if any(file.suffix != PARTIAL for file in path.iterdir()):
+        if any(file.suffix != disk.PARTIAL and file.name != disk.LOCK for file in path.iterdir()):
             msg = (
                 f"path must be a new folder or a store of these hyperplanes. Got {path}, which holds other files: choose another."
             )

@@ -11,16 +11,19 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adjointbackmap import data, models
+from adjointbackmap import data, disk, models
 from adjointbackmap.arithmetic import exact
 from adjointbackmap.recipes import Recipe
+from adjointbackmap.stopping import undivided
 
+CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 60
 MEASURED_STEPS = 3
 
@@ -98,28 +101,38 @@ def train(
         The card, with data, recipe, seed, accuracies, time and machine.
 
     Raises:
-        ValueError: If there is no such network, or ``out`` holds the checkpoint of another task.
+        ValueError: If there is no such network, or ``out`` holds the checkpoint of another task, or weights without one.
         FileNotFoundError: If the weights to start from are not there.
+        OSError: If another process trains in ``out``, or the disk is full: the last checkpoint stays.
     """
     models.architecture(task.network)
-    out.mkdir(parents=True, exist_ok=True)
+    with disk.hold_folder(out):
+        return _train(task, out, root, device, report)
+
+
+def _train(task: Task, out: Path, root: str | os.PathLike | None, device: str, report: Callable[[Progress], None]) -> dict:
+    """Train in a folder that no other process writes to."""
+    _check_free(task, out)
     images, validation, test = (data.load(task.dataset, split, root) for split in ("train", "validation", "test"))
     prepare = models.preprocessing(task.network).to(device)
     pixels, labels = images.pixels.to(device), images.labels.to(device)
     state = _resume(task, out, device) or _begin(task, pixels, labels, prepare, device)
     steps_per_epoch = len(labels) // task.recipe.batch
     steps = task.recipe.epochs * steps_per_epoch
+    if not state.step:
+        _save(state, task, out)  # at once, so that the folder is this run's
     saved = time.monotonic()
     try:
         while state.step < steps:
             started = time.monotonic()
             for order in _batches(task, state.step, len(labels)):
-                state.whole = False
-                loss = _step(state, task, prepare, pixels[order], labels[order], steps)
-                state.seconds, started = state.seconds + time.monotonic() - started, time.monotonic()
-                if state.step % steps_per_epoch == 0:
-                    _end_epoch(state, task.recipe, validation, prepare, state.step // steps_per_epoch)
-                state.whole = True
+                with undivided():
+                    state.whole = False
+                    loss = _step(state, task, prepare, pixels[order], labels[order], steps)
+                    state.seconds, started = state.seconds + time.monotonic() - started, time.monotonic()
+                    if state.step % steps_per_epoch == 0:
+                        _end_epoch(state, task.recipe, validation, prepare, state.step // steps_per_epoch)
+                    state.whole = True
                 report(Progress(state.step, steps, loss, state.validation))
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
                     _save(state, task, out)
@@ -129,6 +142,18 @@ def train(
             _save(state, task, out)
         _draw(out / "log.jsonl", f"Training of {task.network} on {task.dataset}")
     return _finish(state, task, out, prepare, len(images), test)
+
+
+def _check_free(task: Task, out: Path) -> None:
+    """Whether the weights that a run ends with would replace nothing but those of the same run.
+
+    Raises:
+        ValueError: If the folder holds weights without the checkpoint that they come from.
+    """
+    weights = out / f"{_title(task)}.safetensors"
+    if weights.exists() and not (out / CHECKPOINT).exists():
+        msg = f"{out} must be empty or hold a run. Got {weights.name} without its checkpoint.pt: name another folder."
+        raise ValueError(msg)
 
 
 def accuracy(model: nn.Module, images: data.Images, prepare: nn.Module, batch: int = 500) -> float:
@@ -279,9 +304,10 @@ def _save(state: _State, task: Task, out: Path) -> None:
         "history": state.history,
         "best": state.best,
     }
-    torch.save(content, out / "checkpoint.partial")
-    (out / "checkpoint.partial").replace(out / "checkpoint.pt")
-    (out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in state.history))
+    whole = BytesIO()
+    torch.save(content, whole)
+    disk.write(out / CHECKPOINT, whole.getvalue())
+    disk.write(out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in state.history))
 
 
 def _draw(log: Path, title: str) -> None:
@@ -293,9 +319,9 @@ def _draw(log: Path, title: str) -> None:
 
 
 def _resume(task: Task, out: Path, device: str) -> _State | None:
-    if not (out / "checkpoint.pt").exists():
+    if not (out / CHECKPOINT).exists():
         return None
-    content = torch.load(out / "checkpoint.pt", map_location=device, weights_only=True)
+    content = torch.load(out / CHECKPOINT, map_location=device, weights_only=True)
     begun = Task(**{**content["task"], "recipe": Recipe(**content["task"]["recipe"])})  # new fields have their defaults
     if begun != task:
         msg = f"{out} must be empty or hold a run of {asdict(task)}. Got a run of {asdict(begun)}: name another folder."
@@ -311,9 +337,9 @@ def _resume(task: Task, out: Path, device: str) -> _State | None:
 
 
 def _finish(state: _State, task: Task, out: Path, prepare: nn.Module, training_images: int, test: data.Images) -> dict:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    name = f"{models.architecture(task.network)}-{task.dataset}"
+    name = _title(task)
     weights = {k: v.contiguous() for k, v in state.best["weights"].items()}
     state.model.load_state_dict(weights)
     card = {
@@ -332,9 +358,14 @@ def _finish(state: _State, task: Task, out: Path, prepare: nn.Module, training_i
         "setting": asdict(state.setting),
         "machine": _machine(next(state.model.parameters()).device),
     }
-    save_file(weights, out / f"{name}.safetensors")
-    (out / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
+    disk.write(out / f"{name}.safetensors", save(weights))
+    disk.write(out / f"{name}.json", json.dumps(card, indent=2) + "\n")
     return card
+
+
+def _title(task: Task) -> str:
+    """The name of the trained network."""
+    return f"{models.architecture(task.network)}-{task.dataset}"
 
 
 def _machine(device: torch.device) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adjointbackmap.benchmark.timing import environment
 from adjointbackmap.benchmark.work import QUICK, Measure, Settings, entries, warm_up
+from adjointbackmap.disk import hold_file, write
 from adjointbackmap.sheets import Place
 
 FORMAT = 2
@@ -69,12 +70,21 @@ def bench(
 
     Raises:
         ValueError: If no entry has such a name, or the file is none of this benchmark.
+        BlockingIOError: If another process writes to the file.
     """
     settings = settings_for(quick, repeats)
     order = entries(settings)
     if not any(only in name for name in order):
         msg = f"--only must be part of an entry's name, such as {', '.join(list(order)[:3])}. Got {only!r}."
         raise ValueError(msg)
+    with hold_file(out):
+        return _measured(out, settings, order, only, report)
+
+
+def _measured(
+    out: Path, settings: Settings, order: dict[str, Measure], only: str, report: Callable[[str, float], None] | None
+) -> dict:
+    """Measure what a file lacks that no other process writes to."""
     found = opened(out, settings)
     wanted = [name for name in order if only in name and name not in found["entries"]]
     run = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -87,7 +97,7 @@ def bench(
                 report(name, i / len(wanted))
             kept = {**found["entries"], name: {**entry_of(order[name], settings), "run": run}}
             found["entries"] = {n: kept[n] for n in [*order, *(n for n in kept if n not in order)] if n in kept}
-            write(out, found)
+            write(out, json.dumps(found, indent=1) + "\n")
     return found
 
 
@@ -96,11 +106,3 @@ def entry_of(measure: Measure, settings: Settings) -> dict:
     load, started = os.getloadavg()[0], time.perf_counter()
     entry = {**measure(settings), "repeats": settings.repeats, "load": load}
     return {**entry, "took": round(time.perf_counter() - started, 1)}
-
-
-def write(out: Path, found: dict) -> None:
-    """Replace the file in one step."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    part.write_text(json.dumps(found, indent=1) + "\n")
-    part.replace(out)

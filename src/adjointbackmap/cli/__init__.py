@@ -1,22 +1,25 @@
 """The command line: each command is a function of its own; torch is imported when a command runs."""
 
+import signal
 import sys
 
 from rich.console import Console
 
 from adjointbackmap.cli import attack, bench, checking, looking, networks, study
 from adjointbackmap.cli.frame import app, console
+from adjointbackmap.stopping import Stopped, stoppable
 
 __all__ = ["app", "attack", "bench", "checking", "console", "looking", "main", "networks", "study"]
 
 
 def main() -> None:
-    """Run the command line: bad input is one line and exit status 2."""
+    """Run the command line: bad input is one line and exit status 2; Ctrl-C and SIGTERM keep what is finished."""
     try:
-        app()
+        with stoppable():
+            app()
     except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
         Console(stderr=True).print(f"[bold red]adjointbackmap:[/bold red] {error}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         Console(stderr=True).print(str(stop) or "stopped; finished work is kept")
-        sys.exit(130)
+        sys.exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))

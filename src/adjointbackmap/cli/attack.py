@@ -1,7 +1,9 @@
 """The command attack."""
 
+import hashlib
 import json
 from base64 import b64decode, b64encode
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,6 +12,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from adjointbackmap.cli.frame import NO_SOURCE, app, console, progress, use_threads
+from adjointbackmap.disk import hold_file, hold_folder, write
 from adjointbackmap.subjects import Source, Subject, find_image, find_images, load_subject
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from adjointbackmap.attacks import Attack
     from adjointbackmap.examples import Attacked
 
+RESULTS = "attack.json"
 ROWS = 20  # images in the table
 PICTURES = 4
 
@@ -64,34 +68,77 @@ def attack(
 
     Raises:
         ValueError: If --target is not a class, or is given without the method targeted or the other way round, or the
-            network sees all images as it.
+            network sees all images as it, or --out has results of another attack.
+        OSError: If another process writes to --out or --keep, or the disk is full.
         KeyboardInterrupt: On Ctrl-C.
     """
     from adjointbackmap.attacks import study_attack
-    from adjointbackmap.examples import examine, read_examples, scores_of
+    from adjointbackmap.examples import examine, read_examples
 
     use_threads(threads)
     subject = load_subject(source)
     goal = _goal(method, target, subject.classes)
     pixels = find_image(image, subject)[0][None] if images is None else find_images(images, dataset, data)
-    if examples is not None:
-        found = examine(subject.module, pixels, read_examples(examples), subject.prepare)
-        job = _job(subject, {"examples": str(examples)})
+    with hold_folder(out):
+        if examples is not None:
+            made = read_examples(examples)
+            job = _job(subject, {"examples": str(examples), "sha256": hashlib.sha256(examples.read_bytes()).hexdigest()})
+            _check_kept(out, job, pixels)
+            found = examine(subject.module, pixels, made, subject.prepare)
+        else:
+            pixels = _others(subject, pixels, goal, target)
+            named = {"step": tuple(step or ()) or None, "radius": tuple(radius or ()) or None, "iterations": iterations}
+            given: dict[str, Any] = {k: v for k, v in {**named, "until_success": until_success}.items() if v is not None}
+            settings = replace(study_attack(1 if method == "basic" else 2, pixels, subject.prepare), **given)
+            job = _job(subject, {"method": method, "target": goal, **asdict(settings)})
+            _check_kept(out, job, pixels)
+            try:
+                found = _attacked(subject, pixels, method, goal, settings, job, keep)
+            except KeyboardInterrupt as stop:
+                if not keep:
+                    stop.args = ("stopped; with --keep FILE, it goes on where it was",)
+                raise
+        _tell(found, subject, goal, job, out)
+
+
+def _others(subject: Subject, pixels: "Tensor", goal: int | None, target: str | None) -> "Tensor":
+    """The images that the network does not see as the target.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    from adjointbackmap.examples import scores_of
+
+    if goal is None:
+        return pixels
+    chosen = pixels[scores_of(subject.module, pixels, subject.prepare).argmax(1) != goal]
+    if not len(chosen):
+        msg = f"The network must see an image as another class than --target. Got {target} for all: choose another."
+        raise ValueError(msg)
+    return chosen
+
+
+def _check_kept(out: Path, job: dict[str, Any], pixels: "Tensor") -> None:
+    """Whether a folder has no results but those of the same attack, which this run has too.
+
+    Raises:
+        ValueError: If it has others.
+    """
+    from adjointbackmap.records import differences
+
+    path = out / RESULTS
+    if not path.exists():
+        return
+    try:
+        kept = json.loads(path.read_text())
+        missing = {row["image"] for row in kept.pop("images")} - set(_names(pixels))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        other = "a damaged file"
     else:
-        if goal is not None:
-            pixels = pixels[scores_of(subject.module, pixels, subject.prepare).argmax(1) != goal]
-            if not len(pixels):
-                msg = f"The network must see an image as another class than --target. Got {target} for all: choose another."
-                raise ValueError(msg)
-        named = {"step": tuple(step or ()) or None, "radius": tuple(radius or ()) or None, "iterations": iterations}
-        given: dict[str, Any] = {k: v for k, v in {**named, "until_success": until_success}.items() if v is not None}
-        settings = replace(study_attack(1 if method == "basic" else 2, pixels, subject.prepare), **given)
-        job = _job(subject, {"method": method, "target": goal, **asdict(settings)})
-        try:
-            found = _attacked(subject, pixels, method, goal, settings, job, keep)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("" if keep else "stopped; with --keep FILE, it goes on where it was") from None
-    _tell(found, subject, goal, job, out)
+        other = differences(kept, job) or (f"{len(missing)} images that this run lacks" if missing else "")
+    if other:
+        msg = f"{path} must hold results of this job. Got those of another ({other}): name another folder with --out."
+        raise ValueError(msg)
 
 
 def _job(subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:
@@ -127,9 +174,9 @@ def _attacked(
     from adjointbackmap.records import Record
 
     names = _names(pixels)
-    record = Record(keep, job) if keep else None
-    results = dict(record.results()) if record else {}
-    with progress("attacking") as (bar, task):
+    with hold_file(keep) if keep else nullcontext(), progress("attacking") as (bar, task):
+        record = Record(keep, job) if keep else None
+        results = dict(record.results()) if record else {}
         for first in range(0, len(pixels), BATCH):
             part = slice(first, first + BATCH)
             if not results.keys() >= set(names[part]):
@@ -170,20 +217,20 @@ def _names(pixels: "Tensor") -> list[str]:
 
 def _tell(found: "Attacked", subject: Subject, goal: int | None, job: dict[str, Any], out: Path) -> None:
     """Show the first images, and write all of them, their numbers and some pictures."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from adjointbackmap import plots
 
     images = _rows(found, goal)
     console.print(_table(images, subject))
-    out.mkdir(parents=True, exist_ok=True)
-    save_file({"pixels": found.pixels.contiguous(), "adversarial": found.adversarial.contiguous()}, out / "attack.safetensors")
-    (out / "attack.json").write_text(json.dumps({**job, "images": images}, indent=1) + "\n")
+    tensors = {"pixels": found.pixels.contiguous(), "adversarial": found.adversarial.contiguous()}
+    write(out / RESULTS, json.dumps({**job, "images": images}, indent=1) + "\n")
+    write(out / "attack.safetensors", save(tensors))
     for row, before, after in list(zip(images, found.pixels, found.adversarial, strict=True))[:PICTURES]:
         labels = _class(row["before"], subject), _class(row["after"], subject)
         title = f"{subject.title}: image {row['image'][:8]}, noise of l2 {row['l2']:.3g}"
         plots.save(plots.attacked(before, after, title, labels), out / f"{row['image'][:8]}.png")
-    console.print(f"Written: {out / 'attack.safetensors'}, {out / 'attack.json'} and {min(len(images), PICTURES)} picture(s)")
+    console.print(f"Written: {out / 'attack.safetensors'}, {out / RESULTS} and {min(len(images), PICTURES)} picture(s)")
 
 
 def _rows(found: "Attacked", goal: int | None) -> list[dict[str, Any]]:

@@ -77,9 +77,11 @@ def verify(
     checks: dict[str, LayerCheck] = {}
     try:
         show_verified(checks, network, x, terms, names, keep, cluster or workers)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         console.print(check_table(checks))
-        raise KeyboardInterrupt("" if keep else "stopped; with --keep FILE, it goes on where it was") from None
+        if not keep:
+            stop.args = ("stopped; with --keep FILE, it goes on where it was",)
+        raise
     console.print(check_table(checks))
     if any(check.share < 1 for check in checks.values()) and dtype == "float64":
         msg = "Every unit must be within 1 % in float64. Got some that are not: see the table."

@@ -27,7 +27,7 @@ def demo(*, image: str = "ship", out: Path = Path("adjointbackmap-demo"), thread
 
     Args:
         image: Number of a sample image, 0 to 199, or a class for its first one.
-        out: Folder for the picture.
+        out: Folder for the picture, whose name ends in that of the image.
         threads: Threads of the processor to use.
     """
     from adjointbackmap import plots
@@ -50,7 +50,7 @@ def demo(*, image: str = "ship", out: Path = Path("adjointbackmap-demo"), thread
     show_verified(checks, network, x[None], terms_of(network), [described])
     console.print(check_table(checks))
     figure = plots.class_hyperplanes(planes, subject.classes, pixels, f"{subject.title}: {described}, seen as {best}")
-    console.print(f"Picture: [bold]{plots.save(figure, out / 'hyperplanes.png')}[/bold]")
+    console.print(f"Picture: [bold]{plots.save(figure, out / f'hyperplanes-{Path(image).stem}.png')}[/bold]")
     console.print(f"{time.monotonic() - started:.0f} s in all. Next: adjointbackmap layers {DEMO_NETWORK}")
 
 
@@ -104,6 +104,9 @@ def map_units(
         memory: For one block of hyperplanes and what computing it takes; blocks go to the disk one after the other.
         out: Name of the store (a folder .zarr) and of the picture (.png) without their endings.
         threads: Threads of the processor to use.
+
+    Raises:
+        ValueError: If there is a picture of this name, but no store.
     """
     import torch
 
@@ -115,12 +118,15 @@ def map_units(
     pixels, described = find_image(image, subject)
     network, x, precision = subject.trace(), subject.prepare(pixels), getattr(torch, dtype) if dtype else None
     work = stream(network, x, layer, mode, parse_units(units), own_bias, scale, precision, memory=memory)
-    folder = out.with_name(out.name + ".zarr")
+    folder, picture = (out.with_name(out.name + ending) for ending in (".zarr", ".png"))
+    if picture.exists() and not folder.exists():
+        msg = f"--out must be new or name a store and its picture. Got {picture} without {folder.name}: choose another name."
+        raise ValueError(msg)
     console.print(f"{work} on disk in {folder}")
     with progress(f"hyperplanes of {layer}") as (bar, job):
         stored = write(folder, work, lambda share: bar.update(job, completed=share))
     console.print(f"hyperplanes of {layer} ({mode}) for {described}: {_errors(stored)}")
-    picture = _first_units(stored, network, f"{subject.title}, {layer}, {mode}, {described}", out.with_name(out.name + ".png"))
+    _first_units(stored, network, f"{subject.title}, {layer}, {mode}, {described}", picture)
     console.print(f"Written: {folder} and {picture}")
 
 
@@ -130,8 +136,8 @@ def _errors(stored: "StoredPlanes") -> str:
     return f"largest |relative error| {float(error.max()):.2e}, share <= 1 %: {share:.4f} %"
 
 
-def _first_units(stored: "StoredPlanes", network: "Network", title: str, path: Path) -> Path:
-    """A picture of as many units as one has room for."""
+def _first_units(stored: "StoredPlanes", network: "Network", title: str, path: Path) -> None:
+    """Draw as many units as one has room for."""
     from adjointbackmap import plots
     from adjointbackmap.streaming import block_shape
 
@@ -139,4 +145,4 @@ def _first_units(stored: "StoredPlanes", network: "Network", title: str, path: P
     planes = stored.planes(network, tuple(slice(0, n) for n in block_shape(units, plots.MOST_PANELS)), images=0)
     shown, count = planes.value.numel(), prod(units)
     which = f" (first {shown} of {count:,} units)" if shown < count else ""
-    return plots.save(plots.unit_hyperplanes(planes, title + which), path)
+    plots.save(plots.unit_hyperplanes(planes, title + which), path)

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from adjointbackmap import disk
 
 WIDTH = 9.0  # inches of a full figure: fonts of 8 points are 8 pixels high where the figure is shown 700 pixels wide
 SMALL, MEDIUM, LARGE = 8.0, 9.0, 11.0  # sizes of fonts in points
@@ -76,14 +79,14 @@ def save(
     figure = drawing.figure if isinstance(drawing, Drawing) else drawing
     if numbers is None and isinstance(drawing, Drawing):
         numbers = drawing.numbers
-    path.parent.mkdir(parents=True, exist_ok=True)
-    paths = [path.with_suffix(f".{kind}") for kind in formats]
     with rc_context({"svg.hashsalt": path.stem}):
-        for kind, file in zip(formats, paths, strict=True):
-            figure.savefig(file, dpi=110, metadata=FORMATS[kind])
+        for kind in formats:
+            drawn = BytesIO()
+            figure.savefig(drawn, format=kind, dpi=110, metadata=FORMATS[kind])
+            disk.write(path.with_suffix(f".{kind}"), drawn.getvalue())
     if numbers:
-        np.savez_compressed(path.with_suffix(".npz"), **numbers)  # type: ignore[arg-type]
-    return paths[0]
+        disk.write(path.with_suffix(".npz"), disk.npz(numbers))
+    return path.with_suffix(f".{formats[0]}")
 
 
 def wrapped(text: str, width: float, size: float) -> str:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from shutil import copyfile
 
+from adjointbackmap.disk import write
 from adjointbackmap.report.page import MARKS
 from adjointbackmap.sheets import Place, Sheet
 from adjointbackmap.study.sections import Claim, Section, Table
@@ -63,7 +63,5 @@ def write_document(folder: Path, sections: Sequence[Section], page: Path) -> lis
     copies = []
     for path in sorted(path for path in folder.glob("**/*.json") if path.parent.name != APART):
         copy = page.parent / "results" / "study" / path.relative_to(folder)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copyfile(path, copy)
-        copies.append(copy)
+        copies.append(write(copy, path.read_bytes()))
     return [page, *copies]

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from adjointbackmap.disk import write
 from adjointbackmap.report.scenes import plotly_script, scene_figure
 from adjointbackmap.sheets import plain
 from adjointbackmap.study.sections import Block, Claim, Scene, Section
@@ -29,9 +30,7 @@ def write_report(folder: Path, sections: Sequence[Section], about: dict[str, Any
     Raises:
         FileNotFoundError: If a picture of a section is not in the folder.
     """
-    page = folder / "report.html"
-    page.write_text(render(folder, sections, about), encoding="utf-8")
-    return page
+    return write(folder / "report.html", render(folder, sections, about))
 
 
 def render(folder: Path, sections: Sequence[Section], about: dict[str, Any]) -> str:

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import adjointbackmap
 from adjointbackmap.benchmark.timing import environment
+from adjointbackmap.disk import DiskFull, hold_folder, remove_partial
 from adjointbackmap.study import attributions, many, noise, page, pictures, scaled, targets, verification
 from adjointbackmap.study.sections import Section
 from adjointbackmap.study.setup import Setup, read_json, write_json
@@ -37,21 +39,52 @@ def run(setup: Setup, keys: Sequence[str], report: Callable[[str, float], None])
         setup: Networks, images and folder.
         keys: Which experiments, see :func:`check_experiments`.
         report: Called with what is computed and the share of it that is done.
+
+    Raises:
+        ValueError: If the folder has results of other settings for a network of the run.
+        BlockingIOError: If another process writes to the folder.
     """
-    for key in keys:
-        started = time.monotonic()
-        try:
-            (verification if key == page.KEY else EXPERIMENTS[key]).compute(setup, report)
-        finally:
+    with hold_folder(setup.folder):
+        for folder in (setup.folder / key for key in EXPERIMENTS if (setup.folder / key).is_dir()):
+            remove_partial(folder)
+        _check_settings(setup)
+        for key in keys:
+            _tell(setup, key)
+            started = time.monotonic()
+            try:
+                (verification if key == page.KEY else EXPERIMENTS[key]).compute(setup, report)
+            except BaseException:
+                with suppress(DiskFull):  # of which the first error tells
+                    _tell(setup, key, time.monotonic() - started)
+                raise
             _tell(setup, key, time.monotonic() - started)
 
 
-def _tell(setup: Setup, key: str, seconds: float) -> None:
+def _check_settings(setup: Setup) -> None:
+    """Whether what a folder has of a run's networks was computed with the run's settings.
+
+    Raises:
+        ValueError: If it was not.
+    """
+    kept = _before(setup.folder)["settings"]
+    for name in setup.networks:
+        computed = any(any(setup.folder.glob(f"*/{name}{end}")) for end in (".json", "-*"))
+        if computed and kept.get(name, setup.settings) != setup.settings:
+            msg = f"{setup.folder} must have results of {name} for the same settings: {setup.settings}. "
+            msg += f"Got those for {kept[name]}: name another folder with --out."
+            raise ValueError(msg)
+
+
+def _before(folder: Path) -> dict[str, Any]:
+    """What a folder tells of its runs so far."""
+    return read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {"settings": {}, "seconds": {}}
+
+
+def _tell(setup: Setup, key: str, seconds: float = 0.0) -> None:
     """Add an experiment to what the folder tells of its runs."""
-    path = setup.folder / ABOUT
-    before = read_json(path) if path.is_file() else {"settings": {}, "seconds": {}}
+    before = _before(setup.folder)
     write_json(
-        path,
+        setup.folder / ABOUT,
         {
             "version": adjointbackmap.__version__,
             "date": time.strftime("%Y-%m-%d"),

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from shutil import copyfile
 from typing import Any
 
 from adjointbackmap import plots
+from adjointbackmap.disk import write
 from adjointbackmap.sheets import Place, Sheet
 from adjointbackmap.study.figures import histograms
 from adjointbackmap.study.published import COLUMNS, Column
@@ -193,8 +193,7 @@ def write_page(found: dict[str, Any], results: Path, page: Path) -> list[Path]:
     PLACE.fill(page, markdown(found))
     kept = page.parent / "results" / results.name
     if kept.resolve() != results.resolve():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        copyfile(results, kept)
+        write(kept, results.read_bytes())
     return [page, kept, *draw(found, page.parent / "figures")]
 
 

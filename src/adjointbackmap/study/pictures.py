@@ -46,7 +46,7 @@ def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
 
 
 def shown_images(setup: Setup, name: str) -> data.Images:
-    """The images of the pictures: the first by hash of their classes that all networks of a run with these classes know.
+    """The images of the pictures: the first by hash of their classes that all shipped networks with these classes know.
 
     Args:
         setup: The run.
@@ -55,18 +55,16 @@ def shown_images(setup: Setup, name: str) -> data.Images:
     Raises:
         ValueError: If there are not so many of a class.
     """
-    dataset = models.card(name)["dataset"]
-    alike = [setup.trained(n) for n in dict.fromkeys((name, *setup.networks)) if models.card(n)["dataset"] == dataset]
-    images, known, places = alike[0].images, torch.stack([each.known for each in alike]).all(0), []
-    for wanted in SHOWN[dataset]:
-        found = (known & (images.labels == images.classes.index(wanted))).nonzero().flatten().tolist()
-        left = [place for place in found if place not in places]
-        if not left:
-            msg = f"There must be {SHOWN[dataset].count(wanted)} test images of a {wanted} that every network knows. Got "
-            msg += f"{len(found)} for {', '.join(each.name for each in alike)}: leave a network out."
+    trained, words = setup.trained(name), SHOWN[models.card(name)["dataset"]]
+    places: list[int] = []
+    for n, wanted in enumerate(words):
+        found, earlier = trained.known_by_all(wanted), words[:n].count(wanted)
+        if len(found) <= earlier:
+            msg = f"There must be {words.count(wanted)} test images of a {wanted} that every shipped network knows. "
+            msg += f"Got {len(found)}: use other images with --data."
             raise ValueError(msg)
-        places.append(left[0])
-    return images[places]
+        places.append(trained.images.hashes.index(found.hashes[earlier]))
+    return trained.images[places]
 
 
 def measured(trained: Trained, shown: data.Images, many: data.Images, folder: Path) -> tuple[Found, Arrays]:
@@ -130,10 +128,10 @@ def _ran(networks: dict[str, Found]) -> Iterator[str]:
         images = ", ".join(f"{c} {h[:8]}" for c, h in zip(found["classes"], settings["images"], strict=True))
         beyond = " CIFAR-100 is beyond the study's pictures." if name.endswith("cifar100") else ""
         yield (
-            f"{name}: {images}, the first of their classes by hash that every "
-            f"network of the run classifies correctly. Spectra over many: {len(settings['many'])} images that it classifies "
-            f"correctly, drawn with the run's seed; kinks and boundaries of {len(found['regions'])} of these in "
-            f"pixels, in float64, {_seconds(found['regions']):.3g} s of processor time each; sparsity of "
+            f"{name}: {images}, the first of their classes by hash that every shipped network of these classes "
+            f"classifies correctly. Spectra over many: {len(settings['many'])} images that it classifies correctly, drawn "
+            f"with the run's seed; kinks and boundaries of {len(found['regions'])} of these in pixels, "
+            f"in float64, {_seconds(found['regions']):.3g} s of processor time each; sparsity of "
             f"{len(found['sparsity'])} of the pictures' images, {_seconds(found['sparsity']):.3g} s each.{beyond}"
         )
 

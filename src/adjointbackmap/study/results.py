@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from adjointbackmap import disk
+from adjointbackmap.records import differences
 from adjointbackmap.study.published import COLUMNS
 from adjointbackmap.study.setup import read_json, write_json
 
@@ -14,19 +16,24 @@ Arrays = dict[str, np.ndarray]
 
 
 def keep(path: Path, settings: Found, measure: Callable[[], tuple[Found, Arrays]]) -> None:
-    """Write numbers with their settings as JSON, and arrays as NPZ beside it; what is there for the same settings stays.
+    """Write numbers with their settings as JSON, and arrays as NPZ beside it; what is there is never replaced.
 
     Args:
         path: The JSON.
         settings: What the numbers hang on, as JSON has it.
         measure: Gives numbers and arrays.
+
+    Raises:
+        ValueError: If the file holds results of other settings.
     """
-    if path.exists() and read_json(path)["settings"] == settings:
+    if path.exists():
+        other = differences(read_json(path)["settings"], settings)
+        if other:
+            msg = f"{path} must hold results of this run's settings. Got others ({other}): name another folder with --out."
+            raise ValueError(msg)
         return
     found, arrays = measure()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # no old numbers beside new arrays, wherever a run is stopped
-    np.savez_compressed(path.with_suffix(".npz"), **arrays)  # type: ignore[arg-type]
+    disk.write(path.with_suffix(".npz"), disk.npz(arrays))  # first: a run that is stopped leaves no numbers without arrays
     write_json(path, {"settings": settings, **found})
 
 

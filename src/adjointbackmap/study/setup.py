@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjointbackmap import data, models
+from adjointbackmap import data, disk, models
 from adjointbackmap.network import Network
 from adjointbackmap.study.published import COLUMNS
 from adjointbackmap.subjects import Source, Subject, load_subject
@@ -26,8 +26,9 @@ class Setup:
     Attributes:
         folder: Where results go: a folder for each experiment.
         networks: Names of shipped networks.
-        image: The image of the experiments on one image: a class for its first test image by hash that every network with these
-            classes knows, or the first digits of an image's hash; ``None`` for the study's, see :func:`preset`.
+        image: The image of the experiments on one image: a class for its first test image by hash that every shipped network
+            with these classes knows, or the first digits of an image's hash; ``None`` for the study's, see :func:`preset`. It
+            does not depend on the networks of the run.
         images: How many images the experiments on many take.
         seed: Of every draw.
         root: Folder of the official binary files.
@@ -60,16 +61,14 @@ class Setup:
         """
         trained, asked = self.trained(name), self.image or preset(name)
         if asked in trained.images.classes:
-            others = [self.trained(n) for n in self.networks if models.card(n)["dataset"] == models.card(name)["dataset"]]
-            known = torch.stack([each.known for each in (trained, *others)]).all(0)
-            found = known & (trained.images.labels == trained.images.classes.index(asked))
+            found = trained.known_by_all(asked)
         else:
-            found = trained.known & torch.tensor([h.startswith(asked) for h in trained.images.hashes])
-        if not found.any():
+            found = trained.images[trained.known & torch.tensor([h.startswith(asked) for h in trained.images.hashes])]
+        if not len(found):
             wanted = f"a class, or the first digits of a test image's hash, that {name} classifies correctly"
             msg = f"--image must be {wanted}. Got {asked!r}: name another."
             raise ValueError(msg)
-        return trained.images[int(found.nonzero()[0])]
+        return found[:1]
 
     def many(self, name: str, count: int | None = None) -> data.Images:
         """A seeded draw of images that a network classifies correctly; fewer where it knows fewer."""
@@ -126,6 +125,10 @@ class Trained:
         """Which images it classifies correctly, ``(N,)``."""
         return _known(self)
 
+    def known_by_all(self, word: str) -> data.Images:
+        """The images of a class that every shipped network with these classes classifies correctly, by hash."""
+        return _known_by_all(models.card(self.name)["dataset"], self.root, self.sample, word)
+
     @property
     def subject(self) -> Subject:
         """The folded module and the map from pixels to its input."""
@@ -163,18 +166,30 @@ def _network(name: str) -> Network:
 
 @cache
 def _known(trained: Trained) -> Tensor:
-    parts = trained.images.pixels.split(BATCH)
+    return _right(trained, trained.images)
+
+
+@cache
+def _known_by_all(dataset: str, root: Path | None, sample: bool, word: str) -> data.Images:
+    images = _images(dataset, root, sample)
+    found = images[images.labels == images.classes.index(word)]
+    for name in COLUMNS:
+        if name in models.names() and models.card(name)["dataset"] == dataset and len(found):
+            found = found[_right(Trained(name, root, sample), found)]
+    return found
+
+
+def _right(trained: Trained, images: data.Images) -> Tensor:
+    """Which images a network classifies correctly, ``(N,)``."""
+    parts = images.pixels.split(BATCH)
     with torch.no_grad():
         scores = [trained.subject.module(trained.input(part.float() / 255)) for part in parts]
-    return torch.cat(scores).argmax(1) == trained.images.labels
+    return torch.cat(scores).argmax(1) == images.labels
 
 
 def write_json(path: Path, found: Any) -> None:
     """Replace a file of results in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(found, indent=1) + "\n")
-    part.replace(path)
+    disk.write(path, json.dumps(found, indent=1) + "\n")
 
 
 def read_json(path: Path) -> Any:

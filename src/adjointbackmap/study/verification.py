@@ -15,12 +15,13 @@ from torch import Tensor
 from adjointbackmap import data, models
 from adjointbackmap.benchmark.timing import environment
 from adjointbackmap.counts import LayerCheck, checks_of
+from adjointbackmap.disk import hold_folder
 from adjointbackmap.hyperplane import hyperplanes
 from adjointbackmap.network import Network
 from adjointbackmap.records import Record
 from adjointbackmap.runs import Checks, job_of, terms_of, verified
 from adjointbackmap.study.published import COLUMNS
-from adjointbackmap.study.setup import SCALE, Setup
+from adjointbackmap.study.setup import SCALE, Setup, write_json
 from adjointbackmap.study.summation import BATCH, orders, outside_alone, products
 from adjointbackmap.study.tally import Tally
 from adjointbackmap.subjects import Source, Subject, load_subject
@@ -99,17 +100,21 @@ class Results:
         self.place = self.found["environments"].index(here)
 
     def network(self, name: str, weights: str) -> dict[str, Any]:
-        """The entry of a network; an empty one where its weights are others."""
-        if self.found["networks"].get(name, {}).get("weights sha256") != weights:
-            self.found["networks"][name] = {"weights sha256": weights, "runs": {}}
-        return self.found["networks"][name]
+        """The entry of a network, an empty one if there is none.
+
+        Raises:
+            ValueError: If it has the results of other weights.
+        """
+        entry = self.found["networks"].setdefault(name, {"weights sha256": weights, "runs": {}})
+        if entry["weights sha256"] != weights:
+            msg = f"{self.path} must have results of the weights {weights[:8]} of {name}. Got those of "
+            msg += f"{entry['weights sha256'][:8]}: name another folder with --out."
+            raise ValueError(msg)
+        return entry
 
     def write(self) -> None:
         """Replace the file."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(self.found, indent=1) + "\n")
-        part.replace(self.path)
+        write_json(self.path, self.found)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -169,15 +174,17 @@ def run(
 
     Raises:
         ValueError: If there are not so many images, or a file of the folder is that of another job.
+        OSError: If another process writes to the folder, or the disk is full: finished images stay.
     """
-    results = Results(folder, device)
-    for name in names:
-        dataset = models.card(name)["dataset"]
-        images = (data.sample() if sample and dataset == "cifar10" else data.load(dataset, "test", root)).by_hash()
-        counts.check(len(images))
-        _Study(name, images, results, counts, workers, report, device).run()
-    results.write()
-    return read(results.path)
+    with hold_folder(folder):
+        results = Results(folder, device)
+        for name in names:
+            dataset = models.card(name)["dataset"]
+            images = (data.sample() if sample and dataset == "cifar10" else data.load(dataset, "test", root)).by_hash()
+            counts.check(len(images))
+            _Study(name, images, results, counts, workers, report, device).run()
+        results.write()
+        return read(results.path)
 
 
 def compute(setup: Setup, report: Report) -> None:

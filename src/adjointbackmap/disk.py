@@ -1,0 +1,293 @@
+"""Files on disk: written whole, flushed before they have their name, and by one process at a time."""
+
+import errno
+import json
+import os
+import platform
+import re
+import shutil
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+PARTIAL = ".partial"
+LOCK = ".lock"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # file systems that cannot lock
+STALE_SECONDS = 3600  # a file takes seconds to write: older partial files belong to no one
+OURS = re.compile(r"\.(?P<host>[\w-]*)\.(?P<pid>\d+)\.\d+" + re.escape(PARTIAL) + "$")
+
+
+class DiskFull(OSError):
+    """A file has no room on its disk.
+
+    Args:
+        path: What has no room.
+        advice: What to do.
+        megabytes: How much is still to be written at most, where that is known.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        advice: str = "make room and run the same again, which keeps what is finished",
+        megabytes: float | None = None,
+    ) -> None:
+        existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        free = shutil.disk_usage(existing).free / 2**20
+        wanted = "" if megabytes is None else f", at most {megabytes:,.1f} MiB more"
+        super().__init__(f"The disk must have room for {path}{wanted}. Got {free:,.1f} MiB free: {advice}.")
+
+
+def write(path: Path, content: bytes | str) -> Path:
+    """Write a file that is whole and on the disk before it has its name; an earlier file of this name is replaced by it.
+
+    Args:
+        path: The file; missing folders are made.
+        content: All of it.
+
+    Returns:
+        The path.
+
+    Raises:
+        DiskFull: If there is no room. An earlier file stays, and nothing is left of the new one.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write(Path(folder) / "new" / "note.txt", "a note").read_text()
+        'a note'
+    """
+    data = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(f"{path.name}.{_host()}.{os.getpid()}.{threading.get_native_id()}{PARTIAL}")
+    with naming(path):
+        _make(path.parent)
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            flush_folder(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+    return path
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to the end of a file, and flush it to the disk.
+
+    Args:
+        path: The file; it is made if it is missing.
+        text: What comes after what it holds.
+
+    Raises:
+        OSError: If there is no room, :class:`DiskFull`, or another error. The file is as it was.
+    """
+    with naming(path):
+        _make(path.parent)
+        new = not path.exists()
+        before = 0 if new else path.stat().st_size
+        try:
+            with path.open("ab", buffering=0) as file:
+                rest = memoryview(text.encode())
+                while rest:  # a disk that becomes full may take a part
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                os.truncate(path, before)
+            raise
+        if new:
+            flush_folder(path.parent)
+
+
+def npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The content of a compressed NPZ file.
+
+    Args:
+        arrays: Name -> array.
+    """
+    content = BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+    return content.getvalue()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the disk name the file that is written in the block.
+
+    Raises:
+        DiskFull: If the disk is full.
+        OSError: Any other error of the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and not isinstance(error, DiskFull):
+            raise DiskFull(path) from error
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk.
+
+    Raises:
+        OSError: If the disk fails.
+    """
+    if os.name == "nt":  # Windows opens no folder
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # file systems whose folders are flushed with their files
+            raise
+    finally:
+        os.close(handle)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder, and the folders above it; their names are flushed too.
+
+    Raises:
+        NotADirectoryError: If there is a file of this name.
+    """
+    if folder.is_dir():
+        return
+    if folder.exists():
+        msg = f"{folder} must be a folder. Got a file: name another."
+        raise NotADirectoryError(msg)
+    _make(folder.parent)
+    with suppress(FileExistsError):  # another process made it
+        folder.mkdir()
+    flush_folder(folder.parent)
+
+
+# one process at a time
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder during the block; partial files of processes that were killed are removed.
+
+    Args:
+        folder: Where the block writes; it is made if it is missing.
+
+    Raises:
+        BlockingIOError: If another process holds it; the message says which.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder, hold_folder(Path(folder)):
+        ...     [path.name for path in Path(folder).iterdir()]
+        ['.lock']
+    """
+    _make(folder)
+    with _hold(folder / LOCK, folder, "folder"):
+        remove_partial(folder)
+        yield
+
+
+@contextmanager
+def hold_file(path: Path) -> Iterator[None]:
+    """Keep other processes from writing a file during the block, see :func:`hold_folder`.
+
+    Args:
+        path: The file; the lock is beside it.
+
+    Raises:
+        BlockingIOError: If another process holds it.
+    """
+    _make(path.parent)
+    with _hold(path.with_name(path.name + LOCK), path, "file"):
+        remove_partial(path.parent, path.name)
+        yield
+
+
+def remove_partial(folder: Path, name: str = "") -> None:
+    """Remove what killed processes left of files in a folder, not below it.
+
+    Args:
+        folder: The folder.
+        name: Only what belongs to this file.
+    """
+    for path in folder.iterdir():
+        match = OURS.search(path.name)
+        if match and name in ("", path.name[: match.start()]) and _abandoned(path, match["host"], int(match["pid"])):
+            path.unlink(missing_ok=True)
+
+
+def _abandoned(partial: Path, host: str, pid: int) -> bool:
+    """Whether no process writes a partial file any more."""
+    if host == _host() and not _alive(pid):
+        return True
+    with suppress(FileNotFoundError):
+        return time.time() - partial.stat().st_mtime > STALE_SECONDS
+    return False
+
+
+def _alive(pid: int) -> bool:
+    """Whether there is such a process on this machine."""
+    if os.name == "nt":  # there a signal of 0 would end the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "-", platform.node())
+
+
+@contextmanager
+def _hold(lock: Path, what: Path, kind: str) -> Iterator[None]:
+    """Lock a file during the block; the system unlocks it when the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: If another process holds it.
+        OSError: If the disk fails.
+    """
+    from filelock import FileLock, Timeout
+
+    held = FileLock(lock, fallback_to_soft=False)
+    try:
+        with naming(what):
+            held.acquire(blocking=False)
+    except Timeout:
+        raise BlockingIOError(_in_use(lock, what, kind)) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warnings.warn(f"{what} is on a disk that cannot lock: let one process at a time write there.", stacklevel=4)
+    try:
+        if held.is_locked:
+            with suppress(OSError):  # a full disk: the lock holds without the name of its holder
+                lock.write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%F %T")}))
+        yield
+    finally:
+        with suppress(OSError):  # while it is held: one who waits for it finds that it is gone, and makes a new one
+            lock.unlink()
+        held.release()
+
+
+def _in_use(lock: Path, what: Path, kind: str) -> str:
+    """Who holds a lock."""
+    try:
+        holder = json.loads(lock.read_text())
+        who = f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        who = "another process"
+    return f"{what} must be written by one process at a time. It is in use by {who}: wait for it, or name another {kind}."
