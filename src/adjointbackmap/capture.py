@@ -6,7 +6,7 @@ import operator
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from adjointbackmap.readings import FixedBatch, Readings, Replay, readings_of, tensors_of
+
 CLONE = "aten.clone.default"
 ROOT = "model"  # name of the user's module inside the one that is exported
 MODULE = "module and call"  # where a node of a module with several names says by which one it goes
+WRAPPER = "jaxtyping"  # its frames may stand between the model's code and ours
 MOST_IMAGES = 65_535  # a capture on a CUDA device may hold for no larger batch, and nothing here needs one
 
 
@@ -79,9 +82,10 @@ def listening(
 class _Listened(nn.Module):
     """Returns the module's outputs and what every submodule returned, so that the graph names them exactly."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, readings: Readings | None = None) -> None:
         super().__init__()
         self.model, self.paths = model, paths_of(model)  # while it is exported, a module with two names looks like two
+        self.readings = readings
 
     def forward(self, x: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
         outputs: dict[str, Tensor] = {}
@@ -90,7 +94,8 @@ class _Listened(nn.Module):
             if isinstance(output, Tensor):
                 outputs[name] = output.clone()  # a later operation in place does not reach it
 
-        with listening(self.model, keep, self.paths):
+        replayed = Replay(self.readings, x.shape[0]) if self.readings else nullcontext()
+        with listening(self.model, keep, self.paths), replayed:
             return named(self.model(x)), outputs
 
 
@@ -104,7 +109,7 @@ def capture(model: nn.Module, example: Tensor) -> Capture:
     Raises:
         ValueError: If ``torch.export`` cannot follow the module, or the module changes its buffers.
     """
-    wrapper = _Listened(model).train(model.training)
+    wrapper = _Listened(model, _run(model, example)).train(model.training)
     shapes = ({0: torch.export.Dim("batch", max=MOST_IMAGES)},)
     try:
         with torch.no_grad(), warnings.catch_warnings(), _quiet():
@@ -114,6 +119,30 @@ def capture(model: nn.Module, example: Tensor) -> Capture:
         msg = f"The model must be a graph that torch.export can capture for any batch size. Got {_explained(error)}"
         raise ValueError(msg) from error
     return _read(exported, _first_names(model))
+
+
+def _run(model: nn.Module, example: Tensor) -> Readings:
+    """Run the model on the example; its buffers are put back.
+
+    Returns:
+        What it read from its parameters and buffers.
+
+    Raises:
+        ValueError: If the model does not take the example.
+    """
+    before = {id(buffer): (buffer, buffer.clone()) for buffer in model.buffers()}
+    try:
+        return readings_of(_Listened(model), tensors_of(model), example)
+    except Exception as error:
+        shape = ", ".join(map(str, ("N", *example.shape[1:])))
+        reason = _explained(error).removesuffix(".")
+        msg = f"The model must run on a batch of the example's shape ({shape}). Got {reason}: pass an example that it takes."
+        raise ValueError(msg) from error
+    finally:
+        with torch.no_grad():
+            for buffer, value in before.values():
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 @contextmanager
@@ -134,10 +163,11 @@ def _explained(error: Exception) -> str:
     inside = (Path(torch.__file__).parent, Path(__file__).parent)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_file()]
     theirs = [f for f in frames if not any(Path(f.filename).is_relative_to(folder) for folder in inside)]
+    theirs = [f for f in theirs if WRAPPER not in Path(f.filename).parts]
     where = f" at {theirs[-1].filename}:{theirs[-1].lineno} ({theirs[-1].line})" if theirs else ""
-    if "specialized it to be a constant" in str(error):
+    if "specialized it to be a constant" in str(error) or isinstance(error, FixedBatch):
         return f"a model that fixes the batch{where}: write x.shape[0] in place of len(x) or a number, and give a batch (N, ...)."
-    if "data-dependent" in first:
+    if "data-dependent" in first or "DataDependent" in type(error).__name__:
         return f"a branch or a shape that depends on the data{where}: write it with torch.where."
     if "not a known type" in first:
         return f"{first.partition(',')[0].removeprefix('Found ')}: return a tensor, a tuple, a dict or a dataclass."

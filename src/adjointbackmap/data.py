@@ -18,9 +18,12 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from adjointbackmap.checked import check_file, compare
+
 ENVIRONMENT_VARIABLE = "ADJOINTBACKMAP_DATA"
 PIXELS = 3 * 32 * 32
 VALIDATION_SHARE = 10  # every tenth training image of a class
+SAMPLE_SHA256 = "9e756fc99443fb2f72db930857c8927ff9ba5aa832665b7d0451a32e6974b11f"
 
 CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 CIFAR100_CLASSES = tuple(
@@ -116,6 +119,9 @@ class Images:
 def load(dataset: str, split: str, root: str | os.PathLike | None = None) -> Images:
     """Load one split of CIFAR-10 or CIFAR-100.
 
+    A file that a list ``SHA256SUMS`` in its folder names, as ``sha256sum *.bin > SHA256SUMS`` writes it, is compared with its
+    checksum.
+
     Args:
         dataset: ``"cifar10"`` or ``"cifar100"``.
         split: ``"train"`` (45,000 images), ``"validation"`` (5,000) or ``"test"`` (10,000).
@@ -144,12 +150,17 @@ def load(dataset: str, split: str, root: str | os.PathLike | None = None) -> Ima
 def sample() -> Images:
     """The 200 CIFAR-10 test images that ship with the package, 20 of each class.
 
+    Raises:
+        ValueError: If the file is damaged.
+
     Example:
         >>> len(sample())
         200
     """
     with as_file(files("adjointbackmap") / "assets" / "cifar10-sample.bin") as path:
-        return _decode(path.read_bytes(), path, SOURCES["cifar10"], records=200)
+        content = path.read_bytes()
+        compare(hashlib.sha256(content).hexdigest(), SAMPLE_SHA256, path, "the package", "install it again")
+        return _decode(content, path, SOURCES["cifar10"], records=200)
 
 
 def encode(images: Images) -> bytes:
@@ -186,6 +197,8 @@ def _download(source: Source) -> Path:
 
 
 def _read(paths: list[Path], source: Source) -> Images:
+    for path in paths:
+        check_file(path)
     parts = [_decode(path.read_bytes(), path, source, source.records_per_file[path.name]) for path in paths]
     return Images(
         torch.cat([p.pixels for p in parts]),

@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from adjointbackmap.checked import check_file, shortened
 from adjointbackmap.network import check_eval
 from adjointbackmap.regions import Prepare
+from adjointbackmap.weights import read_safetensors, read_torch
 
 BATCH = 128  # images that are computed at once
 KEYS = ("adversarial", "adv_inputs")  # the second is what torchattacks saves
@@ -91,6 +93,7 @@ def examine(
 def read_examples(path: str | Path) -> Float[Tensor, "n c h w"]:
     """Adversarial examples from a file: ``.safetensors``, ``.npy``, ``.npz``, or ``.pt`` that ``torch.load`` reads as weights.
 
+    A file that its card ``NAME.json`` or a list ``SHA256SUMS`` beside it knows is compared with its checksum.
     Of several arrays it takes ``adversarial``, or ``adv_inputs``, which torchattacks saves. Bytes become pixels in [0, 1].
 
     Raises:
@@ -104,10 +107,11 @@ def read_examples(path: str | Path) -> Float[Tensor, "n c h w"]:
     if not path.is_file():
         msg = f"Examples must be in a file. Got {path}, which is none."
         raise FileNotFoundError(msg)
+    check_file(path)
     try:
         found = _READERS[path.suffix](path)
     except Exception as error:  # each reader has errors of its own
-        msg = f"{path} must hold arrays. It could not be read: {' '.join(str(error).split())[:80]}: write it again."
+        msg = f"{path} must hold arrays. It could not be read: {shortened(error, 80)}: write it again."
         raise ValueError(msg) from error
     if isinstance(found, dict):
         chosen = [key for key in KEYS if key in found] or (list(found) if len(found) == 1 else [])
@@ -194,15 +198,9 @@ def _bytes_as_pixels(images: Tensor) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
 _READERS: dict[str, Callable[[Path], Any]] = {
-    ".safetensors": _read_safetensors,
+    ".safetensors": read_safetensors,
     ".npy": lambda path: np.load(path, allow_pickle=False),
     ".npz": lambda path: dict(np.load(path, allow_pickle=False)),
-    ".pt": lambda path: torch.load(path, map_location="cpu", weights_only=True),
+    ".pt": read_torch,
 }

@@ -7,7 +7,6 @@ the count. The tables list one more activation after ``fc``; our networks return
 which is what every published value is taken from.
 """
 
-import json
 from collections.abc import Callable
 from importlib.resources import as_file, files
 
@@ -15,8 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adjointbackmap.checked import OF_FILE, compare, read_sealed, sha256_of
+from adjointbackmap.weights import load_weights, read_safetensors
+
 LEAKY_SLOPE = 0.2
 BATCH_NORM_EPS = 0.001
+INSTALL_AGAIN = "install the package again"
 VGG7_CHANNELS = ((3, 32), (32, 32), (32, 64), (64, 64), (64, 96), (96, 96))
 BLOCK_CHANNELS = ((32, 32),) * 3 + ((32, 64),) + ((64, 64),) * 2 + ((64, 96),) + ((96, 96),) * 2
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
@@ -232,33 +235,34 @@ def load(name: str) -> nn.Module:
         name: One of :func:`names`.
 
     Raises:
-        ValueError: If no such network is shipped.
+        ValueError: If no such network is shipped, or its file is damaged.
 
     Example:
         >>> load("vgg7-cifar10").training
         False
     """
-    from safetensors.torch import load_file
-
-    _check_shipped(name)
-    model = build(name, classes=card(name)["classes"])
+    about = card(name)
+    model = build(name, classes=about["classes"])
     with as_file(_assets() / f"{name}.safetensors") as path:
-        model.load_state_dict(load_file(path))
+        if OF_FILE in about:
+            compare(sha256_of(path), about[OF_FILE], path, "its card", INSTALL_AGAIN)
+        load_weights(model, read_safetensors(path), path)
     return model.eval()
 
 
 def card(name: str) -> dict:
-    """The card of a trained network: data, recipe, seed, accuracy, time, machine.
+    """The card of a trained network: data, recipe, seed, accuracy, time, machine, SHA-256 of its file.
 
     Raises:
-        ValueError: If no such network is shipped.
+        ValueError: If no such network is shipped, or the card is damaged.
 
     Example:
         >>> card("vgg7-cifar10")["dataset"]
         'cifar10'
     """
     _check_shipped(name)
-    return json.loads((_assets() / f"{name}.json").read_text())
+    with as_file(_assets() / f"{name}.json") as path:
+        return read_sealed(path, INSTALL_AGAIN)
 
 
 def _assets():

@@ -40,6 +40,14 @@ MOVEMENTS = {
     "aten.view.default",
 }
 
+# The same, with several outputs.
+DIVISIONS = {
+    "aten.chunk.default",
+    "aten.split.Tensor",
+    "aten.split_with_sizes.default",
+    "aten.unbind.int",
+}
+
 # Operations that only read the shape of their data: what they give is a constant.
 SHAPE_ONLY = {
     *(f"aten.{name}.default" for name in "zeros_like ones_like full_like zero new_zeros new_ones new_full".split()),
@@ -168,6 +176,7 @@ class _Lowering:
         self.device = next((t.device for t in tensors.values()), capture.image.meta["val"].device)
         self.program = Program(Value(IMAGE, tuple(capture.image.meta["val"].shape[1:])), self.device)
         self.constants: dict[str, Constant] = {}
+        self.several: dict[str, list[Constant]] = {}  # node with several outputs, all of them constants -> these
         self.found: dict[str, Any] = {}  # node -> what its rule built: a value, a list of them, a mask
         self.known: dict[str, Value] = {}
         self.names: dict[str, int] = {}
@@ -267,6 +276,9 @@ class _Lowering:
 
     def _fold_constant(self, node: torch.fx.Node) -> None:
         """Compute an operation on constants, for a batch of one; a movement keeps track of the entry's elements."""
+        if is_getitem(node) and first_input(node).name in self.several:
+            self.constants[node.name] = self.several[first_input(node).name][cast("int", node.args[1])]
+            return
         op = cast("Callable[..., Any]", node.target)
         args = torch.fx.map_arg(node.args, self._known_tensor)
         kwargs = torch.fx.map_arg(node.kwargs, self._known_tensor)
@@ -281,6 +293,11 @@ class _Lowering:
             name = ".".join(p for p in (call_name(path, call), node.name) if p)
             made = _filled if str(node.target) in FILLED else _source
             self.constants[node.name] = made(self._in_dtype(tensor), name, False)
+        elif str(node.target) in DIVISIONS:
+            whole = self.constants[first_input(node).name]
+            indices = op(whole.index, *args[1:], **kwargs)
+            parts = zip(tensor, indices, strict=True)
+            self.several[node.name] = [Constant(t, whole.source, whole.base, i, whole.is_parameter) for t, i in parts]
         else:
             self.refused.append(self._described(node, "it gives several constants"))
 
@@ -288,7 +305,7 @@ class _Lowering:
         """A constant, zeros in place of data whose shape alone is read, and 1 for the extent of the batch."""
         if node.name in self.constants:
             constant = self.constants[node.name]
-            self.uses[constant.source] += str(self.node.target) not in MOVEMENTS
+            self.uses[constant.source] += str(self.node.target) not in MOVEMENTS | DIVISIONS
             return constant.tensor
         if node.name in self.found:
             return torch.zeros(1, *_without_batch(_outputs_of(node)[0]), dtype=self.dtype, device=self.device)

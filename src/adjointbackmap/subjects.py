@@ -95,6 +95,8 @@ def load_subject(source: Source) -> Subject:
 def _built(model: str, weights: Path | None) -> "nn.Module":
     import torch
 
+    from adjointbackmap.weights import load_weights
+
     path, _, function = model.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
@@ -108,18 +110,17 @@ def _built(model: str, weights: Path | None) -> "nn.Module":
         msg = f"--model must name a function that returns a torch.nn.Module. Got {type(built).__name__}."
         raise TypeError(msg)
     if weights is not None:
-        built.load_state_dict(_state(weights))
+        load_weights(built, _state(weights), weights)
     return built.eval()
 
 
-def _state(weights: Path) -> dict[str, Any]:
-    import torch
-    from safetensors.torch import load_file
+def _state(weights: Path) -> dict[str, "Tensor"]:
+    from adjointbackmap.weights import read_weights
 
     if not weights.is_file():
         msg = f"--weights must be a file. Got {weights}, which is none."
         raise FileNotFoundError(msg)
-    return load_file(weights) if weights.suffix == ".safetensors" else torch.load(weights, map_location="cpu", weights_only=True)
+    return read_weights(weights)
 
 
 def find_image(image: str, subject: Subject) -> tuple["Tensor", str]:
@@ -163,16 +164,22 @@ def _picture(path: Path, shape: tuple[int, ...]) -> "Tensor":
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it has another shape.
+        ValueError: If it has another shape, or cannot be read.
     """
     import torch
     from matplotlib.image import imread
+
+    from adjointbackmap.checked import shortened
 
     if not path.is_file():
         size = f"{shape[2]} x {shape[1]} pixels"
         msg = f"--image must be the number or class of a sample image, or a picture file of {size}. Got {path}."
         raise FileNotFoundError(msg)
-    pixels = torch.as_tensor(imread(path).copy())
+    try:
+        pixels = torch.as_tensor(imread(path).copy())
+    except Exception as error:  # each format has errors of its own
+        msg = f"--image must be a picture file. {path} could not be read ({shortened(error)}): write it again."
+        raise ValueError(msg) from error
     pixels = pixels.float() / 255 if not pixels.is_floating_point() else pixels
     pixels = pixels[None] if pixels.dim() == 2 else pixels.movedim(-1, 0)[: shape[0]]
     if tuple(pixels.shape) != shape:

@@ -45,6 +45,8 @@ class Pad(Aten, Local):
         x, pad, *rest = args
         mode = next((r for r in rest if isinstance(r, str)), kwargs.get("mode", "constant"))
         number = next((r for r in rest if isinstance(r, int | float)), kwargs.get("value"))
+        while len(pad) > 2 * len(x.shape) and not any(pad[-2:]):  # nothing is added to the batch
+            pad = pad[:-2]
         if len(pad) > 2 * len(x.shape):
             msg = "it pads the batch"
             raise Refused(msg)

@@ -1,0 +1,138 @@
+"""Files that are read back: what is not as it was written is found, and one sentence says which file and what to do."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+CHECKSUM = "checksum"  # key of JSON that we write: the SHA-256 of all its other keys
+HASH_LIST = "SHA256SUMS"  # what `sha256sum * > SHA256SUMS` writes
+OF_FILE = "file sha256"  # key of a card: of the file that it describes
+
+
+class DamagedFile(ValueError):
+    """A file is not as it was written; the message names it and says what to do."""
+
+
+class DamagedFileWarning(UserWarning):
+    """Something damaged is not used: what it held is computed again."""
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksum(content: Any) -> str:
+    """SHA-256 of what JSON can hold: the same before it is written and after it is read.
+
+    Example:
+        >>> checksum({"error": 0.1 + 0.2}) == checksum(json.loads(json.dumps({"error": 0.1 + 0.2})))
+        True
+    """
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def sealed(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What JSON is to hold, with its checksum as the last key.
+
+    Example:
+        >>> list(sealed({"units": 10}))
+        ['units', 'checksum']
+    """
+    rest = json.loads(json.dumps({key: value for key, value in found.items() if key != CHECKSUM}))
+    return {**rest, CHECKSUM: checksum(rest)}
+
+
+def read_sealed(path: Path, advice: str = "make it again") -> dict[str, Any]:
+    """What a JSON file holds, without its checksum; files of older versions have none.
+
+    Args:
+        path: The file.
+        advice: What to do where it is damaged.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DamagedFile: If it is no JSON object, or does not match its checksum.
+    """
+    if not path.is_file():
+        msg = f"{path} must be a file. Got none: {advice}."
+        raise FileNotFoundError(msg)
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        msg = f"{path} must hold JSON. Got a damaged file ({shortened(error)}): {advice}."
+        raise DamagedFile(msg) from error
+    if not isinstance(found, dict):
+        msg = f"{path} must hold a JSON object. Got {type(found).__name__}: {advice}."
+        raise DamagedFile(msg)
+    expected = found.pop(CHECKSUM, None)
+    if expected is not None and expected != checksum(found):
+        msg = f"{path} must match the checksum in it. Got a damaged or edited file: {advice}."
+        raise DamagedFile(msg)
+    return found
+
+
+def check_file(path: Path) -> None:
+    """Compare a file with the checksums that are beside it: in its card, ``NAME.json``, and in a list, ``SHA256SUMS``.
+
+    Raises:
+        DamagedFile: If one is another, or the card or the list is damaged.
+    """
+    card, listed = path.with_suffix(".json"), path.with_name(HASH_LIST)
+    known = {}
+    if card != path and card.is_file():
+        known[card] = read_sealed(card, "fetch or make it again, or delete it").get(OF_FILE)
+    if listed.is_file():
+        known[listed] = _hashes(listed).get(path.name)
+    for source, expected in known.items():
+        if expected is not None:
+            compare(sha256_of(path), expected, path, str(source))
+
+
+def compare(found: str, expected: str, path: Path | str, source: str, advice: str = "fetch or make it again") -> None:
+    """Compare the SHA-256 of a file with the one that it must have.
+
+    Args:
+        found: The file's.
+        expected: What it must be.
+        path: The file.
+        source: What says so.
+        advice: What to do.
+
+    Raises:
+        DamagedFile: If they differ.
+    """
+    if found != expected:
+        msg = f"{path} must have the SHA-256 that {source} says. Got another one: the file is damaged, {advice}."
+        raise DamagedFile(msg)
+
+
+def shortened(error: BaseException | str, most: int = 100) -> str:
+    """A message in one line, without the rest of a long one.
+
+    Example:
+        >>> shortened("one  two " + 100 * "x", 20)
+        'one two xxxxxxxxx...'
+    """
+    line = " ".join(str(error).split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+def _hashes(listed: Path) -> dict[str, str]:
+    """File -> SHA-256, from lines as sha256sum writes them.
+
+    Raises:
+        DamagedFile: If a line is none.
+    """
+    found = {}
+    for number, line in enumerate(listed.read_text(errors="replace").splitlines(), start=1):
+        match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
+        if match is None:
+            msg = f"{listed} must have lines of sha256sum. Got {shortened(line, 40)!r} in line {number}: make it again."
+            raise DamagedFile(msg)
+        found[match[2].removeprefix("./")] = match[1]
+    return found
