@@ -38,7 +38,8 @@ def enliven(model: nn.Module) -> None:
             module.running_var.uniform_(0.5, 2)
             if module.affine:
                 nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias)
+                if module.bias is not None:
+                    nn.init.normal_(module.bias)
 
 
 class Net(nn.Module):

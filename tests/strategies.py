@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from cases import enliven, parameter
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 Draw = Callable[[st.SearchStrategy], Any]
 Shape = Sequence[int]  # without the batch: channels, then positions
@@ -82,6 +83,38 @@ def of_axes(shape: Shape, *kinds: Any) -> Any:
 # parts that have a kernel or statistics
 
 
+class Standardised(nn.Conv2d):
+    """A convolution that takes the mean of every kernel away in its forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
+COMPUTED = {
+    "weight norm": parametrizations.weight_norm,
+    "spectral norm": parametrizations.spectral_norm,
+    "pruned": lambda module: prune.random_unstructured(module, "weight", 0.3),
+    "weight norm by a hook": weight_norm,
+    "spectral norm by a hook": spectral_norm,
+}
+"""Ways to compute a kernel anew at every call."""
+
+
+def with_kernel(draw: Draw, module: nn.Module) -> nn.Module:
+    """A layer whose kernel is its own parameter, or one that is computed."""
+    how = pick(draw, "own", "own", "own", "standardised", *COMPUTED)
+    if how == "standardised" and type(module) is nn.Conv2d:
+        module.__class__ = Standardised
+    return COMPUTED[how](module) if how in COMPUTED else module
+
+
+class NormAndActivation(nn.BatchNorm2d):
+    """A batch norm that is more than one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(super().forward(x), 0.3)
+
+
 def convolution(draw: Draw, shape: Shape) -> nn.Module:
     groups = pick(draw, *(g for g in (1, 2, 3) if shape[0] % g == 0))
     kind = of_axes(shape, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -89,7 +122,8 @@ def convolution(draw: Draw, shape: Shape) -> nn.Module:
     padding = pick(draw, 0, 1, 2, "same")
     stride = 1 if padding == "same" else pick(draw, 1, 2)
     size, dilation, bias = tuple(pick(draw, 3, 1, 2) for _ in shape[1:]), pick(draw, 1, 1, 2), pick(draw, True, False)
-    return kind(shape[0], groups * pick(draw, 1, 2, 3), size, stride, padding, dilation, groups, bias, mode)
+    out = groups * pick(draw, 1, 2, 3)
+    return with_kernel(draw, kind(shape[0], out, size, stride, padding, dilation, groups, bias, mode))
 
 
 def transposed_convolution(draw: Draw, shape: Shape) -> nn.Module:
@@ -97,16 +131,18 @@ def transposed_convolution(draw: Draw, shape: Shape) -> nn.Module:
     kind = of_axes(shape, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     stride = pick(draw, 1, 2, 3)
     rest = {"output_padding": pick(draw, 0, 1), "bias": pick(draw, True, False), "dilation": pick(draw, 1, 1, 2)}
-    return kind(shape[0], groups * pick(draw, 1, 2), pick(draw, 2, 1, 3), stride, pick(draw, 0, 1), groups=groups, **rest)
+    size, padding, out = pick(draw, 2, 1, 3), pick(draw, 0, 1), groups * pick(draw, 1, 2)
+    return with_kernel(draw, kind(shape[0], out, size, stride, padding, groups=groups, **rest))
 
 
 def linear(draw: Draw, shape: Shape) -> nn.Module:
-    return nn.Linear(shape[-1], pick(draw, 3, 1, 5), bias=pick(draw, True, False))
+    return with_kernel(draw, nn.Linear(shape[-1], pick(draw, 3, 1, 5), bias=pick(draw, True, False)))
 
 
 def batch_norm(draw: Draw, shape: Shape) -> nn.Module:
-    kind = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[len(shape) - 1]
-    return kind(shape[0], affine=pick(draw, True, False))
+    maps = pick(draw, nn.BatchNorm2d, nn.BatchNorm2d, NormAndActivation)
+    kind = (nn.BatchNorm1d, nn.BatchNorm1d, maps, nn.BatchNorm3d)[len(shape) - 1]
+    return kind(shape[0], eps=pick(draw, 1e-5, 0.3), affine=pick(draw, True, False))
 
 
 # parts that have pieces

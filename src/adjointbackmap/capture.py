@@ -114,6 +114,7 @@ def capture(model: nn.Module, example: Tensor) -> Capture:
     try:
         with torch.no_grad(), warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own code
+            warnings.filterwarnings("ignore", "The tensor attribute")  # what a pruned layer assigns is in the graph
             exported = torch.export.export(wrapper, (example,), dynamic_shapes=shapes, strict=False).run_decompositions({})
     except Exception as error:
         msg = f"The model must be a graph that torch.export can capture for any batch size. Got {_explained(error)}"
