@@ -339,6 +339,11 @@ def operation_case(name: str) -> tuple[nn.Module, tuple[int, ...]]:
         "kernel2": torch.randn(4, 3, 3, 3),
         "places": torch.tensor([2, 0, 2]),
         "chosen": torch.rand(6, 6) > 0.5,
+        "prior": torch.randn(5),
+        "forms": torch.randn(2, 6, 5),
+        "grid": 2.4 * torch.rand(1, 4, 5, 2) - 1.2,
+        "rnn": nn.RNN(6, 3, 2, nonlinearity="relu", batch_first=True, bidirectional=True),
+        "cell": nn.RNNCell(3, 4, nonlinearity="relu"),
     }
     return Net(lambda net, x: function(net, net.first(x)), first=first, **constants), shape
 
@@ -459,6 +464,113 @@ operations(
     product=lambda net, x: torch.mm(x, net.matrix) + x.matmul(net.matrix),
     largest_of_all=lambda net, x: x - x.amax(-1, keepdim=True) + x.max(dim=1, keepdim=True)[0],
     products_of_a_batch=lambda net, x: torch.bmm(x[:, None].expand(-1, 2, -1), x.new_zeros(x.shape[0], 6, 2) + net.matrix[:, :2]),
+)
+
+
+# operations that choose by order, write at places, or are linear in other ways
+
+
+def written_at_places(net: nn.Module, x: Tensor) -> Tensor:
+    """Assignments to constant places, to a constant mask, and to a mask of the data."""
+    x = x.clone()
+    x[:, [0, 2]] = 2 * x[:, [1, 3]]
+    x[:, :, net.chosen] = 0.5
+    x[:, 1, [0, 2], [1, 1]] += x[:, 3, 0, :2]
+    x[:, [3], 4:] = net.per_channel[:, None].expand(4, 6)[None, :1]
+    x[x < -0.8] = 0
+    x[x > 0.9] = -0.3
+    return x
+
+
+def repeated(places: Tensor, x: Tensor) -> Tensor:
+    """Places along channels, the same at every position of every image."""
+    return places[None, :, None, None].expand(x.shape[0], -1, *x.shape[2:])
+
+
+operations(
+    MAP,
+    sort=lambda net, x: x.sort(1)[0] - 0.5 * x.sort(3, descending=True).values + torch.sort(x, dim=2, stable=True)[0],
+    group_sort=lambda net, x: x.unflatten(1, (2, 2)).sort(2)[0].flatten(1, 2),
+    sort_of_channels=lambda net, x: x.sort(1)[0] + x.cummax(1)[0] - x.cummin(dim=1)[0],
+    top_k=lambda net, x: x.topk(2, 1)[0] - x.topk(2, 1, largest=False)[0],
+    order_statistics=lambda net, x: x.kthvalue(3, 1)[0] - x.median(1)[0] + x.nanmedian(1).values,
+    order_statistics_kept=lambda net, x: x.kthvalue(2, 1, keepdim=True)[0] + x.median(1, keepdim=True)[0] - x,
+    quantile=lambda net, x: x.quantile(0.3, 1) - x.quantile(0.5, 1) + x.quantile(0.7, 1, interpolation="nearest"),
+    smallest_and_largest=lambda net, x: x.aminmax(dim=1, keepdim=True)[1] - x.aminmax(dim=1, keepdim=True).min + x,
+    sorted_by_another=lambda net, x: x.gather(1, (2 * x[:, :1] - x).argsort(1)) + x.gather(1, x.topk(4, 1)[1]),
+    place_of_the_largest=lambda net, x: x * x.argmax(1, keepdim=True) - x.argmin(2, keepdim=True).to(x.dtype) + x.max(1, True)[1],
+    gather=lambda net, x: x.gather(1, repeated(net.places, x)) - x[:, :3],
+    scatter=lambda net, x: (
+        x.scatter(1, repeated(net.places[:2], x), 2 * x[:, :2])
+        + x.scatter(1, repeated(net.places[:1], x), 0.4)
+        + torch.zeros_like(x).scatter_add(1, repeated(net.places, x), x[:, 1:])
+        - x.scatter_reduce(1, repeated(net.places, x), x[:, :3], "mean")
+    ),
+    index_add=lambda net, x: (
+        x.index_add(1, net.places, x[:, :3], alpha=0.5)
+        - x.index_copy(1, net.places[:2], x[:, 2:])
+        + x.index_fill(1, net.places, 0.7)
+    ),
+    assignment_at_places=written_at_places,
+    unpooling=lambda net, x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2) + x,
+    lerp=lambda net, x: torch.lerp(x, F.relu(x), 0.3) + x.lerp(net.per_channel[:, None, None], net.per_channel[:, None, None]),
+    tensordot=lambda net, x: torch.tensordot(x, net.matrix, 1) - torch.inner(x, net.matrix.T),
+    tensordot_of_two=lambda net, x: torch.tensordot(x, net.kernel2[:, :, 0], ([1], [0])),
+    sums_of_products=lambda net, x: (
+        torch.addcmul(x, x.abs(), net.per_channel[:, None, None], value=0.5) - torch.addcdiv(x, x, net.per_channel[:, None, None])
+    ),
+    cross_product=lambda net, x: torch.cross(x[:, :3], net.per_channel[None, :3, None, None].expand_as(x[:, :3]), dim=1),
+    differences=lambda net, x: torch.diff(x, dim=2) + torch.diff(x, 2, 2, prepend=x[:, :, :1]),
+    differences_of_channels=lambda net, x: torch.diff(x, dim=1),
+    stacks=lambda net, x: torch.hstack([x, -x]) + torch.column_stack([2 * x, x]),
+    stacks_of_positions=lambda net, x: torch.dstack([x, -x]) + torch.fliplr(x).repeat(1, 1, 2, 1),
+    rotation=lambda net, x: torch.rot90(x, 1, (2, 3)) - x.rot90(2, (1, 2)),
+    triangles=lambda net, x: torch.triu(x, 1) - 0.5 * x.tril(),
+    diagonals=lambda net, x: x.diagonal(1, 2, 3) - torch.diag_embed(x).diagonal(0, 2, 4)[..., 1:].mean(2),
+    diagonal_scatter=lambda net, x: x.diagonal_scatter(x[:, :, 0], 0, 2, 3),
+    cumulative_sum=lambda net, x: x.cumsum(1),
+    cumulative_sum_of_positions=lambda net, x: x.cumsum(2) + torch.trapezoid(x, dim=2)[:, :, None],
+    norms=lambda net, x: torch.linalg.vector_norm(x, 1, 1) - x.norm(float("inf"), 1) + x.norm(-float("inf"), dim=(1, 2))[:, None],
+    pairwise_distance=lambda net, x: F.pairwise_distance(x, F.relu(x), 1) + F.l1_loss(x, 2 * x, reduction="none")[..., 0],
+    grid_sample=lambda net, x: F.grid_sample(x, net.grid.expand(x.shape[0], -1, -1, -1), align_corners=False),
+    grid_sample_nearest=lambda net, x: (
+        F.grid_sample(x, net.grid.expand(x.shape[0], -1, -1, -1), "nearest", "border", True)
+        + F.grid_sample(x, net.grid.expand(x.shape[0], -1, -1, -1), "bicubic", "reflection", False)
+    ),
+    affine_grid=lambda net, x: F.affine_grid(
+        x.mean((2, 3)).repeat(1, 2)[:, :6].unflatten(1, (2, 3)), (x.shape[0], 4, 3, 3), False
+    ),
+    antialiased=lambda net, x: (
+        F.interpolate(x, (4, 3), mode="bilinear", antialias=True) + F.interpolate(x, (4, 3), mode="bicubic", antialias=True)
+    ),
+    pooling_of_order_one=lambda net, x: F.lp_pool2d(x, 1, 3, 2) + F.lp_pool2d(x, float("inf"), 3, 2),
+)
+operations(
+    LINE,
+    running_instance_norm=lambda net, x: F.instance_norm(
+        x, net.per_channel, net.per_channel + 0.3, net.per_channel, -net.per_channel, use_input_stats=False
+    ),
+    products_and_sums=lambda net, x: torch.baddbmm(
+        net.per_channel[:, None], x, net.matrix.expand(x.shape[0], -1, -1), beta=0.5, alpha=2
+    ),
+    unpooling_on_a_line=lambda net, x: F.max_unpool1d(*F.max_pool1d(x, 3, return_indices=True), 3),
+    relu_rnn=lambda net, x: net.rnn(x)[0],
+    relu_rnn_states=lambda net, x: net.rnn(x)[1][-1] - net.rnn(x)[1][0],
+)
+operations(
+    VOLUME,
+    unpooling_of_a_volume=lambda net, x: F.max_unpool3d(*F.max_pool3d(x, 2, return_indices=True), 2),
+    grid_sample_of_a_volume=lambda net, x: F.grid_sample(
+        x, net.grid.repeat(1, 1, 1, 2)[:, None, ..., :3].expand(x.shape[0], -1, -1, -1, -1), align_corners=True
+    ),
+)
+operations(
+    ROW,
+    product_and_sum=lambda net, x: (
+        torch.addmm(net.prior, x, net.matrix) - torch.addmm(x[:, :5], x, net.matrix, beta=2, alpha=0.5)
+    ),
+    bilinear_with_a_constant=lambda net, x: F.bilinear(x, net.prior.expand(x.shape[0], 5), net.forms, net.prior[:2]),
+    relu_rnn_cell=lambda net, x: net.cell(x[:, 3:], net.cell(x[:, :3])) + net.cell(x[:, :3], x[:, :4]),
 )
 
 

@@ -20,9 +20,13 @@ from adjointbackmap.rules.piecewise import Gate
 PIECEWISE = (
     "absolute prelu rrelu relu6 hardtanh hard-sigmoid threshold threshold-at-zero clamp-max clamp-between-tensors maximum "
     "maximum-with-constants largest largest-channel maxout maxout-kept adaptive-max max-pool-with-indices max-pool1d "
-    "adaptive-max1d max-pool3d largest-of-all"
+    "adaptive-max1d max-pool3d largest-of-all sort group-sort sort-of-channels top-k order-statistics order-statistics-kept "
+    "quantile smallest-and-largest norms relu-rnn relu-rnn-cell"
 ).split()
-MASKED = "hard-shrink soft-shrink where where-several where-equal mask-as-factor sign".split()
+MASKED = (
+    "hard-shrink soft-shrink where where-several where-equal mask-as-factor sign sorted-by-another place-of-the-largest "
+    "assignment-at-places unpooling"
+).split()
 
 
 def dense(function, x, kinks=(0.0,)):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from adjointbackmap import models
+from adjointbackmap.decompositions import TAKEN_APART
 from adjointbackmap.rules import RULES
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +47,7 @@ def test_blocks_of_the_page_run(page):
 
 def test_rules_of_the_pages_are_taken_back():
     """The operations that a page adds have no rule afterwards."""
-    assert "aten.cumsum.default" not in RULES
+    assert "aten.cumulative_trapezoid.dx" not in RULES
     assert all(name.startswith("aten.") for name in RULES)
 
 
@@ -59,7 +60,7 @@ def listed_operations():
 
 def test_every_operation_with_a_rule_is_listed():
     """docs/operations.md names each operation that has a rule, and no other."""
-    assert listed_operations() == {name.split(".")[1] for name in RULES}
+    assert listed_operations() == {name.split(".")[1] for name in RULES} | {name.split(".")[0] for name in TAKEN_APART}
 
 
 def test_readme_tells_the_accuracy_of_every_network_that_ships():

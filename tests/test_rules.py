@@ -55,6 +55,11 @@ WHOLE_IMAGE = set(
     einsum einsum-with-dots expand-and-repeat flip index index-of-positions largest largest-of-all matmul
     matmul-from-the-left max-pool3d maximum maxout mean-and-sum nearest-exact nearest-to-a-size one-number permute
     product products-of-a-batch reshape roll select sliding-windows split stack tile transpose unfold-and-fold
+    sort group-sort order-statistics quantile sorted-by-another gather scatter index-add assignment-at-places unpooling
+    unpooling-on-a-line unpooling-of-a-volume tensordot tensordot-of-two cross-product differences stacks-of-positions rotation
+    triangles diagonals diagonal-scatter cumulative-sum-of-positions norms pairwise-distance grid-sample grid-sample-nearest
+    grid-sample-of-a-volume affine-grid antialiased products-and-sums product-and-sum bilinear-with-a-constant relu-rnn
+    relu-rnn-states relu-rnn-cell
     """.split()
 )
 """Operations that leave no position where it was, or whose rule does not say so: any pixel may count."""
@@ -302,10 +307,12 @@ REFUSED = {
     "batch-that-is-transposed": (lambda net, x: x.transpose(0, 1), rf"Got transpose \(it {MOVES}\)"),
     "batch-that-is-merged": (lambda net, x: x.reshape(-1, 6), rf"Got (view|reshape) \(it {MOVES}\)"),
     "padding-of-the-batch": (lambda net, x: F.pad(x, (0, 0, 0, 0, 1, 0)), rf"Got pad \(it {MOVES}\)"),
-    "sort": (lambda net, x: x.sort(1)[0], "Got sort:"),
-    "places-of-maxima": (
-        lambda net, x: x * x.max(1, keepdim=True)[1],
-        r"Got max \(only the first of its outputs has a rule\)",
+    "sort-of-the-batch": (lambda net, x: x.msort(), "Got msort:"),
+    "quantile-of-everything": (lambda net, x: x - x.quantile(0.5), rf"Got quantile \(it goes {BATCH}|moves the batch"),
+    "place-in-everything": (lambda net, x: x * x.argmax(), "Got argmax"),
+    "all-last-states": (
+        Net(lambda net, x: net.rnn(x)[1].transpose(0, 1), rnn=nn.RNN(6, 3, 2, nonlinearity="relu", batch_first=True)),
+        r"Got transpose at .* \(its input has the batch in the second dimension",
     ),
     "half-precision": (lambda net, x: x.half().double(), r"casts to torch\.float16, and the network computes in torch\.float64"),
     "integers": (lambda net, x: x.int().double(), r"casts to torch\.int32, and the network computes in torch\.float64"),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from adjointbackmap.decompositions import decompositions
 from adjointbackmap.readings import FixedBatch, Readings, Replay, readings_of, tensors_of
 
 CLONE = "aten.clone.default"
@@ -114,8 +115,9 @@ def capture(model: nn.Module, example: Tensor) -> Capture:
     try:
         with torch.no_grad(), warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own code
-            warnings.filterwarnings("ignore", "The tensor attribute")  # what a pruned layer assigns is in the graph
-            exported = torch.export.export(wrapper, (example,), dynamic_shapes=shapes, strict=False).run_decompositions({})
+            warnings.filterwarnings("ignore", "The tensor attribute")  # what a pruned layer or nn.RNN assigns is in the graph
+            exported = torch.export.export(wrapper, (example,), dynamic_shapes=shapes, strict=False)
+            exported = exported.run_decompositions(dict(decompositions()))
     except Exception as error:
         msg = f"The model must be a graph that torch.export can capture for any batch size. Got {_explained(error)}"
         raise ValueError(msg) from error

@@ -17,6 +17,7 @@ from adjointbackmap.program import IMAGE, Program, Step
 from adjointbackmap.regions import NORMS, Plane
 from adjointbackmap.rules import Rule, Value
 from adjointbackmap.rules.base import Gates, Shape
+from adjointbackmap.rules.moving import Slice
 from adjointbackmap.rules.piecewise import (
     Absolute,
     Clamp,
@@ -29,7 +30,8 @@ from adjointbackmap.rules.piecewise import (
     SoftShrink,
     Threshold,
 )
-from adjointbackmap.rules.pooling import AdaptiveMaxPooling, Largest, MaxPooling, Winner
+from adjointbackmap.rules.pooling import AdaptiveMaxPooling, Largest, MaxPooling, Taken, Winner
+from adjointbackmap.rules.sorting import OrderStatistic, RunningMaximum, Sort, TopK
 from adjointbackmap.windows import Sweep
 
 MARGIN = 1.01  # kinks up to this many times as far as the nearest are computed again: far more than a float32 sweep is off
@@ -134,16 +136,34 @@ class _Watch:
             self.keep(self.name(step), step.inputs[0], kinks_of(rule))
         elif isinstance(rule, Maximum):
             self.keep(self.name(step), step.inputs[0] if len(step.inputs) == 1 else self.put(Gap(), step.inputs, output.shape))
-        elif isinstance(rule, Largest | Winner):
+        elif isinstance(rule, Largest | Winner | OrderStatistic):
             dims = rule.dims if isinstance(rule, Largest) else [rule.dim]
             gap = Gap(() if rule.keepdim else dims)
             self.keep(self.name(step), self.put(gap, (output, step.inputs[0]), step.inputs[0].shape))
+        elif isinstance(rule, Sort | TopK | RunningMaximum):
+            self.order(rule, step)
         elif isinstance(rule, MaxPooling):
             for n, places in enumerate(_window(rule, step, self.gates[output.slot][0])):
                 other = self.put(rule, step.inputs, output.shape, (places,))
                 self.keep(f"{self.name(step)}[{n}]", self.put(Gap(), (output, other), output.shape))
         elif output.slot in self.gates:
             self.unmeasured.append(self.name(step))
+
+    def order(self, rule: Sort | TopK | RunningMaximum, step: Step) -> None:
+        """What is sorted: neighbours. The first of it: each of these and every element. What runs: the winner and the next."""
+        x, out, length = step.inputs[0], step.output, step.inputs[0].shape[rule.dim - 1]
+        if isinstance(rule, TopK):
+            for n in range(rule.options["k"]):
+                self.keep(f"{self.name(step)}[{n}]", self.put(Gap(), (self.part(rule, out, n, n + 1), x), x.shape))
+        elif length > 1:
+            first = self.part(rule, out, 0, length - 1)
+            second = self.part(rule, out if isinstance(rule, Sort) else x, 1, length)
+            self.keep(self.name(step), self.put(Gap(), (first, second), first.shape))
+
+    def part(self, rule: Taken, value: Value, start: int, stop: int) -> Value:
+        """A part of a value along the dimension of a rule."""
+        shape = (*value.shape[: rule.dim - 1], stop - start, *value.shape[rule.dim :])
+        return self.put(Slice(len(shape) - 1, rule.dim, start, stop, 1), (value,), shape)
 
     def name(self, step: Step) -> str:
         before = self.names.get(step.inputs[0].slot)

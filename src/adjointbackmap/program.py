@@ -62,7 +62,6 @@ DTYPE_ASSERTION = "aten._assert_tensor_metadata.default"  # where the model cast
 # Why common operations have no rule.
 STATISTICS = "its statistics depend on the image"
 REASONS = {
-    "aten.instance_norm.default": STATISTICS,
     "aten.layer_norm.default": STATISTICS,
     "aten.group_norm.default": STATISTICS,
     "aten.rms_norm.default": STATISTICS,
@@ -355,6 +354,9 @@ class _Lowering:
             found = self.found.get(node.name)
             if isinstance(found, Mask) and not rule.takes_masks:
                 return self._as_numbers(found)
+            if isinstance(found, list) and not rule.takes_lists:
+                msg = "its input has the batch in the second dimension"
+                raise Refused(msg)
             if node.name in self.constants:
                 self.uses[self.constants[node.name].source] += 1
             return found or self.constants.get(node.name) or node.meta.get("val")

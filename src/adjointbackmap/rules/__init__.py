@@ -1,6 +1,22 @@
 """One small class per operation: its gates, its linear forward, its adjoint, its receptive field."""
 
-from adjointbackmap.rules import joining, kernels, linear, masks, moving, padding, piecewise, pooling
+from adjointbackmap.rules import (
+    joining,
+    kernels,
+    linear,
+    masks,
+    moving,
+    norms,
+    padding,
+    piecewise,
+    pooling,
+    products,
+    rearranging,
+    recurrent,
+    resampling,
+    scattering,
+    sorting,
+)
 from adjointbackmap.rules.base import RULES, Builder, Constant, Entry, Mask, Refused, Rule, Value
 from adjointbackmap.rules.field import Axis, Field, field_size
 
@@ -21,7 +37,14 @@ __all__ = [
     "linear",
     "masks",
     "moving",
+    "norms",
     "padding",
     "piecewise",
     "pooling",
+    "products",
+    "rearranging",
+    "recurrent",
+    "resampling",
+    "scattering",
+    "sorting",
 ]

@@ -115,6 +115,7 @@ class Operation(ABC):
     """How an ATen operation becomes steps; :class:`Rule` is one that is a step itself."""
 
     takes_masks: ClassVar[bool] = False
+    takes_lists: ClassVar[bool] = False  # values in front of the batch, such as the last states of a recurrent layer
 
     @classmethod
     @abstractmethod
@@ -219,6 +220,13 @@ class Aten(Rule):
 def filled(args: Sequence[Any], required: int, *defaults: Any) -> list[Any]:
     """Positional arguments, followed by the defaults of those that are left out after the ``required`` ones."""
     return [*args, *defaults[len(args) - required :]]
+
+
+def by_name(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of an ATen operation by PyTorch's names for them, with the defaults of those that are left out."""
+    arguments = op._schema.arguments
+    given = {**dict(zip((a.name for a in arguments), args, strict=False)), **kwargs}
+    return {a.name: given.get(a.name, a.default_value) for a in arguments}
 
 
 def keep_batch(dims: Sequence[int], x: Value) -> list[int]:

@@ -14,6 +14,8 @@ from adjointbackmap.rules.moving import LAST, Expand, Reshape
 class Copy(Expand):
     """A value written over another, as ``x[:] = y`` does."""
 
+    takes_masks = False
+
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
         """What is written.

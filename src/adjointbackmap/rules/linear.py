@@ -131,6 +131,25 @@ def aligned(constant: Any, dims: int) -> Shape:
     return (*(1,) * (dims - len(shape)), *shape)
 
 
+def weighted_sum(builder: Builder, terms: Sequence[tuple[Any, Tensor | float | int]]) -> Value:
+    """Sum of values and constants, each times a constant factor, as wide as the operation's output."""
+    dims, total = len(builder.shape), None
+    for argument, factor in terms:
+        if not isinstance(factor, Tensor) and factor == 0:
+            continue
+        value = argument if isinstance(argument, Value) else builder.place(argument, aligned(argument, dims))
+        if value is None:
+            continue
+        if isinstance(factor, Tensor) or factor != 1:
+            shape = value.shape if not isinstance(factor, Tensor) else torch.broadcast_shapes(value.shape, factor.shape)
+            factor = factor if isinstance(factor, Tensor) else float(factor)
+            value = builder.apply(Scale(factor), value, shape=tuple(shape))
+        if total is not None:
+            value = builder.apply(Add(), total, value, shape=tuple(torch.broadcast_shapes(total.shape, value.shape)))
+        total = value
+    return broadcast(builder, total)
+
+
 class Masked(Pointwise):
     """Product of a value with a mask: the gate is the mask, which is constant on the piece."""
 
@@ -282,7 +301,25 @@ class BatchNorm(Rule):
         return builder.apply(Add(), scaled, placed)
 
 
-@rule_for("aten.matmul.default", "aten.mm.default", "aten.bmm.default")
+@rule_for("aten.instance_norm.default")
+class InstanceNorm(BatchNorm):
+    """Instance norm with running statistics in eval mode, which is batch norm."""
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """Scale by s, then add b'.
+
+        Raises:
+            Refused: If it divides by statistics of the image.
+        """
+        x, gamma, beta, mean, variance, of_image, momentum, eps, _ = args
+        if of_image:
+            msg = "its statistics depend on the image"
+            raise Refused(msg)
+        return super().build(builder, x, gamma, beta, mean, variance, momentum, eps)
+
+
+@rule_for("aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.mv.default")
 class Product(Aten):
     """Matrix product of the data with a constant."""
 

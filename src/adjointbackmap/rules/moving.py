@@ -1,6 +1,7 @@
 """Operations that move numbers, or put them together: shapes, slices, padding, concatenation."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -28,6 +29,20 @@ from adjointbackmap.rules.base import (
 from adjointbackmap.rules.field import Reach
 
 LAST = 2**62  # where a slice that goes to the end may end
+
+
+def only(x: Any) -> Any:
+    """A value, or the one of a list of values in front of the batch.
+
+    Raises:
+        Refused: If there are several.
+    """
+    if not isinstance(x, list):
+        return x
+    if len(x) > 1:
+        msg = "its input has the batch in the second dimension: choose one of the first, such as states[-1]"
+        raise Refused(msg)
+    return x[0]
 
 
 @rule_for(
@@ -96,13 +111,18 @@ class Cast(Identity):
 class Reshape(Rule):
     """The same numbers in another shape; the batch stays the first dimension."""
 
+    takes_masks = takes_lists = True
+
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
 
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
         """The shape is the one that the trace found."""
-        return builder.apply(cls(builder.shape), args[0])
+        x, shape = only(args[0]), builder.shape
+        if isinstance(x, Mask):
+            return replace(x, test=lambda k, *t: x.test(k, *t).flatten(1).unflatten(1, shape), shape=shape)
+        return builder.apply(cls(shape), x)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """Reshape."""
@@ -181,6 +201,15 @@ class Select(Aten):
     """One element of a dimension, which is dropped."""
 
     op = torch.ops.aten.select.int
+    takes_lists = True
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Any:
+        """One step; of values in front of the batch, the one that is chosen."""
+        x, dim, which = args
+        if isinstance(x, list) and dim == 0:
+            return x[which]
+        return builder.apply(cls(dim, which), only(x))
 
 
 @rule_for("aten.split.Tensor", "aten.split_with_sizes.default", "aten.chunk.default", "aten.tensor_split.sections")
@@ -203,6 +232,8 @@ class Split(Slice):
 @rule_for("aten.unbind.int")
 class Unbind(Select):
     """A tensor in as many parts as a dimension has elements."""
+
+    takes_lists = False
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> list[Value]:
@@ -372,20 +403,25 @@ class SlidingWindows(Aten):
 class Expand(Pointwise):
     """A value repeated along dimensions of extent one."""
 
+    takes_masks = True
+
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
 
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Any:
         """One step.
 
         Raises:
             Refused: If a dimension is put before the batch.
         """
-        if len(args[0].shape) != len(builder.shape):
+        x, shape = args[0], builder.shape
+        if len(x.shape) != len(shape):
             msg = "it moves the batch out of the first dimension"
             raise Refused(msg)
-        return builder.apply(cls(builder.shape), args[0])
+        if isinstance(x, Mask):
+            return replace(x, test=lambda k, *t: x.test(k, *t).expand(-1, *shape), shape=shape)
+        return builder.apply(cls(shape), x)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """Repeat."""

@@ -14,6 +14,7 @@ from adjointbackmap.rules.base import (
     Builder,
     Gates,
     Local,
+    Mask,
     Rule,
     Shape,
     Value,
@@ -92,31 +93,42 @@ class Smallest(Largest):
     op = torch.amin
 
 
-@rule_for("aten.max.dim")
-class Winner(Rule):
-    """Maximum over one dimension: the gates are the winners' places, PyTorch's choice where there is a tie."""
+def gathered(tangents: Tensor, places: Tensor, dim: int) -> Tensor:
+    """Elements of ``(N * K, *shape)`` along a dimension at places ``(N, *shape)``, the same for all ``K`` of an image."""
+    t = tangents.unflatten(0, (len(places), -1))
+    index = places.unsqueeze(1).expand(-1, t.shape[1], *places.shape[1:])
+    return t.gather(dim + 1, index).flatten(0, 1)
 
-    op: ClassVar[Callable[..., Any]] = torch.max
+
+class Taken(Rule):
+    """Elements along a dimension at places that are the gates."""
 
     def __init__(self, dim: int, keepdim: bool = False) -> None:
         self.dim, self.keepdim = dim, keepdim
 
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """Take the elements."""
+        taken = gathered(tangents[0], gates[0], self.dim)
+        return taken if self.keepdim else taken.squeeze(self.dim)
+
+
+@rule_for("aten.max.dim")
+class Winner(Taken):
+    """Maximum over one dimension: the gates are the winners' places, PyTorch's choice where there is a tie."""
+
+    op: ClassVar[Callable[..., Any]] = torch.max
+
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step."""
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> list[Value | Mask]:
+        """The maxima, and their places, which are constant on a piece."""
         x, dim, *keep = args
-        return builder.apply(cls(keep_batch([dim], x)[0], *keep), x)
+        rule = cls(keep_batch([dim], x)[0], *keep)
+        places = Mask(lambda k, c: cls.op(c, rule.dim, rule.keepdim)[1], (x,), builder.shapes[1])
+        return [builder.apply(rule, x, shape=builder.shapes[0]), places]
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
         """Place of the winner, the dimension kept."""
         return (type(self).op(inputs[0], self.dim, keepdim=True)[1],)
-
-    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Take the winners."""
-        places = gates[0]
-        t = tangents[0].unflatten(0, (len(places), -1))
-        taken = t.gather(self.dim + 1, places.unsqueeze(1).expand(-1, t.shape[1], *places.shape[1:])).flatten(0, 1)
-        return taken if self.keepdim else taken.squeeze(self.dim)
 
     def positional(self) -> bool:
         """Over channels that are kept as one."""
@@ -249,9 +261,16 @@ class MaxPooling(Rule):
         self.ceil_mode, self.axes = ceil_mode, axes
 
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step."""
-        return builder.apply(cls(len(args[0].shape) - 1, *args[1:], **kwargs), args[0])
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Any:
+        """One step; and the places of the winners, where the operation gives them."""
+        return cls(len(args[0].shape) - 1, *args[1:], **kwargs).put(builder, args[0])
+
+    def put(self, builder: Builder, x: Value) -> Value | list[Value | Mask]:
+        """The maxima; and the places, where the operation gives them."""
+        maxima = builder.apply(self, x)
+        if len(builder.shapes) == 1:
+            return maxima
+        return [maxima, Mask(lambda k, c: self.gates(k, c)[0], (x,), builder.shapes[1])]
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
         """Flat place of each window's winner among the positions of its channel."""
@@ -288,9 +307,9 @@ class AdaptiveMaxPooling(MaxPooling):
         self.shape, self.out_size = shape, size
 
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step."""
-        return builder.apply(cls(args[0].shape[1:], builder.shape[1:]), args[0])
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Any:
+        """One step; and the places of the winners, where the operation gives them."""
+        return cls(args[0].shape[1:], builder.shape[1:]).put(builder, args[0])
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
         """Flat place of each window's winner among the positions of its channel."""

@@ -1,0 +1,37 @@
+"""Operations of ``torch.export`` that are taken apart into others before a rule sees them."""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+TAKEN_APART = (
+    "argsort.default",
+    "argsort.stable",
+    "atleast_1d.Sequence",
+    "atleast_2d.Sequence",
+    "atleast_3d.Sequence",
+    "broadcast_tensors.default",
+    "column_stack.default",
+    "cross.default",
+    "diff.default",
+    "dstack.default",
+    "fliplr.default",
+    "flipud.default",
+    "hstack.default",
+    "l1_loss.default",
+    "linalg_vecdot.default",
+    "pairwise_distance.default",
+    "take_along_dim.default",
+    "trapezoid.dx",
+    "vstack.default",
+)
+"""Operations that PyTorch defines by others which have rules: PyTorch's own definition is what takes them apart."""
+
+
+@cache
+def decompositions() -> dict[torch._ops.OperatorBase, Callable]:
+    """What ``ExportedProgram.run_decompositions`` is to take apart."""
+    known = torch.export.default_decompositions()
+    wanted = [getattr(getattr(torch.ops.aten, op), kind) for op, kind in (name.split(".") for name in TAKEN_APART)]
+    return {op: known[op] for op in wanted if op in known}

@@ -1,0 +1,330 @@
+"""Operations that take or write elements at places: gather, scatter, assignment to an index, unpooling."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from adjointbackmap.rules.base import (
+    Builder,
+    Constant,
+    Gates,
+    Mask,
+    Operation,
+    Refused,
+    Rule,
+    Shape,
+    Value,
+    by_name,
+    keep_batch,
+    rule_for,
+    tensor_of,
+)
+from adjointbackmap.rules.field import Field
+from adjointbackmap.rules.joining import Assembled
+from adjointbackmap.rules.linear import aligned
+from adjointbackmap.rules.masks import Where
+from adjointbackmap.rules.pooling import gathered
+
+
+class AtPlaces(Rule):
+    """A rule with an index, which is a constant or constant on a piece; then it is a gate."""
+
+    def __init__(self, index: Mask | Constant) -> None:
+        self.index = index
+
+    def places(self) -> tuple[Value, ...]:
+        """The values that the places are made of."""
+        return self.index.inputs if isinstance(self.index, Mask) else ()
+
+    def gates(self, scale: float, *inputs: Tensor) -> Gates:
+        """The places, unless they are constant."""
+        return (self.index.test(scale, *inputs[1:]),) if isinstance(self.index, Mask) else ()
+
+    def at(self, gates: Gates) -> Tensor:
+        """The places, ``(N, ...)`` or ``(1, ...)``."""
+        return self.index.tensor if isinstance(self.index, Constant) else gates[0]
+
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+        """Derived for the data; what the places are made of gets nothing."""
+        return (*super().adjoint(gates, cotangent, shapes[:1]), *[None] * (len(shapes) - 1))
+
+    def field(self, *fields: Field) -> Field:
+        """The whole image."""
+        return None
+
+
+def index_of(argument: Any) -> Mask | Constant:
+    """An argument that holds places.
+
+    Raises:
+        Refused: If it is computed from data in a way that is not constant on pieces.
+    """
+    if isinstance(argument, Mask | Constant):
+        return argument
+    msg = "its index depends on the image"
+    raise Refused(msg)
+
+
+@rule_for("aten.gather.default")
+class Gather(AtPlaces):
+    """Elements along a dimension at places that differ from position to position: the adjoint adds each back to its place."""
+
+    takes_masks = True
+
+    def __init__(self, index: Mask | Constant, dim: int) -> None:
+        super().__init__(index)
+        self.dim = dim
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step.
+
+        Raises:
+            Refused: If it takes elements of a constant at places that depend on the image.
+        """
+        given = by_name(torch.ops.aten.gather.default, args, kwargs)
+        x = given["self"]
+        if not isinstance(x, Value):
+            msg = "it takes elements of a constant at places that depend on the image"
+            raise Refused(msg)
+        rule = cls(index_of(given["index"]), *keep_batch([given["dim"]], x))
+        return builder.apply(rule, x, *rule.places())
+
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """Take."""
+        return gathered(tangents[0], self.at(gates), self.dim)
+
+
+@rule_for("aten.max_unpool2d.default", "aten.max_unpool3d.default")
+class MaxUnpooling(AtPlaces):
+    """Values at flat places of a larger map, zeros elsewhere; the places are most often those of a max pooling's winners."""
+
+    takes_masks = True
+
+    def __init__(self, index: Mask | Constant, size: Shape) -> None:
+        super().__init__(index)
+        self.size = size
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step."""
+        x, index = args[:2]
+        rule = cls(index_of(index), builder.shape[1:])
+        return builder.apply(rule, x, *rule.places())
+
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """Put each value at its place."""
+        places = self.at(gates).flatten(2)[:, None]
+        t = tangents[0].unflatten(0, (len(places), -1)).flatten(3)
+        empty = t.new_zeros(*t.shape[:3], prod(self.size))
+        return empty.scatter(3, places.expand(t.shape), t).flatten(0, 1).unflatten(2, self.size)
+
+
+class Written(Assembled):
+    """A part of a value replaced by another, or added to, at constant places."""
+
+    op: ClassVar[Any]
+
+    def __init__(self, shapes: Sequence[Shape], given: Sequence[int], options: dict[str, Any]) -> None:
+        super().__init__(shapes, given)
+        self.options = options
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step."""
+        options = by_name(cls.op, args, kwargs)
+        target, source = options.pop("self"), options.pop(cls.source())
+        if "dim" in options:
+            (options["dim"],) = keep_batch([options["dim"]], Value(-1, builder.shape))
+        if "index" in options:
+            options["index"] = tensor_of(options["index"], "index")
+        return cls.put(builder, target, source, options)
+
+    @classmethod
+    def put(cls, builder: Builder, target: Any, source: Any, options: dict[str, Any]) -> Value:
+        """The step on the values that are not exactly zero."""
+        shapes, values = cls.placed(builder, (target, source))
+        return builder.apply(cls(shapes, list(values), options), *values.values())
+
+    @classmethod
+    def source(cls) -> str:
+        """PyTorch's name for what is written."""
+        names = {argument.name for argument in cls.op._schema.arguments}
+        return "source" if "source" in names else "src"
+
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """Write; an index that counts the batch is the same for every image."""
+        target, source = self.all_of(tangents)
+        options = dict(self.options)
+        index = options.get("index")
+        if isinstance(index, Tensor) and index.dim() == target.dim() > 1:
+            options["index"] = index.expand(len(target), *index.shape[1:])
+        return self.op(target, **options, **{self.source(): source})
+
+
+@rule_for("aten.index_add.default")
+class IndexAdd(Written):
+    """``y[index] += source`` along a dimension."""
+
+    op = torch.ops.aten.index_add.default
+
+
+@rule_for("aten.index_copy.default")
+class IndexCopy(Written):
+    """``y[index] = source`` along a dimension."""
+
+    op = torch.ops.aten.index_copy.default
+
+
+@rule_for("aten.scatter.src")
+class ScatterValues(Written):
+    """Values written at places of their own along a dimension."""
+
+    op = torch.ops.aten.scatter.src
+
+
+@rule_for("aten.scatter_add.default")
+class ScatterAdd(Written):
+    """Values added at places of their own along a dimension."""
+
+    op = torch.ops.aten.scatter_add.default
+
+
+@rule_for("aten.scatter_reduce.two")
+class ScatterReduce(Written):
+    """Sums or means of the values at places of their own along a dimension."""
+
+    op = torch.ops.aten.scatter_reduce.two
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step.
+
+        Raises:
+            Refused: If it is neither a sum nor a mean.
+        """
+        reduce = by_name(cls.op, args, kwargs)["reduce"]
+        if reduce not in ("sum", "mean"):
+            msg = f"reduce={reduce!r}: sum and mean have a rule"
+            raise Refused(msg)
+        return super().build(builder, *args, **kwargs)
+
+
+@rule_for("aten.diagonal_scatter.default")
+class DiagonalScatter(Written):
+    """A diagonal replaced."""
+
+    op = torch.ops.aten.diagonal_scatter.default
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step."""
+        options = by_name(cls.op, args, kwargs)
+        target, source = options.pop("self"), options.pop("src")
+        whole = Value(-1, builder.shape)
+        options["dim1"], options["dim2"] = keep_batch([options["dim1"], options["dim2"]], whole)
+        return cls.put(builder, target, source, options)
+
+
+def number_at(builder: Builder, x: Any, chosen: Tensor, number: Any) -> Value:
+    """A number where a constant mask ``(1, *shape)`` holds, the value elsewhere."""
+    mask = Constant(chosen, "", chosen, chosen, False)
+    return Where.build(builder, mask, number, x)
+
+
+@rule_for("aten.index_fill.int_Scalar", "aten.index_fill.int_Tensor")
+class IndexFill(Operation):
+    """A number at some places of a dimension: an entry of ``b``, unless it is zero."""
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """The value where nothing is filled, and the number."""
+        x, dim, index, number = args
+        keep_batch([dim], x)
+        chosen = torch.zeros(1, *x.shape, dtype=torch.bool, device=builder.device)
+        return number_at(builder, x, chosen.index_fill(dim, tensor_of(index, "index"), True), number)
+
+
+@rule_for("aten.scatter.value")
+class ScatterNumber(Operation):
+    """A number written at places of its own along a dimension: an entry of ``b``, unless it is zero."""
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """The value where nothing is written, and the number."""
+        x, dim, index, number = args
+        keep_batch([dim], x)
+        chosen = torch.zeros(1, *x.shape, dtype=torch.bool, device=builder.device)
+        return number_at(builder, x, chosen.scatter(dim, tensor_of(index, "index"), True), number)
+
+
+@rule_for("aten.index_put.default")
+class IndexPut(Written):
+    """Assignment to an index, or an addition: ``x[:, [0, 2]] = y``, ``x[..., chosen] = 0.5``, ``x[x < 0] = 0``."""
+
+    op = torch.ops.aten.index_put.default
+    takes_masks = True
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """One step; a single number is an entry of ``b``.
+
+        Raises:
+            Refused: If images of a batch are chosen, the places depend on the image, or what is written does not fit.
+        """
+        given = by_name(cls.op, args, kwargs)
+        x, indices, number = given["self"], list(given["indices"]), given["values"]
+        single = isinstance(number, Constant) and number.tensor.numel() == 1 and not given["accumulate"]
+        first = indices[0]
+        if isinstance(first, Mask):
+            return cls._by_mask(builder, x, indices, number, single)
+        if first is not None:
+            msg = "it goes over the images of a batch"
+            raise Refused(msg)
+        places = [None if i is None else tensor_of(i, "index") for i in indices]
+        like = torch.zeros(1, *builder.shape, dtype=torch.bool, device=builder.device)
+        if single:
+            true = torch.ones((), dtype=torch.bool, device=builder.device)
+            chosen = torch.ops.aten.index_put.default(like, places, true)
+            return number_at(builder, x, chosen, number)
+        return cls._written(builder, (x, number), places, like, accumulate=given["accumulate"])
+
+    @classmethod
+    def _by_mask(cls, builder: Builder, x: Any, indices: Sequence[Any], number: Any, single: bool) -> Value:
+        """A single number where a mask of the whole value holds.
+
+        Raises:
+            Refused: If it is anything else.
+        """
+        if len(indices) > 1 or indices[0].shape != builder.shape or not single:
+            msg = "its index depends on the image: write it with torch.where"
+            raise Refused(msg)
+        return Where.build(builder, indices[0], number, x)
+
+    @classmethod
+    def _written(
+        cls, builder: Builder, parts: Sequence[Any], places: list[Tensor | None], like: Tensor, accumulate: bool
+    ) -> Value:
+        """The step on a value and what is written into it.
+
+        Raises:
+            Refused: If what is written does not have the dimensions of the places.
+        """
+        there = torch.ops.aten.index.Tensor(like, places).shape
+        source = parts[1]
+        if there[0] != 1 or (isinstance(source, Value) and len(source.shape) != len(there) - 1):
+            msg = "what is written must have the batch first and the dimensions of the places"
+            raise Refused(msg)
+        shapes = [builder.shape, source.shape if isinstance(source, Value) else aligned(source, len(there) - 1)]
+        placed = [p if isinstance(p, Value) else builder.place(p, s) for p, s in zip(parts, shapes, strict=True)]
+        values = {i: value for i, value in enumerate(placed) if value is not None}
+        options = {"indices": places, "accumulate": accumulate}
+        return builder.apply(cls(shapes, list(values), options), *values.values())
+
+    @classmethod
+    def source(cls) -> str:
+        """PyTorch's name for what is written."""
+        return "values"

@@ -1,0 +1,198 @@
+"""Operations that choose elements by their order: sort, top k, median, quantile. The gates are the places of what is chosen."""
+
+from collections.abc import Callable
+from math import ceil, floor
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from adjointbackmap.rules.base import (
+    Builder,
+    Gates,
+    Mask,
+    Operation,
+    Refused,
+    Value,
+    by_name,
+    keep_batch,
+    rule_for,
+    tensor_of,
+)
+from adjointbackmap.rules.linear import weighted_sum
+from adjointbackmap.rules.pooling import Largest, Smallest, Taken, over_channels
+
+
+class Chosen(Taken):
+    """An operation that gives elements along a dimension and their places, both of which are outputs.
+
+    The permutation is the gate, and PyTorch's choice where there is a tie. The places are a mask: constant on a piece.
+    """
+
+    op: ClassVar[Any]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(options["dim"], options.get("keepdim", True))
+        self.options = options
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> list[Value | Mask]:
+        """The elements, and their places."""
+        options = by_name(cls.op, args, kwargs)
+        x = options.pop("self")
+        (options["dim"],) = keep_batch([options["dim"]], x)
+        rule = cls(**options)
+        places = Mask(lambda k, c: rule.op(c, **rule.options)[1], (x,), builder.shapes[1])
+        return [builder.apply(rule, x, shape=builder.shapes[0]), places]
+
+    def gates(self, scale: float, *inputs: Tensor) -> Gates:
+        """Places of the elements, the dimension kept."""
+        places = self.op(inputs[0], **self.options)[1]
+        return (places if self.keepdim else places.unsqueeze(self.dim),)
+
+    def positional(self) -> bool:
+        """Over channels that are kept."""
+        return over_channels([self.dim], self.keepdim)
+
+
+@rule_for("aten.sort.default")
+class Sort(Chosen):
+    """Elements in order, as GroupSort and MaxMin take them: a permutation on each piece."""
+
+    op = torch.ops.aten.sort.default
+
+
+@rule_for("aten.sort.stable")
+class StableSort(Sort):
+    """A sort that keeps the order of equal elements."""
+
+    op = torch.ops.aten.sort.stable
+
+
+@rule_for("aten.topk.default")
+class TopK(Chosen):
+    """The largest or smallest elements."""
+
+    op = torch.ops.aten.topk.default
+
+
+class OrderStatistic(Chosen):
+    """The one element of a rank."""
+
+
+@rule_for("aten.kthvalue.default")
+class KthValue(OrderStatistic):
+    """The k-th smallest element."""
+
+    op = torch.ops.aten.kthvalue.default
+
+
+@rule_for("aten.median.dim")
+class Median(OrderStatistic):
+    """The middle element, the lower of two."""
+
+    op = torch.ops.aten.median.dim
+
+
+@rule_for("aten.nanmedian.dim")
+class NanMedian(Median):
+    """The same, as long as every element is a number."""
+
+    op = torch.ops.aten.nanmedian.dim
+
+
+@rule_for("aten.cummax.default")
+class RunningMaximum(Chosen):
+    """The largest element up to each place."""
+
+    op = torch.ops.aten.cummax.default
+
+
+@rule_for("aten.cummin.default")
+class RunningMinimum(RunningMaximum):
+    """The smallest element up to each place."""
+
+    op = torch.ops.aten.cummin.default
+
+
+@rule_for("aten.argmax.default")
+class PlaceOfLargest(Operation):
+    """Place of the largest element along a dimension, which is constant on a piece."""
+
+    op: ClassVar[Any] = torch.ops.aten.argmax.default
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Mask:
+        """A mask of whole numbers.
+
+        Raises:
+            Refused: If it goes over the images of a batch.
+        """
+        x, dim, keepdim = by_name(cls.op, args, kwargs).values()
+        if dim is None:
+            msg = "it goes over the images of a batch: name the dimension"
+            raise Refused(msg)
+        (dim,) = keep_batch([dim], x)
+        return Mask(lambda k, c: cls.op(c, dim, keepdim), (x,), builder.shape)
+
+
+@rule_for("aten.argmin.default")
+class PlaceOfSmallest(PlaceOfLargest):
+    """Place of the smallest element along a dimension."""
+
+    op = torch.ops.aten.argmin.default
+
+
+@rule_for("aten.aminmax.default")
+class SmallestAndLargest(Operation):
+    """Minimum and maximum over a dimension."""
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> list[Value]:
+        """One step each."""
+        given = by_name(torch.ops.aten.aminmax.default, args, kwargs)
+        dims, keepdim = keep_batch([given["dim"] or 0], given["self"]), given["keepdim"]
+        return [
+            builder.apply(rule(dims, keepdim), given["self"], shape=shape)
+            for rule, shape in zip((Smallest, Largest), builder.shapes, strict=True)
+        ]
+
+
+NEAREST: dict[str, Callable[[float], int]] = {
+    "lower": floor,
+    "higher": ceil,
+    "nearest": round,
+}
+"""How ``torch.quantile`` takes one element where the quantile lies between two."""
+
+
+@rule_for("aten.quantile.scalar", "aten.quantile.default")
+class Quantile(Operation):
+    r"""A quantile over one dimension: :math:`(1 - t) x_{(r)} + t x_{(r + 1)}` of the elements around rank :math:`q (n - 1)`."""
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """The element of each rank, then their weighted sum.
+
+        Raises:
+            Refused: If it goes over the images of a batch.
+        """
+        given = by_name(torch.ops.aten.quantile.scalar, args, kwargs)
+        x, dim, interpolation = given["self"], given["dim"], given["interpolation"]
+        if dim is None:
+            msg = "it goes over the images of a batch: name the dimension"
+            raise Refused(msg)
+        (dim,) = keep_batch([dim], x)
+        place = float(tensor_of(given["q"], "quantile")) * (x.shape[dim - 1] - 1)
+        weights = cls.weights(place, interpolation)
+        found = [builder.apply(KthValue(k=rank + 1, dim=dim, keepdim=given["keepdim"]), x) for rank in weights]
+        return weighted_sum(builder, list(zip(found, weights.values(), strict=True)))
+
+    @staticmethod
+    def weights(place: float, interpolation: str) -> dict[int, float]:
+        """Rank of each element that counts -> its weight."""
+        if interpolation in NEAREST:
+            return {NEAREST[interpolation](place): 1.0}
+        low = floor(place)
+        t = (0.5 if interpolation == "midpoint" else place - low) if place > low else 0.0
+        return {low: 1 - t, low + 1: t} if t else {low: 1.0}
