@@ -263,7 +263,7 @@ def padding(draw: Draw, shape: Shape) -> nn.Module:
     pads = [pick(draw, 1, 0, 2) for _ in range(2 * len(shape) - 2)]
     mode = pick(draw, "constant", "reflect", "replicate", "circular")
     value = pick(draw, 0.0, 0.6) if mode == "constant" else None
-    cut = pick(draw, 0, 1) if mode == "constant" else 0
+    cut = pick(draw, 0, 1, 3)
     pads[0] -= cut
     return Function(f"pad {pads} {mode} {value}", lambda x: F.pad(x, pads, mode, value))
 
@@ -272,7 +272,9 @@ def resizing(draw: Draw, shape: Shape) -> nn.Module:
     linear = of_axes(shape, "linear", "bilinear", "trilinear")
     mode = pick(draw, "nearest", linear, "nearest-exact", *(("bicubic",) if len(shape) == 3 else ()))
     corners = pick(draw, False, True) if mode not in ("nearest", "nearest-exact") else None
-    to = pick(draw, {"scale_factor": 2.0}, {"size": tuple(n + 1 for n in shape[1:])}, {"scale_factor": 1.5})
+    sizes = [{"scale_factor": 2.0}, {"size": tuple(n + 1 for n in shape[1:])}, {"scale_factor": 1.5}]
+    factors = [{"scale_factor": f, "recompute_scale_factor": pick(draw, False, True)} for f in (3.1, 2.1, 0.6)]
+    to = pick(draw, *sizes, *factors)
     return Function(f"{mode} {to} {corners=}", lambda x: F.interpolate(x, **to, mode=mode, align_corners=corners))
 
 

@@ -51,7 +51,7 @@ def test_value_is_the_models(operation):
 
 WHOLE_IMAGE = set(
     """
-    adaptive-average adaptive-max adaptive-max1d assignment bicubic bilinear-aligned cat-of-positions circular-padding
+    adaptive-average adaptive-max adaptive-max1d assignment bilinear-aligned cat-of-positions circular-padding
     einsum einsum-with-dots expand-and-repeat flip index index-of-positions largest largest-of-all matmul
     matmul-from-the-left max-pool3d maximum maxout mean-and-sum nearest-exact nearest-to-a-size one-number permute
     product products-of-a-batch reshape roll select sliding-windows split stack tile transpose unfold-and-fold
@@ -66,8 +66,8 @@ WHOLE_IMAGE = set(
 
 WIDER = set(
     """
-    padding-that-cuts padding-with-a-number pads-on-a-line reflect-padding replicate-padding transposed-conv-dilated
-    transposed-conv3d
+    padding-that-cuts padding-with-a-number pads-on-a-line reflect-padding reflect-padding-that-cuts
+    replicate-padding replicate-padding-that-cuts transposed-conv-dilated transposed-conv3d
     """.split()
 )
 """Operations with a field as wide as the widest position needs: padding, and positions that a kernel passes over."""

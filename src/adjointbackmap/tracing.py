@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from adjointbackmap.auditing import audit as audit_network
 from adjointbackmap.capture import capture
 from adjointbackmap.network import Network, batch_of, check_eval
+from adjointbackmap.patch_check import check_patches
 
 
 def trace(
@@ -18,7 +19,8 @@ def trace(
         example: A batch ``(N, *in_shape)`` such as ``(1, 3, 32, 32)``; only its shape and dtype matter.
         until: Name of a layer that ends the network: what comes after it does not count.
         output: Which output of a module that returns several: a name, or an index.
-        audit: Whether to hold the network against the module on one random input, see :func:`adjointbackmap.audit`.
+        audit: Whether to compare the network with the module on one random input, see :func:`adjointbackmap.audit`, and
+            a few hyperplanes on patches with the whole ones.
 
     Returns:
         The network, for inputs of the example's shape and any batch size.
@@ -28,7 +30,7 @@ def trace(
         ValueError: If the model is in train mode, the example does not fit it, ``until`` is not one of its layers,
             ``output`` not one of its outputs, or ``torch.export`` cannot follow it.
         UnsupportedOperation: Naming every operation that is not piecewise affine.
-        RuntimeError: If the audit fails.
+        RuntimeError: If the audit fails, or a receptive field is too small.
 
     Example:
         >>> import torch
@@ -40,5 +42,7 @@ def trace(
     network = Network(model, capture(model, batch_of(example)), until, output)
     if audit and network.device.type != "meta":
         noise = torch.randn(1, *network.in_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        audit_network(network, noise.to(network.device, network.dtype))
+        x = noise.to(network.device, network.dtype)
+        audit_network(network, x)
+        check_patches(network, x)
     return network

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
 
+from torch import Tensor
+
 Number = int | Fraction
 
 
@@ -48,6 +50,30 @@ def windowed(field: Field, strides: Sequence[Number], lows: Sequence[Number], hi
     if not field:
         return field
     return tuple(a.window(*w) for a, *w in zip(field, strides, lows, highs, strict=True))
+
+
+def measured(reads: Tensor) -> tuple[Number, Number, Number] | None:
+    """The reach along one axis of an operation whose reads are known, see :meth:`Axis.window`.
+
+    Only the stride is taken from the sizes. The bounds are measured, so that no position reads outside them.
+
+    Args:
+        reads: Whether each output position reads each input position, ``(out, in)``.
+
+    Returns:
+        Stride, low and high; ``None`` where one size is no multiple of the other.
+
+    Example:
+        >>> import torch
+        >>> measured(torch.eye(4, dtype=torch.bool).repeat_interleave(2, 0))
+        (Fraction(1, 2), Fraction(-1, 2), Fraction(0, 1))
+    """
+    stride = Fraction(reads.shape[1], reads.shape[0])
+    if 1 not in (stride.numerator, stride.denominator):
+        return None
+    # distance of each position that is read from where the stride alone would put it
+    gaps = [j - o * stride for o, j in reads.nonzero().tolist()]
+    return stride, min(gaps), max(gaps)
 
 
 def field_size(field: Field, image: Sequence[int]) -> tuple[int, ...]:

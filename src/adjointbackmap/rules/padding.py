@@ -83,10 +83,13 @@ class Replicate(Pad):
         return None
 
     def field(self, *fields: Field) -> Field:
-        """What is added reads positions inside, at most as many (``beyond`` times) as are added on that side."""
+        """What is added reads positions inside, at most as many (``beyond`` times) as are added on that side.
+
+        A side that is cut (a negative number) adds nothing: positions only move.
+        """
         before, after = sides(self.args[0], self.axes)
-        lows = [-b - self.beyond * a for b, a in zip(before, after, strict=True)]
-        highs = [-b + self.beyond * b for b in before]
+        lows = [-b - self.beyond * max(a, 0) for b, a in zip(before, after, strict=True)]
+        highs = [-b + self.beyond * max(b, 0) for b in before]
         return windowed(fields[0], [1] * len(before), lows, highs)
 
 

@@ -1,7 +1,6 @@
 """Averages, maxima and sums over windows or dimensions, and interpolation."""
 
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from math import prod
 from typing import Any, ClassVar
 
@@ -24,8 +23,7 @@ from adjointbackmap.rules.base import (
     rule_for,
     unfilled,
 )
-from adjointbackmap.rules.field import Field, Reach, windowed
-from adjointbackmap.rules.moving import finer
+from adjointbackmap.rules.field import Field, Number, Reach, measured, windowed
 
 
 @rule_for("aten.mean.dim")
@@ -326,28 +324,44 @@ class AdaptiveMaxPooling(MaxPooling):
     *(f"aten._upsample_nearest_exact{axes}d.vec" for axes in (1, 2, 3)),
 )
 class Interpolation(Aten):
-    """Nearest, linear or cubic interpolation to another size."""
+    """Nearest, linear or cubic interpolation to another size.
 
-    def __init__(self, kind: str, factors: Sequence[Fraction], *args: Any) -> None:
+    A scale factor that is no ratio of sizes moves the positions that are read: 3.1 makes 18 positions of 6, and
+    position ``o`` reads ``floor(o / 3.1)``. So the field is measured on the operation itself.
+    """
+
+    def __init__(self, kind: str, reaches: Sequence[tuple[Number, Number, Number] | None], *args: Any) -> None:
         super().__init__(*args)
-        self.kind, self.factors = kind, list(factors)
+        self.kind, self.reaches = kind, list(reaches)
         self.op = getattr(torch.ops.aten, kind).vec  # type: ignore[misc]
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
         """One step."""
-        x = args[0]
-        factors = [Fraction(a, b) for a, b in zip(builder.shape[1:], x.shape[1:], strict=True)]
-        return builder.apply(cls(builder.op, factors, *args[1:], **kwargs), x)
+        x, *rest = args
+        op, sizes = getattr(torch.ops.aten, builder.op).vec, list(builder.shape[1:])
+        dtype = torch.promote_types(builder.dtype, torch.float32)
+        device = "cpu" if builder.device.type == "meta" else builder.device
+        reaches = []
+        for axis, (extent, size) in enumerate(zip(x.shape[1:], sizes, strict=True)):
+            units = torch.eye(extent, dtype=dtype, device=device)
+            shape = [extent if a == axis else 1 for a in range(len(sizes))]  # the other axes have one position
+            read = op(units.view(extent, 1, *shape), *cls.along(axis, size, *rest))
+            reaches.append(measured(read.reshape(extent, size).T != 0))
+        return builder.apply(cls(builder.op, reaches, *rest), x)
+
+    @staticmethod
+    def along(axis: int, size: int, to: Sequence[int] | None, *rest: Any) -> list[Any]:
+        """The arguments (output size, options, scale factors) for one axis, the others one position wide."""
+        *options, factors = rest
+        if factors:
+            factors = [f if a == axis else 1.0 for a, f in enumerate(factors)]
+        else:
+            to = [size if a == axis else 1 for a in range(len(to or ()))]
+        return [to, *options, factors]
 
     def field(self, *fields: Field) -> Field:
-        """For whole factors: one position (nearest), its neighbours too (linear), the whole image else."""
-        if any(f.denominator > 1 for f in self.factors):
+        """What was measured; the whole image where the positions of an axis are not regular."""
+        if any(reach is None for reach in self.reaches):
             return None
-        if self.kind.startswith("upsample_nearest"):
-            return windowed(fields[0], *finer([int(f) for f in self.factors]))
-        if "linear" not in self.kind or self.args[1]:
-            return None
-        steps = [1 / f for f in self.factors]  # position o reads around (o + 1/2) / f - 1/2
-        lows = [s / 2 - Fraction(3, 2) for s in steps]
-        return windowed(fields[0], steps, lows, [s / 2 + Fraction(1, 2) for s in steps])
+        return windowed(fields[0], *zip(*(reach for reach in self.reaches if reach), strict=True))
