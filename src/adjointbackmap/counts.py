@@ -1,7 +1,9 @@
 """The errors of every unit of a layer, as counts that add up in any order."""
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -88,6 +90,53 @@ class LayerCheck:
         """
         worst = entry["worst"]
         return cls(**{**entry, "worst": worst and (worst[0], tuple(worst[1]))})
+
+    @classmethod
+    def of_image(cls, entry: Any, layer: str, image: str, shape: Sequence[int]) -> "LayerCheck":
+        """What :meth:`to_dict` gave for one image, where every number in it fits the others.
+
+        Args:
+            entry: What was read.
+            layer: Name of the layer.
+            image: Name of the image.
+            shape: The layer's units.
+
+        Raises:
+            ValueError: If a number cannot be: the message says which.
+        """
+        try:
+            check = cls.from_dict(entry)
+            fault = next((what for what, holds in _conditions(check, layer, image, shape) if not holds), None)
+        except (TypeError, KeyError, IndexError, ValueError, OverflowError) as error:
+            msg = f"{layer} has no errors of units"
+            raise ValueError(msg) from error
+        if fault is not None:
+            msg = f"{layer} has {fault}"
+            raise ValueError(msg)
+        return check
+
+
+def _conditions(check: LayerCheck, layer: str, image: str, shape: Sequence[int]) -> Iterator[tuple[str, bool]]:
+    """What is wrong where a condition on the errors of one image does not hold, and whether it holds."""
+    counts = (check.units, check.within, check.within_signed, check.zero, check.rounded, *check.signed)
+    yield "counts that are none", all(type(count) is int and count >= 0 for count in counts)
+    yield f"{check.units} units in place of {prod(shape)}", check.layer == layer and check.units == prod(shape)
+    edges, middle = len(check.signed), len(HISTOGRAM_EDGES)
+    yield "a histogram of other bins", edges == 2 * middle + 1
+    yield f"a histogram of {sum(check.signed)} units in place of {check.units}", sum(check.signed) == check.units
+    limit = HISTOGRAM_EDGES.index(SHARE_LIMIT) + 1  # the bins up to it, on either side of the middle
+    inside, below = sum(check.signed[middle - limit + 1 : middle + limit]), sum(check.signed[: middle + limit])
+    yield "another histogram than units within 1 %", (inside, below) == (check.within, check.within_signed)
+    yield "too many units of zero or of rounding", max(check.zero, check.within + check.rounded) <= check.units
+    errors = (check.largest, check.scaled, check.outside)
+    yield "errors that are none", all(type(error) is float and not error < 0 for error in errors)
+    known = check.largest == check.largest
+    top = max(power for power, count in enumerate(check.histogram) if count)
+    yield "a largest error beside the histogram", top == (bisect_left(HISTOGRAM_EDGES, check.largest) if known else middle)
+    yield "an outside value of none", check.outside == 0 or check.within < check.units
+    place = check.worst or ("", ())
+    fits = len(place[1]) == len(shape) and all(type(i) is int and 0 <= i < n for i, n in zip(place[1], shape, strict=True))
+    yield "a worst unit that is none", place[0] == image and fits
 
 
 def larger(first: float, second: float) -> float:
