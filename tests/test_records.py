@@ -1,9 +1,12 @@
 """Records: what is appended is read back, a half-written line is dropped, the file of another job is refused."""
 
 import json
+import warnings
 
 import pytest
+from damage import harm
 
+from adjointbackmap.checked import DamagedFileWarning, checksum
 from adjointbackmap.records import Record
 
 JOB = {
@@ -31,7 +34,10 @@ def test_first_line_tells_the_job(tmp_path):
     """And each other line is a result."""
     path = tmp_path / "kept.jsonl"
     Record(path, JOB).append("a", 1)
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"job": JOB}, {"name": "a", "result": 1}]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"job": JOB, "checksum": checksum(JOB)},
+        {"name": "a", "result": 1, "checksum": checksum([JOB, "a", 1])},
+    ]
 
 
 @pytest.mark.parametrize("left", [1, 9, 26], ids=["a-byte", "a-part", "all-but-the-end"])
@@ -95,13 +101,102 @@ def test_file_of_something_else_is_refused(tmp_path, kind):
     assert path.read_text() == text
 
 
-def test_damaged_line_is_named(tmp_path):
-    """In the midst of a file no line is passed over in silence."""
+HARMS = {
+    "text": lambda line: "what\n",
+    "list": lambda line: "[]\n",
+    "name": lambda line: line.replace('"a"', '"b"'),
+    "number": lambda line: line.replace('"result": 1', '"result": 2'),
+    "no-checksum": lambda line: json.dumps({"name": "a", "result": 1}) + "\n",
+    "checksum": lambda line: line.replace("checksum", "Checksum"),
+    "bytes": lambda line: "\udcff" + line,
+    "deep": lambda line: 100_000 * "[" + "\n",
+    "of-another-job": lambda line: json.dumps({"name": "a", "result": 1, "checksum": checksum([{}, "a", 1])}) + "\n",
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_damaged_line_is_named_and_left_out(tmp_path, harm):
+    """In the midst of a file no line is passed over in silence, and no other one is lost."""
     path = tmp_path / "kept.jsonl"
     record = Record(path, JOB)
-    record.append("a", 1)
-    record.append("b", 1)
+    for name in ("z", "a", "y"):
+        record.append(name, 1)
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text(lines[0] + "what\n" + lines[2])
-    with pytest.raises(ValueError, match=r"must hold one JSON object a line. Got none in line 2: delete that line, or the file"):
-        Record(path, JOB)
+    path.write_text("".join((*lines[:2], HARMS[harm](lines[2]), lines[3])), errors="surrogateescape")
+    with pytest.warns(DamagedFileWarning, match=r"kept.jsonl: line 3 .*\. It is left out, and its result is computed again"):
+        again = Record(path, JOB)
+    assert again.names == {"z", "y"}
+    again.append("a", 3)
+    with pytest.warns(DamagedFileWarning, match="line 3 "):
+        assert dict(Record(path, JOB).results()) == {"z": 1, "y": 1, "a": 3}
+
+
+def test_damaged_lines_are_named_together(tmp_path):
+    """The first with its reason."""
+    path = tmp_path / "kept.jsonl"
+    Record(path, JOB).append("a", 1)
+    with path.open("a") as file:
+        file.write(20 * "what\n")
+    with pytest.warns(DamagedFileWarning, match=r"line 3 is no JSON object \(also line 4, 5, 6, 7, 8, 9, 10, 11, 12\.\.\.\)"):
+        assert Record(path, JOB).names == {"a"}
+
+
+def test_damaged_first_line_is_named(tmp_path):
+    """The others belong to the job by their checksums."""
+    path = tmp_path / "kept.jsonl"
+    Record(path, JOB).append("a", 1)
+    path.write_text(path.read_text().replace("conv0", "conv9", 1))
+    with pytest.warns(DamagedFileWarning, match="line 1 is damaged, but the others are of this job"):
+        assert dict(Record(path, JOB).results()) == {"a": 1}
+    with pytest.raises(ValueError, match=r"must hold results of this job. Got something else: name another file"):
+        Record(path, {**JOB, "k": 1.0})
+
+
+def test_results_that_cannot_be_are_left_out(tmp_path):
+    """What the reader knows of a result."""
+
+    def positive(name, result):
+        if result < 0:
+            msg = f"{name} is negative"
+            raise ValueError(msg)
+
+    path = tmp_path / "kept.jsonl"
+    record = Record(path, JOB)
+    record.append("a", -1)
+    record.append("b", 1)
+    with pytest.warns(DamagedFileWarning, match="line 2 cannot be right: a is negative. It is left out"):
+        assert Record(path, JOB, positive).names == {"b"}
+
+
+def test_file_of_an_older_version_is_read(tmp_path):
+    """Its lines have no checksums, which is said; new ones do."""
+    path = tmp_path / "kept.jsonl"
+    path.write_text(json.dumps({"job": JOB}) + '\n{"name": "a", "result": 1}\n')
+    with pytest.warns(DamagedFileWarning, match="of an older version: 1 of its lines have no checksum and are taken as they are"):
+        record = Record(path, JOB)
+    record.append("b", 2)
+    path.write_text(path.read_text().replace('"result": 2', '"result": 3'))
+    with pytest.warns(DamagedFileWarning, match="line 3 does not match its checksum"):
+        assert dict(Record(path, JOB).results()) == {"a": 1}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_damage_drawn_at_random(tmp_path, seed):
+    """What is not as it was written is left out with a warning, cut off as half a line, or the file is refused."""
+    path, results = tmp_path / "kept.jsonl", {f"image {n}": {"error": n / 7} for n in range(10)}
+    record = Record(path, JOB)
+    for name, result in results.items():
+        record.append(name, result)
+    before = path.read_text().splitlines()
+    harm(tmp_path, seed)
+    refusal, left = "", {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            left = dict(Record(path, JOB).results())
+        except ValueError as error:
+            refusal = str(error)
+    assert left.items() <= results.items()
+    lost = [number for number, name in enumerate(results, start=2) if name not in left]
+    cut = not path.exists() or len(path.read_bytes().splitlines()) < len(before)  # no line follows what is lost
+    assert not lost or caught or "name another file" in refusal or cut

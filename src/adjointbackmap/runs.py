@@ -129,7 +129,7 @@ def _verified(
 ) -> Iterator[tuple[str, Checks]]:
     """See :func:`verified`."""
     wanted, times = dict(zip(names, images, strict=True)), Counter(names)
-    total, record = len(wanted), Record(Path(keep), job_of(network, terms)) if keep is not None else None
+    total, record = len(wanted), Record(Path(keep), job_of(network, terms), fits(network, terms)) if keep is not None else None
     for name, result in record.results() if record else ():
         if wanted.pop(name, None) is not None:
             yield from [(name, {layer: LayerCheck.from_dict(entry) for layer, entry in result.items()})] * times[name]
@@ -142,6 +142,20 @@ def _verified(
         if record:
             record.append(name, {layer: check.to_dict() for layer, check in checks.items()})
         yield from [(name, checks)] * times[name]
+
+
+def fits(network: Network, terms: Terms) -> Callable[[str, Any], None]:
+    """What raises a ValueError where the kept errors of an image, name and JSON, cannot be those of the network's layers."""
+    shapes = {name: network.layer(name).out_shape for name in terms.layers}
+
+    def check(name: str, result: Any) -> None:
+        if not isinstance(result, dict) or result.keys() != shapes.keys():
+            msg = f"it has other layers than {', '.join(shapes)}"
+            raise ValueError(msg)
+        for layer, shape in shapes.items():
+            LayerCheck.of_image(result[layer], layer, name, shape)
+
+    return check
 
 
 def merge(total: Checks, checks: Checks) -> None:

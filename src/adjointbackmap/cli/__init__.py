@@ -2,18 +2,23 @@
 
 import signal
 import sys
+import warnings
+from typing import Any
 
 from rich.console import Console
 
+from adjointbackmap.checked import DamagedFileWarning
 from adjointbackmap.cli import attack, bench, checking, looking, networks, study
 from adjointbackmap.cli.frame import app, console
 from adjointbackmap.stopping import Stopped, stoppable
 
+_with_place = warnings.formatwarning
 __all__ = ["app", "attack", "bench", "checking", "console", "looking", "main", "networks", "study"]
 
 
 def main() -> None:
     """Run the command line: bad input is one line and exit status 2; Ctrl-C and SIGTERM keep what is finished."""
+    warnings.formatwarning = _one_line
     try:
         with stoppable():
             app()
@@ -23,3 +28,9 @@ def main() -> None:
     except KeyboardInterrupt as stop:
         Console(stderr=True).print(str(stop) or "stopped; finished work is kept")
         sys.exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
+
+
+def _one_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+    """A warning of ours as any other message; others with their place in the code."""
+    ours = issubclass(category, DamagedFileWarning)
+    return f"adjointbackmap: {message}\n" if ours else _with_place(message, category, *place, **more)

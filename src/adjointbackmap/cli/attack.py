@@ -5,6 +5,7 @@ import json
 from base64 import b64decode, b64encode
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -175,7 +176,7 @@ def _attacked(
 
     names = _names(pixels)
     with hold_file(keep) if keep else nullcontext(), progress("attacking") as (bar, task):
-        record = Record(keep, job) if keep else None
+        record = Record(keep, job, partial(_fits, pixels[0].numel() * pixels.element_size())) if keep else None
         results = dict(record.results()) if record else {}
         for first in range(0, len(pixels), BATCH):
             part = slice(first, first + BATCH)
@@ -191,6 +192,21 @@ def _attacked(
     adversarial = torch.frombuffer(numbers, dtype=pixels.dtype).view_as(pixels)
     steps = torch.tensor([results[name]["steps"] for name in names])
     return replace(examine(subject.module, pixels, adversarial, subject.prepare, settings.box), steps=steps)
+
+
+def _fits(size: int, name: str, result: Any) -> None:
+    """Whether a kept result has an image of so many bytes and a number of steps.
+
+    Raises:
+        ValueError: If not.
+    """
+    try:
+        fits = len(b64decode(result["adversarial"], validate=True)) == size and type(result["steps"]) is int
+    except (KeyError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        msg = f"it has no image of {size:,} bytes and no steps"
+        raise ValueError(msg)
 
 
 def _attack(subject: Subject, pixels: "Tensor", method: str, goal: int | None, settings: "Attack") -> "Attacked":

@@ -19,7 +19,7 @@ from adjointbackmap.disk import hold_folder
 from adjointbackmap.hyperplane import hyperplanes
 from adjointbackmap.network import Network
 from adjointbackmap.records import Record
-from adjointbackmap.runs import Checks, job_of, terms_of, verified
+from adjointbackmap.runs import Checks, fits, job_of, terms_of, verified
 from adjointbackmap.study.published import COLUMNS
 from adjointbackmap.study.setup import SCALE, Setup, write_json
 from adjointbackmap.study.summation import BATCH, orders, outside_alone, products
@@ -313,7 +313,7 @@ def outputs_verified(
         report: Called with the share that is done.
         keep: File of finished images.
     """
-    record = Record(keep, {**job_of(network, terms), "mode": "RM0"})
+    record = Record(keep, {**job_of(network, terms), "mode": "RM0"}, fits(network, terms))
     kept = {name: {layer: LayerCheck.from_dict(entry) for layer, entry in found.items()} for name, found in record.results()}
     yield from ((name, kept[name]) for name in names if name in kept)
     missing = [n for n, name in enumerate(names) if name not in kept]
