@@ -196,7 +196,7 @@ def test_patterns_are_at_least_two():
         make_patterns(untrained(torch.nn.Identity()), torch.rand(1, 3, 32, 32), 0, 0, 1)
 
 
-def test_results_stay_until_settings_change(setup, results, monkeypatch):
+def test_results_stay_and_other_settings_are_refused(setup, results, monkeypatch):
     def refuse(*arguments):
         raise AssertionError
 
@@ -206,7 +206,7 @@ def test_results_stay_until_settings_change(setup, results, monkeypatch):
     scaled.compute(setup, lambda what, share: heard.append(share))
     assert heard == [0.0, 0.5, 1.0]
     monkeypatch.setattr(scaled, "PATTERNS", FEW + 1)
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match=rf"Got others \(patterns {FEW}, not {FEW + 1}\): name another"):
         scaled.compute(setup, lambda what, share: None)
 
 

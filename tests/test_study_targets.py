@@ -117,7 +117,7 @@ def test_images_of_other_classes_are_known_and_of_others(setup, results):
         assert len(set(found["settings"]["others"])) == 10
 
 
-def test_results_stay_until_settings_change(setup, results, monkeypatch):
+def test_results_stay_and_other_settings_are_refused(setup, results, monkeypatch):
     def refuse(*arguments):
         raise AssertionError
 
@@ -126,7 +126,7 @@ def test_results_stay_until_settings_change(setup, results, monkeypatch):
     targets.compute(setup, lambda what, share: heard.append(share))
     assert heard == [0.0, 0.5, 1.0]
     for other in (Setup(setup.folder, NETWORKS[:1], seed=1, sample=True), Setup(setup.folder, NETWORKS[:1], "ship", sample=True)):
-        with pytest.raises(AssertionError):
+        with pytest.raises(ValueError, match=r"must hold results of this run.s settings. Got others .*: name another"):
             targets.compute(other, lambda what, share: None)
 
 
