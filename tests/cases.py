@@ -33,7 +33,7 @@ def make(build: str | Case, images: int = 2) -> tuple[nn.Module, Tensor]:
 def enliven(model: nn.Module) -> None:
     """Random statistics and affine parameters for every batch norm, so that none hides at 0 or 1."""
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
             if module.affine:
@@ -514,6 +514,13 @@ def written_at_places(net: nn.Module, x: Tensor) -> Tensor:
     return x
 
 
+def written_into(empty: Tensor, x: Tensor) -> Tensor:
+    """A tensor that holds nothing until every part is written."""
+    empty[:, :1] = x[:, 3:]
+    empty[:, 1:] = 2 * x[:, :3]
+    return empty
+
+
 def repeated(places: Tensor, x: Tensor) -> Tensor:
     """Places along channels, the same at every position of every image."""
     return places[None, :, None, None].expand(x.shape[0], -1, *x.shape[2:])
@@ -531,6 +538,9 @@ operations(
     smallest_and_largest=lambda net, x: x.aminmax(dim=1, keepdim=True)[1] - x.aminmax(dim=1, keepdim=True).min + x,
     sorted_by_another=lambda net, x: x.gather(1, (2 * x[:, :1] - x).argsort(1)) + x.gather(1, x.topk(4, 1)[1]),
     place_of_the_largest=lambda net, x: x * x.argmax(1, keepdim=True) - x.argmin(2, keepdim=True).to(x.dtype) + x.max(1, True)[1],
+    repeated_channels=lambda net, x: x - 2 * F.relu(x).mean(1, keepdim=True).expand(-1, 4, -1, -1),
+    written_into_nothing=lambda net, x: written_into(torch.empty_like(x), x) - written_into(x.new_empty(x.shape), x),
+    rrelu_in_place=lambda net, x: F.rrelu_(1 * x),
     gather=lambda net, x: x.gather(1, repeated(net.places, x)) - x[:, :3],
     scatter=lambda net, x: (
         x.scatter(1, repeated(net.places[:2], x), 2 * x[:, :2])
@@ -602,7 +612,11 @@ operations(
         torch.addmm(net.prior, x, net.matrix) - torch.addmm(x[:, :5], x, net.matrix, beta=2, alpha=0.5)
     ),
     bilinear_with_a_constant=lambda net, x: F.bilinear(x, net.prior.expand(x.shape[0], 5), net.forms, net.prior[:2]),
-    relu_rnn_cell=lambda net, x: net.cell(x[:, 3:], net.cell(x[:, :3])) + net.cell(x[:, :3], x[:, :4]),
+    relu_rnn_cell=lambda net, x: (
+        net.cell(x[:, 3:], net.cell(x[:, :3]))
+        + net.cell(x[:, :3], x[:, :4])
+        + net.cell(net.prior[:3].expand(x.shape[0], 3), x[:, :4])
+    ),
 )
 
 

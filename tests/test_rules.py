@@ -59,7 +59,7 @@ WHOLE_IMAGE = set(
     unpooling-on-a-line unpooling-of-a-volume tensordot tensordot-of-two cross-product differences stacks-of-positions rotation
     triangles diagonals diagonal-scatter cumulative-sum-of-positions norms pairwise-distance grid-sample grid-sample-nearest
     grid-sample-of-a-volume affine-grid antialiased products-and-sums product-and-sum bilinear-with-a-constant relu-rnn
-    relu-rnn-states relu-rnn-cell
+    relu-rnn-states relu-rnn-cell written-into-nothing
     """.split()
 )
 """Operations that leave no position where it was, or whose rule does not say so: any pixel may count."""

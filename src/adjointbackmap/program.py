@@ -55,6 +55,10 @@ SHAPE_ONLY = {
     *("aten.fill.Scalar", "aten.fill.Tensor"),
 }
 
+# Operations that give what happens to be in memory, for a forward to write into: zeros, which are no entries.
+UNWRITTEN = {"aten.empty.memory_format", "aten.empty_like.default", "aten.new_empty.default"}
+SHAPE_ONLY |= UNWRITTEN
+
 # Operations that give one number everywhere: one entry of b, not one for each element.
 FILLED = {*SHAPE_ONLY, *(f"aten.{name}.default" for name in "full ones zeros scalar_tensor".split())}
 
@@ -295,6 +299,8 @@ class _Lowering:
         args = torch.fx.map_arg(node.args, self._known_tensor)
         kwargs = torch.fx.map_arg(node.kwargs, self._known_tensor)
         tensor = op(*args, **kwargs)
+        if str(node.target) in UNWRITTEN:
+            tensor = torch.zeros_like(tensor)
         if str(node.target) in MOVEMENTS:
             first = self.constants[first_input(node).name]
             index = op(first.index, *args[1:], **kwargs)

@@ -111,7 +111,7 @@ def broadcast(builder: Builder, value: Value | None) -> Value:
     if value is None:
         msg = "both of its arguments are constants"
         raise Refused(msg)
-    return value if value.shape == builder.shape else builder.apply(Expand(builder.shape), value)
+    return value if value.shape == builder.shape else builder.apply(Expand(value.shape, builder.shape), value)
 
 
 def aligned(constant: Any, dims: int) -> Shape:

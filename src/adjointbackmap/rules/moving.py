@@ -405,8 +405,8 @@ class Expand(Pointwise):
 
     takes_masks = True
 
-    def __init__(self, shape: Shape) -> None:
-        self.shape = shape
+    def __init__(self, before: Shape, shape: Shape) -> None:
+        self.repeated = [n if n != b else -1 for b, n in zip(before, shape, strict=True)]
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Any:
@@ -421,11 +421,11 @@ class Expand(Pointwise):
             raise Refused(msg)
         if isinstance(x, Mask):
             return replace(x, test=lambda k, *t: x.test(k, *t).expand(-1, *shape), shape=shape)
-        return builder.apply(cls(shape), x)
+        return builder.apply(Expand(x.shape, shape), x) if x.shape != shape else x
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Repeat."""
-        return tangents[0].expand(len(tangents[0]), *self.shape)
+        """Repeat; where nothing is repeated, the positions may be a part."""
+        return tangents[0].expand(-1, *self.repeated)
 
     def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
         """Sum over the copies."""

@@ -89,6 +89,16 @@ class RReLU(LeakyReLU):
         return builder.apply(cls((low + high) / 2), x)
 
 
+@rule_for("aten.rrelu_with_noise_functional.default")
+class RReLUInPlace(RReLU):
+    """The same in place: the noise that it would draw in train mode is left out."""
+
+    @classmethod
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> list[Value]:  # type: ignore[override]
+        """The value, the first of two outputs."""
+        return [super().build(builder, args[0], *args[2:])]
+
+
 @rule_for("aten.abs.default")
 class Absolute(Gate):
     """Slope -1 below zero, 0 at zero, 1 above."""

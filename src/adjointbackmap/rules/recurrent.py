@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from adjointbackmap.rules.base import Builder, Constant, Operation, Refused, Value, by_name, rule_for, tensor_of
 from adjointbackmap.rules.joining import Concatenate
 from adjointbackmap.rules.linear import Add, Product, aligned
-from adjointbackmap.rules.moving import Expand, Reshape, Select
+from adjointbackmap.rules.moving import Reshape, Select
 from adjointbackmap.rules.piecewise import ReLU
 
 
@@ -25,37 +25,33 @@ class Cell:
         """Length of the state."""
         return len(self.parameters[0].tensor)
 
-    def product(self, which: int, x: Value) -> Value:
-        """A kernel times a value, and its bias."""
+    def part(self, which: int, x: Value | None) -> Value | None:
+        """A kernel times a value, plus its bias; the bias alone where the value is zero."""
+        bias = self.parameters[2 + which] if len(self.parameters) > 2 else None
+        if x is None:
+            return None if bias is None else self.builder.place(bias, (self.size,))
         kernel = tensor_of(self.parameters[which], "kernel")
         shape = (*x.shape[:-1], self.size)
         product = self.builder.apply(Product(kernel.T, data_first=True), x, shape=shape)
-        return self.with_bias(which, product)
+        offset = None if bias is None else self.builder.place(bias, aligned(bias, len(shape)))
+        return self.builder.apply(Add(), product, offset, shape=shape) if offset else product
 
-    def with_bias(self, which: int, product: Value) -> Value:
-        """A product and the bias of its kernel."""
-        if len(self.parameters) == 2:
-            return product
-        bias = self.parameters[2 + which]
-        placed = self.builder.place(bias, aligned(bias, len(product.shape)))
-        return self.builder.apply(Add(), product, placed, shape=product.shape) if placed else product
+    def next(self, of_input: Value | None, state: Value | None) -> Value:
+        """The state after one moment, from the part of its input and the state before; ``None`` is zero.
 
-    def bias_alone(self) -> Value | None:
-        """The state's bias where the state is zero."""
-        bias = self.parameters[3] if len(self.parameters) > 2 else None
-        return None if bias is None else self.builder.place(bias, (self.size,))
-
-    def next(self, of_input: Value, state: Value | None) -> Value:
-        """The state after one moment, from the product of its input and the state before; ``None`` is a state of zeros."""
-        of_state = self.bias_alone() if state is None else self.product(1, state)
-        total = of_input
-        if of_state is not None:
-            total = self.builder.apply(Add(), of_input, of_state, shape=of_input.shape)
-        return self.builder.apply(ReLU(), total, shape=total.shape)
+        Raises:
+            Refused: If both are zero.
+        """
+        parts = [part for part in (of_input, self.part(1, state)) if part is not None]
+        if not parts:
+            msg = "both of its arguments are zero"
+            raise Refused(msg)
+        total = self.builder.apply(Add(), *parts, shape=(self.size,)) if len(parts) > 1 else parts[0]
+        return self.builder.apply(ReLU(), total, shape=(self.size,))
 
 
-def state_of(builder: Builder, argument: Any) -> Value | None:
-    """A state that is data, or a constant ``(1, size)``; ``None`` if it is zero."""
+def placed(builder: Builder, argument: Any) -> Value | None:
+    """An input or a state that is data, or a constant ``(1, size)``; ``None`` if it is zero."""
     return argument if isinstance(argument, Value) else builder.place(argument, tuple(argument.tensor.shape[1:]))
 
 
@@ -68,10 +64,7 @@ class RecurrentCell(Operation):
         """Two products, their sum, and its gate."""
         x, state, *parameters = args
         cell = Cell(builder, [p for p in parameters if p is not None])
-        if not isinstance(x, Value):
-            placed = builder.place(x, aligned(x, 1))
-            x = placed if placed is not None else builder.apply(Expand(tuple(x.tensor.shape[1:])), builder.number("zero", 0.0))
-        return cell.next(cell.product(0, x), state_of(builder, state))
+        return cell.next(cell.part(0, placed(builder, x)), placed(builder, state))
 
 
 @rule_for("aten.rnn_relu.input")
@@ -97,7 +90,7 @@ class Recurrent(Operation):
             for backwards in range(directions):
                 cell = Cell(builder, parameters[:each])
                 del parameters[:each]
-                state = state_of(builder, one_of(hx, layer * directions + backwards))
+                state = placed(builder, one_of(hx, layer * directions + backwards))
                 states = list(cls.unrolled(builder, cell, x, state, bool(backwards)))
                 last.append(states[-1])
                 outputs.append(together(builder, states[::-1] if backwards else states))
@@ -107,7 +100,7 @@ class Recurrent(Operation):
     @staticmethod
     def unrolled(builder: Builder, cell: Cell, x: Value, state: Value | None, backwards: bool) -> Iterator[Value]:
         """The states of every moment in the order of their computation."""
-        products = cell.product(0, x)
+        products = cast("Value", cell.part(0, x))
         moments = range(x.shape[0])
         for moment in reversed(moments) if backwards else moments:
             of_input = builder.apply(Select(1, moment), products, shape=(cell.size,))
