@@ -404,7 +404,7 @@ def test_reconstruct_with_another_number_of_images_is_refused(chain):
 @pytest.mark.parametrize(("memory", "count"), [("2GiB", 2**31), ("500MB", 5 * 10**8), ("1.5 kB", 1500), ("7B", 7), (12, 12)])
 def test_memory_is_read_with_its_unit(memory, count):
     """Decimal and binary units, and plain numbers of bytes."""
-    from adjointbackmap.hyperplane import bytes_of
+    from adjointbackmap.query import bytes_of
 
     assert bytes_of(memory) == count
 

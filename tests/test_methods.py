@@ -1,18 +1,21 @@
 """Every method gives the same hyperplanes, compact or dense, and the plan says which is taken and why."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import MAP, OPERATIONS, make, operation_case
 
 import adjointbackmap as abm
-from adjointbackmap import windows
+from adjointbackmap import sweep as sweeping
 from adjointbackmap.alive import AliveConvolution
-from adjointbackmap.jobs import Job
-from adjointbackmap.patches import Patches
-from adjointbackmap.planner import plan_jobs
+from adjointbackmap.patches import Patches, Span
+from adjointbackmap.planner import plan_queries
+from adjointbackmap.query import Query
+from adjointbackmap.readout import Readout
 from adjointbackmap.rules.kernels import Convolution
-from adjointbackmap.units import select, unit_dims
-from adjointbackmap.windows import Group, Span, Sweep, Windows
+from adjointbackmap.sweep import Sweep
+from adjointbackmap.windows import Group, Windows
 
 MAPS = sorted(name for name, (_, shape) in OPERATIONS.items() if shape == MAP)
 CHAIN = "plain-conv-chain"
@@ -80,7 +83,7 @@ def test_batches_change_nothing(traced_case, monkeypatch):
     """One pixel's row at a time gives what all at once give."""
     traced = traced_case(CHAIN)
     expected = abm.hyperplanes(traced.network, traced.x, "4", "RM2", method="windowed")
-    monkeypatch.setattr(windows, "BATCH", 1)
+    monkeypatch.setattr(sweeping, "BATCH", 1)
     assert_same(abm.hyperplanes(traced.network, traced.x, "4", "RM2", method="windowed"), expected)
 
 
@@ -155,7 +158,7 @@ def test_single_kernels_by_every_method(name, monkeypatch):
         for mode, chosen in (("RM4", units), ("RM3", None)):
             shared = abm.hyperplanes(network, x, layer.name, mode, chosen, method="adjoint")
             with monkeypatch.context() as patched:
-                patched.setattr(Job, "rows", None)
+                patched.setattr(Readout, "rows", None)
                 expected = abm.hyperplanes(network, x, layer.name, mode, chosen, method="adjoint")
             assert_same(shared, expected)
             if mode == "RM4" and network.kernel(layer).rule.groups == 1:
@@ -186,12 +189,11 @@ def test_several_layers_share_a_sweep(traced_case):
 def test_one_sweep_serves_every_map_of_vgg7():
     """The plan for all layers at once takes windows where each layer alone might not."""
     network = abm.trace(abm.models.build("vgg7").eval(), torch.rand(1, 3, 32, 32), audit=False)
-    jobs = [
-        Job(network, network.layers[n], "RM2", True, select(unit_dims(network.layers[n], "RM2"), None, 1), network.dtype)
-        for n in ("conv1", "conv3", "conv5")
-    ]
-    assert [plan.method for plan in plan_jobs(jobs, 1)] == ["windowed"] * 3
-    assert len({plan.method for plan in plan_jobs(jobs, 1, "basis")}) == 1
+    first = Query.of(network, None, "conv1")
+    queries = [first, *map(first.at_layer, ("conv3", "conv5"))]
+    assert [plan.method for plan in plan_queries(queries)] == ["windowed"] * 3
+    asked = [replace(query, method="basis") for query in queries]
+    assert len({plan.method for plan in plan_queries(asked)}) == 1
 
 
 # the sweep itself
@@ -218,7 +220,7 @@ def test_strided_pixels_form_groups_of_one_geometry(traced_case):
     network = abm.trace(model, x)
     groups = list(Sweep(abm.record_pattern(network, x), [network.layers["2"].value]).groups())
     assert len(groups) == 16
-    assert {g.stride for g in groups} == {(4, 4)}
+    assert {tuple(p.step for p in g.pixels) for g in groups} == {(4, 4)}
     places = torch.cat([g.places() for g in groups]).tolist()
     assert sorted(map(tuple, places)) == [(r, c) for r in range(10) for c in range(10)]
 
@@ -230,8 +232,8 @@ def test_pixel_that_reaches_nothing_has_no_tangent():
     network = abm.trace(model, x)
     value = network.layers["output"].value
     sweep = Sweep(abm.record_pattern(network, x), [value])
-    assert sweep.run(Group((1, 0), (2, 2), (2, 2)))[value.slot] is None
-    assert sweep.run(Group((0, 0), (2, 2), (2, 2)))[value.slot] is not None
+    assert sweep.run(Group((range(1, 4, 2), range(0, 4, 2))))[value.slot] is None
+    assert sweep.run(Group((range(0, 4, 2), range(0, 4, 2))))[value.slot] is not None
 
 
 # what is dead

@@ -6,6 +6,7 @@ from torch import nn
 
 import adjointbackmap as abm
 from adjointbackmap.patches import Patches
+from adjointbackmap.query import Query
 from adjointbackmap.streaming import block_shape, stream, tiles
 from adjointbackmap.units import select
 
@@ -52,7 +53,7 @@ def assert_blocks_equal(work, whole):
 def test_blocks_equal_the_whole(traced_case, case, layer, mode, memory):
     """In every mode, of two images, from a few units in a block to all in one."""
     traced = traced_case(case)
-    work = stream(traced.network, traced.x, layer, mode, memory=memory)
+    work = stream(Query.of(traced.network, traced.x, layer, mode, memory=memory))
     assert_blocks_equal(work, abm.hyperplanes(traced.network, traced.x, layer, mode))
 
 
@@ -60,14 +61,14 @@ def test_blocks_equal_the_whole(traced_case, case, layer, mode, memory):
 def test_blocks_of_a_selection(chain, selection):
     """Units as NumPy chooses them, and units of their own for each image."""
     mode, units = SELECTIONS[selection]
-    work = stream(chain.network, chain.x, "2", mode, units, memory=10_000)
+    work = stream(Query.of(chain.network, chain.x, "2", mode, units, memory=10_000))
     assert_blocks_equal(work, abm.hyperplanes(chain.network, chain.x, "2", mode, units))
 
 
 def test_predicted_units(traced_case):
     """Each image has its own output."""
     flat = traced_case("residual-with-zero-padded-channels")
-    work = stream(flat.network, flat.x, "fc", "RM0", "predicted", memory=2_000)
+    work = stream(Query.of(flat.network, flat.x, "fc", "RM0", "predicted", memory=2_000))
     assert len(work.blocks) == 2
     assert_blocks_equal(work, abm.hyperplanes(flat.network, flat.x, "fc", "RM0", "predicted"))
 
@@ -75,7 +76,7 @@ def test_predicted_units(traced_case):
 @pytest.mark.parametrize("method", ["adjoint", "basis", "coloured", "windowed"])
 def test_every_method_gives_the_same_form(chain, method):
     """Patches on the receptive field, from a method that gives whole images too."""
-    work = stream(chain.network, chain.x, "2", "RM2", method=method, memory=60_000)
+    work = stream(Query.of(chain.network, chain.x, "2", "RM2", method=method, memory=60_000))
     assert work.method == method
     image = work.compute(work.blocks[0]).image_part
     assert isinstance(image, Patches)
@@ -97,14 +98,14 @@ def test_other_arguments_reach_the_blocks(chain):
 def test_blocks_are_whole_rows_and_fit(chain):
     """Half of the memory holds the result; a block takes whole rows of the map where one fits."""
     for memory in (10_000, 40_000, 160_000):
-        work = stream(chain.network, chain.x, "2", "RM2", memory=memory)
+        work = stream(Query.of(chain.network, chain.x, "2", "RM2", memory=memory))
         assert work.plan.bytes <= memory // 2
         assert work.block in {(1, 1, 1, 4), (1, 1, 2, 4), (1, 1, 4, 4), (1, 2, 4, 4), (1, 4, 4, 4), (1, 3, 4, 4), (2, 4, 4, 4)}
 
 
 def test_the_estimate_names_number_method_and_size(chain):
     """What the command map shows before it starts."""
-    work = stream(chain.network, chain.x, "2", "RM2", method="adjoint", memory="10kB")
+    work = stream(Query.of(chain.network, chain.x, "2", "RM2", method="adjoint", memory="10kB"))
     mib = 128 * (2 * 25 + 7 + 1) * 8 / 2**20
     assert str(work).startswith(f"128 hyperplanes in {len(work.blocks)} block(s), adjoint, at most 0.000")
     assert str(work).endswith(f"at most {mib:.1f} MiB")
@@ -129,9 +130,9 @@ def test_bad_arguments_are_refused_at_the_call(chain, refused):
 def test_the_memory_that_a_refusal_names_suffices(chain):
     """What to do is what helps."""
     with pytest.raises(ValueError, match="memory must be at least") as refusal:
-        stream(chain.network, chain.x, "2", "RM4", memory=100)
+        stream(Query.of(chain.network, chain.x, "2", "RM4", memory=100))
     least = int(str(refusal.value).split("at least ")[1].split(" bytes")[0].replace(",", ""))
-    assert stream(chain.network, chain.x, "2", "RM4", memory=least).block == (1, 1, 1, 1, 1)
+    assert stream(Query.of(chain.network, chain.x, "2", "RM4", memory=least)).block == (1, 1, 1, 1, 1)
 
 
 def test_a_batch_takes_several_images_in_a_block():
@@ -140,7 +141,7 @@ def test_a_batch_takes_several_images_in_a_block():
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2)).double().eval()
     x = torch.rand(7, 3, 2, 2, dtype=torch.float64)
     network = abm.trace(model, x)
-    work = stream(network, x, "3", "RM0", memory=2 * 3 * 2 * (12 + 7) * 8)
+    work = stream(Query.of(network, x, "3", "RM0", memory=2 * 3 * 2 * (12 + 7) * 8))
     assert work.block == (3, 2)
     assert_blocks_equal(work, abm.hyperplanes(network, x, "3", "RM0"))
 
@@ -158,7 +159,7 @@ def test_tiles_cover_a_region_once():
 
 def test_units_of_a_block_are_a_selection(chain):
     """Their places are those in the layer, not in the block."""
-    work = stream(chain.network, chain.x, "2", "RM2", memory="10kB")
+    work = stream(Query.of(chain.network, chain.x, "2", "RM2", memory="10kB"))
     selection = work.compute(work.blocks[-1]).units
     assert selection.coordinates()["out_row"].unique().tolist() == [3]
     assert selection.dims == select(selection.dims, None, 1).dims

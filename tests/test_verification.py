@@ -7,6 +7,7 @@ from cases import make
 import adjointbackmap as abm
 from adjointbackmap import runs, verification
 from adjointbackmap.counts import HISTOGRAM_EDGES, LayerCheck, checks_of
+from adjointbackmap.pattern import pattern_of
 from adjointbackmap.rules.kernels import Linear
 from adjointbackmap.runs import image_hash
 
@@ -36,11 +37,11 @@ def test_scale_of_the_study_is_the_default(traced_case, monkeypatch):
     """The pattern is taken at k = 1/8 unless asked otherwise."""
     traced, module, seen = traced_case("plain-conv-chain"), verification, []
 
-    def spy(network, x, scale, *args):
+    def spy(network, x, scale):
         seen.append(scale)
-        return abm.record_pattern(network, x, scale, *args)
+        return pattern_of(network, x, scale)
 
-    monkeypatch.setattr(module, "record_pattern", spy)
+    monkeypatch.setattr(module, "pattern_of", spy)
     abm.verify(traced.network, traced.x[:1])
     abm.verify(traced.network, traced.x[:1], scale=0.5)
     assert seen == [1 / 8, 0.5]

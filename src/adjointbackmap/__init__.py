@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from adjointbackmap.network import Biases, Layer, Network
     from adjointbackmap.operators import LayerOperator, operator
     from adjointbackmap.pattern import ActivationPattern, record_pattern
+    from adjointbackmap.planner import plan
     from adjointbackmap.program import UnsupportedOperation
     from adjointbackmap.runs import verify
     from adjointbackmap.store import StoredPlanes, open, save
@@ -41,6 +42,7 @@ __all__ = [  # noqa: RUF022 - in the order of the flow
     # the map becomes hyperplanes
     "hyperplanes",
     "Hyperplanes",
+    "plan",
     "Contributions",
     # more of them than memory holds, and on disk
     "iter_hyperplanes",
@@ -85,6 +87,7 @@ _HOMES = {
     "folding": ("fold", "Fold"),
     "pattern": ("record_pattern", "ActivationPattern"),
     "operators": ("operator", "LayerOperator"),
+    "planner": ("plan",),
     "hyperplane": ("hyperplanes", "Hyperplanes", "Contributions"),
     "streaming": ("iter_hyperplanes",),
     "store": ("save", "open", "StoredPlanes"),

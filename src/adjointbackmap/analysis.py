@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from adjointbackmap.kinks import Kink, kink_distances, one_image
-from adjointbackmap.network import OUTPUT, Network
+from adjointbackmap.network import OUTPUT, Network, check_network
 from adjointbackmap.operators import operator
 from adjointbackmap.recording import record
 from adjointbackmap.regions import NORMS, Plane, Prepare, Reached, Side, reach
@@ -101,6 +101,7 @@ def _classes(network: Network) -> int:
     Raises:
         ValueError: If its output is not one number for each.
     """
+    check_network(network)
     shape = network.layers[OUTPUT].out_shape
     if len(shape) != 1:
         msg = f"The output must be one number for each class. Got shape {shape}: cut the network with until=."

@@ -6,14 +6,16 @@ from torch import Tensor
 from adjointbackmap.arithmetic import exact
 from adjointbackmap.network import Layer, Network
 from adjointbackmap.operators import push
-from adjointbackmap.pattern import check_images, record_pattern
+from adjointbackmap.pattern import check_images, pattern_of
 from adjointbackmap.program import IMAGE
 from adjointbackmap.recording import record
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-3}
 
 
-def audit(network: Network, x: Tensor, tolerance: float | None = None, dtype: torch.dtype | None = None) -> dict[str, float]:
+def audit(
+    network: Network, x: Tensor, tolerance: float | None = None, dtype: torch.dtype | str | None = None
+) -> dict[str, float]:
     r"""Whether the tangent [x; b] gives, at every layer, what the untouched model computes there.
 
     It finds a bias or an operation that the trace missed or got wrong. It repeats the forward pass, so it proves nothing
@@ -39,11 +41,12 @@ def audit(network: Network, x: Tensor, tolerance: float | None = None, dtype: to
         True
     """
     images = check_images(network, x, dtype)
+    network.check_unchanged()
     layers = network.distinct_layers()
-    pattern = record_pattern(network, images, dtype=images.dtype)
+    pattern = pattern_of(network, images, 1.0)
     entries = {e.slot: e.value.expand(len(images), *e.value.shape) for e in pattern.program.entries}
+    recorded = record(network, images, layers).outputs
     with exact(images.device):
-        recorded = record(network, images, layers).outputs
         values = push(pattern, {IMAGE: images, **entries}, [layer.value for layer in layers])
     limit = TOLERANCE[images.dtype] if tolerance is None else tolerance
     errors: dict[str, float] = {}

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from adjointbackmap.capture import listening
 from adjointbackmap.network import OUTPUT, Network
-from adjointbackmap.operators import LayerOperator, operator
+from adjointbackmap.operators import LayerOperator
+from adjointbackmap.pattern import pattern_of
+from adjointbackmap.query import Query
 from adjointbackmap.recording import record
 from adjointbackmap.tracing import trace
 
@@ -91,9 +93,10 @@ class AdjointBackMap:
         x = inputs[0] if isinstance(inputs, tuple) else inputs
         chosen = target if neuron_selector is None else neuron_selector
         network = self.network(x)
-        linear = operator(network, x, OUTPUT)
-        cotangent = _slopes(network, x, chosen) if callable(chosen) else _indicator(linear, chosen)
-        image, bias = linear.adjoint(cotangent)
+        query = Query.of(network, x, OUTPUT)
+        linear = LayerOperator(pattern_of(network, query.images, query.scale), query.layer)
+        cotangent = _slopes(query, chosen) if callable(chosen) else _indicator(linear, chosen)
+        image, bias = linear.pulled(cotangent)
         if self.multiply_by_inputs:
             image, bias = x.detach() * image, network.biases.vector * bias
         image = image.abs() if abs else image
@@ -212,14 +215,13 @@ def _indices(target: Target, images: int) -> list[tuple]:
     return [() if one is None else one if isinstance(one, tuple) else (one,) for one in each]
 
 
-def _slopes(network: Network, x: Tensor, choose: Callable[[Tensor], Tensor]) -> Tensor:
+def _slopes(query: Query, choose: Callable[[Tensor], Tensor]) -> Tensor:
     """The cotangent of a callable: its gradient by the layer's output, which the untouched model computes.
 
     Raises:
         ValueError: If it does not give one number for each image or one for all, or is not linear there.
     """
-    with torch.no_grad():
-        output = record(network, x, [network.layers[OUTPUT]]).outputs[OUTPUT]
+    output = record(query.network, query.images, [query.layer]).outputs[OUTPUT]
     output = output.detach().requires_grad_()
     with torch.enable_grad():
         chosen = choose(output)

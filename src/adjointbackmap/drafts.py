@@ -38,7 +38,7 @@ class Draft:
         self.files: dict[str, Any] = {}
         self.chunk = _chunk(work)
         self.checksum = attributes[LAYOUT].get("checksum") == CHECKSUM  # older versions wrote chunks without one
-        dims, small = ("n", *work.job.selection.names), _small(work)
+        dims, small = ("n", *work.query.units.names), _small(work)
         coordinates = " ".join(sorted(set(small) - {"x", "b"} - set(dims)))  # xarray takes these as such
         whole = {**attributes, "coordinates": coordinates}
         group = zarr.create_group(MemoryStore(self.files), zarr_format=3, attributes=whole)
@@ -101,15 +101,17 @@ class Draft:
 
 def _parts(work: Stream) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
     """The arrays that are written block by block: dimensions and shape of what belongs to one unit."""
-    names = ("channel", "patch_row", "patch_col") if work.job.in_patches else SPATIAL_NAMES[work.x.dim() - 2]
-    return dict(zip(LARGE, ((names, work.job.part), (("m",), (len(work.job.entries),)), ((), ())), strict=True))
+    names = ("channel", "patch_row", "patch_col") if work.query.in_patches else SPATIAL_NAMES[work.query.images.dim() - 2]
+    entries = len(work.query.readout.entries)
+    return dict(zip(LARGE, ((names, work.query.part_shape), (("m",), (entries,)), ((), ())), strict=True))
 
 
 def _small(work: Stream) -> dict[str, Labelled]:
     """The images, the biases that the layer depends on, and where units and patches lie."""
-    selection, entries, biases = work.job.selection, work.job.entries, work.job.network.biases_in(work.job.dtype)
+    selection, entries = work.query.units, work.query.readout.entries
+    biases = work.query.network.biases_in(work.query.dtype)
     small: dict[str, Labelled] = {
-        "x": (("n", *SPATIAL_NAMES[work.x.dim() - 2]), work.x.cpu().numpy()),
+        "x": (("n", *SPATIAL_NAMES[work.query.images.dim() - 2]), work.query.images.cpu().numpy()),
         "b": (("m",), biases.vector[entries].detach().cpu().numpy()),
         "entry": (("m",), entries.numpy()),
         "bias_name": (("m",), np.array(biases.labels, dtype=str)[entries.numpy()]),
@@ -120,15 +122,15 @@ def _small(work: Stream) -> dict[str, Labelled]:
             small[name] = (name,), places[0].movedim(axis, 0).reshape(places.shape[1 + axis], -1)[:, 0].numpy()
         else:
             small[name] = (selection.names, places[0].numpy()) if len(places) == 1 else (("n", *selection.names), places.numpy())
-    if work.job.in_patches:
-        corners = work.job.corners().numpy()
+    if work.query.in_patches:
+        corners = work.query.corners().numpy()
         small |= {name: (selection.names, corners[..., axis]) for axis, name in enumerate(("top", "left"))}
     return small
 
 
 def _chunk(work: Stream) -> tuple[int, ...]:
     """Images and units of a chunk: blocks are whole numbers of chunks."""
-    most = block_shape(work.block, max(1, CHUNK_BYTES // work.bytes_each))
+    most = block_shape(work.block, max(1, CHUNK_BYTES // work.query.bytes_each))
     return tuple(next(c for c in range(n, 0, -1) if whole % c == 0) for n, whole in zip(most, work.block, strict=True))
 
 

@@ -7,20 +7,19 @@ from typing import cast
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from adjointbackmap.arithmetic import exact
 from adjointbackmap.hyperplane import Hyperplanes
-from adjointbackmap.jobs import Job, with_own_bias
-from adjointbackmap.network import Layer, Network
+from adjointbackmap.network import Layer, Network, check_network
 from adjointbackmap.patches import Patches
-from adjointbackmap.pattern import ActivationPattern, check_images, record_pattern
+from adjointbackmap.pattern import ActivationPattern, pattern_of
+from adjointbackmap.query import Query
 from adjointbackmap.rules.base import Shape
-from adjointbackmap.streaming import iter_hyperplanes
-from adjointbackmap.units import select, unit_dims
-from adjointbackmap.windows import Group, Sweep, Windows
-
-SPATIAL = ("out_depth", "out_row", "out_col")
+from adjointbackmap.streaming import stream
+from adjointbackmap.sweep import Sweep
+from adjointbackmap.units import SPATIAL_NAMES
+from adjointbackmap.windows import Group, Windows
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def _theoretical(planes: Hyperplanes) -> Tensor:
         raise ValueError(msg)
     extents = torch.tensor(image).expand(*planes.units.shape, len(image)).clone()
     places = planes.units.coordinates()
-    positions = [places[name][0] for name in SPATIAL if name in places]
+    positions = [places[name][0] for name in SPATIAL_NAMES[3] if name in places]
     for a, inside in enumerate(_inside(planes.network, planes.network.layer(planes.layer)) if positions else []):
         extents[..., a] = inside[positions[a]]
     return extents.to(planes.value.device)
@@ -164,7 +163,7 @@ class Sparsity:
 def sparsity(
     network: Network,
     x: Tensor,
-    layers: Sequence[str] | None = None,
+    layers: Sequence[str | nn.Module] | None = None,
     report: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Sparsity]:
     """Sparsity of the RM4 hyperplanes by layer [Wan2022, section 2.5.3], from one sweep for each image.
@@ -172,7 +171,7 @@ def sparsity(
     Args:
         network: Traced network.
         x: Image or batch.
-        layers: Names of convolutions; by default all.
+        layers: Names or modules of convolutions; by default all.
         report: Called with the share of the sweeps that is done.
 
     Returns:
@@ -189,52 +188,68 @@ def sparsity(
         >>> {name: (layer.zero_share, layer.used_share) for name, layer in found.items()}
         {'0': (0.0, 1.0), '2': (1.0, 0.0)}
     """
-    images = check_images(network, x, None)
-    wanted = layers if layers is not None else [layer.name for layer in network.distinct_layers() if "RM4" in layer.modes]
-    jobs = [_job(network, network.layer(name), images.dtype) for name in wanted]
-    counts = {job.layer.name: Sparsity(job.layer.name) for job in jobs}
-    swept = [job for job in jobs if job.last and len(network.in_shape) > 1]
-    for n, image in enumerate(images.split(1) if swept else ()):
-        found = _used_by_sweep(swept, record_pattern(network, image), lambda share, n=n: report((n + share) / len(images)))  # type: ignore[misc]
-        for job, used in zip(swept, found, strict=True):
-            counts[job.layer.name].add(used, _pixels(job))
-    for name in (job.layer.name for job in jobs if job not in swept):
-        for planes in iter_hyperplanes(network, images, name, "RM4"):
-            counts[name].add(_used(planes).flatten(1 + len(planes.units.shape)).sum(-1), _theoretical(planes).prod(-1))
+    queries = _queries(network, x, layers)
+    counts = {query.layer.name: Sparsity(query.layer.name) for query in queries}
+    swept = [query for query in queries if _is_swept(query)]
+    images = swept[0].images.split(1) if swept else ()
+    for n, image in enumerate(images):
+        pattern = pattern_of(network, image, 1.0)
+        found = _used_by_sweep(swept, pattern, lambda share, n=n: report((n + share) / len(images)))  # type: ignore[misc]
+        for query, used in zip(swept, found, strict=True):
+            counts[query.layer.name].add(used, _pixels(query))
+    for query in queries:
+        if not _is_swept(query):
+            work = stream(query)
+            for planes in map(work.compute, work.blocks):
+                used = _used(planes).flatten(1 + len(planes.units.shape)).sum(-1)
+                counts[query.layer.name].add(used, _theoretical(planes).prod(-1))
     return counts
 
 
-def _job(network: Network, layer: Layer, dtype: torch.dtype) -> Job:
-    """All RM4 hyperplanes of a layer.
+def _queries(network: Network, x: Tensor, layers: Sequence[str | nn.Module] | None) -> list[Query]:
+    """All RM4 hyperplanes of some layers.
 
     Raises:
-        ValueError: If it has none.
+        ValueError: If a layer has none, or none is given.
     """
-    own_bias = with_own_bias(layer, "RM4", None)
-    dims = unit_dims(layer, "RM4", network.kernel(layer, dtype).rule.in_channels)
-    return Job(network, layer, "RM4", own_bias, select(dims, None, 1), dtype)
+    check_network(network)
+    wanted = [layer.name for layer in network.distinct_layers() if "RM4" in layer.modes] if layers is None else layers
+    if layers is not None and not wanted:
+        msg = f"layers must name a convolution of {', '.join(network.layers)}. Got none: give one, or leave it out for all."
+        raise ValueError(msg)
+    if not wanted:
+        return []
+    first = Query.of(network, x, wanted[0], "RM4")
+    return [first, *(first.at_layer(layer, "RM4") for layer in wanted[1:])]
 
 
-def _pixels(job: Job) -> Tensor:
+def _is_swept(query: Query) -> bool:
+    """Whether tangents of windows give a layer's hyperplanes."""
+    return query.readout.apart is not None and len(query.network.in_shape) > 1
+
+
+def _pixels(query: Query) -> Tensor:
     """Pixels of the receptive field of each position of a layer inside the image."""
-    inside = _inside(job.network, job.layer)
+    inside = _inside(query.network, query.layer)
     if not inside:
-        return torch.tensor(prod(job.network.in_shape[1:]), device=job.network.device)
-    return torch.stack(torch.meshgrid(*inside, indexing="ij")).prod(0).to(job.network.device)
+        return torch.tensor(prod(query.network.in_shape[1:]), device=query.network.device)
+    return torch.stack(torch.meshgrid(*inside, indexing="ij")).prod(0).to(query.network.device)
 
 
-def _used_by_sweep(jobs: Sequence[Job], pattern: ActivationPattern, report: Callable[[float], None]) -> list[Tensor]:
+def _used_by_sweep(queries: Sequence[Query], pattern: ActivationPattern, report: Callable[[float], None]) -> list[Tensor]:
     """How many pixels each RM4 hyperplane uses at one image, ``(in-channels * out-channels, *positions)`` for each layer."""
-    sweep = Sweep(pattern, [job.source for job in jobs], [job.last for job in jobs if job.last])
-    counts = [torch.zeros(job.end.shape, dtype=pattern.dtype, device=pattern.network.device) for job in jobs]
-    with exact(pattern.network.device):
+    readouts = [query.readout for query in queries]
+    sweep = Sweep(pattern, [r.source for r in readouts], [r.apart for r in readouts if r.apart])
+    device = pattern.network.device
+    counts = [torch.zeros(r.elements.shape, dtype=pattern.dtype, device=device) for r in readouts]
+    with exact(device):
         groups = list(sweep.groups())
         for done, group in enumerate(groups, start=1):
             tangents = sweep.run(group)
-            for job, count in zip(jobs, counts, strict=True):
-                apart = sweep.step(group, job.last, [tangents[job.source.slot]]) if job.last else None
+            for readout, count in zip(readouts, counts, strict=True):
+                apart = sweep.step(group, readout.apart, [tangents[readout.source.slot]]) if readout.apart else None
                 if apart is not None:
-                    count += _pixels_used(sweep, group, apart, job.end.shape)
+                    count += _pixels_used(sweep, group, apart, readout.elements.shape)
             report(done / len(groups))
     return counts
 

@@ -7,21 +7,19 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from adjointbackmap.jobs import Job, recorded_layers, with_own_bias
 from adjointbackmap.methods import compute
 from adjointbackmap.network import Network
 from adjointbackmap.patches import BLOCK, Patches
 from adjointbackmap.pattern import check_images
-from adjointbackmap.planner import plan_jobs
-from adjointbackmap.units import Selection, select, unit_dims
+from adjointbackmap.planner import plan_queries
+from adjointbackmap.query import Query
+from adjointbackmap.recording import record
+from adjointbackmap.units import Selection
 
 if TYPE_CHECKING:
     import xarray
-
-MODES = ("RM4", "RM3", "RM2", "RM1", "RM0")
-UNITS_OF_MEMORY = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 @dataclass(frozen=True)
@@ -204,26 +202,33 @@ def relative_error(reconstructed: Float[Tensor, "*units"], value: Float[Tensor, 
 
 
 @overload
-def hyperplanes(network: Network, x: Tensor, layer: str, mode: str | None = None, *args: Any, **kwargs: Any) -> Hyperplanes: ...
+def hyperplanes(
+    network: Network, x: Tensor, layer: str | nn.Module, mode: str | None = None, *args: Any, **kwargs: Any
+) -> Hyperplanes: ...
 
 
 @overload
 def hyperplanes(
-    network: Network, x: Tensor, layer: Sequence[str], mode: str | None = None, *args: Any, **kwargs: Any
+    network: Network,
+    x: Tensor,
+    layer: Sequence[str | nn.Module],
+    mode: str | None = None,
+    *args: Any,
+    **kwargs: Any,
 ) -> dict[str, Hyperplanes]: ...
 
 
 def hyperplanes(
     network: Network,
     x: Tensor,
-    layer: str | Sequence[str],
+    layer: str | nn.Module | Sequence[str | nn.Module],
     mode: str | None = None,
     units: Any = None,
     own_bias: bool | None = None,
-    scale: float = 1.0,
-    dtype: torch.dtype | None = None,
+    scale: float | str = 1.0,
+    dtype: torch.dtype | str | None = None,
     method: str | None = None,
-    memory: str | int = "2GiB",
+    memory: str | float | int | None = "2GiB",
 ) -> Hyperplanes | dict[str, Hyperplanes]:
     r"""Effective hyperplanes of a layer's units at the activation pattern of ``x``.
 
@@ -232,29 +237,33 @@ def hyperplanes(
     Args:
         network: Traced network, see :func:`trace`.
         x: One image ``(C, H, W)`` or a batch ``(N, C, H, W)``, in the units that the model takes.
-        layer: Name in ``network.layers``, or several: these share one sweep where that is cheaper.
+        layer: Name in ``network.layers``, or a module of the model that is called once, such as ``model.conv3``; or several of
+            these, which share one sweep where that is cheaper.
         mode: ``"RM4"`` (one kernel, one position; units ``(out_row, out_col, in_channel, out_channel)``), ``"RM3"`` (one
             kernel, positions summed; ``(in_channel, out_channel)``), ``"RM2"`` (one unit; ``(out_row, out_col,
             out_channel)``), ``"RM1"`` (one out-channel, positions summed; ``(out_channel,)``), or ``"RM0"`` (one output of
             a fully connected layer; ``(out_feature,)``); by default RM2, or RM0 where the layer has no positions.
         units: ``None`` for all; a tuple over the mode's unit dimensions of ints, slices or integer arrays, combined as
-            NumPy does; a tensor ``(N, K, d)`` of units for each image; ``"predicted"`` for the largest output in RM0.
+            NumPy does, negative ints and steps too; a tensor ``(N, K, d)`` of units for each image; ``"predicted"`` for
+            the largest output in RM0.
         own_bias: Whether the layer's own bias belongs to the unit; by default it does in RM0 to RM2, so that the value is
             what the module gives. It never does in RM3 and RM4.
-        scale: The factor k at which the pattern is taken.
-        dtype: ``torch.float64`` for more than the model's own precision.
+        scale: The factor k at which the pattern is taken, a positive number or ``"1/8"``.
+        dtype: ``torch.float64`` or ``"float64"`` for more than the model's own precision.
         method: ``"adjoint"`` (a cotangent for each hyperplane), ``"basis"`` (a tangent for each scalar of [x; b]),
             ``"coloured"`` (one for all pixels that no unit sees together) or ``"windowed"`` (one for each pixel, only on
-            the windows that it reaches); by default the one that :meth:`Network.plan` finds cheapest.
-        memory: Largest size of the result, in bytes or such as ``"2GiB"``.
+            the windows that it reaches); by default the one that :func:`plan` finds cheapest.
+        memory: Largest size of the result, in bytes or such as ``"2GiB"``; ``None`` for no bound.
 
     Returns:
         ``image`` of shape ``(N, *units, C, H, W)``, ``bias`` of shape ``(N, *units, M)`` and ``value`` of shape
         ``(N, *units)``, detached, on the model's device. For several layers, these by the layer's name.
 
     Raises:
+        TypeError: If ``network`` is no traced network, or ``x`` no tensor.
         ValueError: If the layer, mode, units, shape or dtype do not fit, ``x`` is not finite, or the result is larger than
             ``memory``.
+        RuntimeError: If the model was changed since the trace.
 
     Example:
         >>> import torch
@@ -265,86 +274,44 @@ def hyperplanes(
         >>> bool((planes.reconstruct() - planes.value).abs().max() < 1e-5)
         True
     """
-    several = not isinstance(layer, str)
-    images = check_images(network, x, dtype)
-    jobs = [job_of(network, images, name, mode, units, own_bias) for name in ([layer] if isinstance(layer, str) else layer)]
-    plans = plan_jobs(jobs, len(images), method)
+    several = isinstance(layer, Sequence) and not isinstance(layer, str)
+    names = [*layer] if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
+    if not names:
+        msg = "layer must be a layer, or a list of at least one. Got an empty list: give names of network.layers."
+        raise ValueError(msg)
+    first = Query.of(network, x, names[0], mode, units, own_bias, scale, dtype, method, memory)
+    queries = [first, *(first.at_layer(name, mode, units, own_bias) for name in names[1:])]
+    plans = plan_queries(queries)
     needed = sum(plan.bytes for plan in plans)
-    if needed > bytes_of(memory):
+    if needed > first.memory:
+        count = sum(query.units.count for query in queries)
         msg = (
-            f"The result must fit in memory={memory}. It needs {needed / 2**30:.2f} GiB for {len(images)} x "
-            f"{sum(job.count for job in jobs):,} hyperplanes: choose fewer units or images, raise memory, or take "
-            "iter_hyperplanes() or save()."
+            f"The result must fit in memory={memory}. It needs {needed / 2**30:.2f} GiB for {len(first.images)} x "
+            f"{count:,} hyperplanes: choose fewer units or images, raise memory, or take iter_hyperplanes() or save()."
         )
         raise ValueError(msg)
-    found = planes_of(jobs, images, scale, [plan.method for plan in plans], bytes_of(memory))
+    found = planes_of(queries, [plan.method for plan in plans])
     return {planes.layer: planes for planes in found} if several else found[0]
 
 
-def job_of(network: Network, images: Tensor, layer: str, mode: str | None, units: Any, own_bias: bool | None) -> Job:
-    """What is wanted of one layer, checked; the arguments are those of :func:`hyperplanes`.
-
-    Raises:
-        ValueError: If the layer, mode or units do not fit.
-    """
-    chosen = network.layer(layer)
-    mode = mode or next((m for m in ("RM2", "RM0") if m in chosen.modes), chosen.modes[0])
-    own_bias = with_own_bias(chosen, mode, own_bias)
-    dims = unit_dims(chosen, mode, 0 if own_bias else network.kernel(chosen, images.dtype).rule.in_channels)
-    if isinstance(units, str):
-        selection = _predicted(units, mode, dims, lambda: recorded_layers(network, images, [chosen]).outputs[layer])
-    else:
-        selection = select(dims, units, len(images))
-    return Job(network, chosen, mode, own_bias, selection, images.dtype)
-
-
-def planes_of(jobs: Sequence[Job], images: Tensor, scale: float, methods: Sequence[str], memory: int) -> list[Hyperplanes]:
-    """The hyperplanes of jobs at some images, each by its method, with the values of the untouched model."""
-    network = jobs[0].network
-    recorded = recorded_layers(network, images, [job.layer for job in jobs])
-    found = compute(jobs, images, scale, methods)
+def planes_of(queries: Sequence[Query], methods: Sequence[str]) -> list[Hyperplanes]:
+    """The hyperplanes of queries at the same images, each by its method, with the values of the untouched model."""
+    first = queries[0]
+    recorded = record(first.network, first.images, [query.layer for query in queries])
     return [
         Hyperplanes(
             image_part=parts.image,
             bias_part=parts.bias,
-            entries=job.entries,
-            value=job.values(recorded).view(len(images), *job.selection.shape),
-            x=images,
-            network=network,
-            layer=job.layer.name,
-            mode=job.mode,
-            units=job.selection,
-            own_bias=job.own_bias,
-            scale=scale,
-            memory=memory,
+            entries=query.readout.entries,
+            value=query.values(recorded),
+            x=query.images,
+            network=query.network,
+            layer=query.layer.name,
+            mode=query.mode,
+            units=query.units,
+            own_bias=query.own_bias,
+            scale=query.scale,
+            memory=query.memory,
         )
-        for job, parts in zip(jobs, found, strict=True)
+        for query, parts in zip(queries, compute(queries, methods), strict=True)
     ]
-
-
-def _predicted(units: str, mode: str, dims: dict[str, int], output: Callable[[], Tensor]) -> Selection:
-    if units != "predicted" or mode != "RM0":
-        msg = f"units must be 'predicted' in RM0, or a tuple of ints, slices and arrays. Got {units!r} in {mode}."
-        raise ValueError(msg)
-    return Selection(dims, output().argmax(1).cpu(), ())
-
-
-def bytes_of(memory: str | int) -> int:
-    """Bytes of a size such as ``"2GiB"``, ``"500MB"`` or an int.
-
-    Raises:
-        ValueError: If it is none of these.
-
-    Example:
-        >>> bytes_of("2GiB")
-        2147483648
-    """
-    if isinstance(memory, int):
-        return memory
-    number = memory.rstrip("BGKMikb")
-    unit = memory[len(number) :].strip()
-    try:
-        return int(float(number) * UNITS_OF_MEMORY[unit])
-    except (ValueError, KeyError):
-        msg = f"memory must be a number of bytes or such as '2GiB' or '500MB'. Got {memory!r}."
-        raise ValueError(msg) from None

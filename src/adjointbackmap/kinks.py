@@ -12,7 +12,7 @@ from torch import Tensor
 from adjointbackmap.arithmetic import exact
 from adjointbackmap.network import Network
 from adjointbackmap.operators import basis, pull, push
-from adjointbackmap.pattern import ActivationPattern, check_images, record_pattern
+from adjointbackmap.pattern import ActivationPattern, check_images, dtype_of, pattern_of
 from adjointbackmap.program import IMAGE, Program, Step
 from adjointbackmap.regions import NORMS, Plane
 from adjointbackmap.rules import Rule, Value
@@ -32,7 +32,7 @@ from adjointbackmap.rules.piecewise import (
 )
 from adjointbackmap.rules.pooling import AdaptiveMaxPooling, Largest, MaxPooling, Taken, Winner
 from adjointbackmap.rules.sorting import OrderStatistic, RunningMaximum, Sort, TopK
-from adjointbackmap.windows import Sweep
+from adjointbackmap.sweep import Sweep
 
 MARGIN = 1.01  # kinks up to this many times as far as the nearest are computed again: far more than a float32 sweep is off
 AT_ONCE = 32  # of one operation
@@ -280,7 +280,7 @@ class KinkDistances:
 
 
 def kink_distances(
-    network: Network, x: Tensor, dtype: torch.dtype = torch.float64, sweep: torch.dtype | None = None
+    network: Network, x: Tensor, dtype: torch.dtype | str = torch.float64, sweep: torch.dtype | str | None = None
 ) -> KinkDistances:
     r"""Exact distance from an image to the kinks of every unit, inside its linear region.
 
@@ -310,13 +310,15 @@ def kink_distances(
         >>> kink_distances(trace(model, torch.zeros(1, 2)), torch.tensor([1.0, 1.0])).distances["1"].tolist()
         [[1.4], [1.0]]
     """
+    dtype, swept_in = dtype_of(dtype) or torch.float64, dtype_of(sweep)
     images = one_image(network, x, dtype)
-    watch = _Watch(record_pattern(network, images, dtype=dtype))
+    network.check_unchanged()
+    watch = _Watch(pattern_of(network, images, 1.0))
     pattern, targets = watch.extended(), [w.value for w in watch.found]
     with exact(images.device):
         entries = {e.slot: e.value[None].to(dtype) for e in pattern.program.entries}
         values = push(pattern, {IMAGE: images, **entries}, targets)
-        swept = pattern.to(sweep) if sweep and network.is_computed_in(sweep) else pattern
+        swept = pattern.to(swept_in) if swept_in and network.is_computed_in(swept_in) else pattern
         sums = _squares_and_sizes(swept, images.to(swept.dtype), {t.slot: t for t in targets})
     distances = {w.name: _distances(cast("Tensor", values[w.value.slot])[0], w.kinks, sums[w.value.slot]) for w in watch.found}
     return KinkDistances(distances, tuple(dict.fromkeys(watch.unmeasured)), images[0], pattern, tuple(watch.found))

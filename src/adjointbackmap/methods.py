@@ -3,20 +3,21 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from adjointbackmap.arithmetic import exact
-from adjointbackmap.jobs import IMAGES_AT_ONCE, Job
 from adjointbackmap.operators import basis, pull, push, reached
-from adjointbackmap.patches import Patches, Side
-from adjointbackmap.pattern import ActivationPattern, record_pattern
-from adjointbackmap.program import IMAGE
-from adjointbackmap.windows import Group, Span, Sweep, Tangents, Windows, pixels_reaching
-
-METHODS = ("adjoint", "basis", "coloured", "windowed")
+from adjointbackmap.patches import Patches
+from adjointbackmap.pattern import ActivationPattern, pattern_of
+from adjointbackmap.program import IMAGE, KernelCall
+from adjointbackmap.query import Query
+from adjointbackmap.recording import IMAGES_AT_ONCE
+from adjointbackmap.sweep import Sweep
+from adjointbackmap.windows import put
 
 
 @dataclass(frozen=True)
@@ -27,33 +28,40 @@ class Parts:
     bias: Tensor
 
 
-def compute(jobs: Sequence[Job], images: Tensor, scale: float, methods: Sequence[str]) -> list[Parts]:
-    """The hyperplanes of jobs at some images, each by its method; all that are windowed share one sweep."""
+def compute(queries: Sequence[Query], methods: Sequence[str]) -> list[Parts]:
+    """The hyperplanes of queries at the same images, each by its method; all that are windowed share one sweep."""
+    first = queries[0]
     step = 1 if "windowed" in methods else IMAGES_AT_ONCE
-    found: list[list[Parts]] = [[] for _ in jobs]
-    for start, part in enumerate(images.split(step)):
-        pattern = record_pattern(jobs[0].network, part, scale, images.dtype)
+    found: list[list[Parts]] = [[] for _ in queries]
+    windowed = [query for query, method in zip(queries, methods, strict=True) if method == "windowed"]
+    for start, images in enumerate(first.images.split(step)):
+        pattern = pattern_of(first.network, images, first.scale)
+        part = slice(start * step, start * step + len(images))
         with exact(images.device):
-            swept = iter(_windowed([j for j, method in zip(jobs, methods, strict=True) if method == "windowed"], pattern))
-            for job, method, parts in zip(jobs, methods, found, strict=True):
-                flat = job.flat_of(start * step, len(part))
-                parts.append(next(swept) if method == "windowed" else _WAYS[method](job, pattern, flat))
-    return [_joined(job, parts) for job, parts in zip(jobs, found, strict=True)]
+            swept = iter(_windowed(windowed, pattern))
+            for query, method, parts in zip(queries, methods, found, strict=True):
+                flat = query.units.numbers(part, len(images), images.device)
+                parts.append(next(swept) if method == "windowed" else _WAYS[method](query, pattern, flat))
+    return [_joined(query, parts) for query, parts in zip(queries, found, strict=True)]
 
 
-def _joined(job: Job, parts: list[Parts]) -> Parts:
+def _joined(query: Query, parts: list[Parts]) -> Parts:
     """The parts of all images, in the shape of the selection."""
-    shape, first = job.selection.shape, parts[0].image
+    shape, first = query.units.shape, parts[0].image
     bias = _cat([p.bias for p in parts]).unflatten(1, shape or (1,))
     bias = bias if shape else bias[:, 0]
     if isinstance(first, Patches):
-        return Parts(
-            Patches(_cat([p.image.values for p in parts if isinstance(p.image, Patches)]), first.corners, first.image), bias
-        )
+        values = _cat([p.image.values for p in parts if isinstance(p.image, Patches)])
+        return Parts(Patches(values, first.corners, first.image), bias)
     image = _cat([p.image for p in parts if isinstance(p.image, Tensor)])
-    image = image.reshape(len(image), *shape, *job.part)
-    rows, columns = job.network.in_shape[1:] if job.in_patches else (0, 0)
-    return Parts(Patches(image, job.corners(), (rows, columns)) if job.in_patches else image, bias)
+    image = image.reshape(len(image), *shape, *query.part_shape)
+    return Parts(_as_patches(query, image) if query.in_patches else image, bias)
+
+
+def _as_patches(query: Query, values: Tensor) -> Patches:
+    """Image parts ``(N, *units, C, h, w)`` with the places where they lie."""
+    _, rows, columns = query.network.in_shape
+    return Patches(values, query.corners(), (rows, columns))
 
 
 def _cat(parts: list[Tensor]) -> Tensor:
@@ -63,37 +71,41 @@ def _cat(parts: list[Tensor]) -> Tensor:
 # cotangents
 
 
-def _adjoint(job: Job, pattern: ActivationPattern, flat: Tensor) -> Parts:
+def _adjoint(query: Query, pattern: ActivationPattern, flat: Tensor) -> Parts:
     """One cotangent per unit gives its hyperplane."""
-    if job.rows is not None:
-        return _by_rows(job, pattern, job.rows.to(flat.device))
+    readout = query.readout
+    if readout.rows is not None:
+        return _by_rows(query, pattern, readout.rows.to(flat.device))
     step = pattern.chunk
-    image, bias = _empty(job, pattern, flat.shape[1])
+    image, bias = _empty(query, pattern, flat.shape[1])
     for k in range(0, flat.shape[1], step):
         chosen = flat[:, k : k + step]
-        rows, bias[:, k : k + step] = _pulled(job, pattern, job.cotangents(chosen.flatten(), pattern.dtype))
-        image[:, k : k + step] = _cut(job, rows, chosen[0])
+        cotangents = readout.cotangents(chosen.flatten(), pattern.dtype)
+        rows, bias[:, k : k + step] = _pulled(query, pattern, cotangents)
+        image[:, k : k + step] = _cut(query, rows, chosen[0])
     return Parts(image, bias)
 
 
-def _by_rows(job: Job, pattern: ActivationPattern, rows: Tensor) -> Parts:
+def _by_rows(query: Query, pattern: ActivationPattern, rows: Tensor) -> Parts:
     """Cotangents for the rows of the kernel's input that units share, then each unit's weights of these."""
-    image, bias = _empty(job, pattern, len(rows))
-    weights = job.kernel.rule.by_tap().to(pattern.dtype)
-    flat = job.selection.flat.flatten().to(rows.device)
-    where = job.places(flat)
+    readout, taps = query.readout, query.readout.taps
+    image, bias = _empty(query, pattern, len(rows))
+    weights = cast("KernelCall", readout.kernel).rule.by_tap().to(pattern.dtype)
+    flat = query.units.flat.flatten().to(rows.device)
+    where = query.units.places(flat)
     distinct, order = rows.unique(), rows.argsort(stable=True)
-    units = order.split(rows.bincount(minlength=0)[distinct].tolist())
-    step = max(1, pattern.chunk // job.taps)
+    units = order.split(rows.bincount(minlength=0)[distinct].tolist())  # those of each distinct row
+    step = max(1, pattern.chunk // taps)
     for start in range(0, len(distinct), step):
         chosen = distinct[start : start + step]
-        seeds = {slot: _for_each_image(t, pattern.images) for slot, t in job.row_cotangents(chosen, pattern.dtype).items()}
-        rows_of_image, rows_of_bias = (t.unflatten(1, (len(chosen), job.taps)) for t in _pulled(job, pattern, seeds))
+        cotangents = readout.row_cotangents(chosen, pattern.dtype)
+        seeds = {slot: _for_each_image(t, pattern.images) for slot, t in cotangents.items()}
+        of_image, of_bias = (t.unflatten(1, (len(chosen), taps)) for t in _pulled(query, pattern, seeds))
         for r in range(len(chosen)):
             those = units[start + r]
             kernels = weights[where["in_channel"][those], where["out_channel"][those]]
-            seen = _cut(job, rows_of_image[:, r], flat[those[:1]].expand(job.taps))
-            image[:, those], bias[:, those] = kernels @ seen, kernels @ rows_of_bias[:, r]
+            seen = _cut(query, of_image[:, r], flat[those[:1]].expand(taps))
+            image[:, those], bias[:, those] = kernels @ seen, kernels @ of_bias[:, r]
     return Parts(image, bias)
 
 
@@ -101,190 +113,138 @@ def _for_each_image(cotangents: Tensor, images: int) -> Tensor:
     return cotangents.expand(images, *cotangents.shape).flatten(0, 1) if images > 1 else cotangents
 
 
-def _empty(job: Job, pattern: ActivationPattern, units: int) -> tuple[Tensor, Tensor]:
-    sizes = (prod(job.part), job.entries.numel())
-    image, bias = (torch.empty(pattern.images, units, n, dtype=pattern.dtype, device=job.network.device) for n in sizes)
+def _empty(query: Query, pattern: ActivationPattern, units: int) -> tuple[Tensor, Tensor]:
+    """Room for the image parts and the bias parts of some units."""
+    device = query.network.device
+    image, bias = (
+        torch.empty(pattern.images, units, n, dtype=pattern.dtype, device=device)
+        for n in (prod(query.part_shape), query.readout.entries.numel())
+    )
     return image, bias
 
 
-def _pulled(job: Job, pattern: ActivationPattern, cotangents: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+def _pulled(query: Query, pattern: ActivationPattern, cotangents: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
     """Rows of the image ``(N, K, pixels)`` and of the entries that the layer depends on ``(N, K, m)``."""
     image, bias = (t.flatten(1).unflatten(0, (pattern.images, -1)) for t in pull(pattern, cotangents))
-    return image, bias[:, :, job.entries]
+    return image, bias[:, :, query.readout.entries]
 
 
-def _cut(job: Job, rows: Tensor, flat: Tensor) -> Tensor:
+def _cut(query: Query, rows: Tensor, flat: Tensor) -> Tensor:
     """Image parts ``(N, K, pixels)`` of units as they are kept."""
-    if not job.in_patches or job.part == job.network.in_shape:
+    channels, *image = query.network.in_shape
+    if not query.in_patches or query.patches.size == tuple(image):
         return rows
-    maps = F.pad(rows.unflatten(2, (job.network.in_shape[0], -1)), (0, 1))
-    return maps.gather(3, job.pixels_of(flat)[:, None].expand(*maps.shape[:3], -1)).flatten(2)
+    maps = F.pad(rows.unflatten(2, (channels, -1)), (0, 1))  # one more number, the zero outside the image
+    pixels = query.patches.pixels(query.units.positions(flat))
+    return maps.gather(3, pixels[:, None].expand(*maps.shape[:3], -1)).flatten(2)
 
 
 # tangents
 
 
-def _basis(job: Job, pattern: ActivationPattern, flat: Tensor) -> Parts:
+def _basis(query: Query, pattern: ActivationPattern, flat: Tensor) -> Parts:
     """One tangent per scalar of [x; b] gives a column of every unit."""
-    pixels = prod(job.network.in_shape)
+    readout, pixels = query.readout, prod(query.network.in_shape)
     image = torch.zeros(pattern.images, pixels, flat.shape[1], dtype=pattern.dtype, device=flat.device)
-    for b in basis(pattern, {IMAGE} & reached(pattern.program, [job.target])):
-        out = push(pattern, b.tangents, [job.source])[job.source.slot]
+    for b in basis(pattern, {IMAGE} & reached(pattern.program, [readout.target])):
+        out = push(pattern, b.tangents, [readout.source])[readout.source.slot]
         if out is not None:
-            image[:, b.start : b.stop] = job.columns(out, flat, pattern.images)
-    return Parts(_cut(job, image.transpose(1, 2), flat[0]), _bias_columns([job], pattern)[0])
+            image[:, b.start : b.stop] = readout.columns(out, flat, pattern.images)
+    return Parts(_cut(query, image.transpose(1, 2), flat[0]), _bias_columns([query], pattern)[0])
 
 
-def _bias_columns(jobs: Sequence[Job], pattern: ActivationPattern) -> list[Tensor]:
-    """Bias parts of all units from one tangent per entry, which starts at its own layer: ``(N, units, m)`` for each job."""
-    pixels, flats = prod(jobs[0].network.in_shape), [job.flat_of(0, pattern.images) for job in jobs]
-    sources, targets = [job.source for job in jobs], [job.target for job in jobs]
-    found = [
-        torch.zeros(pattern.images, len(job.entries), job.count, dtype=pattern.dtype, device=flat.device)
-        for job, flat in zip(jobs, flats, strict=True)
-    ]
+def _bias_columns(queries: Sequence[Query], pattern: ActivationPattern) -> list[Tensor]:
+    """Bias parts of all units from one tangent per entry, which starts at its own layer: ``(N, units, m)`` for each query."""
+    pixels, device = prod(queries[0].network.in_shape), queries[0].network.device
+    readouts = [query.readout for query in queries]
+    flats = [query.units.numbers(slice(0, pattern.images), pattern.images, device) for query in queries]
+    sources, targets = [r.source for r in readouts], [r.target for r in readouts]
+    found = [torch.zeros(pattern.images, len(r.entries), r.units.count, dtype=pattern.dtype, device=device) for r in readouts]
     for b in basis(pattern, reached(pattern.program, targets) - {IMAGE}):
         out = push(pattern, b.tangents, sources)
-        for job, flat, columns in zip(jobs, flats, found, strict=True):
-            tangents = out[job.source.slot]
+        for readout, flat, columns in zip(readouts, flats, found, strict=True):
+            tangents = out[readout.source.slot]
             if tangents is not None:
-                start = int(torch.searchsorted(job.entries, b.start - pixels))
-                columns[:, start : start + b.stop - b.start] = job.columns(tangents, flat, pattern.images)
+                start = int(torch.searchsorted(readout.entries, b.start - pixels))  # [x; b] has the pixels first
+                columns[:, start : start + b.stop - b.start] = readout.columns(tangents, flat, pattern.images)
     return [columns.transpose(1, 2) for columns in found]
 
 
-def _coloured(job: Job, pattern: ActivationPattern, flat: Tensor) -> Parts:
+def _coloured(query: Query, pattern: ActivationPattern, flat: Tensor) -> Parts:
     """One tangent for all pixels that are congruent modulo the patch: no unit sees two of them [Curtis, Powell and Reid 1974]."""
-    sizes, channels = [side.size for side in job.sides], job.network.in_shape[0]
-    shape = (pattern.images, *sizes, channels, *(side.count for side in job.sides), job.end.shape[0])
+    readout, geometry = query.readout, query.patches
+    (h, w), counts, channels = geometry.size, geometry.counts, query.network.in_shape[0]
+    # (images, rows and columns of the colour, in-channels, rows and columns of the position, out-channels)
+    shape = (pattern.images, h, w, channels, *counts, readout.elements.shape[0])
     columns = torch.zeros(shape, dtype=pattern.dtype, device=flat.device)
-    box = [slice(side.first, side.first + side.count) for side in job.sides]
+    rows_of_box, columns_of_box = (slice(p.start, p.stop) for p in geometry.positions)
     by_colour = columns.view(pattern.images, -1, *shape[4:])
-    for start, tangents in _colours(job, pattern):
-        out = push(pattern, {IMAGE: tangents}, [job.source])[job.source.slot]
+    for start, tangents in _colours(query, pattern):
+        out = push(pattern, {IMAGE: tangents}, [readout.source])[readout.source.slot]
         if out is not None:
-            units = job.finished(out)[:, :, box[0], box[1]].movedim(1, -1).unflatten(0, (pattern.images, -1))
+            units = readout.of_source(out)[:, :, rows_of_box, columns_of_box].movedim(1, -1)
+            units = units.unflatten(0, (pattern.images, -1))
             by_colour[:, start : start + units.shape[1]] = units
-    (i, j), (u, v) = ([side.corners()[:, None] + torch.arange(side.size) for side in job.sides], _positions(job.sides))
-    picked = columns[:, (i % sizes[0])[:, None, :, None], (j % sizes[1])[:, None], :, u[:, :, None, None], v[:, :, None, None]]
-    return Parts(_patches(job, picked.movedim(4, 0)), _bias_columns([job], pattern)[0])
+    # pixel i of the patch of position u has the colour (corner of u + i) modulo the patch
+    i, j = (
+        patch.firsts(positions)[:, None] + torch.arange(patch.size)
+        for patch, positions in zip(geometry.patches, geometry.positions, strict=True)
+    )
+    u, v = torch.meshgrid(*map(torch.arange, counts), indexing="ij")
+    picked = columns[:, (i % h)[:, None, :, None], (j % w)[:, None], :, u[:, :, None, None], v[:, :, None, None]]
+    return Parts(_chosen(query, picked.movedim(4, 0)), _bias_columns([query], pattern)[0])
 
 
-def _positions(sides: Sequence[Side]) -> list[Tensor]:
-    """Numbers of the positions along each axis, ``(rows, columns)``."""
-    return list(torch.meshgrid(*(torch.arange(side.count) for side in sides), indexing="ij"))
-
-
-def _colours(job: Job, pattern: ActivationPattern) -> Iterator[tuple[int, Tensor]]:
+def _colours(query: Query, pattern: ActivationPattern) -> Iterator[tuple[int, Tensor]]:
     """Tangents ``(N * K, C, rows, columns)`` in chunks, each with the number of its first: by row, column, in-channel."""
-    channels, rows, columns = job.network.in_shape
-    h, w = (side.size for side in job.sides)
+    channels, rows, columns = query.network.in_shape
+    h, w = query.patches.size
     step = pattern.chunk
     for start in range(0, h * w * channels, step):
         colour = torch.arange(start, min(start + step, h * w * channels))
         row, column, channel = torch.unravel_index(colour, (h, w, channels))
-        tangents = torch.zeros(len(colour), channels, rows, columns, dtype=pattern.dtype, device=job.network.device)
+        shape = (len(colour), channels, rows, columns)
+        tangents = torch.zeros(shape, dtype=pattern.dtype, device=query.network.device)
         for k, (a, b, c) in enumerate(zip(row.tolist(), column.tolist(), channel.tolist(), strict=True)):
             tangents[k, c, a::h, b::w] = 1
         yield start, _for_each_image(tangents, pattern.images)
 
 
-def _windowed(jobs: Sequence[Job], pattern: ActivationPattern) -> list[Parts]:
-    """One tangent per pixel and in-channel, on the windows that it reaches, for all jobs in one sweep."""
-    if not jobs:
+def _windowed(queries: Sequence[Query], pattern: ActivationPattern) -> list[Parts]:
+    """One tangent per pixel and in-channel, on the windows that it reaches, for all queries in one sweep."""
+    if not queries:
         return []
-    sweep = Sweep(pattern, [job.source for job in jobs], [job.last for job in jobs if job.last])
-    wholes = [_room(job, pattern) for job in jobs]
-    reaching = [pixels_reaching(job.sides, job.network.in_shape[1:]) for job in jobs]
+    readouts, geometries = [query.readout for query in queries], [query.patches for query in queries]
+    sweep = Sweep(pattern, [r.source for r in readouts], [r.apart for r in readouts if r.apart])
+    wholes = [_room(query, pattern) for query in queries]
+    reaching = [geometry.reached() for geometry in geometries]
     pixels = [range(min(r.start for r in axis), max(r.stop for r in axis)) for axis in zip(*reaching, strict=True)]
     for group in sweep.groups(pixels):
         tangents = sweep.run(group)
-        for job, whole in zip(jobs, wholes, strict=True):
-            found = tangents[job.source.slot]
-            _put(whole, group, sweep.step(group, job.last, [found]) if job.last else found, job.sides)
-    biases = _bias_columns(jobs, pattern)
-    return [Parts(_patches(job, whole[None]), bias) for job, whole, bias in zip(jobs, wholes, biases, strict=True)]
+        for readout, geometry, whole in zip(readouts, geometries, wholes, strict=True):
+            found = tangents[readout.source.slot]
+            units = sweep.step(group, readout.apart, [found]) if readout.apart else found
+            put(whole, group, units, geometry.patches, geometry.positions)
+    biases = _bias_columns(queries, pattern)
+    return [Parts(_chosen(query, whole[None]), bias) for query, whole, bias in zip(queries, wholes, biases, strict=True)]
 
 
-def _room(job: Job, pattern: ActivationPattern) -> Tensor:
+def _room(query: Query, pattern: ActivationPattern) -> Tensor:
     """Zeros ``(rows, columns, patch rows, patch columns, in-channels, out-channels)``."""
-    counts, sizes = [side.count for side in job.sides], [side.size for side in job.sides]
-    shape = (*counts, *sizes, job.network.in_shape[0], job.end.shape[0])
-    return torch.zeros(shape, dtype=pattern.dtype, device=job.network.device)
+    geometry, channels = query.patches, query.network.in_shape[0]
+    shape = (*geometry.counts, *geometry.size, channels, query.readout.elements.shape[0])
+    return torch.zeros(shape, dtype=pattern.dtype, device=query.network.device)
 
 
-def _patches(job: Job, whole: Tensor) -> Patches:
+def _chosen(query: Query, whole: Tensor) -> Patches:
     """Patches of the chosen units from all, ``(N, rows, columns, patch rows, patch columns, in-channels, out-channels)``."""
-    rows, columns = (job.network.in_shape[1], job.network.in_shape[2])
-    by_unit = whole.movedim((5, 6), (4, 3)).unflatten(3, tuple(job.selection.dims.values())[2:])
-    if not job.is_box:
-        u, v, *rest = job.places(job.selection.flat[0]).values()
-        by_unit = by_unit[(slice(None), u - job.sides[0].first, v - job.sides[1].first, *rest)]
-    return Patches(by_unit, job.corners(), (rows, columns))
+    by_unit = whole.movedim((5, 6), (4, 3)).unflatten(3, tuple(query.units.dims.values())[2:])
+    if not query.units.is_box:
+        rows, columns = query.patches.positions
+        u, v, *rest = query.units.places(query.units.flat[0]).values()
+        by_unit = by_unit[(slice(None), u - rows.start, v - columns.start, *rest)]
+    return _as_patches(query, by_unit)
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Pixels ``n`` of a group along one axis whose windows reach the same positions ``low`` to ``high`` of the window."""
-
-    n: range
-    low: int
-    high: int
-
-
-def _pieces(group: Group, axis: int, span: Span, side: Side) -> list[_Piece]:
-    """The part of each window that lies at the wanted positions and inside their patches."""
-    pieces: list[_Piece] = []
-    for n in range(group.count[axis]):
-        position = span.first + n * span.shift - side.first
-        within = _within(group, axis, n, span, side)
-        low, high = max(0, -position), min(span.size, side.count - position)
-        if side.step:
-            low, high = max(low, (within - side.size) // side.step + 1), min(high, within // side.step + 1)
-        elif not 0 <= within < side.size:
-            continue
-        if low >= high:
-            continue
-        if pieces and (pieces[-1].low, pieces[-1].high, pieces[-1].n.stop) == (low, high, n):
-            pieces[-1] = _Piece(range(pieces[-1].n.start, n + 1), low, high)
-        else:
-            pieces.append(_Piece(range(n, n + 1), low, high))
-    return pieces
-
-
-def _within(group: Group, axis: int, n: int, span: Span, side: Side) -> int:
-    """Where in the patch of its window's first position a pixel is."""
-    pixel = group.first[axis] + n * group.stride[axis]
-    return pixel - side.start - side.step * (span.first + n * span.shift)
-
-
-def _put(whole: Tensor, group: Group, tangents: Tangents, sides: Sequence[Side]) -> None:
-    """Put a group's tangents to the patches that hold its pixels: a place is linear in the pixel and the window's position."""
-    if tangents is None:
-        return
-    on_maps = [Span(0, n, 0) for n in tangents.shape[2:]] if isinstance(tangents, Tensor) else []
-    spans = tangents.spans if isinstance(tangents, Windows) else on_maps
-    tensor = tangents.tensor if isinstance(tangents, Windows) else tangents
-    rows = tensor.movedim(1, -1).unflatten(0, (*group.count, -1)).movedim(2, 4)  # (n, m, row, column, channel, unit)
-    across, down = (_pieces(group, a, spans[a], sides[a]) for a in (1, 0))
-    for r in down:
-        for c in across:
-            views = [_view(whole, group, a, piece, spans[a], sides[a]) for a, piece in ((0, r), (1, c))]
-            (first, n, u, sn, su), (second, m, v, sm, sv) = views
-            into = whole.as_strided((n, m, u, v, *whole.shape[4:]), (sn, sm, su, sv, *whole.stride()[4:]), first + second)
-            into.copy_(rows[r.n.start : r.n.stop, c.n.start : c.n.stop, r.low : r.high, c.low : c.high])
-
-
-def _view(whole: Tensor, group: Group, axis: int, piece: _Piece, span: Span, side: Side) -> tuple[int, int, int, int, int]:
-    """Where a piece lies along an axis of the patches: offset, pixels, positions, and how far apart these are."""
-    by_position, by_pixel = whole.stride(axis), whole.stride(2 + axis)
-    n, count = piece.n.start, piece.high - piece.low
-    position = span.first + n * span.shift + piece.low - side.first
-    within = _within(group, axis, n, span, side) - side.step * piece.low
-    next_pixel = span.shift * by_position + (group.stride[axis] - side.step * span.shift) * by_pixel
-    next_position = by_position - side.step * by_pixel if count > 1 else 0
-    return position * by_position + within * by_pixel, len(piece.n), count, next_pixel, next_position
-
-
-Way = Callable[[Job, ActivationPattern, Tensor], Parts]
+Way = Callable[[Query, ActivationPattern, Tensor], Parts]
 _WAYS: dict[str, Way] = {"adjoint": _adjoint, "basis": _basis, "coloured": _coloured}

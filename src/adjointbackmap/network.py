@@ -1,22 +1,19 @@
 """A captured module -> :class:`Network`: its layers, the bias vector, and the steps between them."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adjointbackmap.capture import Capture, ancestors, call_name, module_of, op_name, path_of, pick, source_of
+from adjointbackmap.capture import Capture, ancestors, call_name, module_of, op_name, pick, source_of
+from adjointbackmap.plans import Plan
 from adjointbackmap.program import KernelCall, Program, UnsupportedOperation, lower
 from adjointbackmap.rules import RULES, Value, field_size
 from adjointbackmap.rules.kernels import Kernel
-
-if TYPE_CHECKING:
-    from adjointbackmap.planner import Plan
 
 KERNEL_MODULES = (nn.modules.conv._ConvNd, nn.Linear)
 OUTPUT = "output"
@@ -27,16 +24,13 @@ class Layer:
     """A layer of a network, as its user knows it.
 
     Attributes:
-        name: The module's own name, ``name:1`` for its second call, ``block.conv2d`` for a functional call; where two would
-            have the same, such as a module called ``output`` that is not the last, the second is ``output#1``.
+        name: The module's own name, ``name:1`` for its second call, ``block.conv2d`` for a functional call.
         kind: ``"Conv2d"``, ``"Linear"``, ... or the operation of a functional call.
         modes: Reconstruction modes that the layer has, of ``"RM4"`` to ``"RM0"``.
         in_shape: Shape of its input without the batch; for a module without a kernel, ``None``.
         out_shape: Shape of its output without the batch.
         receptive_field: Input pixels that one of its units depends on, per spatial axis.
         kernel: Node of its convolution or linear call, ``None`` without one.
-        call: Which convolution or linear call that is, for who listens to the model.
-        module: The call of a module that gives it, as :func:`adjointbackmap.capture.listening` names it; ``None`` for others.
         value: Where its output is in the program.
     """
 
@@ -48,7 +42,6 @@ class Layer:
     receptive_field: tuple[int, ...]
     kernel: str | None
     call: str | None
-    module: str | None
     value: Value
 
 
@@ -121,8 +114,16 @@ class Network:
         output: Which of the module's outputs that is, where it has several.
     """
 
-    def __init__(self, model: nn.Module, captured: Capture, until: str | None = None, output: int | str | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        captured: Capture,
+        planner: Callable[..., Plan],
+        until: str | None = None,
+        output: int | str | None = None,
+    ) -> None:
         self.model, self.output = model, output
+        self._planner = planner  # given from above: the planner stands on the network, not the other way round
         self.until = None if until == OUTPUT else until
         target = _target(model, captured, until, output)
         self._capture, self._target = captured, target
@@ -133,7 +134,7 @@ class Network:
         self.device = next((t.device for t in tensors.values()), captured.image.meta["val"].device)
         self.in_shape = tuple(captured.image.meta["val"].shape[1:])
         self._seen = _fingerprint(model)
-        self.layers: dict[str, Layer] = _layers(model, captured, target, self.program(), self.until is not None)
+        self.layers: dict[str, Layer] = _layers(model, captured, target, self.program())
 
     @cached_property
     def biases(self) -> Biases:
@@ -159,16 +160,48 @@ class Network:
             return False
         return True
 
-    def layer(self, name: str) -> Layer:
-        """A layer by its name.
+    def layer(self, name: str | nn.Module) -> Layer:
+        """A layer by its name, or by its module.
+
+        Args:
+            name: Name in :attr:`layers`, or a module of the model that is called once.
 
         Raises:
             ValueError: If there is none; the message lists those that are.
         """
-        if name not in self.layers:
-            msg = f"A layer must be one of {', '.join(self.layers)}. Got {name!r}."
+        if isinstance(name, nn.Module):
+            return self.layers[self._name_of(name)]
+        if not isinstance(name, str) or name not in self.layers:
+            kind = "" if isinstance(name, str) else f", a {type(name).__name__}: give the name as a str"
+            msg = f"A layer must be one of {', '.join(self.layers)}. Got {name!r}{kind}."
             raise ValueError(msg)
         return self.layers[name]
+
+    def _name_of(self, module: nn.Module) -> str:
+        """Name of the layer that a module gives.
+
+        Raises:
+            ValueError: If it gives none, or several.
+        """
+        paths = [path for path, m in self.model.named_modules(remove_duplicate=False) if m is module]
+        kind = type(module).__name__
+        if not paths:
+            msg = f"A layer must be a module of network.model, or a name. Got another {kind}: take it from network.model."
+            raise ValueError(msg)
+        if module is self.model and self.until is None:
+            return OUTPUT
+        calls = [name for name in self.layers if name.partition(":")[0] in paths]
+        if not calls:
+            msg = (
+                f"A layer must be one of {', '.join(self.layers)}. Got the {kind} {paths[0] or 'that was traced'!r}, which gives "
+                "none of them: take a module that the output depends on."
+            )
+            raise ValueError(msg)
+        if len(calls) > 1:
+            names = ", ".join(map(repr, calls))
+            msg = f"A layer's module must be called once. Got {kind} with {len(calls)} calls: give one of the names {names}."
+            raise ValueError(msg)
+        return calls[0]
 
     def distinct_layers(self) -> list[Layer]:
         """The layers, each value once: of two that give the same, the one with a kernel, else the first."""
@@ -188,18 +221,15 @@ class Network:
             raise ValueError(msg)
         return self.program(dtype).kernels[layer.kernel]
 
-    def plan(self, layer: str, mode: str, units: Any = None, own_bias: bool | None = None, method: str | None = None) -> "Plan":
-        """How the hyperplanes of some units of one image are computed: method, vectors, multiply-adds, bytes.
-
-        Args:
-            layer: Name in :attr:`layers`.
-            mode: One of its reconstruction modes.
-            units: As for :func:`adjointbackmap.hyperplanes`.
-            own_bias: Whether the layer's own bias belongs to the units.
-            method: A method to look at; by default the cheapest.
-
-        Raises:
-            ValueError: If the layer, mode, units or method do not fit the network.
+    def plan(
+        self,
+        layer: str | nn.Module,
+        mode: str,
+        units: Any = None,
+        own_bias: bool | None = None,
+        method: str | None = None,
+    ) -> Plan:
+        """How the hyperplanes of some units of one image are computed, see :func:`adjointbackmap.plan`.
 
         Example:
             >>> from adjointbackmap import trace
@@ -207,9 +237,7 @@ class Network:
             >>> print(network.plan("output", "RM2", units=(0, 0, 0)))
             adjoint: 1 cotangents, 3.89e-06 GMAC, 0.0 MiB
         """
-        from adjointbackmap.planner import plan
-
-        return plan(self, layer, mode, units, own_bias, method)
+        return self._planner(self, layer, mode, units, own_bias, method)
 
     def weights_hash(self) -> str:
         """SHA-256 of the model's parameters and buffers, by name."""
@@ -231,6 +259,21 @@ class Network:
         if changed:
             msg = f"The model must be as it was traced. Changed since: {', '.join(changed[:5])}: trace it again."
             raise RuntimeError(msg)
+
+
+def check_network(network: object) -> None:
+    """Raise where a traced network must be and is none.
+
+    Raises:
+        TypeError: If it is anything else, such as the model itself.
+    """
+    if isinstance(network, Network):
+        return
+    kind, first = type(network).__name__, "trace the model first"
+    if isinstance(network, nn.Module):
+        kind, first = f"{kind}, a model", "trace it first, network = adjointbackmap.trace(model, example)"
+    msg = f"network must be a traced network. Got {kind}: {first}."
+    raise TypeError(msg)
 
 
 def batch_of(example: Tensor) -> Tensor:
@@ -288,53 +331,15 @@ def _checksum(tensor: Tensor) -> int:
 def _target(model: nn.Module, captured: Capture, until: str | None, output: int | str | None) -> torch.fx.Node:
     if until is None or until == OUTPUT:
         return pick(captured.outputs, output)
-    named = {end.name: end.node for end in _ends(model, captured)}
+    named = {**captured.layers, **{name: node for node, name, _ in _kernel_nodes(model, captured)}}
     if until not in named:
         msg = f"until must be one of {', '.join(named)}. Got {until!r}."
         raise ValueError(msg)
-    return named[until]
+    return captured.layers.get(until, named[until])
 
 
-@dataclass(frozen=True)
-class _End:
-    """Where a layer ends in the graph, before anything is known of its steps."""
-
-    name: str
-    node: torch.fx.Node
-    module: str | None
-    kernel: torch.fx.Node | None
-    call: str | None
-
-
-def _ends(model: nn.Module, captured: Capture, last: torch.fx.Node | None = None) -> list[_End]:
-    """The ends of the layers of modules, which have their own names, and of functional calls.
-
-    A module called ``output`` has its name only if what it gives is ``last``, the model's output.
-    """
-    kernels = list(_kernel_nodes(model, captured))
-    own = {heard: (node, call) for node, heard, _, call in kernels if heard is not None}
-    heard = {**{name: node for name, (node, _) in own.items()}, **captured.layers}
-    is_last = last is not None and OUTPUT in heard and source_of(heard[OUTPUT]) is source_of(last)
-    taken = {name for name in heard if name != OUTPUT} | {OUTPUT}
-    ends = []
-    for name, node in heard.items():
-        shown = name if name != OUTPUT or is_last else _free(name, taken)
-        ends.append(_End(shown, source_of(node), name, *own.get(name, (None, None))))
-    for node, module, name, call in kernels:
-        if module is None:
-            ends.append(_End(_free(name, taken), node, None, node, call))
-    return ends
-
-
-def _free(name: str, taken: set[str]) -> str:
-    """The name, or the first of ``name#1``, ``name#2``, ... that is not taken; it is from now on."""
-    free = next(n for n in chain((name,), (f"{name}#{i}" for i in count(1))) if n not in taken)
-    taken.add(free)
-    return free
-
-
-def _kernel_nodes(model: nn.Module, captured: Capture) -> Iterator[tuple[torch.fx.Node, str | None, str, str]]:
-    """Each convolution and linear call: node, the module call that it is or ``None``, its name otherwise, and which it is."""
+def _kernel_nodes(model: nn.Module, captured: Capture) -> Iterator[tuple[torch.fx.Node, str, str]]:
+    """Each convolution and linear call: node, name of the layer, and name of the call inside its module."""
     seen: dict[str, int] = {}
     for node in captured.nodes:
         rule = RULES.get(str(node.target))
@@ -346,33 +351,33 @@ def _kernel_nodes(model: nn.Module, captured: Capture) -> Iterator[tuple[torch.f
         seen[inside] = seen.get(inside, -1) + 1
         functional = call_name(f"{path}.{op}" if path else op, seen[inside])
         own = isinstance(model.get_submodule(path), KERNEL_MODULES) and seen[inside] == 0 and path
-        yield node, call_name(path, call) if own else None, functional, f"{inside}:{seen[inside]}"
+        yield node, call_name(path, call) if own else functional, f"{inside}:{seen[inside]}"
 
 
-def _layers(model: nn.Module, captured: Capture, target: torch.fx.Node, program: Program, is_cut: bool) -> dict[str, Layer]:
+def _layers(model: nn.Module, captured: Capture, target: torch.fx.Node, program: Program) -> dict[str, Layer]:
     wanted = ancestors(target)
     fields = program.fields
     image = program.image.shape[1:]
+    kernels = {name: (node, call) for node, name, call in _kernel_nodes(model, captured) if node in wanted}
+    ends = {name: node for name, node in captured.layers.items() if node in wanted or source_of(node) in wanted}
+    ends = {**{name: node for name, (node, _) in kernels.items()}, **{n: source_of(e) for n, e in ends.items()}, OUTPUT: target}
     order = {node: i for i, node in enumerate(captured.nodes)}
-    ends = [end for end in _ends(model, captured, None if is_cut else target) if end.node in wanted]
-    if not any(end.name == OUTPUT for end in ends):
-        ends.append(_End(OUTPUT, target, None, None, None))
     layers: dict[str, Layer] = {}
-    for end in sorted(ends, key=lambda end: (order[end.node], end.name == OUTPUT, -end.name.count("."))):
-        value = program.values.get(end.node.name)
+    for name, node in sorted(ends.items(), key=lambda item: (order[item[1]], item[0] == OUTPUT, -item[0].count("."))):
+        value = program.values.get(node.name)
         if value is None or not value.shape:
             continue
-        kernel = program.kernels[end.kernel.name] if end.kernel is not None and end.kernel in wanted else None
-        layers[end.name] = Layer(
-            name=end.name,
-            kind=_kind(model, end),
+        kernel_node, call = kernels.get(name, (None, None))
+        kernel = program.kernels[kernel_node.name] if kernel_node is not None else None
+        layers[name] = Layer(
+            name=name,
+            kind=_kind(model, name, kernel_node),
             modes=_modes(kernel, value.shape),
             in_shape=kernel.input.shape if kernel else None,
             out_shape=value.shape,
             receptive_field=field_size(fields[value.slot], image),
-            kernel=end.kernel.name if end.kernel is not None and kernel is not None else None,
-            call=end.call if kernel is not None else None,
-            module=end.module,
+            kernel=kernel_node.name if kernel_node is not None else None,
+            call=call,
             value=value,
         )
     if OUTPUT not in layers:
@@ -385,11 +390,14 @@ def _layers(model: nn.Module, captured: Capture, target: torch.fx.Node, program:
     return layers
 
 
-def _kind(model: nn.Module, end: _End) -> str:
-    """The module's class, the operation of a functional call, or ``output``."""
-    if end.module is not None:
-        return type(model.get_submodule(path_of(end.module))).__name__
-    return op_name(end.kernel) if end.kernel is not None else end.name
+def _kind(model: nn.Module, name: str, kernel_node: torch.fx.Node | None) -> str:
+    if name == OUTPUT:
+        return OUTPUT
+    path = name.partition(":")[0]
+    try:
+        return type(model.get_submodule(path)).__name__
+    except AttributeError:
+        return op_name(kernel_node) if kernel_node is not None else name
 
 
 def _modes(kernel: KernelCall | None, shape: tuple[int, ...]) -> tuple[str, ...]:

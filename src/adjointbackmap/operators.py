@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from adjointbackmap.arithmetic import exact
-from adjointbackmap.network import Layer, Network
+from adjointbackmap.network import Layer, Network, check_network
 from adjointbackmap.pattern import ActivationPattern, record_pattern
 from adjointbackmap.program import IMAGE, Program, Step
 from adjointbackmap.rules import Value
@@ -174,6 +174,10 @@ class LayerOperator:
             ValueError: If the shape or dtype does not fit.
         """
         self.pattern.network.check_unchanged()
+        return self.pulled(cotangent)
+
+    def pulled(self, cotangent: Tensor) -> tuple[Float[Tensor, "n *k_in"], Float[Tensor, "n *k m"]]:
+        """What :meth:`adjoint` gives, where the model was checked before."""
         stacked = self._stacked("cotangent", cotangent, self.out_shape)
         step = self.pattern.chunk
         slot = self.layer.value.slot
@@ -269,7 +273,13 @@ def _folded(stacked: Tensor) -> Tensor:
     return laid_out(stacked.flatten(0, 1))
 
 
-def operator(network: Network, x: Tensor, layer: str, scale: float = 1.0, dtype: torch.dtype | None = None) -> LayerOperator:
+def operator(
+    network: Network,
+    x: Tensor,
+    layer: str | nn.Module,
+    scale: float | str = 1.0,
+    dtype: torch.dtype | str | None = None,
+) -> LayerOperator:
     r"""The linear map [x; b] -> layer at the activation pattern of ``x``.
 
     For any cotangent g of the layer, ``adjoint(g)`` is the effective hyperplane of :math:`\langle g | layer \rangle`:
@@ -278,7 +288,7 @@ def operator(network: Network, x: Tensor, layer: str, scale: float = 1.0, dtype:
     Args:
         network: Traced network.
         x: Image ``(C, H, W)`` or batch ``(N, C, H, W)``.
-        layer: Name in ``network.layers``.
+        layer: Name in ``network.layers``, or a module of the model.
         scale: The factor k of the pattern.
         dtype: Dtype of the map, by default the model's.
 
@@ -295,5 +305,6 @@ def operator(network: Network, x: Tensor, layer: str, scale: float = 1.0, dtype:
         >>> bool(torch.allclose(op.forward(x, network.biases.vector[None]), model(x)))
         True
     """
+    check_network(network)
     chosen = network.layer(layer)
     return LayerOperator(record_pattern(network, x, scale, dtype), chosen)

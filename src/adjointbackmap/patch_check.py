@@ -9,14 +9,15 @@ from torch import Tensor
 
 from adjointbackmap.arithmetic import exact
 from adjointbackmap.auditing import TOLERANCE
-from adjointbackmap.jobs import Job
 from adjointbackmap.network import Layer, Network
 from adjointbackmap.operators import pull, push
-from adjointbackmap.pattern import ActivationPattern, record_pattern
+from adjointbackmap.pattern import ActivationPattern, pattern_of
 from adjointbackmap.program import IMAGE
+from adjointbackmap.query import Query
 from adjointbackmap.rules import Field
-from adjointbackmap.units import select, unit_dims
-from adjointbackmap.windows import Group, Sweep, strides_of
+from adjointbackmap.sweep import Sweep
+from adjointbackmap.units import unit_dims
+from adjointbackmap.windows import Group, strides_of
 
 UNITS = 3  # of random layers, one each
 NUMBERS = 2**21  # of windows that are computed in some milliseconds, however small the network is
@@ -43,7 +44,7 @@ def check_patches(network: Network, x: Tensor) -> dict[str, float]:
     layers = [layer for layer in network.distinct_layers() if _is_cut(network, layer)]
     errors: dict[str, float] = {}
     if layers:
-        pattern = record_pattern(network, x)
+        pattern = pattern_of(network, x, 1.0)
         with exact(x.device):
             errors = _pixel_errors(pattern, layers)
             for name, error in _unit_errors(pattern, layers).items():
@@ -95,7 +96,7 @@ def _inside(maps: Tensor, group: Group, field: Field) -> Tensor:
     """Whole maps ``(pixels * in-channels, channels, *shape)``, zero where a pixel is outside the field."""
     inside = maps.new_ones(1, 1, *(1,) * (maps.dim() - 2))
     for a, (span, count) in enumerate(zip(group.spans(field) or [], group.count, strict=True)):
-        first = span.first + span.shift * torch.arange(count, device=maps.device)[:, None]
+        first = span.first + span.step * torch.arange(count, device=maps.device)[:, None]
         place = torch.arange(maps.shape[2 + a], device=maps.device)
         along = (place >= first) & (place < first + span.size)  # (pixels of this axis, positions)
         shape = [along.shape[1] if b == a else 1 for b in range(len(group.count))]
@@ -111,7 +112,7 @@ def _groups(sweep: Sweep) -> Iterator[Group]:
     """
     channels, *image = sweep.pattern.network.in_shape
     strides = strides_of([sweep.fields[value.slot] for value in sweep.values], len(image))
-    one = Group((0,) * len(image), (1,) * len(image), strides)
+    one = Group.of_one(strides)
     on_maps = on_windows = 0
     for value in sweep.values:
         spans, size = one.spans(sweep.fields[value.slot]), prod(value.shape)
@@ -126,24 +127,23 @@ def _groups(sweep: Sweep) -> Iterator[Group]:
         tuple(draw.randrange(n) for n in image),
     ):
         count = tuple(min(side, pixel // stride + 1) for pixel, stride in zip(last, strides, strict=True))
-        first = tuple(p - s * (n - 1) for p, s, n in zip(last, strides, count, strict=True))
-        yield Group(first, count, strides)
+        yield Group(tuple(range(p - s * (n - 1), p + s, s) for p, s, n in zip(last, strides, count, strict=True)))
 
 
 def _unit_errors(pattern: ActivationPattern, layers: Sequence[Layer]) -> dict[str, float]:
     """The part of a hyperplane that is outside the patch, for a random unit of some random layers."""
     network, draw = pattern.network, random.Random(SEED)
     chosen = draw.sample(list(layers), min(UNITS, len(layers)))
-    outside = []
+    units = [tuple(draw.randrange(n) for n in unit_dims(layer, "RM2").values()) for layer in chosen]
+    first = Query.of(network, None, chosen[0].name, "RM2", units[0])
+    queries = [first.at_layer(layer.name, "RM2", unit) for layer, unit in zip(chosen, units, strict=True)]
+    outside = [_outside(query) for query in queries]
     seeds: dict[int, Tensor] = {}
-    for n, layer in enumerate(chosen):
-        dims = unit_dims(layer, "RM2")
-        unit = tuple(draw.randrange(extent) for extent in dims.values())
-        job = Job(network, layer, "RM2", True, select(dims, unit, 1), pattern.dtype)
-        outside.append(_outside(job))
-        slot = job.target.slot
-        seeds.setdefault(slot, torch.zeros(len(chosen), *job.target.shape, dtype=pattern.dtype, device=network.device))
-        seeds[slot][n] = job.cotangents(job.selection.flat.flatten().to(network.device), pattern.dtype)[slot][0]
+    for n, query in enumerate(queries):
+        slot, shape = query.target.slot, query.target.shape
+        seeds.setdefault(slot, torch.zeros(len(chosen), *shape, dtype=pattern.dtype, device=network.device))
+        flat = query.units.flat.flatten().to(network.device)
+        seeds[slot][n] = query.readout.cotangents(flat, pattern.dtype)[slot][0]
     hyperplanes, _ = pull(pattern, seeds)
     errors = {}
     for layer, mask, hyperplane in zip(chosen, outside, hyperplanes, strict=True):
@@ -151,14 +151,15 @@ def _unit_errors(pattern: ActivationPattern, layers: Sequence[Layer]) -> dict[st
     return errors
 
 
-def _outside(job: Job) -> Tensor:
-    """Pixels that are not on the patch of a job's one unit, ``(pixels,)``."""
-    outside = torch.ones(prod(job.network.in_shape[1:]) + 1, dtype=job.dtype)  # the last place is for what the image lacks
-    if job.in_patches:
-        outside[job.pixels_of(job.selection.flat.flatten())[0]] = 0
+def _outside(query: Query) -> Tensor:
+    """Pixels that are not on the patch of a query's one unit, ``(pixels,)``."""
+    outside = torch.ones(prod(query.network.in_shape[1:]) + 1, dtype=query.dtype)  # the last is for what the image lacks
+    if query.in_patches:
+        positions = query.units.positions(query.units.flat.flatten())
+        outside[query.patches.pixels(positions)[0]] = 0
     else:
         outside.zero_()
-    return outside[:-1].to(job.network.device)
+    return outside[:-1].to(query.network.device)
 
 
 def _relative(difference: Tensor, to: Tensor) -> float:

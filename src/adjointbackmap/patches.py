@@ -11,26 +11,28 @@ BLOCK = 2**22  # numbers in a block of an inner product
 
 
 @dataclass(frozen=True)
-class Side:
-    """Patches along one axis: that of position ``u`` has ``size`` pixels from ``start + step * u`` on.
+class Span:
+    """Intervals along one axis, one for each number: interval ``n`` has ``size`` elements from ``first + n * step`` on.
 
-    Attributes:
-        first: First of the positions.
-        count: How many there are.
-        start: First pixel of position 0's patch.
-        step: Pixels from one patch to the next.
-        size: Pixels of a patch.
+    The patches of a layer's positions on the image, and the windows of positions that pixels reach, are such intervals.
+
+    Example:
+        >>> Span(-1, 3, 2).last, Span(-1, 3, 2).firsts(range(1, 3)).tolist()
+        (1, [1, 3])
     """
 
     first: int
-    count: int
-    start: int
-    step: int
     size: int
+    step: int
 
-    def corners(self) -> Tensor:
-        """First pixel of each position's patch, ``(count,)``."""
-        return self.start + self.step * (self.first + torch.arange(self.count))
+    @property
+    def last(self) -> int:
+        """The last element of interval 0."""
+        return self.first + self.size - 1
+
+    def firsts(self, numbers: range) -> Tensor:
+        """First element of each of some intervals."""
+        return self.first + self.step * torch.arange(numbers.start, numbers.stop)
 
 
 @dataclass(frozen=True)

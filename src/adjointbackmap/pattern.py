@@ -1,12 +1,14 @@
 """A network and images -> the activation pattern: gates and winners of one forward pass at k [x; b]."""
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from adjointbackmap.arithmetic import exact
-from adjointbackmap.network import Network
+from adjointbackmap.network import Network, check_network
 from adjointbackmap.program import IMAGE, Program
 from adjointbackmap.rules.base import Gates, laid_out
 
@@ -44,7 +46,9 @@ class ActivationPattern:
         )
 
 
-def record_pattern(network: Network, x: Tensor, scale: float = 1.0, dtype: torch.dtype | None = None) -> ActivationPattern:
+def record_pattern(
+    network: Network, x: Tensor, scale: float | str = 1.0, dtype: torch.dtype | str | None = None
+) -> ActivationPattern:
     r"""Record the activation pattern at :math:`z = k [x; b]` [Wan2022, eqs. 2.3 and 3.2].
 
     ``k`` multiplies the image, every entry of ``b`` and every kink's place, so that a power of two
@@ -69,11 +73,13 @@ def record_pattern(network: Network, x: Tensor, scale: float = 1.0, dtype: torch
         >>> record_pattern(network, x, scale=1 / 8).equal(record_pattern(network, x))
         True
     """
-    if not 0 < scale < float("inf"):
-        msg = f"scale must be a positive number, such as 1/8. Got {scale}."
-        raise ValueError(msg)
+    check_network(network)
     network.check_unchanged()
-    images = check_images(network, x, dtype)
+    return pattern_of(network, check_images(network, x, dtype), check_scale(scale))
+
+
+def pattern_of(network: Network, images: Tensor, scale: float) -> ActivationPattern:
+    """The pattern of :func:`record_pattern`, where the model, the images and k were checked before."""
     program = network.program(images.dtype)
     gates: dict[int, Gates] = {}
     with exact(images.device):
@@ -89,15 +95,45 @@ def record_pattern(network: Network, x: Tensor, scale: float = 1.0, dtype: torch
     return ActivationPattern(network, images.dtype, len(images), gates)
 
 
-def check_images(network: Network, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def check_scale(scale: float | str) -> float:
+    """The factor k as a number: ``1 / 8``, or ``"1/8"``.
+
+    Raises:
+        ValueError: If it is none, or not positive.
+    """
+    try:
+        number = float(Fraction(scale)) if isinstance(scale, str) else float(scale)
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        msg = f"scale must be a positive number, such as 1/8. Got {scale!r}: give one, a power of two to keep every bit."
+        raise ValueError(msg)
+    return number
+
+
+def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A dtype by itself or by its name, such as ``"float64"``.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if dtype is None or isinstance(found, torch.dtype):
+        return found
+    msg = f"dtype must be torch.float32 or torch.float64. Got {dtype!r}: give one of these, or leave it out."
+    raise ValueError(msg)
+
+
+def check_images(network: Network, x: Tensor, dtype: torch.dtype | str | None = None) -> Tensor:
     """Images as a batch in the wanted dtype.
 
     Raises:
-        TypeError: If ``x`` is not a tensor.
+        TypeError: If ``network`` is no traced network, or ``x`` no tensor.
         ValueError: If its shape, dtype or device is not the network's, or it has NaN or infinities.
     """
+    check_network(network)
     if not isinstance(x, Tensor):
-        msg = f"x must be a torch.Tensor. Got {type(x).__name__}."
+        msg = f"x must be a torch.Tensor. Got {type(x).__name__}: convert it with torch.as_tensor(x)."
         raise TypeError(msg)
     shape = ", ".join(map(str, network.in_shape))
     if tuple(x.shape) == network.in_shape:
@@ -105,6 +141,7 @@ def check_images(network: Network, x: Tensor, dtype: torch.dtype | None = None) 
     if tuple(x.shape[1:]) != network.in_shape or not len(x):
         msg = f"x must have shape ({shape}) or (N, {shape}). Got {tuple(x.shape)}: resize it, or trace the model at its size."
         raise ValueError(msg)
+    dtype = dtype_of(dtype)
     wanted = dtype or network.dtype
     if not wanted.is_floating_point or wanted.itemsize < 4:
         msg = f"dtype must be torch.float32 or torch.float64. Got {wanted}: convert the model with model.float()."

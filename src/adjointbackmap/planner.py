@@ -1,91 +1,98 @@
 """What each exact way to the same hyperplanes costs, and which is the cheapest."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
-from typing import Any
+from typing import Any, cast
 
-from adjointbackmap.jobs import Job, with_own_bias
+from torch import nn
+
 from adjointbackmap.network import Network
-from adjointbackmap.program import Step
+from adjointbackmap.plans import Plan
+from adjointbackmap.program import KernelCall, Step
+from adjointbackmap.query import Query
 from adjointbackmap.rules.kernels import Kernel
-from adjointbackmap.units import select, unit_dims
-from adjointbackmap.windows import Group, pixels_reaching, strides_of
+from adjointbackmap.windows import Group, strides_of
 
 STEP_COST = 2_000_000  # multiply-adds that fit into the time which a step takes before it computes
 NUMBER_COST = 10  # and into the time that a number takes to be read and written
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How some hyperplanes are computed.
-
-    Attributes:
-        method: ``"adjoint"``, ``"basis"``, ``"coloured"`` or ``"windowed"``.
-        vectors: Cotangents or tangents.
-        multiply_adds: Of the convolutions and products.
-        bytes: Size of the result.
-        cost: Multiply-adds, and what steps and numbers take beside them, in the same unit.
-    """
-
-    method: str
-    vectors: int
-    multiply_adds: int
-    bytes: int
-    cost: int
-
-    def __str__(self) -> str:
-        kind = "cotangents" if self.method == "adjoint" else "tangents"
-        work = f"{self.multiply_adds / 1e9:.3g} GMAC, {self.bytes / 2**20:,.1f} MiB"
-        return f"{self.method}: {self.vectors:,} {kind}, {work}"
-
-
 def plan(
-    network: Network, layer: str, mode: str, units: Any = None, own_bias: bool | None = None, method: str | None = None
+    network: Network,
+    layer: str | nn.Module,
+    mode: str,
+    units: Any = None,
+    own_bias: bool | None = None,
+    method: str | None = None,
 ) -> Plan:
-    """How the hyperplanes of some units of one image are computed, see :func:`adjointbackmap.hyperplanes`.
+    """How the hyperplanes of some units of one image are computed: method, vectors, multiply-adds, bytes.
+
+    Args:
+        network: Traced network, see :func:`trace`.
+        layer: Name in ``network.layers``, or a module of the model.
+        mode: One of its reconstruction modes.
+        units: As for :func:`adjointbackmap.hyperplanes`.
+        own_bias: Whether the layer's own bias belongs to the units.
+        method: A method to look at; by default the cheapest.
 
     Raises:
+        TypeError: If ``network`` is no traced network.
         ValueError: If the layer, mode, units or method do not fit the network.
+        RuntimeError: If the model was changed since the trace.
+
+    Example:
+        >>> import torch
+        >>> from adjointbackmap import trace
+        >>> network = trace(torch.nn.Conv2d(3, 4, 3).eval(), torch.rand(1, 3, 8, 8))
+        >>> plan(network, "output", "RM2", units=(0, 0, 0)).vectors
+        1
     """
-    chosen = network.layer(layer)
-    own_bias = with_own_bias(chosen, mode, own_bias)
-    in_channels = 0 if own_bias else network.kernel(chosen).rule.in_channels
-    selection = select(unit_dims(chosen, mode, in_channels), units, 1)
-    return plan_job(Job(network, chosen, mode, own_bias, selection, network.dtype), 1, method)
+    return plan_query(Query.of(network, None, layer, mode, units, own_bias, method=method))
 
 
-def plan_job(job: Job, images: int, method: str | None = None) -> Plan:
+def plan_query(query: Query) -> Plan:
     """The cheapest way, or the one that is asked for.
 
     Raises:
         ValueError: If the method is unknown, or cannot give these hyperplanes.
     """
-    able = {name: of for name, of in _PLANS.items() if _is_able(job, name)}
-    if method is not None and method not in able:
-        what = f"layer {job.layer.name!r} in {job.mode}"
-        msg = f"method must be one of {', '.join(able)} for {what}. Got {method!r}: choose one of these, or leave it out."
+    able = [name for name in METHODS if _is_able(query, name)]
+    if query.method is not None and query.method not in able:
+        what = f"layer {query.layer.name!r} in {query.mode}"
+        msg = f"method must be one of {', '.join(able)} for {what}. Got {query.method!r}: choose one of these, or leave it out."
         raise ValueError(msg)
-    return min((of(job, images) for name, of in able.items() if method in (None, name)), key=lambda p: p.cost)
+    wanted = able if query.method is None else [query.method]
+    return min((_PLANS[name](query) for name in wanted), key=lambda plan: plan.cost)
 
 
-def plan_jobs(jobs: Sequence[Job], images: int, method: str | None = None) -> list[Plan]:
+def plan_queries(queries: Sequence[Query]) -> list[Plan]:
     """The cheapest way for several layers: one windowed sweep costs them all what it costs the deepest.
 
     Raises:
         ValueError: If the method is unknown, or cannot give these hyperplanes.
     """
-    own = [plan_job(job, images, method) for job in jobs]
-    if len(jobs) == 1 or method is not None:
+    own = [plan_query(query) for query in queries]
+    if len(queries) == 1 or queries[0].method is not None:
         return own
-    swept = [_plan_windowed(job, images) if _is_able(job, "windowed") else None for job in jobs]
+    swept = [_plan_windowed(query) if _is_able(query, "windowed") else None for query in queries]
     together = max((s.cost for s in swept if s), default=0)
     apart = sum(o.cost for o, s in zip(own, swept, strict=True) if s)
     return own if apart <= together else [s or o for o, s in zip(own, swept, strict=True)]
 
 
-def _is_able(job: Job, method: str) -> bool:
-    return method == "adjoint" or job.by_columns(maps=method != "basis")
+def plans_of(query: Query) -> dict[str, Plan]:
+    """What each method that can give the hyperplanes needs, or the one that is asked for."""
+    if query.method is not None:
+        return {query.method: plan_query(query)}
+    return {name: _PLANS[name](query) for name in METHODS if _is_able(query, name)}
+
+
+def _is_able(query: Query, method: str) -> bool:
+    """Whether a method gives these hyperplanes: colours and windows need units at the positions of a map."""
+    if method == "adjoint":
+        return True
+    return query.readout.takes_tangents and (method == "basis" or query.is_on_maps)
 
 
 def _work(steps: list[Step], shares: dict[int, float] | None = None) -> tuple[float, float]:
@@ -99,56 +106,67 @@ def _work(steps: list[Step], shares: dict[int, float] | None = None) -> tuple[fl
     return products, numbers
 
 
-def _planned(job: Job, images: int, method: str, vectors: int, work: tuple[float, float], batches: float) -> Plan:
+def _planned(query: Query, method: str, vectors: int, work: tuple[float, float], batches: float) -> Plan:
+    """The cost of some vectors through a network, each of which takes some products and numbers."""
+    images, itemsize = len(query.images), query.dtype.itemsize
     products, numbers = (vectors * w for w in work)
-    size = (prod(job.part) + job.entries.numel()) * job.count * job.dtype.itemsize
-    numbers += 2 * size / job.dtype.itemsize  # the result, read and written
-    cost = products + NUMBER_COST * numbers + STEP_COST * batches * len(job.steps())
+    size = (prod(query.part_shape) + query.readout.entries.numel()) * query.units.count * itemsize
+    numbers += 2 * size / itemsize  # the result, written and read
+    steps = len(query.readout.steps())
+    cost = products + NUMBER_COST * numbers + STEP_COST * batches * steps
     return Plan(method, vectors, round(images * products), images * size, round(images * cost))
 
 
-def _plan_adjoint(job: Job, images: int) -> Plan:
-    vectors = job.count
-    found = _planned(job, images, "adjoint", vectors, _work(job.program.upstream([job.target])), vectors / job.program.chunk)
-    if job.rows is None:
+def _plan_adjoint(query: Query) -> Plan:
+    readout, program = query.readout, query.program
+    vectors = query.units.count
+    work = _work(program.upstream([readout.target]))
+    found = _planned(query, "adjoint", vectors, work, vectors / program.chunk)
+    if readout.rows is None:
         return found
-    vectors = len(job.rows.unique()) * job.taps
-    rows = _planned(job, images, "adjoint", vectors, _work(job.program.upstream([job.kernel.input])), vectors / job.program.chunk)
-    weighted = images * job.count * job.taps * (prod(job.part) + job.entries.numel())
+    kernel = cast("KernelCall", readout.kernel)
+    vectors = len(readout.rows.unique()) * readout.taps
+    rows = _planned(query, "adjoint", vectors, _work(program.upstream([kernel.input])), vectors / program.chunk)
+    # then each unit weights the taps of its row
+    length = prod(query.part_shape) + readout.entries.numel()
+    weighted = len(query.images) * query.units.count * readout.taps * length
     return replace(rows, multiply_adds=rows.multiply_adds + weighted, cost=rows.cost + weighted)
 
 
-def _plan_basis(job: Job, images: int) -> Plan:
-    vectors = prod(job.network.in_shape) + job.entries.numel()
-    return _planned(job, images, "basis", vectors, _work(job.steps()), vectors / job.program.chunk)
+def _plan_basis(query: Query) -> Plan:
+    vectors = prod(query.network.in_shape) + query.readout.entries.numel()
+    return _planned(query, "basis", vectors, _work(query.readout.steps()), vectors / query.program.chunk)
 
 
-def _plan_coloured(job: Job, images: int) -> Plan:
-    vectors = prod(job.part) + job.entries.numel()
-    return _planned(job, images, "coloured", vectors, _work(job.steps()), vectors / job.program.chunk)
+def _plan_coloured(query: Query) -> Plan:
+    vectors = prod(query.part_shape) + query.readout.entries.numel()
+    return _planned(query, "coloured", vectors, _work(query.readout.steps()), vectors / query.program.chunk)
 
 
-def _plan_windowed(job: Job, images: int) -> Plan:
+def _plan_windowed(query: Query) -> Plan:
     """One pixel's windows stand for all; biases are counted as if each went through half of the network."""
-    program, (channels, *image), fields = job.program, job.network.in_shape, job.program.fields
-    steps, entries = job.steps(), job.entries.numel()
-    strides = strides_of([fields[s] for s in (program.image.slot, *(s.output.slot for s in steps))], len(image))
-    group = Group((0,) * len(image), (1,) * len(image), strides)
+    program, fields = query.program, query.program.fields
+    steps, entries = query.readout.steps(), query.readout.entries.numel()
+    slots = [program.image.slot, *(step.output.slot for step in steps)]
+    strides = strides_of([fields[slot] for slot in slots], len(query.network.in_shape) - 1)
+    pixel = Group.of_one(strides)
     shares = {}
     for step in steps:
-        spans, whole = group.spans(fields[step.output.slot]), prod(step.output.shape[1:])
-        shares[step.output.slot] = 1.0 if spans is None else min(1.0, prod(max(0, s.size) for s in spans) / whole)
-    pixels = channels * prod(len(axis) for axis in pixels_reaching(job.sides, image))
-    on_windows, on_maps = _work(steps, shares), _work(steps)
+        spans, whole = pixel.spans(fields[step.output.slot]), prod(step.output.shape[1:])
+        windowed = whole if spans is None else prod(max(0, s.size) for s in spans)
+        shares[step.output.slot] = min(1.0, windowed / whole)
+    pixels = query.network.in_shape[0] * prod(map(len, query.patches.reached()))
     vectors = pixels + entries
-    work = tuple((w * pixels + m * entries / 2) / max(1, vectors) for w, m in zip(on_windows, on_maps, strict=True))
-    batches = prod(strides) + entries / job.program.chunk
-    return _planned(job, images, "windowed", vectors, (work[0], work[1]), batches)
+    on_windows, on_maps = _work(steps, shares), _work(steps)
+    products, numbers = ((w * pixels + m * entries / 2) / max(1, vectors) for w, m in zip(on_windows, on_maps, strict=True))
+    batches = prod(strides) + entries / program.chunk
+    return _planned(query, "windowed", vectors, (products, numbers), batches)
 
 
-_PLANS: dict[str, Callable[[Job, int], Plan]] = {
+_PLANS: dict[str, Callable[[Query], Plan]] = {
     "adjoint": _plan_adjoint,
     "basis": _plan_basis,
     "coloured": _plan_coloured,
     "windowed": _plan_windowed,
 }
+METHODS = tuple(_PLANS)

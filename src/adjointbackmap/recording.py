@@ -1,6 +1,6 @@
 """What the untouched model computes: inputs and outputs of its layers, from one forward pass of the module itself."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from adjointbackmap.arithmetic import exact
 from adjointbackmap.capture import call_name, listening, pick
 from adjointbackmap.network import OUTPUT, Layer, Network
 
 FUNCTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
+IMAGES_AT_ONCE = 64  # in one call of the model
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,32 @@ class Recorded:
     outputs: dict[str, Tensor]
 
 
-def record(network: Network, x: Tensor, layers: list[Layer], call: Callable[[Tensor], Any] | None = None) -> Recorded:
-    """Run the model once and keep what goes into and comes out of layers.
+def record(network: Network, images: Tensor, layers: Sequence[Layer]) -> Recorded:
+    """Run the untouched model and keep what goes into and comes out of layers.
 
-    Nothing of the trace is used but the layers' names: a change of the model's forward shows here.
+    Nothing of the trace is used but the layers' names: a change of the model's forward shows here. Whether the model is
+    as it was traced is for the caller to check, once for a call.
+
+    Args:
+        network: Traced network.
+        images: Batch ``(N, *in_shape)`` in the dtype of the pass.
+        layers: Layers to keep.
+
+    Returns:
+        What was recorded.
+    """
+    with exact(images.device):
+        found = [record_call(network, part, layers) for part in images.split(IMAGES_AT_ONCE)]
+    if len(found) == 1:
+        return found[0]
+    inputs = {name: torch.cat([f.inputs[name] for f in found]) for name in found[0].inputs}
+    outputs = {name: torch.cat([f.outputs[name] for f in found]) for name in found[0].outputs}
+    return Recorded(inputs, outputs)
+
+
+def record_call(network: Network, x: Tensor, layers: Sequence[Layer], call: Callable[[Tensor], Any] | None = None) -> Recorded:
+    """One call of the model, see :func:`record`.
+
     For a dtype other than the model's, the same module runs with its parameters cast for the call.
 
     Args:
@@ -39,22 +63,20 @@ def record(network: Network, x: Tensor, layers: list[Layer], call: Callable[[Ten
     Returns:
         What was recorded.
     """
-    network.check_unchanged()
     kept = Recorded({}, {})
     names = {layer.name for layer in layers}
     wanted = [*layers, network.layers[network.until]] if network.until else layers
     calls = {layer.call: layer for layer in wanted if layer.call is not None}
-    heard = {layer.module: layer.name for layer in wanted if layer.module is not None}
 
     def function(call: str, x: Tensor, output: Tensor) -> None:
         if call in calls:
             kept.inputs[calls[call].name] = x.clone()  # a later operation in place does not reach it
-            if calls[call].module is None:
+            if not _is_module(network.model, calls[call]):
                 kept.outputs[calls[call].name] = output.clone()
 
     def module(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
-        if name in heard and isinstance(output, Tensor):
-            kept.outputs[heard[name]] = output.clone()
+        if name in (*names, network.until) and isinstance(output, Tensor):
+            kept.outputs[name] = output.clone()
 
     with _module_stack(network.model) as stack, listening(network.model, module), _Kernels(stack, function):
         output = (call or partial(_call, network.model))(x.clone(memory_format=torch.contiguous_format))  # it may write into it
@@ -88,6 +110,10 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
         return tensor
     cast = tensor.detach().to(dtype)
     return nn.Parameter(cast, requires_grad=False) if isinstance(tensor, nn.Parameter) else cast
+
+
+def _is_module(model: nn.Module, layer: Layer) -> bool:
+    return layer.name.partition(":")[0] in dict(model.named_modules())
 
 
 @contextmanager

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from adjointbackmap.counts import LayerCheck
 from adjointbackmap.disk import hold_file
-from adjointbackmap.network import Network
-from adjointbackmap.pattern import check_images
+from adjointbackmap.network import Network, check_network
+from adjointbackmap.pattern import check_images, check_scale, dtype_of
 from adjointbackmap.records import Record
+from adjointbackmap.sweep import images_at_once
 from adjointbackmap.tracing import trace
 from adjointbackmap.verification import Terms, verify_images
-from adjointbackmap.windows import images_at_once
 
 Checks = dict[str, LayerCheck]
 """Name of a layer -> its errors."""
@@ -35,13 +35,13 @@ Batch = tuple[list[str], Tensor]
 def verify(
     network: Network,
     images: Tensor,
-    layers: Sequence[str] | None = None,
+    layers: Sequence[str | torch.nn.Module] | None = None,
     own_bias: bool = False,
-    scale: float = 1 / 8,
-    dtype: torch.dtype | None = None,
+    scale: float | str = 1 / 8,
+    dtype: torch.dtype | str | None = None,
     report: Callable[[float], None] = lambda share: None,
     *,
-    accumulate: torch.dtype | None = None,
+    accumulate: torch.dtype | str | None = None,
     names: Sequence[str] | None = None,
     keep: str | os.PathLike | None = None,
     workers: int | str | None = None,
@@ -166,20 +166,25 @@ def merge(total: Checks, checks: Checks) -> None:
 
 def terms_of(
     network: Network,
-    layers: Sequence[str] | None = None,
+    layers: Sequence[str | torch.nn.Module] | None = None,
     own_bias: bool = False,
-    scale: float = 1 / 8,
-    dtype: torch.dtype | None = None,
-    accumulate: torch.dtype | None = None,
+    scale: float | str = 1 / 8,
+    dtype: torch.dtype | str | None = None,
+    accumulate: torch.dtype | str | None = None,
 ) -> Terms:
     """What is verified, with what is left out filled in; the arguments are those of :func:`verify`.
 
     Raises:
         ValueError: If a layer does not fit the network.
     """
+    check_network(network)
     chosen = [network.layer(name) for name in layers] if layers is not None else network.distinct_layers()
-    dtype = dtype or network.dtype
-    return Terms(tuple(layer.name for layer in chosen), own_bias, scale, dtype, accumulate or dtype)
+    if not chosen:
+        msg = f"layers must name a layer of {', '.join(network.layers)}. Got none: give one, or leave it out for all."
+        raise ValueError(msg)
+    precision = dtype_of(dtype) or network.dtype
+    names = tuple(layer.name for layer in chosen)
+    return Terms(names, own_bias, check_scale(scale), precision, dtype_of(accumulate) or precision)
 
 
 def job_of(network: Network, terms: Terms) -> dict[str, Any]:

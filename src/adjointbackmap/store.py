@@ -3,7 +3,7 @@
 import hashlib
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from math import prod
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adjointbackmap import disk
 from adjointbackmap.drafts import CHECKSUM, Draft, put_record
-from adjointbackmap.hyperplane import Hyperplanes, bytes_of, relative_error
+from adjointbackmap.hyperplane import Hyperplanes, relative_error
 from adjointbackmap.manifest import (
     AGAIN,
     LAYOUT,
@@ -32,7 +32,8 @@ from adjointbackmap.manifest import (
 )
 from adjointbackmap.network import Network
 from adjointbackmap.patches import Patches
-from adjointbackmap.streaming import Block, Stream, stream, tiles
+from adjointbackmap.query import Block, Query, bytes_of
+from adjointbackmap.streaming import Stream, stream, tiles
 from adjointbackmap.units import Selection
 
 if TYPE_CHECKING:
@@ -45,14 +46,14 @@ def save(
     path: Path | str,
     network: Network,
     x: Tensor,
-    layer: str,
+    layer: str | nn.Module,
     mode: str,
     units: Any = None,
     own_bias: bool | None = None,
-    scale: float = 1.0,
-    dtype: torch.dtype | None = None,
+    scale: float | str = 1.0,
+    dtype: torch.dtype | str | None = None,
     method: str | None = None,
-    memory: str | int = "2GiB",
+    memory: str | float | int | None = "2GiB",
     report: Callable[[float], None] = lambda share: None,
 ) -> "StoredPlanes":
     """Compute hyperplanes into a folder, a Zarr store (version 3) that xarray reads; they may be larger than memory.
@@ -61,19 +62,8 @@ def save(
     computed again, and the files are in the end byte by byte those of an unbroken run. It goes on with the method and the
     blocks with which it was begun.
 
-    Args:
-        path: Folder of the store: a new one, or one of the same hyperplanes.
-        network: Traced network, see :func:`trace`.
-        x: One image ``(C, H, W)`` or a batch ``(N, C, H, W)``, in the units that the model takes.
-        layer: Name in ``network.layers``.
-        mode: ``"RM4"`` to ``"RM0"``.
-        units: As for :func:`adjointbackmap.hyperplanes`.
-        own_bias: Whether the layer's own bias belongs to the unit.
-        scale: The factor k at which the pattern is taken.
-        dtype: ``torch.float64`` for more than the model's own precision.
-        method: As for :func:`adjointbackmap.iter_hyperplanes`.
-        memory: Bytes for one block, see :func:`adjointbackmap.iter_hyperplanes`.
-        report: Called with the share of blocks that are finished.
+    ``path`` is the folder of the store: a new one, or one of the same hyperplanes. The other arguments are those of
+    :func:`adjointbackmap.iter_hyperplanes`, and ``report`` is called with the share of blocks that are finished.
 
     Returns:
         The stored hyperplanes.
@@ -90,7 +80,8 @@ def save(
         >>> stored.to_xarray()["image"].sizes["patch_row"], bool(stored.relative_error().abs().max() < 1e-3)
         (3, True)
     """
-    return write(path, stream(network, x, layer, mode, units, own_bias, scale, dtype, method, memory), report)
+    query = Query.of(network, x, layer, mode, units, own_bias, scale, dtype, method, memory)
+    return write(path, stream(query), report)
 
 
 def write(path: Path | str, work: Stream, report: Callable[[float], None] = lambda share: None) -> "StoredPlanes":
@@ -125,7 +116,7 @@ def _write(path: Path, draft: Draft, report: Callable[[float], None]) -> "Stored
             finished = number / len(draft.work.blocks)
             report(finished)
     except disk.DiskFull as error:
-        left = (1 - finished) * prod(work.shape) * work.bytes_each / 2**20
+        left = (1 - finished) * prod(work.shape) * work.query.bytes_each / 2**20
         advice = "make room and run the same again, which keeps the blocks that are finished"
         raise disk.DiskFull(path, advice, left) from error
     return stored
@@ -224,7 +215,7 @@ class StoredPlanes:
         return self._data.copy()
 
     def planes(
-        self, network: Network, units: Any = (), images: int | slice = slice(None), memory: str | int = "2GiB"
+        self, network: Network, units: Any = (), images: int | slice = slice(None), memory: str | float | int | None = "2GiB"
     ) -> Hyperplanes:
         """Some of the hyperplanes, read into memory, as :func:`adjointbackmap.hyperplanes` gives them.
 
@@ -244,7 +235,7 @@ class StoredPlanes:
         )
         return self._planes(key, network, bytes_of(memory))
 
-    def iter_planes(self, network: Network, memory: str | int = "2GiB") -> Iterator[Hyperplanes]:
+    def iter_planes(self, network: Network, memory: str | float | int | None = "2GiB") -> Iterator[Hyperplanes]:
         """All hyperplanes, one chunk at a time.
 
         Args:
@@ -350,23 +341,23 @@ def _inner(image: Tensor | Patches, x: Tensor) -> Tensor:
 
 def provenance(work: Stream) -> dict[str, Any]:
     """What makes some hyperplanes: weights, versions, images, layer, mode, units, k, dtype, and where each bias lies in b."""
-    job = work.job
+    query = work.query
     return {
         "adjointbackmap": version("adjointbackmap"),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "weights sha256": job.network.weights_hash(),
-        "images sha256": hashlib.sha256(_bytes(work.x)).hexdigest(),
-        "units sha256": hashlib.sha256(_bytes(job.selection.flat)).hexdigest(),
-        "layer": job.layer.name,
-        "mode": job.mode,
-        "own bias": job.own_bias,
-        "k": work.scale,
-        "dtype": str(job.dtype).removeprefix("torch."),
+        "weights sha256": query.network.weights_hash(),
+        "images sha256": hashlib.sha256(_bytes(query.images)).hexdigest(),
+        "units sha256": hashlib.sha256(_bytes(query.units.flat)).hexdigest(),
+        "layer": query.layer.name,
+        "mode": query.mode,
+        "own bias": query.own_bias,
+        "k": query.scale,
+        "dtype": str(query.dtype).removeprefix("torch."),
         "shape": list(work.shape),
-        "unit dimensions": list(job.selection.names),
-        "mode dimensions": job.selection.dims,
-        "biases": {name: [part.slice.start, part.slice.stop] for name, part in job.network.biases.items()},
+        "unit dimensions": list(query.units.names),
+        "mode dimensions": query.units.dims,
+        "biases": {name: [part.slice.start, part.slice.stop] for name, part in query.network.biases.items()},
     }
 
 
@@ -434,5 +425,5 @@ def _layout(work: Stream) -> dict[str, Any]:
 
 
 def _draft(work: Stream, layout: dict[str, Any]) -> Draft:
-    begun = replace(work, method=layout["method"], memory=layout["memory"], block=tuple(layout["shape"]))
+    begun = work.begun(layout["method"], layout["memory"], tuple(layout["shape"]))
     return Draft(begun, {**provenance(work), LAYOUT: layout})

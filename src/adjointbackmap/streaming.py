@@ -1,54 +1,40 @@
 """Hyperplanes larger than memory: a selection of units in blocks, each of which is computed on its own."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from adjointbackmap.hyperplane import Hyperplanes, bytes_of, job_of, planes_of
-from adjointbackmap.jobs import Job
-from adjointbackmap.methods import METHODS
+from adjointbackmap.hyperplane import Hyperplanes, planes_of
 from adjointbackmap.network import Network
-from adjointbackmap.pattern import check_images
-from adjointbackmap.planner import Plan, plan_job
-from adjointbackmap.units import Selection
-
-Block = tuple[slice, ...]  # images, and units along each dimension
+from adjointbackmap.planner import plan_query, plans_of
+from adjointbackmap.plans import Plan
+from adjointbackmap.query import Block, Query
 
 
 def iter_hyperplanes(
     network: Network,
     x: Tensor,
-    layer: str,
+    layer: str | nn.Module,
     mode: str,
     units: Any = None,
     own_bias: bool | None = None,
-    scale: float = 1.0,
-    dtype: torch.dtype | None = None,
+    scale: float | str = 1.0,
+    dtype: torch.dtype | str | None = None,
     method: str | None = None,
-    memory: str | int = "2GiB",
+    memory: str | float | int | None = "2GiB",
 ) -> Iterator[Hyperplanes]:
     """The hyperplanes of :func:`adjointbackmap.hyperplanes` in blocks, of which each fits in ``memory``.
 
     A block is a range along the first unit dimension that does not fit, of one image unless several fit whole; blocks follow
     one another as the units do. Where the units have a smaller receptive field than the image, image parts are patches on it.
 
-    Args:
-        network: Traced network, see :func:`trace`.
-        x: One image ``(C, H, W)`` or a batch ``(N, C, H, W)``, in the units that the model takes.
-        layer: Name in ``network.layers``.
-        mode: ``"RM4"`` to ``"RM0"``.
-        units: As for :func:`adjointbackmap.hyperplanes`.
-        own_bias: Whether the layer's own bias belongs to the unit.
-        scale: The factor k at which the pattern is taken.
-        dtype: ``torch.float64`` for more than the model's own precision.
-        method: As for :func:`adjointbackmap.hyperplanes`; by default the one that is cheapest in such blocks.
-        memory: Bytes for one block: half for the result, half for what computing it takes.
+    The arguments are those of :func:`adjointbackmap.hyperplanes`, but for one layer, and ``memory`` is that of one block: half
+    for the result, half for what computing it takes. By default the method is the one that is cheapest in such blocks.
 
     Returns:
         An iterator over blocks, each with its images ``x`` and its ``units``.
@@ -64,7 +50,7 @@ def iter_hyperplanes(
         >>> [tuple(block.value.shape) for block in blocks]
         [(1, 3, 4, 2), (1, 1, 4, 2)]
     """
-    work = stream(network, x, layer, mode, units, own_bias, scale, dtype, method, memory)
+    work = stream(Query.of(network, x, layer, mode, units, own_bias, scale, dtype, method, memory))
     return map(work.compute, work.blocks)
 
 
@@ -73,25 +59,27 @@ class Stream:
     """Hyperplanes that are to be computed block by block: made by :func:`stream`.
 
     Attributes:
-        job: Which hyperplanes.
-        x: The images, ``(N, C, H, W)``.
-        scale: The factor k of the pattern.
-        method: How every block is computed.
-        memory: Bytes for one block.
+        query: Which hyperplanes, by which method, and how many bytes a block may take.
         block: Images, and units along each dimension, of a block; at the ends it may be smaller.
     """
 
-    job: Job
-    x: Tensor
-    scale: float
-    method: str
-    memory: int
+    query: Query
     block: tuple[int, ...]
+
+    @property
+    def method(self) -> str:
+        """How every block is computed."""
+        return str(self.query.method)
+
+    @property
+    def memory(self) -> int:
+        """Bytes for one block."""
+        return self.query.memory
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Images and units, ``(N, *units)``."""
-        return (len(self.x), *self.job.selection.shape)
+        return (len(self.query.images), *self.query.units.shape)
 
     @property
     def blocks(self) -> list[Block]:
@@ -99,99 +87,71 @@ class Stream:
         return tiles([slice(0, extent) for extent in self.shape], self.block)
 
     @property
-    def bytes_each(self) -> int:
-        """Bytes of one hyperplane: image part, bias part and value."""
-        return (prod(self.job.part) + self.job.entries.numel() + 1) * self.job.dtype.itemsize
-
-    @property
     def plan(self) -> Plan:
         """How the first block is computed; none costs more."""
-        first = self.blocks[0]
-        return plan_job(_job_of(self.job, first), first[0].stop, self.method)
+        return plan_query(self.query.part(self.blocks[0]))
 
     def compute(self, block: Block) -> Hyperplanes:
-        """The hyperplanes of one of the blocks."""
-        return planes_of([_job_of(self.job, block)], self.x[block[0]], self.scale, [self.method], self.memory)[0]
+        """The hyperplanes of one of the blocks.
+
+        Raises:
+            RuntimeError: If the model was changed since the trace.
+        """
+        self.query.network.check_unchanged()  # it may have been, since the block before
+        return planes_of([self.query.part(block)], [self.method])[0]
+
+    def begun(self, method: str, memory: int, block: tuple[int, ...]) -> "Stream":
+        """The same as it was begun, by a method and in blocks that were chosen then."""
+        return Stream(replace(self.query, method=method, memory=memory), block)
 
     def __str__(self) -> str:
         count, blocks = prod(self.shape), len(self.blocks)
         work = f"{self.method}, at most {self.plan.multiply_adds * blocks / 1e9:,.3g} GMAC"
-        return f"{count:,} hyperplanes in {blocks:,} block(s), {work}, at most {count * self.bytes_each / 2**20:,.1f} MiB"
+        size = count * self.query.bytes_each / 2**20
+        return f"{count:,} hyperplanes in {blocks:,} block(s), {work}, at most {size:,.1f} MiB"
 
 
-def stream(
-    network: Network,
-    x: Tensor,
-    layer: str,
-    mode: str,
-    units: Any = None,
-    own_bias: bool | None = None,
-    scale: float = 1.0,
-    dtype: torch.dtype | None = None,
-    method: str | None = None,
-    memory: str | int = "2GiB",
-) -> Stream:
-    """What :func:`iter_hyperplanes` goes through, before anything is computed; the arguments are the same.
+def stream(query: Query) -> Stream:
+    """What :func:`iter_hyperplanes` goes through, before anything is computed: the method whose blocks are the cheapest.
 
     Raises:
-        ValueError: If an argument does not fit, or not even one unit fits in ``memory``.
+        ValueError: If the method is not able, or no method can compute one unit within the memory.
 
     Example:
         >>> from adjointbackmap import trace
         >>> network = trace(torch.nn.Conv2d(3, 4, 3).eval(), torch.rand(1, 3, 8, 8))
-        >>> print(stream(network, torch.rand(3, 8, 8), "output", "RM2", (0, 0)))
+        >>> print(stream(Query.of(network, torch.rand(3, 8, 8), "output", "RM2", (0, 0))))
         4 hyperplanes in 1 block(s), adjoint, at most 1.56e-05 GMAC, at most 0.0 MiB
     """
-    images = check_images(network, x, dtype)
-    job = job_of(network, images, layer, mode, units, own_bias)
-    limit = bytes_of(memory)
-    method, block = _cheapest(job, len(images), method, limit)
-    return Stream(job, images, scale, method, limit, block)
-
-
-def _cheapest(job: Job, images: int, method: str | None, memory: int) -> tuple[str, tuple[int, ...]]:
-    """The method whose blocks are the cheapest together, and their shape.
-
-    Raises:
-        ValueError: If the method is not able, or no method can compute one unit within the memory.
-    """
-    shape, found, able = (images, *job.selection.shape), [], _able(job, method)
+    shape = (len(query.images), *query.units.shape)
+    able = plans_of(replace(query, images=query.images[:1]))
+    found = []
     for name, plan in able.items():
-        block = block_shape(shape, max(1, memory // 2 // (plan.bytes // job.count)))
+        block = block_shape(shape, max(1, query.memory // 2 // (plan.bytes // query.units.count)))
         blocks = prod(-(-extent // size) for extent, size in zip(shape, block, strict=True))
-        first = _job_of(job, tuple(slice(0, size) for size in block))
-        if _room(first, block[0], name) <= memory // 2:
-            found.append((plan_job(first, block[0], name).cost * blocks, name, block))
+        first = replace(query, method=name).part(tuple(slice(0, size) for size in block))
+        if _room(first) <= query.memory // 2:
+            found.append((plan_query(first).cost * blocks, name, block))
     if not found:
-        one = _job_of(job, tuple(slice(0, 1) for _ in shape))
-        least = 2 * min(_room(one, 1, name) for name in able)
-        msg = f"memory must be at least {least:,} bytes for one hyperplane of {job.layer.name!r}. Got {memory:,}: raise memory."
+        one = query.part(tuple(slice(0, 1) for _ in shape))
+        least = 2 * min(_room(replace(one, method=name)) for name in able)
+        msg = (
+            f"memory must be at least {least:,} bytes for one hyperplane of {query.layer.name!r}. "
+            f"Got {query.memory:,}: raise memory."
+        )
         raise ValueError(msg)
-    return min(found)[1:]
+    _, name, block = min(found)
+    return Stream(replace(query, method=name), block)
 
 
-def _able(job: Job, method: str | None) -> dict[str, Plan]:
-    """What each method that can give the hyperplanes, or the one that is asked for, needs for one image."""
-    if method is not None:
-        return {method: plan_job(job, 1, method)}
-    able = {}
-    for name in METHODS:
-        with suppress(ValueError):
-            able[name] = plan_job(job, 1, name)
-    return able
-
-
-def _room(job: Job, images: int, method: str) -> int:
+def _room(query: Query) -> int:
     """Bytes of what a method gives: tangents give every channel at all positions between the chosen ones."""
-    planned = plan_job(job, images, method).bytes
-    if method in ("adjoint", "basis"):
+    planned = plan_query(query).bytes
+    if query.method in ("adjoint", "basis"):
         return planned
-    numbers = job.network.in_shape[0] * job.end.shape[0] * prod(side.size * side.count for side in job.sides)
-    return max(planned, images * numbers * job.dtype.itemsize)
-
-
-def _job_of(job: Job, block: Block) -> Job:
-    return replace(job, selection=part_of(job.selection, block))
+    positions, pixels = prod(query.patches.counts), prod(query.patches.size)
+    numbers = query.network.in_shape[0] * query.readout.elements.shape[0] * positions * pixels
+    return max(planned, len(query.images) * numbers * query.dtype.itemsize)
 
 
 # blocks
@@ -219,9 +179,3 @@ def tiles(region: Sequence[slice], step: Sequence[int]) -> list[Block]:
     """
     axes = [[slice(a, min(a + s, r.stop)) for a in range(r.start, r.stop, s)] for r, s in zip(region, step, strict=True)]
     return list(product(*axes))
-
-
-def part_of(selection: Selection, block: Block) -> Selection:
-    """The units of a block of ``(N, *units)``."""
-    images = block[0] if len(selection.flat) > 1 else slice(None)
-    return Selection(selection.dims, selection.flat[images, *block[1:]], selection.names)

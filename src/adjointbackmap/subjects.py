@@ -198,7 +198,7 @@ def parse_units(text: str | None) -> Any:
         return text
     try:
         return tuple(_unit_part(part.strip()) for part in text.split(","))
-    except ValueError:
+    except (ValueError, TypeError):  # not a number, or a slice of four parts
         msg = f"--units must be ints and slices separated by commas, such as 3,:,0:8, or predicted. Got {text!r}."
         raise ValueError(msg) from None
 

@@ -7,6 +7,7 @@ from adjointbackmap.auditing import audit as audit_network
 from adjointbackmap.capture import capture
 from adjointbackmap.network import Network, batch_of, check_eval
 from adjointbackmap.patch_check import check_patches
+from adjointbackmap.planner import plan
 
 
 def trace(
@@ -39,7 +40,7 @@ def trace(
         ['0', '1', 'output']
     """
     check_eval(model, ValueError)
-    network = Network(model, capture(model, batch_of(example)), until, output)
+    network = Network(model, capture(model, batch_of(example)), plan, until, output)
     if audit and network.device.type != "meta":
         noise = torch.randn(1, *network.in_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         x = noise.to(network.device, network.dtype)

@@ -1,6 +1,7 @@
 """Which units of a layer: the dimensions of each reconstruction mode, and selections of units as NumPy makes them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from adjointbackmap.network import Layer
 
 SPATIAL_NAMES = {0: (), 1: ("out_col",), 2: ("out_row", "out_col"), 3: ("out_depth", "out_row", "out_col")}
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+LONGEST_SHOWN = 80  # characters of an argument in a message
 
 
 def unit_dims(layer: Layer, mode: str, in_channels: int = 0) -> dict[str, int]:
@@ -58,14 +61,63 @@ class Selection:
         return tuple(self.flat.shape[1:])
 
     @property
+    def count(self) -> int:
+        """Units for each image."""
+        return prod(self.shape)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all images have the same units."""
+        return len(self.flat) == 1
+
+    @cached_property
     def is_everything(self) -> bool:
         """Whether it is every unit, in order."""
-        return self.shape == tuple(self.dims.values()) and len(self.flat) == 1 and self.names == tuple(self.dims)
+        everything = torch.arange(prod(self.dims.values()), device=self.flat.device)
+        named = self.names == tuple(self.dims)
+        return named and self.is_shared and torch.equal(self.flat.flatten(), everything)
+
+    @property
+    def is_box(self) -> bool:
+        """Whether the units are all of those at the positions between the outermost, in order; for units on maps."""
+        if not self.is_shared:
+            return False
+        ranges = tuple(slice(p.start, p.stop) for p in self.box)
+        box = torch.arange(prod(self.dims.values())).view(*self.dims.values())[ranges]
+        return self.shape == tuple(box.shape) and torch.equal(self.flat[0], box)
+
+    @cached_property
+    def box(self) -> tuple[range, ...]:
+        """The positions along each axis of a map, from the first chosen one to the last."""
+        positions = self.positions(self.flat)
+        return tuple(range(int(p.min()), int(p.max()) + 1) for p in positions)
 
     def coordinates(self) -> dict[str, Tensor]:
         """Each unit's place along every dimension of the mode, of the shape of :attr:`flat`."""
-        places = torch.unravel_index(self.flat, tuple(self.dims.values()))
-        return dict(zip(self.dims, places, strict=True))
+        return self.places(self.flat)
+
+    def places(self, flat: Tensor) -> dict[str, Tensor]:
+        """Places along the mode's dimensions of units that are given by their numbers."""
+        along = torch.unravel_index(flat, tuple(self.dims.values()))
+        return dict(zip(self.dims, along, strict=True))
+
+    def positions(self, flat: Tensor) -> list[Tensor]:
+        """Positions on a map, along each of its axes, of units that are given by their numbers."""
+        return [p for name, p in self.places(flat).items() if name in SPATIAL_NAMES[3]]
+
+    def numbers(self, images: slice, count: int, device: torch.device) -> Tensor:
+        """Numbers of the units of some images, ``(count, units)``."""
+        flat = self.flat.reshape(len(self.flat), -1).to(device)
+        return (flat if self.is_shared else flat[images]).expand(count, -1)
+
+    def in_order(self, maps: Tensor) -> Tensor:
+        """A layer's elements ``(N, C, *positions)`` in the order of the units, ``(N, *positions, C)``."""
+        return maps.movedim(1, -1) if "out_channel" in self.dims else maps
+
+    def of_images(self, images: slice, units: tuple[slice, ...] = ()) -> "Selection":
+        """The units of some images, and a part of them along each dimension that is left."""
+        part = self.flat[slice(None) if self.is_shared else images]
+        return replace(self, flat=part[:, *units])
 
 
 def select(dims: dict[str, int], units: Any, images: int) -> Selection:
@@ -81,49 +133,75 @@ def select(dims: dict[str, int], units: Any, images: int) -> Selection:
         ValueError: If a unit is out of range, or the selection is none of these or empty.
 
     Example:
-        >>> select({"out_row": 4, "out_col": 4, "out_channel": 2}, (0, slice(1, 3)), 1).shape
-        (2, 2)
+        >>> select({"out_row": 4, "out_col": 4, "out_channel": 2}, (0, slice(3, 0, -1)), 1).shape
+        (3, 2)
     """
     if isinstance(units, Tensor) and units.dim() == 3:
         return _own_units(dims, units, images)
     key = () if units is None else units if isinstance(units, tuple) else (units,)
-    key = tuple(_part(k) for k in key)
-    described = ", ".join(f"{name} of 0 to {n - 1}" for name, n in dims.items())
+    described = _described(dims)
     if len(key) > len(dims):
-        msg = f"units must be a tuple over {described}. Got {len(key)} parts."
+        msg = f"units must be a tuple over {described}. Got {len(key)} parts: give at most {len(dims)}."
         raise ValueError(msg)
+    key = tuple(_part(k, n, described) for k, n in zip(key, dims.values(), strict=False))
     try:
         flat = np.arange(prod(dims.values())).reshape(tuple(dims.values()))[key]
     except IndexError as error:
-        msg = f"units must lie in {described}. Got {units}: {error}."
+        msg = f"units must lie in {described}. Got {shown(units)}: {error}."
         raise ValueError(msg) from error
     if not np.size(flat):
-        msg = f"units must name at least one unit of {described}. Got {units}, which is none."
+        msg = f"units must name at least one unit of {described}. Got {shown(units)}, which is none."
         raise ValueError(msg)
-    return Selection(dims, torch.as_tensor(np.asarray(flat, np.int64))[None], _names(tuple(dims), key))
+    # a copy, for a slice with a negative step is a view that PyTorch cannot take
+    numbers = torch.from_numpy(np.array(flat, dtype=np.int64, order="C"))
+    return Selection(dims, numbers[None], _names(tuple(dims), key))
+
+
+def shown(value: object) -> str:
+    """A value that came, on one line of a message."""
+    line = " ".join(repr(value).split())
+    return line if len(line) <= LONGEST_SHOWN else f"{line[: LONGEST_SHOWN - 3]}..."
+
+
+def _described(dims: dict[str, int]) -> str:
+    return ", ".join(f"{name} of 0 to {n - 1}" for name, n in dims.items())
 
 
 def _own_units(dims: dict[str, int], units: Tensor, images: int) -> Selection:
     extents = torch.tensor(tuple(dims.values()))
-    if units.shape[0] != images or units.shape[2] != len(dims) or units.is_floating_point():
+    fits = units.shape[0] == images and units.shape[2] == len(dims)
+    if not fits or units.dtype not in INTEGERS:
         shape = f"({images}, K, {len(dims)})"
         msg = f"units of each image must be integers of shape {shape}. Got {tuple(units.shape)} of {units.dtype}."
         raise ValueError(msg)
-    if ((units.cpu() < 0) | (units.cpu() >= extents)).any() or not units.numel():
-        msg = f"units must lie in {', '.join(f'{n} of 0 to {e - 1}' for n, e in dims.items())}. Got others, or none."
+    places = units.cpu().long()
+    if ((places < 0) | (places >= extents)).any() or not units.numel():
+        msg = f"units must lie in {_described(dims)}. Got others, or none."
         raise ValueError(msg)
     flat = torch.zeros(units.shape[:2], dtype=torch.int64)
-    for place, extent in zip(units.cpu().unbind(2), extents.tolist(), strict=True):
+    for place, extent in zip(places.unbind(2), extents.tolist(), strict=True):
         flat = flat * extent + place
     return Selection(dims, flat, ("unit",))
 
 
-def _part(part: Any) -> Any:
-    if isinstance(part, slice):
-        return part
-    array = np.asarray(part.cpu() if isinstance(part, Tensor) else part)
+def _part(part: Any, extent: int, described: str) -> Any:
+    """One part of a selection, for NumPy.
+
+    Raises:
+        ValueError: If it is no int, slice or integer array.
+    """
+    try:
+        if isinstance(part, slice):
+            part.indices(extent)  # raises on a step of 0 and on what is no integer
+            return part
+        array = np.asarray(part.cpu() if isinstance(part, Tensor) else part)
+    except (TypeError, ValueError, RuntimeError):
+        array = np.asarray(None)
+    if array.size == 0 and array.dtype.kind == "f":  # NumPy's type of an empty list
+        array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
-        msg = f"units must be ints, slices or integer arrays. Got {part!r}."
+        advice = "take nonzero() of the mask" if array.dtype.kind == "b" and array.ndim else f"choose {described}"
+        msg = f"units must be ints, slices or integer arrays. Got {shown(part)}: {advice}."
         raise ValueError(msg)
     return int(array) if array.ndim == 0 else array
 

@@ -12,11 +12,11 @@ from adjointbackmap.counts import SHARE_LIMIT, LayerCheck, checks_of, larger
 from adjointbackmap.hyperplane import Hyperplanes
 from adjointbackmap.network import Network
 from adjointbackmap.operators import Basis, LayerOperator, basis, push, reached
-from adjointbackmap.pattern import ActivationPattern, check_images, record_pattern
+from adjointbackmap.pattern import ActivationPattern, check_images, check_scale, pattern_of
 from adjointbackmap.program import IMAGE
-from adjointbackmap.recording import call_with, record
+from adjointbackmap.recording import call_with, record, record_call
 from adjointbackmap.rules import Value
-from adjointbackmap.windows import Sweep, sums_of_products
+from adjointbackmap.sweep import Sweep, sums_of_products
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
 
@@ -86,7 +86,7 @@ def dense_test(operator: LayerOperator, x: Tensor, tolerance: float | None = Non
     def output(values: dict[str, Tensor], image: Tensor) -> Tensor:
         swapped = {**parameters, **buffers, **values}
         call = partial(call_with, network.model, swapped)
-        return record(network, image[None], [layer], call).outputs[layer.name][0]
+        return record_call(network, image[None], [layer], call).outputs[layer.name][0]
 
     ours_image, ours_bias = operator.dense()
     parts = {_first_name(network.model, p.parameter): p for p in network.biases_in(dtype).values() if p.parameter is not None}
@@ -165,7 +165,7 @@ def verify_images(
 
     Args:
         network: Traced network.
-        images: Batch, see :func:`adjointbackmap.windows.images_at_once`.
+        images: Batch, see :func:`adjointbackmap.sweep.images_at_once`.
         names: Of each image.
         terms: What is verified.
         report: Called with the share that is done.
@@ -175,7 +175,8 @@ def verify_images(
     """
     x = check_images(network, images, terms.dtype)
     layers = [network.layer(key) for key in terms.layers]
-    pattern = record_pattern(network, x, terms.scale, x.dtype)
+    network.check_unchanged()
+    pattern = pattern_of(network, x, check_scale(terms.scale))
     kernels = {layer.name: network.kernel(layer, x.dtype) for layer in layers if layer.kernel is not None and not terms.own_bias}
     targets = {layer.name: kernels[layer.name].sum if layer.name in kernels else layer.value for layer in layers}
     checks: list[dict[str, LayerCheck]] = [{} for _ in names]

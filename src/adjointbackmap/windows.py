@@ -1,77 +1,77 @@
-"""Windowed tangents: a unit tangent at one pixel, processed only on the part of each map that it can reach.
+"""The geometry of windows: which pixels go together, where their windows lie on a map, and in which patches they end.
 
-Pixels that are congruent modulo the network's total stride have windows of one geometry, so a group of them is one
-ordinary batch: convolutions pad by their whole reach and the windows grow, gates are gathered to the windows, strides
-move the windows' corners. What has no spatial rule, and a window that is as large as its map, goes on as whole maps.
+Pixels that are congruent modulo the network's total stride have windows of one geometry on every map. Such a group is one
+ordinary batch: along each axis the window of its n-th pixel is interval n of one :class:`Span`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import product
 from math import ceil, floor, lcm, prod
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adjointbackmap.alive import SMALLEST_BATCH, AliveConvolution, mostly_dead
-from adjointbackmap.patches import Side
-from adjointbackmap.pattern import ActivationPattern
-from adjointbackmap.program import IMAGE, Program, Step
-from adjointbackmap.rules import Field, Rule, Value
-from adjointbackmap.rules.base import Local, channels_last, gated, laid_out, unfilled
-from adjointbackmap.rules.kernels import Convolution
-from adjointbackmap.rules.linear import Add, Masked
-from adjointbackmap.rules.piecewise import Gate, PiecewiseAffine
-from adjointbackmap.rules.pooling import AveragePooling, MaxPooling
-
-BATCH = 2**22  # numbers in the largest window of a batch on the CPU: what its caches hold
-BATCH_ON_DEVICE = 2**26  # on another device: each operation costs its start, however few numbers it has
-
-
-@dataclass(frozen=True)
-class Span:
-    """Positions of the windows along one axis: ``size`` from ``first`` on, ``shift`` further for each next pixel."""
-
-    first: int
-    size: int
-    shift: int
-
-    @property
-    def last(self) -> int:
-        """The last position of the first pixel's window."""
-        return self.first + self.size - 1
+from adjointbackmap.patches import Span
+from adjointbackmap.rules import Field, Rule
+from adjointbackmap.rules.base import channels_last
 
 
 @dataclass(frozen=True)
 class Group:
-    """Pixels ``first + stride * n``, ``n < count`` along each axis: their windows have one geometry."""
+    """Pixels whose windows have one geometry: all combinations of a range of rows and a range of columns.
 
-    first: tuple[int, ...]
-    count: tuple[int, ...]
-    stride: tuple[int, ...]
+    Attributes:
+        pixels: The range along each axis of the image; its step is the stride.
+    """
+
+    pixels: tuple[range, ...]
+
+    @classmethod
+    def of_one(cls, strides: Sequence[int]) -> "Group":
+        """The first pixel alone, with the strides of a larger group."""
+        return cls(tuple(range(0, stride, stride) for stride in strides))
+
+    @property
+    def count(self) -> tuple[int, ...]:
+        """Pixels along each axis."""
+        return tuple(map(len, self.pixels))
 
     def spans(self, field: Field) -> list[Span] | None:
         """Where the group's pixels reach a value with a field; ``None`` for whole maps."""
         if not field:
             return None
         spans = []
-        for axis, pixel, stride in zip(field, self.first, self.stride, strict=True):
-            first, last = -int((axis.high - pixel) // axis.step), int((pixel - axis.low) // axis.step)
-            spans.append(Span(first, last - first + 1, int(stride // axis.step)))
+        for axis, pixels in zip(field, self.pixels, strict=True):
+            # Position o reads pixels from o * step + low to o * step + high: solved for the o that read the first pixel.
+            first = -int((axis.high - pixels.start) // axis.step)
+            last = int((pixels.start - axis.low) // axis.step)
+            spans.append(Span(first, last - first + 1, int(pixels.step // axis.step)))
         return spans
 
     def places(self) -> Tensor:
         """The pixels, ``(count, axes)``."""
-        axes = [torch.arange(n) * s + f for f, n, s in zip(self.first, self.count, self.stride, strict=True)]
-        return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
+        return _grid([torch.arange(p.start, p.stop, p.step) for p in self.pixels])
+
+    def numbers(self) -> Tensor:
+        """Number of each pixel along each axis of the group, ``(count, axes)``."""
+        return _grid([torch.arange(n) for n in self.count])
+
+
+def _grid(axes: list[Tensor]) -> Tensor:
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """A group's tangents ``(images * pixels * in-channels, channels, *sizes)``; ``clean`` where they are zero outside the map."""
+    """A group's tangents on the windows of its pixels.
+
+    Attributes:
+        tensor: ``(images * pixels * in-channels, channels, *sizes)``.
+        spans: Where the windows lie along each axis of the map.
+        clean: Whether the tangents are zero outside the map.
+    """
 
     tensor: Tensor
     spans: list[Span]
@@ -81,243 +81,6 @@ class Windows:
 Tangents = Windows | Tensor | None
 """On windows, on whole maps, or zero."""
 
-Sums = Callable[[Tensor, Tensor], Tensor]
-
-
-def sums_of_products(factors: Tensor, rows: Tensor) -> Tensor:
-    """Sums over ``K`` of factors ``(*batch, K)`` times rows ``(*batch, K, n)``, and of absolute values: ``(2, *batch, n)``."""
-    return torch.stack([factors[..., None, :] @ rows, factors.abs()[..., None, :] @ rows.abs()]).squeeze(-2)
-
-
-class Sweep:
-    """Tangents of every pixel of some images, and what they reach of some values.
-
-    Attributes:
-        pattern: The activation pattern of the images.
-        targets: The values.
-        after: Steps that are taken from these by :meth:`step`: batches leave room for them.
-    """
-
-    def __init__(self, pattern: ActivationPattern, targets: Iterable[Value], after: Iterable[Step] = ()) -> None:
-        self.pattern, self.targets = pattern, list(targets)
-        program = pattern.program
-        self.steps = program.upstream(self.targets)
-        self.fields = program.fields
-        self.values = [program.image, *(s.output for s in (*self.steps, *after))]
-        self.dead = mostly_dead(pattern, self.steps)
-        self.alive: dict[int, AliveConvolution] = {}
-        self.last = {i.slot: n for n, step in enumerate(self.steps) for i in step.inputs}
-        self.weights: dict[int, Tensor | None] = {}
-
-    def groups(self, pixels: Sequence[range] | None = None) -> Iterator[Group]:
-        """The image's pixels, or those of a range of rows and of columns, in groups small enough for a batch."""
-        channels, *image = self.values[IMAGE].shape
-        pixels = pixels or [range(n) for n in image]
-        strides = strides_of([self.fields[value.slot] for value in self.values], len(image))
-        each = self.pattern.images * channels * self._largest_window(Group((0,) * len(image), (1,) * len(image), strides))
-        batch = _batch(self.pattern.program)
-        for first in product(*(p[:s] for p, s in zip(pixels, strides, strict=True))):
-            count = tuple(-(-(p.stop - f) // s) for p, f, s in zip(pixels, first, strides, strict=True))
-            rows = max(1, batch // max(1, each * prod(count[1:])))
-            for start in range(0, count[0], rows):
-                part = (min(rows, count[0] - start), *count[1:])
-                yield Group((first[0] + start * strides[0], *first[1:]), part, strides)
-
-    def _largest_window(self, group: Group) -> int:
-        largest = 1
-        for value in self.values:
-            spans = group.spans(self.fields[value.slot])
-            whole = prod(value.shape)
-            windowed = whole if spans is None else value.shape[0] * prod(max(0, s.size) for s in spans)
-            largest = max(largest, min(whole, windowed))
-        return largest
-
-    def run(self, group: Group) -> dict[int, Tangents]:
-        """The tangents of a group's pixels at every target, by slot."""
-        kept = {t.slot for t in self.targets}
-        values: dict[int, Tangents] = {IMAGE: self._pixels(group)}
-        for n, step in enumerate(self.steps):
-            values[step.output.slot] = self.step(group, step, [values.get(i.slot) for i in step.inputs])
-            for i in step.inputs:
-                if self.last[i.slot] == n and i.slot not in kept:
-                    values[i.slot] = None  # free it
-        return {t.slot: values.get(t.slot) for t in self.targets}
-
-    def _pixels(self, group: Group) -> Windows:
-        """A unit tangent for each pixel and in-channel."""
-        channels, *image = self.values[IMAGE].shape
-        eye = torch.eye(channels, dtype=self.pattern.dtype, device=self.pattern.network.device)
-        times = self.pattern.images * prod(group.count)
-        tensor = eye.view(channels, channels, *(1,) * len(image)).repeat(times, *(1,) * (len(image) + 1))
-        spans = group.spans(self.fields[IMAGE]) or []
-        return Windows(laid_out(tensor), spans, True)
-
-    def step(self, group: Group, step: Step, inputs: list[Tangents]) -> Tangents:
-        """The tangents of a group's pixels after a step, from those of its inputs."""
-        given = [v for v in inputs if v is not None]
-        if not given:
-            return None
-        if isinstance(step.rule, Add) and len(given) == 1 and step.inputs[inputs.index(given[0])].shape == step.output.shape:
-            return given[0]
-        spans = group.spans(self.fields[step.output.slot])
-        if spans is not None and any(s.size <= 0 for s in spans):
-            return None
-        whole = spans is None or any(isinstance(v, Tensor) for v in inputs) or _covers(spans, step.output.shape)
-        if whole or not (step.rule.positional() or step.rule.reach()):
-            return self._on_maps(group, step, inputs)
-        return self._on_windows(group, step, inputs, spans or [])
-
-    def _on_maps(self, group: Group, step: Step, inputs: list[Tangents]) -> Tensor:
-        maps = [self.whole(group, v, i) for v, i in zip(inputs, step.inputs, strict=True)]
-        like = next(m for m in maps if m is not None)
-        if step.output.slot in self.dead and len(like) >= SMALLEST_BATCH:
-            return self._alive(step).forward(like)
-        zero = like.new_zeros(())
-        full = [zero.expand(len(like), *i.shape) if m is None else m for m, i in zip(maps, step.inputs, strict=True)]
-        return step.rule.forward(self.pattern.gates.get(step.output.slot, ()), *full)
-
-    def _alive(self, step: Step) -> AliveConvolution:
-        slot = step.output.slot
-        if slot not in self.alive:
-            self.alive[slot] = AliveConvolution(cast("Convolution", step.rule), self.dead[slot])
-        return self.alive[slot]
-
-    def whole(self, group: Group, value: Tangents, place: Value) -> Tensor | None:
-        """Tangents on whole maps: the windows put into zeros."""
-        if not isinstance(value, Windows):
-            return value
-        tensor, folded = value.tensor, (self.pattern.images, prod(group.count), -1)
-        maps, parts = (t.unflatten(0, folded) for t in (unfilled(tensor, place.shape).zero_(), tensor))
-        for p, steps in enumerate(product(*map(range, group.count))):
-            inside, taken = [], []
-            for span, step, extent in zip(value.spans, steps, place.shape[1:], strict=True):
-                first = span.first + step * span.shift
-                start, stop = max(0, first), min(extent, first + span.size)
-                inside.append(slice(start, max(start, stop)))
-                taken.append(slice(start - first, max(start, stop) - first))
-            maps[:, p, :, :, *inside] = parts[:, p, :, :, *taken]
-        return maps.flatten(0, 2)
-
-    def _on_windows(self, group: Group, step: Step, inputs: list[Tangents], spans: list[Span]) -> Windows:
-        gates = self.pattern.gates.get(step.output.slot, ())
-        if step.rule.positional():
-            return self._by_position(group, step, gates, inputs, spans)
-        (value,) = (v for v in inputs if isinstance(v, Windows))
-        value = self._cleaned(group, value, step.inputs[0])
-        if isinstance(step.rule, MaxPooling):
-            return Windows(self._winners(group, step, gates[0], value, spans), spans, False)
-        return Windows(self._windowed(group, step, value, spans), spans, False)
-
-    def _by_position(
-        self, group: Group, step: Step, gates: tuple[Tensor, ...], inputs: list[Tangents], spans: list[Span]
-    ) -> Windows:
-        """A rule that goes position by position: the windows take the place of images, each with its own gates."""
-        given = [v for v in inputs if isinstance(v, Windows)]
-        like = given[0].tensor
-        sizes = [s.size for s in spans]
-        parts = [
-            like.new_zeros(()).expand(len(like), i.shape[0], *sizes) if not isinstance(v, Windows) else _fitted(v, spans)
-            for v, i in zip(inputs, step.inputs, strict=True)
-        ]
-        seen = tuple(_seen_by(group, g.expand(*g.shape[:2], *step.output.shape[1:]), spans) for g in gates)
-        closes = isinstance(step.rule, Gate | PiecewiseAffine | Masked)  # gates are zero outside the map
-        return Windows(step.rule.forward(seen, *parts), spans, closes or all(v.clean for v in given))
-
-    def _windowed(self, group: Group, step: Step, value: Windows, spans: list[Span]) -> Tensor:
-        """A rule that reads a window around each position."""
-        rule = cast("Local", step.rule)
-        needed = _needed(rule, spans)
-        pad = _pad(value.spans, needed)
-        out = rule.valid(value.tensor, pad)
-        firsts = rule.origin([n.first for n in needed])
-        if firsts is not None:
-            made = [Span(f, n, s.shift) for f, n, s in zip(firsts, out.shape[2:], spans, strict=True)]
-            out = _fitted(Windows(out, made, False), spans)
-        if isinstance(rule, AveragePooling):
-            weight = self._edge_weight(step, rule, value.tensor)
-            if weight is not None:
-                out = gated(_seen_by(group, weight, spans), out)
-        return out
-
-    def _edge_weight(self, step: Step, rule: AveragePooling, like: Tensor) -> Tensor | None:
-        """What averages at the edges count more; ``None`` where they do not. Looked at once, for it waits for the device."""
-        slot = step.output.slot
-        if slot not in self.weights:
-            weight = rule.weight(step.inputs[0].shape, like)
-            self.weights[slot] = self._for_images(weight) if bool((weight != 1).any()) else None
-        return self.weights[slot]
-
-    def _winners(self, group: Group, step: Step, winners: Tensor, value: Windows, spans: list[Span]) -> Tensor:
-        """Max pooling: each window's winner, where it lies in the part of the input that is there."""
-        seen = _seen_by(group, winners + 1, spans) - 1  # -1 outside the map
-        extents = step.inputs[0].shape[1:]
-        places = torch.unravel_index(seen.clamp_min(0), extents)
-        axes = len(extents)
-        inside, flat = seen >= 0, torch.zeros_like(seen)
-        steps = group_steps(group).to(seen.device).repeat(self.pattern.images, 1)
-        for a, (place, span) in enumerate(zip(places, value.spans, strict=True)):
-            local = place - (span.first + steps[:, a] * span.shift).view(-1, *(1,) * (axes + 1))
-            inside = inside & (local >= 0) & (local < span.size)
-            flat = flat * span.size + local.clamp(0, span.size - 1)
-        parts = value.tensor.unflatten(0, (len(seen), -1)).flatten(3)
-        index = flat.flatten(2)[:, None].expand(-1, parts.shape[1], -1, -1)
-        taken = parts.gather(3, index) * inside.flatten(2)[:, None]
-        return laid_out(taken.unflatten(3, seen.shape[2:]).flatten(0, 1))
-
-    def _cleaned(self, group: Group, value: Windows, place: Value) -> Windows:
-        """Zeros where a window is outside the map."""
-        edges = zip(value.spans, group.count, place.shape[1:], strict=True)
-        if value.clean or all(s.first >= 0 and s.last + (n - 1) * s.shift < extent for s, n, extent in edges):
-            return value
-        ones = self._for_images(value.tensor.new_ones(1, 1, *place.shape[1:]))
-        return Windows(gated(_seen_by(group, ones, value.spans), value.tensor), value.spans, True)
-
-    def _for_images(self, maps: Tensor) -> Tensor:
-        """Maps ``(1, channels, *shape)`` that are the same for all images."""
-        return maps.expand(self.pattern.images, *maps.shape[1:])
-
-    def inner(
-        self, group: Group, value: Tangents, factors: Tensor, shape: tuple[int, ...], sums: Sums = sums_of_products
-    ) -> Tensor | None:
-        """Two sums over the tangents of one target: ``(2, images, *shape)``.
-
-        Args:
-            group: The pixels.
-            value: What :meth:`run` gave for the target.
-            factors: ``(images, pixels, in-channels)``; the sums are accumulated in their dtype.
-            shape: Shape of the target.
-            sums: What is summed of factors ``(*batch, K)`` and tangents ``(*batch, K, n)``.
-        """
-        if value is None:
-            return None
-        if not isinstance(value, Windows) or len(value.spans) != 2:
-            maps = cast("Tensor", self.whole(group, value, Value(-1, shape)))
-            rows = maps.movedim(1, -1).unflatten(0, (len(factors), -1)).to(factors.dtype)  # channels last is how maps lie
-            both = sums(factors.flatten(1), rows.flatten(2))
-            return both.unflatten(2, rows.shape[2:]).movedim(-1, 2)
-        rows = value.tensor.movedim(1, -1).unflatten(0, factors.shape)  # (images, pixels, in-channels, h, w, channels)
-        both = sums(factors, rows.flatten(3).to(factors.dtype))
-        parts = both.unflatten(3, rows.shape[3:])
-        sizes, shifts = tuple(s.size for s in value.spans), tuple(s.shift for s in value.spans)
-        extent = tuple((n - 1) * s.shift + s.size for n, s in zip(group.count, value.spans, strict=True))
-        columns = parts.permute(0, 1, 5, 3, 4, 2).flatten(2, 4)  # (2, images, channels * h * w, pixels)
-        summed = F.fold(columns.flatten(0, 1), extent, sizes, stride=shifts).unflatten(0, columns.shape[:2])
-        everywhere = [Span(0, n, 0) for n in shape[1:]]
-        made = [Span(s.first, n, 0) for s, n in zip(value.spans, extent, strict=True)]
-        return F.pad(summed, _pad(made, everywhere))
-
-
-def images_at_once(program: Program) -> int:
-    """Images whose tangents of one group are a batch: on the CPU one, since larger batches gain nothing there."""
-    channels, *image = program.image.shape
-    strides = strides_of(program.fields.values(), len(image))
-    each = program.largest * channels * prod(-(-n // s) for n, s in zip(image, strides, strict=True))
-    return 1 if program.device.type == "cpu" else max(1, _batch(program) // each)
-
-
-def _batch(program: Program) -> int:
-    return BATCH if program.device.type == "cpu" else BATCH_ON_DEVICE
-
 
 def strides_of(fields: Iterable[Field], axes: int) -> tuple[int, ...]:
     """The least strides of pixels whose windows have one geometry in every map."""
@@ -325,51 +88,166 @@ def strides_of(fields: Iterable[Field], axes: int) -> tuple[int, ...]:
     return tuple(lcm(*(Fraction(field[a].step).numerator for field in known)) for a in range(axes))
 
 
-def pixels_reaching(sides: Sequence[Side], image: Sequence[int]) -> list[range]:
-    """Rows and columns of the image that patches lie on."""
-    spans = [(side.start + side.step * side.first, side.step * (side.count - 1) + side.size) for side in sides]
-    return [range(max(0, first), min(extent, first + size)) for (first, size), extent in zip(spans, image, strict=True)]
+# windows on maps
 
 
-def group_steps(group: Group) -> Tensor:
-    """How many strides each pixel of a group is from its first, ``(pixels, axes)``."""
-    return torch.stack(torch.meshgrid(*(torch.arange(n) for n in group.count), indexing="ij"), -1).flatten(0, -2)
-
-
-def _covers(spans: list[Span], shape: tuple[int, ...]) -> bool:
+def covers(spans: list[Span], shape: tuple[int, ...]) -> bool:
     """Whether windows are as large as the map."""
     return prod(s.size for s in spans) >= prod(shape[1:])
 
 
-def _needed(rule: Rule, spans: list[Span]) -> list[Span]:
+def needed(rule: Rule, spans: list[Span]) -> list[Span]:
     """The positions of its input that a rule reads for windows of its output."""
-    needed = []
+    read = []
     for span, stride, low, high in zip(spans, *(rule.reach() or ()), strict=True):
         first, last = ceil(span.first * stride + low), floor(span.last * stride + high)
-        needed.append(Span(first, last - first + 1, int(span.shift * stride)))
-    return needed
+        read.append(Span(first, last - first + 1, int(span.step * stride)))
+    return read
 
 
-def _pad(have: list[Span], want: list[Span]) -> list[int]:
-    """What to add around windows, from the last axis on; negative to cut."""
-    return [n for h, w in reversed(list(zip(have, want, strict=True))) for n in (h.first - w.first, w.last - h.last)]
+def padding(have: list[Span], want: list[Span]) -> list[int]:
+    """What to add around windows, from the last axis on, as ``F.pad`` takes it; negative to cut."""
+    pad: list[int] = []
+    for h, w in reversed(list(zip(have, want, strict=True))):
+        pad += [h.first - w.first, w.last - h.last]
+    return pad
 
 
-def _fitted(value: Windows, spans: list[Span]) -> Tensor:
+def fitted(value: Windows, spans: list[Span]) -> Tensor:
     """Windows at other positions of the same map, zeros where there was nothing."""
-    pad = _pad(value.spans, spans)
+    pad = padding(value.spans, spans)
     return F.pad(value.tensor, pad) if any(pad) else value.tensor
 
 
-def _seen_by(group: Group, maps: Tensor, spans: list[Span]) -> Tensor:
-    """Parts ``(images * pixels, channels, *sizes)`` of maps ``(images, channels, *shape)`` that lie in each pixel's window."""
+def seen_by(group: Group, maps: Tensor, spans: list[Span]) -> Tensor:
+    """Parts ``(images * pixels, channels, *sizes)`` of maps ``(images, channels, *shape)``, one for each pixel's window."""
     pad = []
     for span, count, extent in reversed(list(zip(spans, group.count, maps.shape[2:], strict=True))):
-        pad += [-span.first, span.last + (count - 1) * span.shift + 1 - extent]
+        pad += [-span.first, span.last + (count - 1) * span.step + 1 - extent]
     parts = F.pad(maps, pad)
     for a, span in enumerate(spans):
-        parts = parts.unfold(2 + a, span.size, span.shift)
+        parts = parts.unfold(2 + a, span.size, span.step)
+    # now (images, channels, *pixels, *sizes)
     axes = len(spans)
     if axes == 2 and channels_last(maps):  # in one copy
         return parts.movedim(1, -1).flatten(0, 2).movedim(-1, 1)
     return parts.movedim(1, 1 + axes).flatten(0, axes)
+
+
+# windows to patches
+
+
+def put(whole: Tensor, group: Group, tangents: Tangents, patches: Sequence[Span], positions: Sequence[range]) -> None:
+    """Put a group's tangents into the patches that hold its pixels.
+
+    Args:
+        whole: The patches ``(rows, columns, patch rows, patch columns, in-channels, out-channels)``, written into.
+        group: The pixels, of one image.
+        tangents: What they leave at every position that they reach.
+        patches: Along each axis, interval ``u`` is the patch of position ``u``.
+        positions: The positions along each axis that ``whole`` has.
+    """
+    if tangents is None:
+        return
+    if isinstance(tangents, Windows):
+        tensor, spans = tangents.tensor, tangents.spans
+    else:
+        tensor, spans = tangents, [Span(0, n, 0) for n in tangents.shape[2:]]
+    # (pixel rows, pixel columns, window rows, window columns, in-channels, out-channels)
+    rows = tensor.movedim(1, -1).unflatten(0, (*group.count, -1)).movedim(2, 4)
+    lines = [_Line(*along) for along in zip(group.pixels, spans, patches, positions, strict=True)]
+    down, across = (line.pieces() for line in lines)
+    for r in down:
+        for c in across:
+            views = [line.view(piece, whole, a) for a, (line, piece) in enumerate(zip(lines, (r, c), strict=True))]
+            _strided(whole, views).copy_(rows[r.pixels, c.pixels, r.window, c.window])
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Pixels of a group whose windows reach the wanted positions with the same part of the window."""
+
+    pixels: slice
+    window: slice
+
+
+@dataclass(frozen=True)
+class _View:
+    """Where a piece lies along one axis of the patches, in elements of their memory.
+
+    Attributes:
+        offset: Of its first pixel at its first position.
+        sizes: Pixels and positions.
+        strides: From one pixel to the next, and from one position to the next.
+    """
+
+    offset: int
+    sizes: tuple[int, int]
+    strides: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One axis: the pixels of a group, the windows of positions that they reach, and the patches that are wanted.
+
+    Where a tangent belongs is linear in the number of its pixel and in its position in the window, so pieces are strided views.
+    """
+
+    pixels: range
+    windows: Span
+    patches: Span
+    positions: range
+
+    def pieces(self) -> list[_Piece]:
+        """The part of each window that lies at the wanted positions and inside their patches."""
+        pieces: list[_Piece] = []
+        for n in range(len(self.pixels)):
+            window = self._part(n)
+            if window is None:
+                continue
+            if pieces and pieces[-1].window == window and pieces[-1].pixels.stop == n:
+                pieces[-1] = _Piece(slice(pieces[-1].pixels.start, n + 1), window)
+            else:
+                pieces.append(_Piece(slice(n, n + 1), window))
+        return pieces
+
+    def _part(self, n: int) -> slice | None:
+        """Which part of pixel ``n``'s window that is."""
+        position, within = self._position(n), self._within(n)
+        low, high = max(0, -position), min(self.windows.size, len(self.positions) - position)
+        size, step = self.patches.size, self.patches.step
+        if step:  # the patch of the window's next position starts `step` pixels later: 0 <= within - step * i < size
+            low, high = max(low, (within - size) // step + 1), min(high, within // step + 1)
+        elif not 0 <= within < size:
+            return None
+        return slice(low, high) if low < high else None
+
+    def _position(self, n: int) -> int:
+        """First position of a pixel's window, counted from the first that is wanted."""
+        return self.windows.first + n * self.windows.step - self.positions.start
+
+    def _within(self, n: int) -> int:
+        """Where a pixel is in the patch of the first position of its window."""
+        return self.pixels[n] - self.patches.first - self.patches.step * (self.windows.first + n * self.windows.step)
+
+    def view(self, piece: _Piece, whole: Tensor, axis: int) -> _View:
+        """Where a piece lies in patches whose positions are dimension ``axis`` and whose pixels are two further."""
+        by_position, by_pixel = whole.stride(axis), whole.stride(2 + axis)
+        first, low = piece.pixels.start, piece.window.start
+        count = piece.window.stop - low
+        position = self._position(first) + low
+        within = self._within(first) - self.patches.step * low
+        moved = self.pixels.step - self.patches.step * self.windows.step
+        next_pixel = self.windows.step * by_position + moved * by_pixel
+        next_position = by_position - self.patches.step * by_pixel if count > 1 else 0
+        sizes = (piece.pixels.stop - first, count)
+        return _View(position * by_position + within * by_pixel, sizes, (next_pixel, next_position))
+
+
+def _strided(whole: Tensor, views: list[_View]) -> Tensor:
+    """Pieces along both axes: ``(pixel rows, pixel columns, window rows, window columns, in-channels, out-channels)``."""
+    (n, u), (m, v) = (view.sizes for view in views)
+    (by_n, by_u), (by_m, by_v) = (view.strides for view in views)
+    sizes = (n, m, u, v, *whole.shape[4:])
+    strides = (by_n, by_m, by_u, by_v, *whole.stride()[4:])
+    return whole.as_strided(sizes, strides, sum(view.offset for view in views))

@@ -16,8 +16,8 @@ from adjointbackmap.arithmetic import exact
 from adjointbackmap.benchmark.networks import IMAGES, Subject, kernel_names, prepared
 from adjointbackmap.benchmark.peers import CLASS_PEERS, FORMATS, PEERS, Peer, Work
 from adjointbackmap.benchmark.timing import Counter, clock, extrapolated, measured, within_memory
-from adjointbackmap.methods import METHODS
-from adjointbackmap.windows import Sweep
+from adjointbackmap.planner import METHODS
+from adjointbackmap.sweep import Sweep
 
 WRONG = 1e-2  # of the largest entry: what differs more from ours is not the same hyperplanes
 CHECKED = 8  # units at which every peer is compared with ours

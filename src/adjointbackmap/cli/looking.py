@@ -108,16 +108,15 @@ def map_units(
     Raises:
         ValueError: If there is a picture of this name, but no store.
     """
-    import torch
-
+    from adjointbackmap.query import Query
     from adjointbackmap.store import write
     from adjointbackmap.streaming import stream
 
     use_threads(threads)
     subject = load_subject(source)
     pixels, described = find_image(image, subject)
-    network, x, precision = subject.trace(), subject.prepare(pixels), getattr(torch, dtype) if dtype else None
-    work = stream(network, x, layer, mode, parse_units(units), own_bias, scale, precision, memory=memory)
+    network, x = subject.trace(), subject.prepare(pixels)
+    work = stream(Query.of(network, x, layer, mode, parse_units(units), own_bias, scale, dtype, memory=memory))
     folder, picture = (out.with_name(out.name + ending) for ending in (".zarr", ".png"))
     if picture.exists() and not folder.exists():
         msg = f"--out must be new or name a store and its picture. Got {picture} without {folder.name}: choose another name."

@@ -1,0 +1,27 @@
+"""How some hyperplanes are computed, and what that costs."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How some hyperplanes are computed.
+
+    Attributes:
+        method: ``"adjoint"``, ``"basis"``, ``"coloured"`` or ``"windowed"``.
+        vectors: Cotangents or tangents.
+        multiply_adds: Of the convolutions and products.
+        bytes: Size of the result.
+        cost: Multiply-adds, and what steps and numbers take beside them, in the same unit.
+    """
+
+    method: str
+    vectors: int
+    multiply_adds: int
+    bytes: int
+    cost: int
+
+    def __str__(self) -> str:
+        kind = "cotangents" if self.method == "adjoint" else "tangents"
+        work = f"{self.multiply_adds / 1e9:.3g} GMAC, {self.bytes / 2**20:,.1f} MiB"
+        return f"{self.method}: {self.vectors:,} {kind}, {work}"
