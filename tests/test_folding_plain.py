@@ -151,6 +151,10 @@ MERGED = {
         in_a_row,
         lambda: pair(PaddedAsTensorFlow(2, 3, 3, bias=False)),
     ),
+    "dropout-between": (
+        lambda net, x: net.bn(net.drop(net.conv(x))),
+        lambda: pair(conv()) | {"drop": nn.Dropout()},
+    ),
     "batch-norm-by-its-second-name": (lambda net, x: net.body(x), known_by_two_names),
     "negative-multiplier": (
         lambda net, x: F.relu(net.bn(net.conv(x) * net.m)),

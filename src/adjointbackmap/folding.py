@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from adjointbackmap.arithmetic import exact
 from adjointbackmap.auditing import TOLERANCE
 from adjointbackmap.capture import (
+    CLONE,
     Capture,
     call_name,
     capture,
@@ -173,8 +174,8 @@ class _Folding:
         return self.factors[node].data if node in self.factors else first_input(node)
 
     def source(self, node: torch.fx.Node) -> torch.fx.Node:
-        """The node that made a value, through batch norms and products."""
-        while node in self.factors or is_getitem(node):
+        """The node that made a value, through batch norms, products and copies."""
+        while node in self.factors or is_getitem(node) or str(node.target) == CLONE:
             node = self._before(node)
         return node
 
