@@ -36,6 +36,7 @@ def enliven(model: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
+            module.eps = 0.03  # not PyTorch's default, so that a rule that forgets it is seen
             if module.affine:
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 if module.bias is not None:

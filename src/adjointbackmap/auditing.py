@@ -9,6 +9,7 @@ from adjointbackmap.operators import push
 from adjointbackmap.pattern import check_images, pattern_of
 from adjointbackmap.program import IMAGE
 from adjointbackmap.recording import record
+from adjointbackmap.rounding import SHARE, path_sizes
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-3}
 
@@ -28,7 +29,8 @@ def audit(
         dtype: ``torch.float64`` for more than the model's own precision.
 
     Returns:
-        Name of a layer -> largest difference, relative to the layer's largest value.
+        Name of a layer -> largest difference, relative to the layer's largest value, or to what cancelled
+        on the way to it, see :func:`adjointbackmap.rounding.path_sizes`.
 
     Raises:
         RuntimeError: If one is larger than ``tolerance``; the message names the first such layer, and its operations.
@@ -51,7 +53,15 @@ def audit(
     limit = TOLERANCE[images.dtype] if tolerance is None else tolerance
     errors: dict[str, float] = {}
     for layer in layers:
-        errors[layer.name] = _difference(values[layer.value.slot], recorded[layer.name])
+        ours = values[layer.value.slot]
+        theirs = recorded[layer.name]
+        largest = float(theirs.abs().max())
+        errors[layer.name] = _difference(ours, theirs, largest)
+        if not errors[layer.name] <= limit:
+            # the values may be so small because the paths to them cancel
+            cancelled = path_sizes(pattern, images, [layer.value])[layer.value.slot]
+            largest = max(largest, SHARE * float(cancelled.max()))
+            errors[layer.name] = _difference(ours, theirs, largest)
         if not errors[layer.name] <= limit:
             made_by = _culprits(network, layer, errors)
             msg = (
@@ -62,9 +72,9 @@ def audit(
     return errors
 
 
-def _difference(ours: Tensor | None, theirs: Tensor) -> float:
-    scale = float(theirs.abs().max()) or 1.0
-    return float((theirs - (0 if ours is None else ours)).abs().max()) / scale
+def _difference(ours: Tensor | None, theirs: Tensor, largest: float) -> float:
+    """Largest difference of a layer's values, relative to a size."""
+    return float((theirs - (0 if ours is None else ours)).abs().max()) / (largest or 1.0)
 
 
 def _culprits(network: Network, layer: Layer, seen: dict[str, float]) -> str:

@@ -14,7 +14,9 @@ from adjointbackmap.network import Network
 from adjointbackmap.operators import Basis, LayerOperator, basis, push, reached
 from adjointbackmap.pattern import ActivationPattern, check_images, check_scale, pattern_of
 from adjointbackmap.program import IMAGE
-from adjointbackmap.recording import call_with, record, record_call
+from adjointbackmap.query import Query
+from adjointbackmap.recording import Recorded, call_with, record, record_call
+from adjointbackmap.rounding import drawn, path_sizes, scale_of_rounding
 from adjointbackmap.rules import Value
 from adjointbackmap.sweep import Sweep, sums_of_products
 
@@ -105,7 +107,8 @@ def dense_test(operator: LayerOperator, x: Tensor, tolerance: float | None = Non
 def reconstruction_test(planes: Hyperplanes, tolerance: float | None = None) -> dict[str, float]:
     r"""Whether :math:`\langle [x; b] | H \rangle` is what the untouched model computes.
 
-    The error is held against the scale of the rounding, :math:`\sum |x h_I| + \sum |b h_b|`.
+    The error is relative to the scale of the rounding, :math:`\sum |x h_I| + \sum |b h_b|`. Where these terms
+    are far smaller than what was summed along the paths, because paths cancel, it is relative to that.
 
     Args:
         planes: Hyperplanes of any units.
@@ -118,7 +121,10 @@ def reconstruction_test(planes: Hyperplanes, tolerance: float | None = None) -> 
         RuntimeError: If the error is larger than ``tolerance``; the message names the worst unit.
     """
     difference = (planes.reconstruct() - planes.value).abs()
-    scaled = difference / planes.magnitude().clamp_min(torch.finfo(planes.value.dtype).tiny)
+    scale = planes.magnitude().clamp_min(torch.finfo(planes.value.dtype).tiny)
+    if not bool((difference <= _limit(planes.value.dtype, tolerance) * scale).all()):
+        scale = scale_of_rounding(scale, _paths_of(planes))  # the terms may have cancelled
+    scaled = difference / scale
     relative = planes.relative_error().abs()
     worst = int(scaled.argmax())
     figures = {
@@ -131,6 +137,21 @@ def reconstruction_test(planes: Hyperplanes, tolerance: float | None = None) -> 
         f"The reconstruction of unit {place} of {planes.layer} ({planes.mode}), value {float(planes.value.flatten()[worst]):.6g},"
     )
     return _judged(figures, planes.value.dtype, tolerance, what)
+
+
+def _paths_of(planes: Hyperplanes) -> Tensor:
+    """Size of what is summed along the paths to every unit, ``(N, *units)``, see :func:`path_sizes`."""
+    network = planes.network
+    layer = network.layer(planes.layer)
+    chosen = (layer, planes.mode, planes.own_bias, planes.units)
+    query = Query(network, planes.x, *chosen, planes.scale, None, planes.memory)
+    pattern = pattern_of(network, planes.x, planes.scale)
+    read = layer.value if planes.own_bias else network.kernel(layer, planes.x.dtype).input
+    with exact(planes.x.device):
+        sizes = path_sizes(pattern, planes.x, [read])[read.slot]
+        draws = drawn(sizes, torch.Generator().manual_seed(1)).unbind(1)
+        squares = [query.values(Recorded({layer.name: d}, {layer.name: d})).square() for d in draws]
+    return torch.stack(squares).mean(0).sqrt()
 
 
 @dataclass(frozen=True)
@@ -183,9 +204,11 @@ def verify_images(
     with exact(x.device):
         recorded = record(network, x, layers)
         totals = _inner_products(network, x, pattern, targets, terms.accumulate, report)
-        for key, (sums, magnitudes) in totals.items():
+        paths = path_sizes(pattern, x, targets.values())
+        for key, (sums, terms_of_units) in totals.items():
+            scales = scale_of_rounding(terms_of_units, paths[targets[key].slot])
             value = kernels[key].apply(recorded.inputs[key]) if key in kernels else recorded.outputs[key]
-            for found, check in zip(checks, checks_of(key, value, sums, magnitudes, names), strict=True):
+            for found, check in zip(checks, checks_of(key, value, sums, scales, names), strict=True):
                 found[key] = check
     return checks
 
@@ -255,8 +278,12 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max()) / (scale or 1.0) if theirs.numel() else 0.0
 
 
+def _limit(dtype: torch.dtype, tolerance: float | None) -> float:
+    return TOLERANCE[dtype] if tolerance is None else tolerance
+
+
 def _judged(figures: dict[str, float], dtype: torch.dtype, tolerance: float | None, what: str) -> dict[str, float]:
-    limit = TOLERANCE[dtype] if tolerance is None else tolerance
+    limit = _limit(dtype, tolerance)
     if not figures["error"] <= limit:
         listed = ", ".join(f"{name} {figure:.6g}" for name, figure in figures.items())
         msg = f"{what} must have an error of at most {limit:.0e}. Got {listed}."
