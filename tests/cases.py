@@ -316,6 +316,34 @@ def linear_with_positions():
     return nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3), nn.Flatten(), nn.Linear(12, 2)), (4, 5)
 
 
+# names and constants
+
+
+@case
+def names_of_operations():
+    """Constants, parameters and modules whose names the graph, the layers or the parts of b have too."""
+
+    def forward(net, x):
+        x = F.relu(net.conv2d(x - (net.mean - 0.1)) - 0.5 + net.sub)
+        x = torch.maximum(F.conv2d(x, net.kernel), torch.tensor(0.2)) + net.max - net.max * 0.5
+        return net.image(F.relu(net.output(x) + 0.25) + net.add)
+
+    modules = {"conv2d": nn.Conv2d(2, 3, 3, padding=1), "output": nn.Conv2d(2, 3, 3), "image": nn.Conv2d(3, 2, 2)}
+    tensors = {"mean": torch.rand(2, 1, 1), "max": torch.rand(2, 1, 1), "kernel": parameter(2, 3, 2, 2)}
+    return Net(forward, **modules, **tensors, add=parameter(3, 1, 1), sub=parameter(3, 1, 1)), (2, 5, 5)
+
+
+@case
+def functional_batch_norms():
+    def forward(net, x):
+        x = F.relu(F.batch_norm(net.conv(x), net.means[0], net.variances[0], None, net.offsets[0]))
+        x = F.relu(F.batch_norm(x, net.means[1], net.variances[1], net.scale, net.own))
+        return F.batch_norm(x, net.means[1], net.variances[1], net.scale, net.own, eps=0.01)
+
+    statistics = {"means": torch.randn(2, 3), "variances": torch.rand(2, 3) + 0.5, "offsets": torch.randn(2, 3)}
+    return Net(forward, conv=nn.Conv2d(2, 3, 2), **statistics, scale=parameter(3), own=parameter(3)), (2, 4, 4)
+
+
 # one operation each, after a layer with a bias
 
 

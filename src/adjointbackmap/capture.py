@@ -3,6 +3,7 @@
 import io
 import logging
 import operator
+import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ from adjointbackmap.readings import FixedBatch, Readings, Replay, readings_of, t
 CLONE = "aten.clone.default"
 ROOT = "model"  # name of the user's module inside the one that is exported
 MODULE = "module and call"  # where a node of a module with several names says by which one it goes
+CALL = re.compile(r":\d+$")
+LIFTED = re.compile(r"lifted_tensor_\d+$")  # a tensor that the forward makes of numbers
 WRAPPER = "jaxtyping"  # its frames may stand between the model's code and ours
 MOST_IMAGES = 65_535  # a capture on a CUDA device may hold for no larger batch, and nothing here needs one
 
@@ -36,6 +39,7 @@ class Capture:
         layers: Name of a module's call -> the node of what it returned.
         parameters: Name of a node -> the module's name for the parameter or buffer that it stands for.
         tensors: Name of a node -> tensor that the graph holds itself.
+        names: Name of such a node -> the module's name for the plain attribute that it is, ``constant`` for one of the forward's.
     """
 
     nodes: tuple[torch.fx.Node, ...]
@@ -44,11 +48,20 @@ class Capture:
     layers: dict[str, torch.fx.Node]
     parameters: dict[str, str]
     tensors: dict[str, Tensor]
+    names: dict[str, str]
 
 
 def call_name(path: str, call: int) -> str:
-    """Name of a module's call: the module's own, then ``:1`` for its second call and so on."""
-    return f"{path}:{call}" if call else path
+    """Name of a module's call: the module's own, then ``:1`` for its second call and so on.
+
+    A module whose own name ends so has the number at its first call too.
+    """
+    return f"{path}:{call}" if call or CALL.search(path) else path
+
+
+def path_of(call: str) -> str:
+    """The module's name in the name of its call."""
+    return CALL.sub("", call)
 
 
 def paths_of(model: nn.Module) -> list[str]:
@@ -257,7 +270,14 @@ def _read(exported: torch.export.ExportedProgram, first: Mapping[str, str]) -> C
         layers=layers,
         parameters={n: first.get(t.removeprefix(f"{ROOT}."), t.removeprefix(f"{ROOT}.")) for n, t in parameters.items()},
         tensors=lifted,
+        names={n: _shown(target) for n, target in signature.inputs_to_lifted_tensor_constants.items()},
     )
+
+
+def _shown(target: str) -> str:
+    """What people call a tensor that is no parameter or buffer: the attribute's name, if it is one."""
+    name = target.removeprefix(f"{ROOT}.")
+    return "constant" if LIFTED.match(name) else name
 
 
 def module_of(node: torch.fx.Node) -> tuple[str, int]:
@@ -268,8 +288,8 @@ def module_of(node: torch.fx.Node) -> tuple[str, int]:
     if not stack:
         return "", 0
     key, path = stack[-1]
-    call = key.rpartition("@")[2] if "@" in key else "0"
-    return path.partition("@")[0].removeprefix(ROOT).removeprefix("."), int(call)
+    call = "" if key.endswith(path) else key.rpartition("@")[2]  # key: the path, then "@1" for the second call and so on
+    return path.removeprefix(ROOT).removeprefix("."), int(call or 0)
 
 
 def ancestors(node: torch.fx.Node) -> set[torch.fx.Node]:

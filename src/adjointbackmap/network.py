@@ -4,12 +4,13 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adjointbackmap.capture import Capture, ancestors, call_name, module_of, op_name, pick, source_of
+from adjointbackmap.capture import Capture, ancestors, call_name, module_of, op_name, path_of, pick, source_of
 from adjointbackmap.plans import Plan
 from adjointbackmap.program import KernelCall, Program, UnsupportedOperation, lower
 from adjointbackmap.rules import RULES, Value, field_size
@@ -24,13 +25,16 @@ class Layer:
     """A layer of a network, as its user knows it.
 
     Attributes:
-        name: The module's own name, ``name:1`` for its second call, ``block.conv2d`` for a functional call.
+        name: The module's own name, ``name:1`` for its second call, ``block.conv2d`` for a functional call; where two would
+            have the same, such as a module called ``output`` that is not the last, the second is ``output#1``.
         kind: ``"Conv2d"``, ``"Linear"``, ... or the operation of a functional call.
         modes: Reconstruction modes that the layer has, of ``"RM4"`` to ``"RM0"``.
         in_shape: Shape of its input without the batch; for a module without a kernel, ``None``.
         out_shape: Shape of its output without the batch.
         receptive_field: Input pixels that one of its units depends on, per spatial axis.
         kernel: Node of its convolution or linear call, ``None`` without one.
+        call: Which convolution or linear call that is, for who listens to the model.
+        module: The call of a module that gives it, as :func:`adjointbackmap.capture.listening` names it; ``None`` for others.
         value: Where its output is in the program.
     """
 
@@ -42,6 +46,7 @@ class Layer:
     receptive_field: tuple[int, ...]
     kernel: str | None
     call: str | None
+    module: str | None
     value: Value
 
 
@@ -134,7 +139,7 @@ class Network:
         self.device = next((t.device for t in tensors.values()), captured.image.meta["val"].device)
         self.in_shape = tuple(captured.image.meta["val"].shape[1:])
         self._seen = _fingerprint(model)
-        self.layers: dict[str, Layer] = _layers(model, captured, target, self.program())
+        self.layers: dict[str, Layer] = _layers(model, captured, target, self.program(), self.until is not None)
 
     @cached_property
     def biases(self) -> Biases:
@@ -331,15 +336,53 @@ def _checksum(tensor: Tensor) -> int:
 def _target(model: nn.Module, captured: Capture, until: str | None, output: int | str | None) -> torch.fx.Node:
     if until is None or until == OUTPUT:
         return pick(captured.outputs, output)
-    named = {**captured.layers, **{name: node for node, name, _ in _kernel_nodes(model, captured)}}
+    named = {end.name: end.node for end in _ends(model, captured)}
     if until not in named:
         msg = f"until must be one of {', '.join(named)}. Got {until!r}."
         raise ValueError(msg)
-    return captured.layers.get(until, named[until])
+    return named[until]
 
 
-def _kernel_nodes(model: nn.Module, captured: Capture) -> Iterator[tuple[torch.fx.Node, str, str]]:
-    """Each convolution and linear call: node, name of the layer, and name of the call inside its module."""
+@dataclass(frozen=True)
+class _End:
+    """Where a layer ends in the graph, before anything is known of its steps."""
+
+    name: str
+    node: torch.fx.Node
+    module: str | None
+    kernel: torch.fx.Node | None
+    call: str | None
+
+
+def _ends(model: nn.Module, captured: Capture, last: torch.fx.Node | None = None) -> list[_End]:
+    """The ends of the layers of modules, which have their own names, and of functional calls.
+
+    A module called ``output`` has its name only if what it gives is ``last``, the model's output.
+    """
+    kernels = list(_kernel_nodes(model, captured))
+    own = {heard: (node, call) for node, heard, _, call in kernels if heard is not None}
+    heard = {**{name: node for name, (node, _) in own.items()}, **captured.layers}
+    is_last = last is not None and OUTPUT in heard and source_of(heard[OUTPUT]) is source_of(last)
+    taken = {name for name in heard if name != OUTPUT} | {OUTPUT}
+    ends = []
+    for name, node in heard.items():
+        shown = name if name != OUTPUT or is_last else _free(name, taken)
+        ends.append(_End(shown, source_of(node), name, *own.get(name, (None, None))))
+    for node, module, name, call in kernels:
+        if module is None:
+            ends.append(_End(_free(name, taken), node, None, node, call))
+    return ends
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """The name, or the first of ``name#1``, ``name#2``, ... that is not taken; it is from now on."""
+    free = next(n for n in chain((name,), (f"{name}#{i}" for i in count(1))) if n not in taken)
+    taken.add(free)
+    return free
+
+
+def _kernel_nodes(model: nn.Module, captured: Capture) -> Iterator[tuple[torch.fx.Node, str | None, str, str]]:
+    """Each convolution and linear call: node, the module call that it is or ``None``, its name otherwise, and which it is."""
     seen: dict[str, int] = {}
     for node in captured.nodes:
         rule = RULES.get(str(node.target))
@@ -351,33 +394,33 @@ def _kernel_nodes(model: nn.Module, captured: Capture) -> Iterator[tuple[torch.f
         seen[inside] = seen.get(inside, -1) + 1
         functional = call_name(f"{path}.{op}" if path else op, seen[inside])
         own = isinstance(model.get_submodule(path), KERNEL_MODULES) and seen[inside] == 0 and path
-        yield node, call_name(path, call) if own else functional, f"{inside}:{seen[inside]}"
+        yield node, call_name(path, call) if own else None, functional, f"{inside}:{seen[inside]}"
 
 
-def _layers(model: nn.Module, captured: Capture, target: torch.fx.Node, program: Program) -> dict[str, Layer]:
+def _layers(model: nn.Module, captured: Capture, target: torch.fx.Node, program: Program, is_cut: bool) -> dict[str, Layer]:
     wanted = ancestors(target)
     fields = program.fields
     image = program.image.shape[1:]
-    kernels = {name: (node, call) for node, name, call in _kernel_nodes(model, captured) if node in wanted}
-    ends = {name: node for name, node in captured.layers.items() if node in wanted or source_of(node) in wanted}
-    ends = {**{name: node for name, (node, _) in kernels.items()}, **{n: source_of(e) for n, e in ends.items()}, OUTPUT: target}
     order = {node: i for i, node in enumerate(captured.nodes)}
+    ends = [end for end in _ends(model, captured, None if is_cut else target) if end.node in wanted]
+    if not any(end.name == OUTPUT for end in ends):
+        ends.append(_End(OUTPUT, target, None, None, None))
     layers: dict[str, Layer] = {}
-    for name, node in sorted(ends.items(), key=lambda item: (order[item[1]], item[0] == OUTPUT, -item[0].count("."))):
-        value = program.values.get(node.name)
+    for end in sorted(ends, key=lambda end: (order[end.node], end.name == OUTPUT, -end.name.count("."))):
+        value = program.values.get(end.node.name)
         if value is None or not value.shape:
             continue
-        kernel_node, call = kernels.get(name, (None, None))
-        kernel = program.kernels[kernel_node.name] if kernel_node is not None else None
-        layers[name] = Layer(
-            name=name,
-            kind=_kind(model, name, kernel_node),
+        kernel = program.kernels[end.kernel.name] if end.kernel is not None and end.kernel in wanted else None
+        layers[end.name] = Layer(
+            name=end.name,
+            kind=_kind(model, end),
             modes=_modes(kernel, value.shape),
             in_shape=kernel.input.shape if kernel else None,
             out_shape=value.shape,
             receptive_field=field_size(fields[value.slot], image),
-            kernel=kernel_node.name if kernel_node is not None else None,
-            call=call,
+            kernel=end.kernel.name if end.kernel is not None and kernel is not None else None,
+            call=end.call if kernel is not None else None,
+            module=end.module,
             value=value,
         )
     if OUTPUT not in layers:
@@ -390,14 +433,11 @@ def _layers(model: nn.Module, captured: Capture, target: torch.fx.Node, program:
     return layers
 
 
-def _kind(model: nn.Module, name: str, kernel_node: torch.fx.Node | None) -> str:
-    if name == OUTPUT:
-        return OUTPUT
-    path = name.partition(":")[0]
-    try:
-        return type(model.get_submodule(path)).__name__
-    except AttributeError:
-        return op_name(kernel_node) if kernel_node is not None else name
+def _kind(model: nn.Module, end: _End) -> str:
+    """The module's class, the operation of a functional call, or ``output``."""
+    if end.module is not None:
+        return type(model.get_submodule(path_of(end.module))).__name__
+    return op_name(end.kernel) if end.kernel is not None else end.name
 
 
 def _modes(kernel: KernelCall | None, shape: tuple[int, ...]) -> tuple[str, ...]:

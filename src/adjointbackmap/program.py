@@ -1,9 +1,10 @@
 """A captured graph -> steps that are linear in the image and the bias vector, in one dtype."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain, count
 from math import prod
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from adjointbackmap.capture import Capture, ancestors, call_name, first_input, is_getitem, module_of, op_name
-from adjointbackmap.rules import RULES, Axis, Constant, Entry, Field, Mask, Refused, Rule, Value
+from adjointbackmap.rules import RULES, Axis, Constant, Entry, Field, Mask, Refused, Rule, Source, Value
 from adjointbackmap.rules.kernels import Kernel
 from adjointbackmap.rules.linear import Masked, Place
 
@@ -181,9 +182,9 @@ class _Lowering:
         self.constants: dict[str, Constant] = {}
         self.several: dict[str, list[Constant]] = {}  # node with several outputs, all of them constants -> these
         self.found: dict[str, Any] = {}  # node -> what its rule built: a value, a list of them, a mask
-        self.known: dict[str, Value] = {}
-        self.names: dict[str, int] = {}
-        self.uses: Counter[str] = Counter()  # of a parameter, less those as an entry of b
+        self.known: dict[Hashable, Value] = {}  # what a part of b is made of -> its value
+        self.taken: set[str] = set(tensors)  # names of parts of b; a parameter keeps its own
+        self.uses: Counter[Source] = Counter()  # of a constant, less those as an entry of b
         self.slots = IMAGE
         self.node: torch.fx.Node = capture.image
         self.refused: list[str] = []
@@ -206,7 +207,8 @@ class _Lowering:
 
     def _with_whole_parameter(self, entry: Entry) -> Entry:
         """The parameter's derivative is the entry's only where it is used as an entry and as nothing else."""
-        return replace(entry, parameter=None) if entry.parameter and self.uses[entry.parameter] else entry
+        used = entry.parameter is not None and self.uses[Source(entry.parameter)]
+        return replace(entry, parameter=None) if used else entry
 
     # what a rule may ask (see rules.base.Builder)
 
@@ -234,25 +236,35 @@ class _Lowering:
             self._keep_kernel(rule, inputs[0], output)
         return output
 
-    def offset(self, key: str, value: Tensor, shape: tuple[int, ...], parameter: str | None) -> Value:
-        self.uses[parameter or ""] -= 1
-        entry = self._entry(key, value, parameter)
-        index = torch.arange(value.numel(), device=value.device).reshape(shape)
-        return self.apply(Place(index, value.numel()), entry, shape=shape)
+    def offset(self, name: str, value: Tensor, shape: tuple[int, ...], parameter: Source | None) -> Value:
+        whole = parameter is not None and parameter.is_parameter and self.tensors[parameter.name].numel() == value.numel()
+        if parameter is not None:
+            self.uses[parameter] -= 1
+        made_of = (self.op, self._identity(self.node.args), self._identity(tuple(self.node.kwargs.items())))
+        entry = self._entry(made_of, name, value, parameter.name if parameter is not None and whole else None)
+        return self._placed(entry, torch.arange(value.numel(), device=value.device).reshape(shape), value.numel())
 
-    def number(self, name: str, value: float) -> Value:
+    def number(self, name: str, value: float, dims: int | None = None) -> Value:
         tensor = torch.tensor(float(value), dtype=self.dtype, device=self.device)
-        return self.offset(self._own_name(name), tensor, (1,) * len(self.shape), None)
+        path, call = module_of(self.node)
+        shown = ".".join(p for p in (call_name(path, call), name) if p)
+        entry = self._entry((self.node.name, len(self.known)), shown, tensor, None)
+        return self._placed(
+            entry, torch.zeros((1,) * (len(self.shape) if dims is None else dims), dtype=torch.int64, device=self.device), 1
+        )
 
     def place(self, constant: Any, shape: tuple[int, ...]) -> Value | None:
         if not isinstance(constant, Constant):
             return self.number(self.op, float(constant)) if constant else None
-        if not constant.is_parameter and not constant.tensor.any():
+        source = constant.source
+        if not source.is_parameter and not constant.tensor.any():
             return None
-        self.uses[constant.source] -= 1
-        entry = self._entry(constant.source, constant.base, constant.source if constant.is_parameter else None)
-        index = constant.index.reshape(shape)
-        return self.apply(Place(index, constant.base.numel()), entry, shape=shape)
+        self.uses[source] -= 1
+        entry = self._entry(source, source.name, constant.base, source.name if source.is_parameter else None)
+        return self._placed(entry, constant.index.reshape(shape), constant.base.numel())
+
+    def _placed(self, entry: Value, index: Tensor, size: int) -> Value:
+        return self.apply(Place(index, size), entry, shape=tuple(index.shape))
 
     # the walk
 
@@ -272,7 +284,8 @@ class _Lowering:
     def _constant_input(self, node: torch.fx.Node) -> None:
         name = self.capture.parameters.get(node.name)
         tensor = self.tensors[name] if name is not None else self.capture.tensors[node.name]
-        self.constants[node.name] = _source(self._in_dtype(tensor.detach()), name or node.name, name is not None)
+        source = Source(name) if name is not None else Source(self.capture.names[node.name], node.name)
+        self.constants[node.name] = _whole(self._in_dtype(tensor.detach()), source)
 
     def _in_dtype(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
@@ -291,18 +304,17 @@ class _Lowering:
         if str(node.target) in MOVEMENTS:
             first = self.constants[first_input(node).name]
             index = op(first.index, *args[1:], **kwargs)
-            moved = Constant(tensor, first.source, first.base, index, first.is_parameter)
-            self.constants[node.name] = moved
+            self.constants[node.name] = Constant(tensor, first.source, first.base, index)
         elif isinstance(tensor, Tensor):
             path, call = module_of(node)
             name = ".".join(p for p in (call_name(path, call), node.name) if p)
-            made = _filled if str(node.target) in FILLED else _source
-            self.constants[node.name] = made(self._in_dtype(tensor), name, False)
+            made = _filled if str(node.target) in FILLED else _whole
+            self.constants[node.name] = made(self._in_dtype(tensor), Source(name, node.name))
         elif str(node.target) in DIVISIONS:
             whole = self.constants[first_input(node).name]
             indices = op(whole.index, *args[1:], **kwargs)
             parts = zip(tensor, indices, strict=True)
-            self.several[node.name] = [Constant(t, whole.source, whole.base, i, whole.is_parameter) for t, i in parts]
+            self.several[node.name] = [Constant(t, whole.source, whole.base, i) for t, i in parts]
         else:
             self.refused.append(self._described(node, "it gives several constants"))
 
@@ -371,27 +383,39 @@ class _Lowering:
 
     def _as_numbers(self, mask: Mask) -> Value:
         """A mask as 1 and 0, which is the mask times an entry of 1."""
-        one = torch.ones((), dtype=self.dtype, device=self.device)
-        placed = self.offset(self._own_name("one"), one, (1,) * len(mask.shape), None)
-        return Masked.product(self, placed, mask)
+        return Masked.product(self, self.number("one", 1.0, len(mask.shape)), mask)
 
     def _keep_kernel(self, rule: Kernel, x: Value, output: Value) -> None:
         node = self.node
         call = KernelCall(node.target, rule.weight, tuple(node.args[3:]), rule, x, output)
         self.program.kernels[node.name] = call
 
-    def _entry(self, key: str, value: Tensor, parameter: str | None) -> Value:
-        if key not in self.known:
+    def _entry(self, made_of: Hashable, name: str, value: Tensor, parameter: str | None) -> Value:
+        """The part of b that is made of something, added on its first use."""
+        if made_of not in self.known:
             self.slots += 1
-            self.known[key] = Value(self.slots, tuple(value.shape))
-            self.program.entries.append(Entry(key, value, self.slots, parameter))
-        return self.known[key]
+            self.known[made_of] = Value(self.slots, tuple(value.shape))
+            shown = name if made_of == Source(name) else self._free_name(name)
+            self.program.entries.append(Entry(shown, value, self.slots, parameter))
+        return self.known[made_of]
 
-    def _own_name(self, name: str) -> str:
-        path, call = module_of(self.node)
-        stem = ".".join(p for p in (call_name(path, call), name) if p)
-        self.names[stem] = self.names.get(stem, -1) + 1
-        return f"{stem}#{self.names[stem]}" if self.names[stem] else stem
+    def _identity(self, argument: Any) -> Hashable:
+        """What is equal for arguments that are the same constants; the data counts for none."""
+        if isinstance(argument, tuple | list):
+            return tuple(self._identity(a) for a in argument)
+        if not isinstance(argument, torch.fx.Node):
+            return argument
+        constant = self.constants.get(argument.name)
+        if constant is None:
+            return None
+        return constant.source if constant.tensor is constant.base else argument.name
+
+    def _free_name(self, name: str) -> str:
+        """The name, or the first of ``name#1``, ``name#2``, ... that no other part of b has."""
+        numbered = (f"{name}#{i}" for i in count(1))
+        free = next(n for n in chain((name,), numbered) if n not in self.taken)
+        self.taken.add(free)
+        return free
 
     def _described(self, node: torch.fx.Node, reason: str) -> str:
         path = module_of(node)[0]
@@ -400,15 +424,15 @@ class _Lowering:
         return f"{op}{where}" + (f" ({reason})" if reason else "")
 
 
-def _filled(tensor: Tensor, name: str, is_parameter: bool) -> Constant:
+def _filled(tensor: Tensor, source: Source) -> Constant:
     """A tensor of one number everywhere, which is one entry."""
     index = torch.zeros(tensor.shape, dtype=torch.int64, device=tensor.device)
-    return Constant(tensor, name, tensor.flatten()[:1], index, is_parameter)
+    return Constant(tensor, source, tensor.flatten()[:1], index)
 
 
-def _source(tensor: Tensor, name: str, is_parameter: bool) -> Constant:
+def _whole(tensor: Tensor, source: Source) -> Constant:
     index = torch.arange(tensor.numel(), device=tensor.device).reshape(tensor.shape)
-    return Constant(tensor, name, tensor, index, is_parameter)
+    return Constant(tensor, source, tensor, index)
 
 
 def _outputs_of(node: torch.fx.Node) -> list[Tensor]:

@@ -67,16 +67,17 @@ def record_call(network: Network, x: Tensor, layers: Sequence[Layer], call: Call
     names = {layer.name for layer in layers}
     wanted = [*layers, network.layers[network.until]] if network.until else layers
     calls = {layer.call: layer for layer in wanted if layer.call is not None}
+    heard = {layer.module: layer.name for layer in wanted if layer.module is not None}
 
     def function(call: str, x: Tensor, output: Tensor) -> None:
         if call in calls:
             kept.inputs[calls[call].name] = x.clone()  # a later operation in place does not reach it
-            if not _is_module(network.model, calls[call]):
+            if calls[call].module is None:
                 kept.outputs[calls[call].name] = output.clone()
 
     def module(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
-        if name in (*names, network.until) and isinstance(output, Tensor):
-            kept.outputs[name] = output.clone()
+        if name in heard and isinstance(output, Tensor):
+            kept.outputs[heard[name]] = output.clone()
 
     with _module_stack(network.model) as stack, listening(network.model, module), _Kernels(stack, function):
         output = (call or partial(_call, network.model))(x.clone(memory_format=torch.contiguous_format))  # it may write into it
@@ -110,10 +111,6 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
         return tensor
     cast = tensor.detach().to(dtype)
     return nn.Parameter(cast, requires_grad=False) if isinstance(tensor, nn.Parameter) else cast
-
-
-def _is_module(model: nn.Module, layer: Layer) -> bool:
-    return layer.name.partition(":")[0] in dict(model.named_modules())
 
 
 @contextmanager

@@ -54,6 +54,8 @@ FULLGRAD_DIFFERS = {
     "shared-scalar": "only modules have biases",
     "constants-and-buffers": "only modules have biases",
     "constant-for-every-position": "only modules have biases",
+    "names-of-operations": "only modules have biases",
+    "functional-batch-norms": "only modules have biases",
     "saturated-on-both-sides": "a saturated piece has an intercept",
     "registered-in-another-order": "biases in the order of registration, gradients in that of execution",
 }

@@ -17,7 +17,7 @@ from adjointbackmap.rules import (
     scattering,
     sorting,
 )
-from adjointbackmap.rules.base import RULES, Builder, Constant, Entry, Mask, Refused, Rule, Value
+from adjointbackmap.rules.base import RULES, Builder, Constant, Entry, Mask, Refused, Rule, Source, Value
 from adjointbackmap.rules.field import Axis, Field, field_size
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Mask",
     "Refused",
     "Rule",
+    "Source",
     "Value",
     "field_size",
     "joining",

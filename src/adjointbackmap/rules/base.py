@@ -44,14 +44,30 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Source:
+    """What constants are made of: a parameter or buffer of the model, or a node of the graph.
+
+    Two constants are parts of one entry of ``b`` where their sources are equal. The name of a node is for people:
+    a parameter may have the same.
+    """
+
+    name: str
+    node: str | None = None
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether it is a parameter or buffer, which its name identifies."""
+        return self.node is None
+
+
+@dataclass(frozen=True)
 class Constant:
-    """A tensor that does not depend on the image: the elements ``base[index]`` of what is known as ``source``."""
+    """A tensor that does not depend on the image: the elements ``base[index]`` of ``source``."""
 
     tensor: Tensor
-    source: str
+    source: Source
     base: Tensor
     index: Tensor
-    is_parameter: bool
 
 
 @dataclass(frozen=True)
@@ -89,8 +105,12 @@ class Builder(Protocol):
     def apply(self, rule: "Rule", *inputs: Value, shape: Shape | None = None) -> Value:
         """Append a step; its shape is the operation's own unless given."""
 
-    def offset(self, key: str, value: Tensor, shape: Shape, parameter: str | None) -> Value:
-        """The part ``key`` of the bias vector, made on its first use, as a value of the given shape."""
+    def offset(self, name: str, value: Tensor, shape: Shape, parameter: Source | None) -> Value:
+        """What this operation adds, as a part of the bias vector and a value of the given shape.
+
+        The same operation on the same constants, such as another call of a module, gives the same part.
+        ``parameter`` is the constant whose derivative is the part's, where there is one.
+        """
 
     def number(self, name: str, value: float) -> Value:
         """A new entry of one number, named after this operation, as a value that fits any position."""

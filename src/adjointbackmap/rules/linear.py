@@ -296,8 +296,8 @@ class BatchNorm(Rule):
             offset = tensor_of(beta, "bias") + offset
         shape = (len(scale), *(1,) * (len(x.shape) - 1))
         scaled = builder.apply(Scale(scale.reshape(shape)), x)
-        key = builder.path or "batch_norm"
-        placed = builder.offset(key, offset, shape, beta.source if beta is not None else None)
+        name = builder.path or "batch_norm"
+        placed = builder.offset(name, offset, shape, beta.source if beta is not None else None)
         return builder.apply(Add(), scaled, placed)
 
 

@@ -16,6 +16,7 @@ from adjointbackmap.rules.base import (
     Refused,
     Rule,
     Shape,
+    Source,
     Value,
     by_name,
     keep_batch,
@@ -231,7 +232,7 @@ class DiagonalScatter(Written):
 
 def number_at(builder: Builder, x: Any, chosen: Tensor, number: Any) -> Value:
     """A number where a constant mask ``(1, *shape)`` holds, the value elsewhere."""
-    mask = Constant(chosen, "", chosen, chosen, False)
+    mask = Constant(chosen, Source("mask", ""), chosen, chosen)
     return Where.build(builder, mask, number, x)
 
 
