@@ -328,11 +328,19 @@ class Interpolation(Aten):
 
     A scale factor that is no ratio of sizes moves the positions that are read: 3.1 makes 18 positions of 6, and
     position ``o`` reads ``floor(o / 3.1)``. So the field is measured on the operation itself.
+    The adjoint of nearest interpolation scatters to the positions that were read: PyTorch's derivative in
+    one and three dimensions scatters to others for factors such as 2.1.
     """
 
-    def __init__(self, kind: str, reaches: Sequence[tuple[Number, Number, Number] | None], *args: Any) -> None:
+    def __init__(
+        self,
+        kind: str,
+        reaches: Sequence[tuple[Number, Number, Number] | None],
+        places: Sequence[Tensor],
+        *args: Any,
+    ) -> None:
         super().__init__(*args)
-        self.kind, self.reaches = kind, list(reaches)
+        self.kind, self.reaches, self.places = kind, list(reaches), list(places)
         self.op = getattr(torch.ops.aten, kind).vec  # type: ignore[misc]
 
     @classmethod
@@ -342,13 +350,27 @@ class Interpolation(Aten):
         op, sizes = getattr(torch.ops.aten, builder.op).vec, list(builder.shape[1:])
         dtype = torch.promote_types(builder.dtype, torch.float32)
         device = "cpu" if builder.device.type == "meta" else builder.device
-        reaches = []
+        reaches, places = [], []
         for axis, (extent, size) in enumerate(zip(x.shape[1:], sizes, strict=True)):
             units = torch.eye(extent, dtype=dtype, device=device)
             shape = [extent if a == axis else 1 for a in range(len(sizes))]  # the other axes have one position
             read = op(units.view(extent, 1, *shape), *cls.along(axis, size, *rest))
-            reaches.append(measured(read.reshape(extent, size).T != 0))
-        return builder.apply(cls(builder.op, reaches, *rest), x)
+            matrix = read.reshape(extent, size).T  # which position each new one reads
+            reaches.append(measured(matrix != 0))
+            places.append(matrix.argmax(1))
+        is_nearest = "nearest" in builder.op
+        return builder.apply(cls(builder.op, reaches, places if is_nearest else (), *rest), x)
+
+    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+        """Scatter along each axis to what was read; for linear and cubic interpolation, PyTorch's derivative."""
+        if not self.places:
+            return super().adjoint(gates, cotangent, shapes)
+        for axis, place in enumerate(self.places, 2):  # after the batch and the channels
+            extents = list(cotangent.shape)
+            extents[axis] = shapes[0][axis - 1]
+            zeros = cotangent.new_zeros(extents)
+            cotangent = zeros.index_add(axis, place.to(cotangent.device), cotangent)
+        return (cotangent,)
 
     @staticmethod
     def along(axis: int, size: int, to: Sequence[int] | None, *rest: Any) -> list[Any]:
