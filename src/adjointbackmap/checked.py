@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,43 @@ def read_sealed(path: Path, advice: str = "make it again") -> dict[str, Any]:
         msg = f"{path} must match the checksum in it. Got a damaged or edited file: {advice}."
         raise DamagedFile(msg)
     return found
+
+
+def sealed_text(found: Mapping[str, Any], indent: int = 1) -> str:
+    """The text of a JSON file with its checksum."""
+    return json.dumps(sealed(found), indent=indent) + "\n"
+
+
+def read_or_set_aside(path: Path, first_key: str | None = None) -> dict[str, Any] | None:
+    """What a JSON file of ours holds; ``None`` where there is none, or where it is damaged, which is said.
+
+    A damaged file is renamed ``NAME.damaged``, so that it can be made again and nothing is lost.
+
+    Args:
+        path: The file.
+        first_key: The key that our files begin with, where a file of this name may be someone else's.
+
+    Raises:
+        DamagedFile: If it is damaged and does not begin as ours.
+    """
+    if not path.exists():
+        return None
+    try:
+        return read_sealed(path, "delete it or name another")
+    except DamagedFile as error:
+        begin = path.read_bytes()[:100].split()
+        if first_key and begin and not (begin[0] == b"{" and begin[1:2] == [f'"{first_key}":'.encode()]):
+            raise
+        set_aside(path, error)
+        return None
+
+
+def set_aside(path: Path, reason: object) -> None:
+    """Rename a damaged file to ``NAME.damaged`` and warn: what it held is made again."""
+    aside = path.with_name(f"{path.name}.damaged")
+    path.replace(aside)
+    msg = f"{path} is damaged, so that it is made again; what it was is in {aside.name} ({shortened(str(reason), 200)})"
+    warnings.warn(msg, DamagedFileWarning, stacklevel=3)
 
 
 def check_file(path: Path) -> None:

@@ -5,13 +5,14 @@ bit for bit from its last checkpoint. The test images choose nothing: the weight
 the epoch with the best accuracy on the 5,000 validation images.
 """
 
+import hashlib
 import json
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 
 from adjointbackmap import data, disk, models
 from adjointbackmap.arithmetic import exact
+from adjointbackmap.checked import OF_FILE, read_sealed, sealed_text, set_aside
 from adjointbackmap.recipes import Recipe
 from adjointbackmap.stopping import undivided
+from adjointbackmap.weights import load_weights, read_torch, read_weights, torch_bytes
 
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 60
@@ -232,17 +235,15 @@ def _begin(task: Task, pixels: Tensor, labels: Tensor, prepare: nn.Module, devic
     setting = _fastest_setting(task, classes, prepare, pixels[: task.recipe.batch], labels[: task.recipe.batch], device)
     state = _fresh(task, classes, setting, device)
     if task.start is not None:
-        state.model.load_state_dict(_starting_weights(Path(task.start)))
+        load_weights(state.model, _starting_weights(Path(task.start)), task.start)
     return state
 
 
 def _starting_weights(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
     if not path.is_file():
         msg = f"The weights to start from must be a safetensors file of an earlier run. Got {path}, which is none."
         raise FileNotFoundError(msg)
-    return load_file(path)
+    return read_weights(path)
 
 
 def _fresh(task: Task, classes: int, setting: Setting, device: str) -> _State:
@@ -304,16 +305,16 @@ def _save(state: _State, task: Task, out: Path) -> None:
         "history": state.history,
         "best": state.best,
     }
-    whole = BytesIO()
-    torch.save(content, whole)
-    disk.write(out / CHECKPOINT, whole.getvalue())
+    disk.write(out / CHECKPOINT, torch_bytes(content))
     disk.write(out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in state.history))
 
 
 def _draw(log: Path, title: str) -> None:
     from adjointbackmap import plots
 
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    rows = []
+    with suppress(ValueError):  # a damaged log has no picture: the next checkpoint writes it again
+        rows = [json.loads(line) for line in log.read_bytes().splitlines()] if log.exists() else []
     if rows:
         plots.save(plots.training_curves(rows, title), log.with_name("curves.png"))
 
@@ -321,11 +322,21 @@ def _draw(log: Path, title: str) -> None:
 def _resume(task: Task, out: Path, device: str) -> _State | None:
     if not (out / CHECKPOINT).exists():
         return None
-    content = torch.load(out / CHECKPOINT, map_location=device, weights_only=True)
-    begun = Task(**{**content["task"], "recipe": Recipe(**content["task"]["recipe"])})  # new fields have their defaults
-    if begun != task:
+    try:
+        content = read_torch(out / CHECKPOINT)
+        begun = Task(**{**content["task"], "recipe": Recipe(**content["task"]["recipe"])})  # new fields have their defaults
+        state = _restored(content, begun, device) if begun == task else None
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+        set_aside(out / CHECKPOINT, error)  # training begins anew
+        return None
+    if state is None:
         msg = f"{out} must be empty or hold a run of {asdict(task)}. Got a run of {asdict(begun)}: name another folder."
         raise ValueError(msg)
+    return state
+
+
+def _restored(content: dict, task: Task, device: str) -> _State:
+    """The state that a checkpoint holds."""
     classes = len(data.SOURCES[task.dataset].classes)
     state = _fresh(task, classes, Setting(**content["setting"]), device)
     state.model.load_state_dict(content["model"])
@@ -342,6 +353,7 @@ def _finish(state: _State, task: Task, out: Path, prepare: nn.Module, training_i
     name = _title(task)
     weights = {k: v.contiguous() for k, v in state.best["weights"].items()}
     state.model.load_state_dict(weights)
+    content = save(weights)
     card = {
         "name": name,
         "network": task.network,
@@ -357,9 +369,10 @@ def _finish(state: _State, task: Task, out: Path, prepare: nn.Module, training_i
         "training seconds": round(state.seconds),
         "setting": asdict(state.setting),
         "machine": _machine(next(state.model.parameters()).device),
+        OF_FILE: hashlib.sha256(content).hexdigest(),
     }
-    disk.write(out / f"{name}.safetensors", save(weights))
-    disk.write(out / f"{name}.json", json.dumps(card, indent=2) + "\n")
+    disk.write(out / f"{name}.safetensors", content)
+    disk.write(out / f"{name}.json", sealed_text(card, indent=2))
     return card
 
 
@@ -378,4 +391,4 @@ def _earlier(task: Task) -> dict | None:
     if task.start is None:
         return None
     card = Path(task.start).with_suffix(".json")
-    return json.loads(card.read_text()) if card.is_file() else None
+    return read_sealed(card, "delete it or train again") if card.is_file() else None

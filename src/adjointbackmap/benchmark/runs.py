@@ -1,6 +1,5 @@
 """A benchmark in a file: finished entries are kept, so that a stopped one goes on."""
 
-import json
 import os
 import time
 import warnings
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from adjointbackmap.benchmark.timing import environment
 from adjointbackmap.benchmark.work import QUICK, Measure, Settings, entries, warm_up
+from adjointbackmap.checked import DamagedFile, read_or_set_aside, sealed_text
 from adjointbackmap.disk import hold_file, write
 from adjointbackmap.sheets import Place
 
@@ -37,14 +37,14 @@ def opened(out: Path, settings: Settings) -> dict:
         ValueError: If the file is none of this benchmark, or was measured elsewhere.
     """
     here = {"format": FORMAT, "quick": settings.quick, "environment": environment()}
-    if not out.exists():
-        return {**here, "entries": {}}
+    msg = f"--out must be a file of this benchmark, or a new one. Got {out}: delete it or name another file."
     try:
-        found = json.loads(out.read_text())
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        msg = f"--out must be a file of this benchmark, or a new one. Got {out}: delete it or name another file."
+        found = read_or_set_aside(out, "format")
+    except DamagedFile as error:
+        raise ValueError(msg) from error
+    if found is None:
+        return {**here, "entries": {}}
+    if found.get("format") != FORMAT:
         raise ValueError(msg)
     other = [key for key in here if found.get(key) != here[key]]
     if other:
@@ -97,7 +97,7 @@ def _measured(
                 report(name, i / len(wanted))
             kept = {**found["entries"], name: {**entry_of(order[name], settings), "run": run}}
             found["entries"] = {n: kept[n] for n in [*order, *(n for n in kept if n not in order)] if n in kept}
-            write(out, json.dumps(found, indent=1) + "\n")
+            write(out, sealed_text(found))
     return found
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.table import Table
 
+from adjointbackmap.checked import OF_FILE, read_or_set_aside, sealed_text
 from adjointbackmap.cli.frame import NO_SOURCE, app, console, progress, use_threads
 from adjointbackmap.disk import hold_file, hold_folder, write
 from adjointbackmap.subjects import Source, Subject, find_image, find_images, load_subject
@@ -128,13 +129,14 @@ def _check_kept(out: Path, job: dict[str, Any], pixels: "Tensor") -> None:
     from adjointbackmap.records import differences
 
     path = out / RESULTS
-    if not path.exists():
+    kept = read_or_set_aside(path, "network")
+    if kept is None:
         return
+    kept.pop(OF_FILE, None)
     try:
-        kept = json.loads(path.read_text())
         missing = {row["image"] for row in kept.pop("images")} - set(_names(pixels))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        other = "a damaged file"
+    except (KeyError, TypeError):
+        other = "without images"
     else:
         other = differences(kept, job) or (f"{len(missing)} images that this run lacks" if missing else "")
     if other:
@@ -240,8 +242,9 @@ def _tell(found: "Attacked", subject: Subject, goal: int | None, job: dict[str, 
     images = _rows(found, goal)
     console.print(_table(images, subject))
     tensors = {"pixels": found.pixels.contiguous(), "adversarial": found.adversarial.contiguous()}
-    write(out / RESULTS, json.dumps({**job, "images": images}, indent=1) + "\n")
-    write(out / "attack.safetensors", save(tensors))
+    content = save(tensors)
+    write(out / RESULTS, sealed_text({**job, "images": images, OF_FILE: hashlib.sha256(content).hexdigest()}))
+    write(out / "attack.safetensors", content)
     for row, before, after in list(zip(images, found.pixels, found.adversarial, strict=True))[:PICTURES]:
         labels = _class(row["before"], subject), _class(row["after"], subject)
         title = f"{subject.title}: image {row['image'][:8]}, noise of l2 {row['l2']:.3g}"

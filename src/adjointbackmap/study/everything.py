@@ -8,6 +8,7 @@ from typing import Any
 
 import adjointbackmap
 from adjointbackmap.benchmark.timing import environment
+from adjointbackmap.checked import read_or_set_aside
 from adjointbackmap.disk import DiskFull, hold_folder, remove_partial
 from adjointbackmap.study import attributions, many, noise, page, pictures, scaled, targets, verification
 from adjointbackmap.study.sections import Section
@@ -77,7 +78,7 @@ def _check_settings(setup: Setup) -> None:
 
 def _before(folder: Path) -> dict[str, Any]:
     """What a folder tells of its runs so far."""
-    return read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {"settings": {}, "seconds": {}}
+    return read_or_set_aside(folder / ABOUT) or {"settings": {}, "seconds": {}}
 
 
 def _tell(setup: Setup, key: str, seconds: float = 0.0) -> None:

@@ -1,5 +1,6 @@
 """Numbers and arrays of each network in files beside each other: kept once, read for the page."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,12 @@ from typing import Any
 import numpy as np
 
 from adjointbackmap import disk
+from adjointbackmap.checked import DamagedFile, compare, read_or_set_aside, set_aside, sha256_of, shortened
 from adjointbackmap.records import differences
 from adjointbackmap.study.published import COLUMNS
 from adjointbackmap.study.setup import read_json, write_json
+
+ARRAYS = "arrays sha256"  # key of the checksum of the NPZ
 
 Found = dict[str, Any]
 Arrays = dict[str, np.ndarray]
@@ -17,6 +21,8 @@ Arrays = dict[str, np.ndarray]
 
 def keep(path: Path, settings: Found, measure: Callable[[], tuple[Found, Arrays]]) -> None:
     """Write numbers with their settings as JSON, and arrays as NPZ beside it; what is there is never replaced.
+
+    A damaged file is set aside, which is said, and both are made again.
 
     Args:
         path: The JSON.
@@ -26,22 +32,63 @@ def keep(path: Path, settings: Found, measure: Callable[[], tuple[Found, Arrays]
     Raises:
         ValueError: If the file holds results of other settings.
     """
-    if path.exists():
-        other = differences(read_json(path)["settings"], settings)
+    before = _whole(path)
+    if before is not None:
+        other = differences(before["settings"], settings)
         if other:
             msg = f"{path} must hold results of this run's settings. Got others ({other}): name another folder with --out."
             raise ValueError(msg)
         return
     found, arrays = measure()
-    disk.write(path.with_suffix(".npz"), disk.npz(arrays))  # first: a run that is stopped leaves no numbers without arrays
-    write_json(path, {"settings": settings, **found})
+    content = disk.npz(arrays)
+    disk.write(path.with_suffix(".npz"), content)  # first: a run that is stopped leaves no numbers without arrays
+    write_json(path, {"settings": settings, **found, ARRAYS: hashlib.sha256(content).hexdigest()})
 
 
 def kept(folder: Path) -> Iterator[tuple[str, Found, Arrays]]:
-    """Name, numbers and arrays of each network of a folder, in the order of the study."""
+    """Name, numbers and arrays of each network of a folder, in the order of the study.
+
+    Raises:
+        ValueError: If a file is damaged.
+    """
     for path in (folder / f"{name}.json" for name in COLUMNS):
         if path.exists():
-            yield path.stem, read_json(path), dict(np.load(path.with_suffix(".npz")))
+            found = read_json(path)
+            yield path.stem, found, _arrays(path.with_suffix(".npz"), found)
+
+
+def _whole(path: Path) -> Found | None:
+    """The numbers that are there with their arrays; ``None`` where one of the two is missing, or damaged, which is said."""
+    found = read_or_set_aside(path)
+    arrays = path.with_suffix(".npz")
+    if found is None or not arrays.exists():
+        return None
+    try:
+        _arrays(arrays, found)
+    except DamagedFile as error:
+        set_aside(arrays, error)
+        return None
+    return found
+
+
+def _arrays(path: Path, found: Found) -> Arrays:
+    """The arrays of some numbers; results of older versions do not have their checksum, but that of each array.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        DamagedFile: If they are damaged, or those of other numbers.
+    """
+    advice = "run the same study again, which makes it anew"
+    if not path.is_file():
+        msg = f"{path} must be a file. Got none: {advice}."
+        raise FileNotFoundError(msg)
+    if ARRAYS in found:
+        compare(sha256_of(path), found[ARRAYS], path, path.with_suffix(".json").name, advice)
+    try:
+        return dict(np.load(path, allow_pickle=False))
+    except Exception as error:  # what a damaged ZIP file raises
+        msg = f"{path} must hold arrays. It could not be read ({shortened(error)}): {advice}."
+        raise DamagedFile(msg) from error
 
 
 def run_words(name: str, found: Found) -> str:

@@ -1,6 +1,5 @@
 """What the experiments work on: the shipped networks, the test images and the folder of a run."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adjointbackmap import data, disk, models
+from adjointbackmap.checked import read_sealed, sealed_text
 from adjointbackmap.network import Network
 from adjointbackmap.study.published import COLUMNS
 from adjointbackmap.subjects import Source, Subject, load_subject
@@ -188,10 +188,14 @@ def _right(trained: Trained, images: data.Images) -> Tensor:
 
 
 def write_json(path: Path, found: Any) -> None:
-    """Replace a file of results in one step."""
-    disk.write(path, json.dumps(found, indent=1) + "\n")
+    """Replace a file of results in one step; its last key is its checksum."""
+    disk.write(path, sealed_text(found))
 
 
 def read_json(path: Path) -> Any:
-    """What a file of results holds."""
-    return json.loads(path.read_text())
+    """What a file of results holds.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    return read_sealed(path, "run the same study again, which makes it anew")

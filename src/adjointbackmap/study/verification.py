@@ -1,6 +1,5 @@
 """Every unit of every layer of the study's networks over the test images, as in [Wan2022, Tables 3.3 and 3.4]."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from adjointbackmap import data, models
 from adjointbackmap.benchmark.timing import environment
+from adjointbackmap.checked import DamagedFile, read_or_set_aside, read_sealed
 from adjointbackmap.counts import LayerCheck, checks_of
 from adjointbackmap.disk import hold_folder
 from adjointbackmap.hyperplane import hyperplanes
@@ -93,7 +93,7 @@ class Results:
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         self.path = folder / RESULTS
         empty: dict[str, Any] = {"format": FORMAT, "environments": [], "networks": {}}
-        self.found = read(self.path) if self.path.exists() else empty
+        self.found = _before(self.path) or empty
         here = environment(device)
         if here not in self.found["environments"]:
             self.found["environments"].append(here)
@@ -124,13 +124,37 @@ def read(path: Path) -> dict[str, Any]:
         ValueError: If it holds none of this experiment.
     """
     try:
-        found = json.loads(path.read_text())
-    except (ValueError, FileNotFoundError):
-        found = None
-    if not isinstance(found, dict) or found.get("format") != FORMAT or "networks" not in found:
-        msg = f"Results must be a file that study verification wrote. Got {path}: delete it or name another."
-        raise ValueError(msg)
+        return _of_this_experiment(read_sealed(path, "make it again"), path)
+    except FileNotFoundError as error:
+        raise ValueError(_no_results(path)) from error
+
+
+def _before(path: Path) -> dict[str, Any] | None:
+    """The results that a run goes on with; damaged ones are set aside, and made again from the finished images.
+
+    Raises:
+        ValueError: If the file is none of this experiment.
+    """
+    try:
+        found = read_or_set_aside(path, "format")
+    except DamagedFile as error:
+        raise ValueError(_no_results(path)) from error
+    return found and _of_this_experiment(found, path)
+
+
+def _of_this_experiment(found: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The same results, if they are of this experiment.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if found.get("format") != FORMAT or "networks" not in found:
+        raise ValueError(_no_results(path))
     return found
+
+
+def _no_results(path: Path) -> str:
+    return f"Results must be a file that study verification wrote. Got {path}: delete it or name another."
 
 
 def check_networks(names: Sequence[str] | None) -> list[str]:
