@@ -12,6 +12,7 @@ from torch import nn
 
 import adjointbackmap as abm
 from adjointbackmap.benchmark import networks, peers, runs, table, timing, work
+from adjointbackmap.checked import read_sealed
 from adjointbackmap.methods import METHODS
 
 TINY = work.Settings(quick=True, repeats=1, few=2, some=2, images=2, networks=("vgg7",), sides=(8, 16), depths=(1,), most=1e9)
@@ -190,7 +191,7 @@ def file(tmp_path_factory):
 
 def test_a_stopped_run_goes_on(file, tmp_path, monkeypatch):
     """An entry that is missing is measured, the others are kept."""
-    found = json.loads(file.read_text())
+    found = read_sealed(file)
     assert list(found["entries"]) == ["side/8", "side/16"]
     removed = found["entries"].pop("side/8")
     copy = tmp_path / "bench.json"
@@ -203,7 +204,7 @@ def test_a_stopped_run_goes_on(file, tmp_path, monkeypatch):
     assert list(again["entries"]) == ["side/8", "side/16"]
     assert again["entries"]["side/16"] == found["entries"]["side/16"]
     assert again["entries"]["side/8"]["units"] == removed["units"]
-    assert json.loads(copy.read_text()) == again
+    assert read_sealed(copy) == again
 
 
 def way(seconds, **facts):
@@ -284,7 +285,7 @@ def test_bad_input_is_one_line_and_status_2(run, tmp_path, case):
 
 def test_a_file_from_elsewhere_is_refused(file, tmp_path):
     """Figures of two machines are not mixed, nor a quick look with figures to keep."""
-    found = json.loads(file.read_text())
+    found = read_sealed(file)
     copy = tmp_path / "bench.json"
     copy.write_text(json.dumps({**found, "environment": {**found["environment"], "torch": "1.0"}}))
     with pytest.raises(ValueError, match=r"must be measured with the same environment. Got .*bench.json with another"):

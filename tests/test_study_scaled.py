@@ -13,7 +13,7 @@ from adjointbackmap.study import setup as setups
 from adjointbackmap.study.noise_patterns import make_patterns
 from adjointbackmap.study.results import kept
 from adjointbackmap.study.sections import Claim, Picture, Table
-from adjointbackmap.study.setup import Setup, Trained
+from adjointbackmap.study.setup import Setup, Trained, read_json, write_json
 from adjointbackmap.subjects import Subject
 
 NETWORKS = ("vgg7-nobias-cifar10", "vgg7-cifar10")
@@ -46,9 +46,9 @@ def changed(setup, tmp_path, monkeypatch):
             file = setup.folder / scaled.KEY / f"vgg7-cifar10.{end}"
             (tmp_path / scaled.KEY / file.name).write_bytes(file.read_bytes())
         path = tmp_path / scaled.KEY / "vgg7-cifar10.json"
-        found = json.loads(path.read_text())
+        found = read_json(path)
         change(found)
-        path.write_text(json.dumps(found))
+        write_json(path, found)
         return scaled.section(tmp_path)
 
     return page

@@ -1,6 +1,5 @@
 """Experiment 2: attacks, hyperplanes and ratios against plain twins, resuming, the page from the files alone."""
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ from adjointbackmap.study import setup as setups
 from adjointbackmap.study import targets
 from adjointbackmap.study.results import kept
 from adjointbackmap.study.sections import Claim, Picture, Scene, Table
-from adjointbackmap.study.setup import Setup, Trained
+from adjointbackmap.study.setup import Setup, Trained, read_json, write_json
 from adjointbackmap.subjects import Subject
 
 NETWORKS = ("vgg7-nobias-cifar10", "vgg7-cifar10")
@@ -42,9 +41,9 @@ def changed(setup, tmp_path, monkeypatch):
             (tmp_path / targets.KEY).mkdir(exist_ok=True)
             (tmp_path / targets.KEY / file.name).write_bytes(file.read_bytes())
         path = tmp_path / targets.KEY / "vgg7-cifar10.json"
-        found = json.loads(path.read_text())
+        found = read_json(path)
         change(found)
-        path.write_text(json.dumps(found))
+        write_json(path, found)
         return targets.section(tmp_path)
 
     return page

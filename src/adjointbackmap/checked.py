@@ -99,8 +99,8 @@ def read_or_set_aside(path: Path, first_key: str | None = None) -> dict[str, Any
     try:
         return read_sealed(path, "delete it or name another")
     except DamagedFile as error:
-        begin = path.read_bytes()[:100].split()
-        if first_key and begin and not (begin[0] == b"{" and begin[1:2] == [f'"{first_key}":'.encode()]):
+        begin = b"".join(path.read_bytes()[:100].split())
+        if first_key and begin and not begin.startswith(f'{{"{first_key}":'.encode()):
             raise
         set_aside(path, error)
         return None
