@@ -261,6 +261,33 @@ def average_pool_with_ceil():
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), *pools, nn.Conv2d(2, 2, 2), *tail), (1, 8, 8)
 
 
+# order and recurrence
+
+
+@case
+def sorted_channels():
+    def forward(net, x):
+        x = net.conv1(x).unflatten(1, (3, 2)).sort(2)[0].flatten(1, 2)  # MaxMin
+        x = net.conv2(x).sort(1)[0]  # GroupSort of all channels
+        return net.fc(x.topk(2, 1)[0].flatten(1))
+
+    convs = {"conv1": nn.Conv2d(2, 6, 3), "conv2": nn.Conv2d(6, 4, 2, stride=2)}
+    return Net(forward, **convs, fc=nn.Linear(8, 3)), (2, 6, 6)
+
+
+@case
+def recurrent_over_rows():
+    def forward(net, x):
+        outputs, states = net.rnn(x)
+        state = net.cell(outputs[:, 0])
+        for moment in range(1, outputs.shape[1]):
+            state = net.cell(outputs[:, moment], state)
+        return net.fc(state + states[-1])
+
+    rnn = nn.RNN(3, 4, nonlinearity="relu", batch_first=True)
+    return Net(forward, rnn=rnn, cell=nn.RNNCell(4, 4, nonlinearity="relu"), fc=nn.Linear(4, 2)), (3, 3)
+
+
 # batch norm
 
 

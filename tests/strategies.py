@@ -145,6 +145,29 @@ def batch_norm(draw: Draw, shape: Shape) -> nn.Module:
     return kind(shape[0], eps=pick(draw, 1e-5, 0.3), affine=pick(draw, True, False))
 
 
+def instance_norm(draw: Draw, shape: Shape) -> nn.Module:
+    kind = of_axes(shape, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+    return kind(shape[0], affine=pick(draw, True, False), track_running_stats=True)
+
+
+def recurrent(draw: Draw, shape: Shape) -> nn.Module:
+    options = {"bias": pick(draw, True, False), "bidirectional": pick(draw, False, True)}
+    layer = nn.RNN(shape[-1], pick(draw, 3, 1), pick(draw, 1, 2), nonlinearity="relu", batch_first=True, **options)
+    return LastAndAll(layer)
+
+
+class LastAndAll(nn.Module):
+    """The outputs of a recurrent layer, and each less its last state."""
+
+    def __init__(self, layer: nn.RNN) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs, states = self.layer(x)
+        return torch.cat([outputs, outputs[..., : states.shape[2]] - states[-1].unsqueeze(1)], 2)
+
+
 # parts that have pieces
 
 
@@ -224,6 +247,27 @@ def reduction(draw: Draw, shape: Shape) -> nn.Module:
     return Function(f"{name} over {dim}, {keep=}", parts[name])
 
 
+def ordering(draw: Draw, shape: Shape) -> nn.Module:
+    dim, n = pick(draw, *range(1, len(shape) + 1)), pick(draw, 1, 2)
+    parts = {
+        "sort": lambda x: x.sort(dim)[0],
+        "group sort": lambda x: x.unflatten(dim, (-1, 2)).sort(dim + 1, descending=True)[0].flatten(dim, dim + 1),
+        "top": lambda x: x.topk(n, dim)[0],
+        "bottom": lambda x: x.topk(n, dim, largest=False)[0],
+        "of rank": lambda x: x.kthvalue(n, dim, keepdim=True)[0],
+        "median": lambda x: x.median(dim, keepdim=True)[0],
+        "quantile": lambda x: x - x.quantile(0.3 * n, dim, keepdim=True),
+        "running maximum": lambda x: x.cummax(dim)[0],
+        "running minimum": lambda x: x.cummin(dim)[0],
+        "in another's order": lambda x: x.gather(dim, (x.flip(dim) - 0.6 * x).argsort(dim)),
+        "place of the largest": lambda x: x - 0.3 * x.argmax(dim, keepdim=True).to(x.dtype),
+        "sum of sizes": lambda x: torch.linalg.vector_norm(x + 0.1, 1, dim, keepdim=True),
+        "largest size": lambda x: torch.linalg.vector_norm(x + 0.1, float("inf"), dim, keepdim=True) - x,
+    }
+    name = pick(draw, *parts)
+    return Function(f"{name} along {dim} by {n}", parts[name])
+
+
 # parts that move
 
 
@@ -246,6 +290,14 @@ def moving(draw: Draw, shape: Shape) -> nn.Module:
         "windows": lambda x: x.unfold(dim, 2, n).flatten(dim, dim + 1),
         "square": lambda x: x.unflatten(dim, (-1, 2)).flatten(1),
         "assigned": lambda x: _assigned(x, dim),
+        "sums": lambda x: x.cumsum(dim),
+        "differences": lambda x: torch.diff(x, n, dim),
+        "triangle": lambda x: x.tril() if len(shape) > 1 else x,
+        "filled": lambda x: x.index_fill(dim, torch.tensor([length - 1]), 0.7),
+        "added": lambda x: x.index_add(dim, torch.tensor([0, 0]), x.narrow(dim, n - 1, 2), alpha=0.5),
+        "scattered": lambda x: _scattered(x, dim),
+        "by a mask": _masked,
+        "between": lambda x: torch.lerp(x, x.flip(dim), 0.3),
         "matrix": lambda x: x @ torch.linspace(-1, 1, 2 * shape[-1], dtype=x.dtype).view(shape[-1], 2),
     }
     name = pick(draw, *parts)
@@ -256,6 +308,20 @@ def _assigned(x: Tensor, dim: int) -> Tensor:
     x = x.clone()
     x.select(dim, 0).copy_(2 * x.select(dim, -1))
     x.narrow(dim, 1, 1).zero_()
+    return x
+
+
+def _scattered(x: Tensor, dim: int) -> Tensor:
+    """Every second element added to its neighbour, at places that are given for every position."""
+    places = (torch.arange(x.shape[dim]) // 2).view(-1, *(1,) * (x.dim() - dim - 1)).expand(x.shape)
+    return x.scatter_add(dim, places, 0.5 * x)
+
+
+def _masked(x: Tensor) -> Tensor:
+    """Every second column replaced by a number, and what is small by zero."""
+    x = x.clone()
+    x[..., 1::2] = 0.4
+    x[x < -1.3] = 0
     return x
 
 
@@ -272,6 +338,9 @@ def resizing(draw: Draw, shape: Shape) -> nn.Module:
     linear = of_axes(shape, "linear", "bilinear", "trilinear")
     mode = pick(draw, "nearest", linear, "nearest-exact", *(("bicubic",) if len(shape) == 3 else ()))
     corners = pick(draw, False, True) if mode not in ("nearest", "nearest-exact") else None
+    if mode in ("bilinear", "bicubic") and pick(draw, False, True):
+        smaller = tuple(max(1, n - 1) for n in shape[1:])
+        return Function(f"antialiased {mode}", lambda x: F.interpolate(x, smaller, mode=mode, antialias=True))
     sizes = [{"scale_factor": 2.0}, {"size": tuple(n + 1 for n in shape[1:])}, {"scale_factor": 1.5}]
     factors = [{"scale_factor": f, "recompute_scale_factor": pick(draw, False, True)} for f in (3.1, 2.1, 0.6)]
     to = pick(draw, *sizes, *factors)
@@ -286,6 +355,8 @@ def mixing(draw: Draw, shape: Shape) -> nn.Module:
         lambda: nn.ChannelShuffle(2),
         lambda: Function("unfold", lambda x: F.unfold(x, 2, padding=1)),
         lambda: Function("unfold and fold", lambda x: F.fold(F.unfold(x, 2) * 1.5, tuple(shape[1:]), 2)),
+        lambda: Function("unpooled", lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2)),
+        lambda: Function("pooling of order 1", lambda x: F.lp_pool2d(x, 1, 2)),
         lambda: Function("einsum", lambda x, m: torch.einsum("nchw,cd->ndhw", x, m), parameter(shape[0], 2)),
     ]
     return pick(draw, *kinds)()
@@ -296,11 +367,13 @@ def flatten(draw: Draw, shape: Shape) -> nn.Module:
 
 
 POINTWISE = [activation, saturating, with_tensor, batch_norm]
-ANYWHERE = [*POINTWISE, linear, moving, reduction]
+ANYWHERE = [*POINTWISE, linear, moving, reduction, ordering]
 KINDS = {1: [linear, *ANYWHERE]}
 KINDS[2] = [convolution, *ANYWHERE, convolution, pooling, padding, resizing, transposed_convolution, flatten]
+KINDS[2] = [*KINDS[2], instance_norm]
 KINDS[3] = [*KINDS[2], mixing]
 KINDS[4] = KINDS[2]
+KINDS[2] = [*KINDS[2], recurrent]
 """Kinds of parts for values of so many dimensions beside the batch."""
 
 MEETINGS = {

@@ -73,7 +73,8 @@ def test_shapes_are_those_of_the_model(traced):
 
     def keep(name):
         def hook(module, inputs, output):
-            shapes.setdefault(name, tuple(output.shape[1:]))
+            if isinstance(output, torch.Tensor):  # not of a recurrent layer, which gives two
+                shapes.setdefault(name, tuple(output.shape[1:]))
 
         return hook
 

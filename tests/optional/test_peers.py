@@ -43,6 +43,7 @@ OTHERS = {"max-pool-with-padding": max_pool_with_padding, "registered-in-another
 CAPTUM_DIFFERS = {  # a module's last call wins
     "reused-module": ["conv", "act", "conv:1"],
     "module-with-two-names": ["0.0", "0.1", "0"],
+    "recurrent-over-rows": ["cell", "cell:1"],
 }
 FULLGRAD_DIFFERS = {
     "reused-module": "one gradient for each bias",
@@ -57,6 +58,7 @@ FULLGRAD_DIFFERS = {
     "names-of-operations": "only modules have biases",
     "functional-batch-norms": "only modules have biases",
     "saturated-on-both-sides": "a saturated piece has an intercept",
+    "recurrent-over-rows": "only Conv2d, Linear and BatchNorm2d have biases",
     "registered-in-another-order": "biases in the order of registration, gradients in that of execution",
 }
 FULLGRAD_CANNOT = {"conv-with-bias-before-batch-norm", "conv-batch-norm-multiplier", "linear-with-positions"}

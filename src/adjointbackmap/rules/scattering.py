@@ -89,7 +89,7 @@ class Gather(AtPlaces):
         given = by_name(torch.ops.aten.gather.default, args, kwargs)
         x = given["self"]
         if not isinstance(x, Value):
-            msg = "it takes elements of a constant at places that depend on the image"
+            msg = "it takes elements of a constant or of a mask at places that depend on the image"
             raise Refused(msg)
         rule = cls(index_of(given["index"]), *keep_batch([given["dim"]], x))
         return builder.apply(rule, x, *rule.places())
@@ -284,6 +284,9 @@ class IndexPut(Written):
             return cls._by_mask(builder, x, indices, number, single)
         if first is not None:
             msg = "it goes over the images of a batch"
+            raise Refused(msg)
+        if isinstance(number, Mask):
+            msg = "it writes a mask: write it with torch.where"
             raise Refused(msg)
         places = [None if i is None else tensor_of(i, "index") for i in indices]
         like = torch.zeros(1, *builder.shape, dtype=torch.bool, device=builder.device)
