@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 Case = Callable[[], tuple[nn.Module, tuple[int, ...]]]
 CASES: dict[str, Case] = {}
@@ -369,6 +370,27 @@ def functional_batch_norms():
 
     statistics = {"means": torch.randn(2, 3), "variances": torch.rand(2, 3) + 0.5, "offsets": torch.randn(2, 3)}
     return Net(forward, conv=nn.Conv2d(2, 3, 2), **statistics, scale=parameter(3), own=parameter(3)), (2, 4, 4)
+
+
+@case
+def pruned_kernels():
+    first, second = nn.Conv2d(2, 3, 3, padding=1), nn.Linear(12, 3)
+    prune.random_unstructured(first, "weight", 0.4)
+    prune.random_unstructured(second, "weight", 0.4)
+    return nn.Sequential(first, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), second), (2, 4, 4)
+
+
+@case
+def numbers_that_the_forward_reads():
+    def forward(net, x):
+        if torch.any(net.shape == 0):
+            x = net.conv(x) * float(net.scale) + net.offsets.tolist()[1]
+        x = F.relu(x - torch.tensor([0.1, 0.2, 0.3]).to(x)[:, None, None])[:, net.kept]
+        return x.reshape(torch.Size([x.shape[0], *net.shape[1:]])) / (net.shape[1] + torch.tensor(4)) + net.offsets[net.place]
+
+    constants = {"shape": torch.tensor([0, -1]), "kept": torch.tensor([True, False, True]), "place": torch.tensor(2)}
+    parts = {"conv": nn.Conv2d(2, 3, 2), "scale": parameter(), "offsets": torch.randn(3)}
+    return Net(forward, **parts, **constants), (2, 4, 4)
 
 
 # one operation each, after a layer with a bias

@@ -213,6 +213,37 @@ def with_tensor(draw: Draw, shape: Shape) -> nn.Module:
     return Function(name, parts[name], parameter(*sizes))
 
 
+# parts whose constants have odd names, are cast, or are read as numbers
+
+
+class Named(nn.Module):
+    """Parameters and buffers whose names are those of operations, beside literals."""
+
+    def __init__(self, channels: int, dims: int) -> None:
+        super().__init__()
+        shape = (channels, *(1,) * (dims - 1))
+        self.add, self.sub = parameter(*shape), parameter()
+        self.register_buffer("mul", torch.rand(shape) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu((x + 0.3) * self.mul - self.sub - 0.2) + (self.add - 0.1) - self.add * 2
+
+
+def constants(draw: Draw, shape: Shape) -> nn.Module:
+    even = [i % 2 == 0 for i in range(shape[0])]
+    parts = {
+        "item": lambda x, p: x * p.sum().item() + float(p[0] * 0.3),
+        "list": lambda x, p: x * torch.tensor(p.tolist(), dtype=x.dtype).mean() - torch.tensor([0.3]).to(x),
+        "cast": lambda x, p: x - p.to(x).type_as(x)[0] * 0.7,
+        "made": lambda x, p: x * torch.full((1,), 0.3, dtype=x.dtype) - torch.full_like(x, 0.1) + torch.tensor(7) / 3 * p[0],
+        "branch": lambda x, p: x + p[0] if p.mean() > 0 else 0.7 * x - p[1],
+        "boolean index": lambda x, p: x[:, torch.tensor(even)] * p[p > p.min()].sum(),
+        "place": lambda x, p: x * p[int(p.argmax())] - p[p.argmin()],
+    }
+    name = pick(draw, "named", *parts)
+    return Named(shape[0], len(shape)) if name == "named" else Function(name, parts[name], parameter(3))
+
+
 # parts that pool or reduce
 
 
@@ -367,7 +398,7 @@ def flatten(draw: Draw, shape: Shape) -> nn.Module:
 
 
 POINTWISE = [activation, saturating, with_tensor, batch_norm]
-ANYWHERE = [*POINTWISE, linear, moving, reduction, ordering]
+ANYWHERE = [*POINTWISE, linear, moving, reduction, ordering, constants]
 KINDS = {1: [linear, *ANYWHERE]}
 KINDS[2] = [convolution, *ANYWHERE, convolution, pooling, padding, resizing, transposed_convolution, flatten]
 KINDS[2] = [*KINDS[2], instance_norm]

@@ -132,7 +132,7 @@ NAMES = {
     "functional-conv-on-raw-parameters": {"offset": 2},
     "residual-with-zero-padded-channels": {"bn1": 3, "bn2": 4, "fc.bias": 3},
     "scalars-before-padded-convs": {"b0": 1, "b1": 1, "b2": 1, "b3": 1, "b4": 1},
-    "shared-scalar": {"b": 1, "conv.bias": 2, "mul_6": 1},
+    "shared-scalar": {"b": 1, "conv.bias": 2, "mul": 1},
     "constants-and-buffers": {"mean": 2, "rsub": 1, "conv.bias": 2, "sub": 1, "sub#1": 1, "prior": 3},
     "constant-for-every-position": {"place": 32, "conv.bias": 2},
     "conv-with-bias-before-batch-norm": {"0.bias": 3, "1": 3, "4": 2},

@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from adjointbackmap.casting import tensors_of
 from adjointbackmap.decompositions import decompositions
-from adjointbackmap.readings import FixedBatch, Readings, Replay, readings_of, tensors_of
+from adjointbackmap.readings import FixedBatch, Readings, Replay, readings_of
 
 CLONE = "aten.clone.default"
 ROOT = "model"  # name of the user's module inside the one that is exported
 MODULE = "module and call"  # where a node of a module with several names says by which one it goes
 CALL = re.compile(r":\d+$")
+MADE_IN_FORWARD = "constant"
 LIFTED = re.compile(r"lifted_tensor_\d+$")  # a tensor that the forward makes of numbers
 WRAPPER = "jaxtyping"  # its frames may stand between the model's code and ours
 MOST_IMAGES = 65_535  # a capture on a CUDA device may hold for no larger batch, and nothing here needs one
@@ -39,7 +41,8 @@ class Capture:
         layers: Name of a module's call -> the node of what it returned.
         parameters: Name of a node -> the module's name for the parameter or buffer that it stands for.
         tensors: Name of a node -> tensor that the graph holds itself.
-        names: Name of such a node -> the module's name for the plain attribute that it is, ``constant`` for one of the forward's.
+        names: Name of such a node -> the module's name for the plain attribute that it is, or ``MADE_IN_FORWARD``.
+        reads_floats: Whether the forward reads floating numbers from constants, which are rounded to their dtype.
     """
 
     nodes: tuple[torch.fx.Node, ...]
@@ -49,6 +52,7 @@ class Capture:
     parameters: dict[str, str]
     tensors: dict[str, Tensor]
     names: dict[str, str]
+    reads_floats: bool
 
 
 def call_name(path: str, call: int) -> str:
@@ -123,7 +127,8 @@ def capture(model: nn.Module, example: Tensor) -> Capture:
     Raises:
         ValueError: If ``torch.export`` cannot follow the module, or the module changes its buffers.
     """
-    wrapper = _Listened(model, _run(model, example)).train(model.training)
+    readings = _run(model, example)
+    wrapper = _Listened(model, readings).train(model.training)
     shapes = ({0: torch.export.Dim("batch", max=MOST_IMAGES)},)
     try:
         with torch.no_grad(), warnings.catch_warnings(), _quiet():
@@ -132,9 +137,9 @@ def capture(model: nn.Module, example: Tensor) -> Capture:
             exported = torch.export.export(wrapper, (example,), dynamic_shapes=shapes, strict=False)
             exported = exported.run_decompositions(dict(decompositions()))
     except Exception as error:
-        msg = f"The model must be a graph that torch.export can capture for any batch size. Got {_explained(error)}"
+        msg = f"The model must be a graph that torch.export can capture for any batch size. Got {explained(error)}"
         raise ValueError(msg) from error
-    return _read(exported, _first_names(model))
+    return _read(exported, _first_names(model), readings.floats)
 
 
 def _run(model: nn.Module, example: Tensor) -> Readings:
@@ -146,18 +151,18 @@ def _run(model: nn.Module, example: Tensor) -> Readings:
     Raises:
         ValueError: If the model does not take the example.
     """
-    before = {id(buffer): (buffer, buffer.clone()) for buffer in model.buffers()}
+    before = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
     try:
         return readings_of(_Listened(model), tensors_of(model), example)
     except Exception as error:
         shape = ", ".join(map(str, ("N", *example.shape[1:])))
-        reason = _explained(error).removesuffix(".")
+        reason = explained(error).removesuffix(".")
         msg = f"The model must run on a batch of the example's shape ({shape}). Got {reason}: pass an example that it takes."
         raise ValueError(msg) from error
     finally:
         with torch.no_grad():
-            for buffer, value in before.values():
-                if not torch.equal(buffer, value):
+            for buffer, version, value in before:
+                if buffer._version != version:
                     buffer.copy_(value)
 
 
@@ -173,7 +178,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _explained(error: Exception) -> str:
+def explained(error: Exception) -> str:
     """The first line of an error, the line of the model's code that caused it, and what to do where that is known."""
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     inside = (Path(torch.__file__).parent, Path(__file__).parent)
@@ -250,7 +255,7 @@ def _name_by_first(nodes: Sequence[torch.fx.Node], first: Mapping[str, str]) -> 
             node.meta[MODULE] = (first[path], seen.index((path, call)))
 
 
-def _read(exported: torch.export.ExportedProgram, first: Mapping[str, str]) -> Capture:
+def _read(exported: torch.export.ExportedProgram, first: Mapping[str, str], reads_floats: bool) -> Capture:
     *nodes, last = exported.graph.nodes
     _name_by_first(nodes, first)
     signature, spec = exported.graph_signature, exported.call_spec.out_spec
@@ -271,13 +276,14 @@ def _read(exported: torch.export.ExportedProgram, first: Mapping[str, str]) -> C
         parameters={n: first.get(t.removeprefix(f"{ROOT}."), t.removeprefix(f"{ROOT}.")) for n, t in parameters.items()},
         tensors=lifted,
         names={n: _shown(target) for n, target in signature.inputs_to_lifted_tensor_constants.items()},
+        reads_floats=reads_floats,
     )
 
 
 def _shown(target: str) -> str:
     """What people call a tensor that is no parameter or buffer: the attribute's name, if it is one."""
     name = target.removeprefix(f"{ROOT}.")
-    return "constant" if LIFTED.match(name) else name
+    return MADE_IN_FORWARD if LIFTED.match(name) else name
 
 
 def module_of(node: torch.fx.Node) -> tuple[str, int]:

@@ -10,7 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adjointbackmap.capture import Capture, ancestors, call_name, module_of, op_name, path_of, pick, source_of
+from adjointbackmap.capture import (
+    Capture,
+    ancestors,
+    call_name,
+    capture,
+    explained,
+    module_of,
+    op_name,
+    path_of,
+    pick,
+    source_of,
+)
+from adjointbackmap.casting import in_dtype
+from adjointbackmap.constants import depends_on_dtype
 from adjointbackmap.plans import Plan
 from adjointbackmap.program import KernelCall, Program, UnsupportedOperation, lower
 from adjointbackmap.rules import RULES, Value, field_size
@@ -154,8 +167,39 @@ class Network:
         """The steps in a dtype, by default the model's."""
         dtype = dtype or self.dtype
         if dtype not in self._programs:
-            self._programs[dtype] = lower(self._capture, self._target, _tensors(self.model), dtype)
+            self._programs[dtype] = self._lowered(dtype)
         return self._programs[dtype]
+
+    def _lowered(self, dtype: torch.dtype) -> Program:
+        """The steps in a dtype; where constants depend on it, from a capture of the model in that dtype.
+
+        Raises:
+            UnsupportedOperation: If the model has other steps, or cannot run, in that dtype.
+        """
+        tensors = _tensors(self.model)
+        if dtype == self.dtype or not depends_on_dtype(self._capture, ancestors(self._target)):
+            return lower(self._capture, self._target, tensors, dtype)
+        captured, target = self._captured_in(dtype)
+        program = lower(captured, target, {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}, dtype)
+        own = self.program()
+        if program.outline != own.outline:
+            msg = f"The model must have the same operations in {dtype} as in {self.dtype}. Got others: compute in {self.dtype}."
+            raise UnsupportedOperation(msg)
+        return program
+
+    def _captured_in(self, dtype: torch.dtype) -> tuple[Capture, torch.fx.Node]:
+        example = torch.zeros(2, *self.in_shape, dtype=dtype, device=self.device)
+        try:
+            with in_dtype(self.model, dtype):
+                captured = capture(self.model, example)
+        except ValueError as error:
+            reason = explained(error.__cause__ if isinstance(error.__cause__, Exception) else error).removesuffix(".")
+            msg = (
+                f"The model must run in {dtype}, as model.to({dtype}) does. Got {reason}: compute in {self.dtype}, "
+                "or give tensors that the forward makes the dtype of its input."
+            )
+            raise UnsupportedOperation(msg) from error
+        return captured, _target(self.model, captured, self.until, self.output)
 
     def is_computed_in(self, dtype: torch.dtype) -> bool:
         """Whether the steps can be had in a dtype: a model that casts computes in its own alone."""

@@ -1,7 +1,6 @@
 """A captured graph -> steps that are linear in the image and the bias vector, in one dtype."""
 
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, count
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from adjointbackmap.capture import Capture, ancestors, call_name, first_input, is_getitem, module_of, op_name
+from adjointbackmap.constants import DTYPE_ASSERTION, LIKE_SECOND, SHAPE_ONLY, SYMBOLS, Constants
 from adjointbackmap.rules import RULES, Axis, Constant, Entry, Field, Mask, Refused, Rule, Source, Value
 from adjointbackmap.rules.kernels import Kernel
 from adjointbackmap.rules.linear import Masked, Place
@@ -21,48 +21,6 @@ IMAGE = 0  # slot of the image
 CHUNK = 128  # tangents or cotangents that are computed as one batch on the CPU; 32 to 128 are the fastest,
 NUMBERS = 2**24  # as long as the largest map of a batch is no longer than this
 NUMBERS_ON_DEVICE = 2**26  # on another device: each operation costs its start, however few numbers it has
-
-# Operations that only move the elements of a tensor: an entry of b stays known through them.
-MOVEMENTS = {
-    "aten.alias.default",
-    "aten.clone.default",
-    "aten.detach.default",
-    "aten.expand.default",
-    "aten.flatten.using_ints",
-    "aten.permute.default",
-    "aten.reshape.default",
-    "aten.select.int",
-    "aten.slice.Tensor",
-    "aten.squeeze.default",
-    "aten.squeeze.dim",
-    "aten.t.default",
-    "aten.transpose.int",
-    "aten.unsqueeze.default",
-    "aten.view.default",
-}
-
-# The same, with several outputs.
-DIVISIONS = {
-    "aten.chunk.default",
-    "aten.split.Tensor",
-    "aten.split_with_sizes.default",
-    "aten.unbind.int",
-}
-
-# Operations that only read the shape of their data: what they give is a constant.
-SHAPE_ONLY = {
-    *(f"aten.{name}.default" for name in "zeros_like ones_like full_like zero new_zeros new_ones new_full".split()),
-    *("aten.fill.Scalar", "aten.fill.Tensor"),
-}
-
-# Operations that give what happens to be in memory, for a forward to write into: zeros, which are no entries.
-UNWRITTEN = {"aten.empty.memory_format", "aten.empty_like.default", "aten.new_empty.default"}
-SHAPE_ONLY |= UNWRITTEN
-
-# Operations that give one number everywhere: one entry of b, not one for each element.
-FILLED = {*SHAPE_ONLY, *(f"aten.{name}.default" for name in "full ones zeros scalar_tensor".split())}
-
-DTYPE_ASSERTION = "aten._assert_tensor_metadata.default"  # where the model casts; its last argument is the dtype before
 
 # Why common operations have no rule.
 STATISTICS = "its statistics depend on the image"
@@ -73,6 +31,10 @@ REASONS = {
     "aten._native_batch_norm_legit.no_stats": STATISTICS,
     "aten._native_batch_norm_legit_functional.default": STATISTICS,
 }
+
+
+# Operations in which a number is a value, not a place or an extent.
+ARITHMETIC = {"add", "sub", "rsub", "mul", "div", "clamp", "clamp_min", "clamp_max", "masked_fill", "where"}
 
 
 class UnsupportedOperation(ValueError):
@@ -130,6 +92,12 @@ class Program:
         """Numbers of the largest map of one image."""
         return max(prod(value.shape) for value in (self.image, *(step.output for step in self.steps)))
 
+    @property
+    def outline(self) -> tuple[list[Any], ...]:
+        """What the programs of one network in two dtypes have in common: operations, slots and shapes."""
+        steps = [(step.op, step.inputs, step.output) for step in self.steps]
+        return steps, [(e.slot, e.value.shape) for e in self.entries], list(self.kernels)
+
     def upstream(self, targets: Iterable[Value]) -> list[Step]:
         """The steps that the targets depend on, in order."""
         needed = {t.slot for t in targets}
@@ -179,12 +147,10 @@ class _Lowering:
         self.capture, self.tensors, self.dtype = capture, tensors, dtype
         self.device = next((t.device for t in tensors.values()), capture.image.meta["val"].device)
         self.program = Program(Value(IMAGE, tuple(capture.image.meta["val"].shape[1:])), self.device)
-        self.constants: dict[str, Constant] = {}
-        self.several: dict[str, list[Constant]] = {}  # node with several outputs, all of them constants -> these
+        self.constants = Constants(capture, tensors, dtype, self.device)
         self.found: dict[str, Any] = {}  # node -> what its rule built: a value, a list of them, a mask
         self.known: dict[Hashable, Value] = {}  # what a part of b is made of -> its value
         self.taken: set[str] = set(tensors)  # names of parts of b; a parameter keeps its own
-        self.uses: Counter[Source] = Counter()  # of a constant, less those as an entry of b
         self.slots = IMAGE
         self.node: torch.fx.Node = capture.image
         self.refused: list[str] = []
@@ -193,7 +159,7 @@ class _Lowering:
         for node in self.capture.nodes:
             if node in wanted:
                 self._visit(node)
-            elif str(node.target) == DTYPE_ASSERTION and first_input(node) in wanted:
+            elif str(node.target) == DTYPE_ASSERTION and first_input(node).name in self.found:
                 self._check_dtype(node)
         if self.refused:
             msg = (
@@ -207,7 +173,7 @@ class _Lowering:
 
     def _with_whole_parameter(self, entry: Entry) -> Entry:
         """The parameter's derivative is the entry's only where it is used as an entry and as nothing else."""
-        used = entry.parameter is not None and self.uses[Source(entry.parameter)]
+        used = entry.parameter is not None and self.constants.uses[Source(entry.parameter)]
         return replace(entry, parameter=None) if used else entry
 
     # what a rule may ask (see rules.base.Builder)
@@ -239,7 +205,7 @@ class _Lowering:
     def offset(self, name: str, value: Tensor, shape: tuple[int, ...], parameter: Source | None) -> Value:
         whole = parameter is not None and parameter.is_parameter and self.tensors[parameter.name].numel() == value.numel()
         if parameter is not None:
-            self.uses[parameter] -= 1
+            self.constants.uses[parameter] -= 1
         made_of = (self.op, self._identity(self.node.args), self._identity(tuple(self.node.kwargs.items())))
         entry = self._entry(made_of, name, value, parameter.name if parameter is not None and whole else None)
         return self._placed(entry, torch.arange(value.numel(), device=value.device).reshape(shape), value.numel())
@@ -259,7 +225,7 @@ class _Lowering:
         source = constant.source
         if not source.is_parameter and not constant.tensor.any():
             return None
-        self.uses[source] -= 1
+        self.constants.uses[source] -= 1
         entry = self._entry(source, source.name, constant.base, source.name if source.is_parameter else None)
         return self._placed(entry, constant.index.reshape(shape), constant.base.numel())
 
@@ -273,60 +239,24 @@ class _Lowering:
         if node is self.capture.image:
             self.found[node.name] = self.program.image
         elif node.op == "placeholder" or node.op == "get_attr":
-            self._constant_input(node)
-        elif isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool):
-            return
-        elif str(node.target) not in SHAPE_ONLY and any(n.name in self.found for n in node.all_input_nodes):
+            self.constants.take(node)
+        elif isinstance(node.meta.get("val"), SYMBOLS):
+            self.constants.read(node)
+        elif self._depends_on_image(node):
             self._operation(node)
         else:
-            self._fold_constant(node)
+            try:
+                self.constants.fold(node, self.found)
+            except Refused as error:
+                self.refused.append(self._described(node, str(error)))
 
-    def _constant_input(self, node: torch.fx.Node) -> None:
-        name = self.capture.parameters.get(node.name)
-        tensor = self.tensors[name] if name is not None else self.capture.tensors[node.name]
-        source = Source(name) if name is not None else Source(self.capture.names[node.name], node.name)
-        self.constants[node.name] = _whole(self._in_dtype(tensor.detach()), source)
+    def _depends_on_image(self, node: torch.fx.Node) -> bool:
+        kind = str(node.target)
+        read = node.all_input_nodes[:1] if kind in LIKE_SECOND else node.all_input_nodes
+        return kind not in SHAPE_ONLY and any(n.name in self.found for n in read)
 
     def _in_dtype(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
-
-    def _fold_constant(self, node: torch.fx.Node) -> None:
-        """Compute an operation on constants, for a batch of one; a movement keeps track of the entry's elements."""
-        if is_getitem(node) and first_input(node).name in self.several:
-            self.constants[node.name] = self.several[first_input(node).name][cast("int", node.args[1])]
-            return
-        op = cast("Callable[..., Any]", node.target)
-        args = torch.fx.map_arg(node.args, self._known_tensor)
-        kwargs = torch.fx.map_arg(node.kwargs, self._known_tensor)
-        tensor = op(*args, **kwargs)
-        if str(node.target) in UNWRITTEN:
-            tensor = torch.zeros_like(tensor)
-        if str(node.target) in MOVEMENTS:
-            first = self.constants[first_input(node).name]
-            index = op(first.index, *args[1:], **kwargs)
-            self.constants[node.name] = Constant(tensor, first.source, first.base, index)
-        elif isinstance(tensor, Tensor):
-            path, call = module_of(node)
-            name = ".".join(p for p in (call_name(path, call), node.name) if p)
-            made = _filled if str(node.target) in FILLED else _whole
-            self.constants[node.name] = made(self._in_dtype(tensor), Source(name, node.name))
-        elif str(node.target) in DIVISIONS:
-            whole = self.constants[first_input(node).name]
-            indices = op(whole.index, *args[1:], **kwargs)
-            parts = zip(tensor, indices, strict=True)
-            self.several[node.name] = [Constant(t, whole.source, whole.base, i) for t, i in parts]
-        else:
-            self.refused.append(self._described(node, "it gives several constants"))
-
-    def _known_tensor(self, node: torch.fx.Node) -> Any:
-        """A constant, zeros in place of data whose shape alone is read, and 1 for the extent of the batch."""
-        if node.name in self.constants:
-            constant = self.constants[node.name]
-            self.uses[constant.source] += str(self.node.target) not in MOVEMENTS | DIVISIONS
-            return constant.tensor
-        if node.name in self.found:
-            return torch.zeros(1, *_without_batch(_outputs_of(node)[0]), dtype=self.dtype, device=self.device)
-        return 1
 
     def _check_dtype(self, node: torch.fx.Node) -> None:
         """Refuse a cast that changes nothing at the trace, but would round in the dtype of the steps."""
@@ -368,6 +298,11 @@ class _Lowering:
             msg = "it moves the batch out of the first dimension"
             raise Refused(msg)
 
+        symbols = [a for a in node.args if isinstance(a, torch.fx.Node) and isinstance(a.meta.get("val"), SYMBOLS)]
+        if self.op in ARITHMETIC and any(a.name not in self.constants.numbers for a in symbols):
+            msg = "a number in it is that of the images of a batch, or read from the data"
+            raise Refused(msg)
+
         def argument(node: torch.fx.Node) -> Any:
             found = self.found.get(node.name)
             if isinstance(found, Mask) and not rule.takes_masks:
@@ -375,9 +310,11 @@ class _Lowering:
             if isinstance(found, list) and not rule.takes_lists:
                 msg = "its input has the batch in the second dimension"
                 raise Refused(msg)
-            if node.name in self.constants:
-                self.uses[self.constants[node.name].source] += 1
-            return found or self.constants.get(node.name) or node.meta.get("val")
+            constant = self.constants.get(node.name)
+            if constant is not None:
+                self.constants.uses[constant.source] += 1
+                return replace(constant, tensor=self._in_dtype(constant.tensor), base=self._in_dtype(constant.base))
+            return found or self.constants.numbers.get(node.name, node.meta.get("val"))
 
         return rule.build(self, *torch.fx.map_arg(node.args, argument), **torch.fx.map_arg(node.kwargs, argument))
 
@@ -396,7 +333,7 @@ class _Lowering:
             self.slots += 1
             self.known[made_of] = Value(self.slots, tuple(value.shape))
             shown = name if made_of == Source(name) else self._free_name(name)
-            self.program.entries.append(Entry(shown, value, self.slots, parameter))
+            self.program.entries.append(Entry(shown, value.to(self.dtype), self.slots, parameter))
         return self.known[made_of]
 
     def _identity(self, argument: Any) -> Hashable:
@@ -422,17 +359,6 @@ class _Lowering:
         where = f" at {path}" if path else ""
         op = op_name(first_input(node) if is_getitem(node) else node)
         return f"{op}{where}" + (f" ({reason})" if reason else "")
-
-
-def _filled(tensor: Tensor, source: Source) -> Constant:
-    """A tensor of one number everywhere, which is one entry."""
-    index = torch.zeros(tensor.shape, dtype=torch.int64, device=tensor.device)
-    return Constant(tensor, source, tensor.flatten()[:1], index)
-
-
-def _whole(tensor: Tensor, source: Source) -> Constant:
-    index = torch.arange(tensor.numel(), device=tensor.device).reshape(tensor.shape)
-    return Constant(tensor, source, tensor, index)
 
 
 def _outputs_of(node: torch.fx.Node) -> list[Tensor]:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 # Functions that give Python one number of a tensor, and the kind of number. A tensor that is captured may take one for another.
 NUMBER = "item"
@@ -47,7 +46,6 @@ SHAPE_ONLY = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "
 LIKE_FIRST = {"to", "type_as", "expand_as", "view_as", "reshape_as", "new_tensor"}
 
 MORE_IMAGES = 3  # between two runs: an integer that is a multiple of N, plus a number, shows itself
-MODULE_OWN = set(vars(torch.nn.Module()))  # attributes that every module has
 FROM_DATA = object()  # in the place of a value that depends on the image
 
 
@@ -74,6 +72,13 @@ class Readings:
 
     images: int
     found: list[tuple[str, Any]] = field(default_factory=list)
+
+    @property
+    def floats(self) -> bool:
+        """Whether there are floating numbers, which are rounded to the dtype of the constants."""
+        return any(
+            isinstance(leaf, float) or getattr(leaf, "dtype", None) is not None for leaf in _leaves([v for _, v in self.found])
+        )
 
     def joined(self, other: "Readings") -> "Readings":
         """The readings for any number of images, from two runs with different numbers of them."""
@@ -317,14 +322,3 @@ def readings_of(run: Callable[[Tensor], Any], constants: Iterable[Tensor], examp
         return first
     more = example[:1].expand(len(example) + MORE_IMAGES, *example.shape[1:]).clone()
     return first.joined(once(more))
-
-
-def tensors_of(model: torch.nn.Module) -> list[Tensor]:
-    """Parameters, buffers, and every tensor that is a plain attribute of a module, also in lists, tuples and dicts."""
-    plain = [leaf for module in model.modules() for leaf in pytree.tree_leaves(_attributes(module))]
-    found = [*model.parameters(), *model.buffers(), *(leaf for leaf in plain if isinstance(leaf, Tensor))]
-    return list({id(t): t for t in found}.values())
-
-
-def _attributes(module: torch.nn.Module) -> list[Any]:
-    return [value for name, value in vars(module).items() if name not in MODULE_OWN]

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from adjointbackmap.arithmetic import exact
 from adjointbackmap.capture import call_name, listening, pick
+from adjointbackmap.casting import in_dtype
 from adjointbackmap.network import OUTPUT, Layer, Network
 
 FUNCTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
@@ -80,17 +81,18 @@ def record_call(network: Network, x: Tensor, layers: Sequence[Layer], call: Call
             kept.outputs[heard[name]] = output.clone()
 
     with _module_stack(network.model) as stack, listening(network.model, module), _Kernels(stack, function):
-        output = (call or partial(_call, network.model))(x.clone(memory_format=torch.contiguous_format))  # it may write into it
+        output = (call or partial(_call, network))(x.clone(memory_format=torch.contiguous_format))  # it may write into it
     if OUTPUT in names:
         kept.outputs[OUTPUT] = kept.outputs[network.until] if network.until else pick(output, network.output)
     return kept
 
 
-def _call(model: nn.Module, x: Tensor) -> Any:
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    if all(t.dtype == x.dtype for t in tensors.values() if t.is_floating_point()):
-        return model(x)
-    return call_with(model, {name: _cast(t, x.dtype) for name, t in tensors.items()}, x)
+def _call(network: Network, x: Tensor) -> Any:
+    """The untouched model; in another dtype than its own, with all its tensors cast."""
+    if x.dtype == network.dtype:
+        return network.model(x)
+    with in_dtype(network.model, x.dtype):
+        return network.model(x)
 
 
 def call_with(model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -> Any:
@@ -104,13 +106,6 @@ def call_with(model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -> Any
         own = {**module._parameters, **module._buffers}
         swapped.update({".".join(filter(None, (path, n))): tensors[names[id(t)]] for n, t in own.items() if t is not None})
     return torch.func.functional_call(model, swapped, (x,), tie_weights=False)
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor
-    cast = tensor.detach().to(dtype)
-    return nn.Parameter(cast, requires_grad=False) if isinstance(tensor, nn.Parameter) else cast
 
 
 @contextmanager

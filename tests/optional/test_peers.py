@@ -56,6 +56,7 @@ FULLGRAD_DIFFERS = {
     "constants-and-buffers": "only modules have biases",
     "constant-for-every-position": "only modules have biases",
     "names-of-operations": "only modules have biases",
+    "numbers-that-the-forward-reads": "only modules have biases",
     "functional-batch-norms": "only modules have biases",
     "saturated-on-both-sides": "a saturated piece has an intercept",
     "recurrent-over-rows": "only Conv2d, Linear and BatchNorm2d have biases",

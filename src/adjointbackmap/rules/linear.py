@@ -215,6 +215,8 @@ class Scale(Pointwise):
         if isinstance(other, Mask):
             return Masked.product(builder, data, other)
         factor = tensor_of(other, "second factor")
+        if isinstance(factor, Tensor) and not factor.is_floating_point():
+            factor = factor.to(builder.dtype)  # the inverse of an integer would have the default dtype
         factor = factor.reshape(aligned(other, len(builder.shape))) if isinstance(factor, Tensor) else float(factor)
         return builder.apply(Scale(cls.prepared(factor)), data)
 
