@@ -189,7 +189,7 @@ def test_several_layers_share_a_sweep(traced_case):
 def test_one_sweep_serves_every_map_of_vgg7():
     """The plan for all layers at once takes windows where each layer alone might not."""
     network = abm.trace(abm.models.build("vgg7").eval(), torch.rand(1, 3, 32, 32), audit=False)
-    first = Query.of(network, None, "conv1")
+    first = Query.of_any_image(network, "conv1")
     queries = [first, *map(first.at_layer, ("conv3", "conv5"))]
     assert [plan.method for plan in plan_queries(queries)] == ["windowed"] * 3
     asked = [replace(query, method="basis") for query in queries]

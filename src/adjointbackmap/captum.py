@@ -130,8 +130,12 @@ def _name(model: nn.Module, layer: nn.Module | str | None) -> str | None:
     for path, module in model.named_modules():
         if module is layer:
             return path or None
-    msg = f"layer must be a module of the model, or a name. Got another {type(layer).__name__}: take it from the model itself."
+    msg = f"layer must be a module of the model, or a name. Got {_other(layer)}: take it from the model itself."
     raise ValueError(msg)
+
+
+def _other(layer: object) -> str:
+    return f"another {type(layer).__name__}" if isinstance(layer, nn.Module) else f"{layer!r:.40}"
 
 
 def _check_called_once(model: nn.Module, layer: nn.Module, x: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adjointbackmap.arithmetic import exact
 from adjointbackmap.hyperplane import Hyperplanes
-from adjointbackmap.network import Layer, Network, check_network
+from adjointbackmap.network import Layer, Network, check_network, several
 from adjointbackmap.patches import Patches
 from adjointbackmap.pattern import ActivationPattern, pattern_of
 from adjointbackmap.query import Query
@@ -163,7 +163,7 @@ class Sparsity:
 def sparsity(
     network: Network,
     x: Tensor,
-    layers: Sequence[str | nn.Module] | None = None,
+    layers: str | nn.Module | Sequence[str | nn.Module] | None = None,
     report: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Sparsity]:
     """Sparsity of the RM4 hyperplanes by layer [Wan2022, section 2.5.3], from one sweep for each image.
@@ -206,17 +206,15 @@ def sparsity(
     return counts
 
 
-def _queries(network: Network, x: Tensor, layers: Sequence[str | nn.Module] | None) -> list[Query]:
+def _queries(network: Network, x: Tensor, layers: str | nn.Module | Sequence[str | nn.Module] | None) -> list[Query]:
     """All RM4 hyperplanes of some layers.
 
     Raises:
         ValueError: If a layer has none, or none is given.
     """
     check_network(network)
-    wanted = [layer.name for layer in network.distinct_layers() if "RM4" in layer.modes] if layers is None else layers
-    if layers is not None and not wanted:
-        msg = f"layers must name a convolution of {', '.join(network.layers)}. Got none: give one, or leave it out for all."
-        raise ValueError(msg)
+    every = [layer.name for layer in network.distinct_layers() if "RM4" in layer.modes]
+    wanted = every if layers is None else several(layers)
     if not wanted:
         return []
     first = Query.of(network, x, wanted[0], "RM4")

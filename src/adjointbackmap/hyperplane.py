@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adjointbackmap.methods import compute
-from adjointbackmap.network import Network
+from adjointbackmap.network import Network, several
 from adjointbackmap.patches import BLOCK, Patches
 from adjointbackmap.pattern import check_images
 from adjointbackmap.planner import plan_queries
@@ -274,11 +274,7 @@ def hyperplanes(
         >>> bool((planes.reconstruct() - planes.value).abs().max() < 1e-5)
         True
     """
-    several = isinstance(layer, Sequence) and not isinstance(layer, str)
-    names = [*layer] if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
-    if not names:
-        msg = "layer must be a layer, or a list of at least one. Got an empty list: give names of network.layers."
-        raise ValueError(msg)
+    names = several(layer)
     first = Query.of(network, x, names[0], mode, units, own_bias, scale, dtype, method, memory)
     queries = [first, *(first.at_layer(name, mode, units, own_bias) for name in names[1:])]
     plans = plan_queries(queries)
@@ -291,7 +287,8 @@ def hyperplanes(
         )
         raise ValueError(msg)
     found = planes_of(queries, [plan.method for plan in plans])
-    return {planes.layer: planes for planes in found} if several else found[0]
+    single = isinstance(layer, str | nn.Module)
+    return found[0] if single else {planes.layer: planes for planes in found}
 
 
 def planes_of(queries: Sequence[Query], methods: Sequence[str]) -> list[Hyperplanes]:

@@ -1,7 +1,7 @@
 """A captured module -> :class:`Network`: its layers, the bias vector, and the steps between them."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, count
@@ -137,10 +137,14 @@ class Network:
         model: nn.Module,
         captured: Capture,
         planner: Callable[..., Plan],
-        until: str | None = None,
+        until: str | nn.Module | None = None,
         output: int | str | None = None,
     ) -> None:
         self.model, self.output = model, output
+        if until is model:
+            until = OUTPUT
+        elif isinstance(until, nn.Module):
+            until = _name_of(model, until, {end.name: end.module for end in _ends(model, captured)})
         self._planner = planner  # given from above: the planner stands on the network, not the other way round
         self.until = None if until == OUTPUT else until
         target = _target(model, captured, until, output)
@@ -219,38 +223,14 @@ class Network:
             ValueError: If there is none; the message lists those that are.
         """
         if isinstance(name, nn.Module):
-            return self.layers[self._name_of(name)]
+            if name is self.model and self.until is None:
+                return self.layers[OUTPUT]
+            name = _name_of(self.model, name, {n: layer.module for n, layer in self.layers.items()})
         if not isinstance(name, str) or name not in self.layers:
-            kind = "" if isinstance(name, str) else f", a {type(name).__name__}: give the name as a str"
-            msg = f"A layer must be one of {', '.join(self.layers)}. Got {name!r}{kind}."
+            got = repr(name) if isinstance(name, str) else f"{name!r:.40} of type {type(name).__name__}: give its name as a str"
+            msg = f"A layer must be one of {', '.join(self.layers)}. Got {got}."
             raise ValueError(msg)
         return self.layers[name]
-
-    def _name_of(self, module: nn.Module) -> str:
-        """Name of the layer that a module gives.
-
-        Raises:
-            ValueError: If it gives none, or several.
-        """
-        paths = [path for path, m in self.model.named_modules(remove_duplicate=False) if m is module]
-        kind = type(module).__name__
-        if not paths:
-            msg = f"A layer must be a module of network.model, or a name. Got another {kind}: take it from network.model."
-            raise ValueError(msg)
-        if module is self.model and self.until is None:
-            return OUTPUT
-        calls = [name for name in self.layers if name.partition(":")[0] in paths]
-        if not calls:
-            msg = (
-                f"A layer must be one of {', '.join(self.layers)}. Got the {kind} {paths[0] or 'that was traced'!r}, which gives "
-                "none of them: take a module that the output depends on."
-            )
-            raise ValueError(msg)
-        if len(calls) > 1:
-            names = ", ".join(map(repr, calls))
-            msg = f"A layer's module must be called once. Got {kind} with {len(calls)} calls: give one of the names {names}."
-            raise ValueError(msg)
-        return calls[0]
 
     def distinct_layers(self) -> list[Layer]:
         """The layers, each value once: of two that give the same, the one with a kernel, else the first."""
@@ -308,6 +288,45 @@ class Network:
         if changed:
             msg = f"The model must be as it was traced. Changed since: {', '.join(changed[:5])}: trace it again."
             raise RuntimeError(msg)
+
+
+def several(layers: Any) -> list[Any]:
+    """One layer, or several, as a list.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    listed = not isinstance(layers, str | nn.Module) and isinstance(layers, Iterable)
+    found = list(layers) if listed else [layers]
+    if not found:
+        msg = "Layers must be at least one. Got an empty list: give names of network.layers, or modules."
+        raise ValueError(msg)
+    return found
+
+
+def _name_of(model: nn.Module, module: nn.Module, calls: Mapping[str, str | None]) -> str:
+    """Name of the layer that a module gives; ``calls`` has the module's call behind each name.
+
+    Raises:
+        ValueError: If it gives none, or several.
+    """
+    paths = [path for path, other in model.named_modules(remove_duplicate=False) if other is module]
+    kind = type(module).__name__
+    if not paths:
+        msg = f"A layer must be a module of the model, or a name. Got another {kind}: take it from network.model."
+        raise ValueError(msg)
+    names = [name for name, call in calls.items() if call is not None and path_of(call) in paths]
+    if not names:
+        msg = (
+            f"A layer must be one of {', '.join(calls)}. Got {kind} {paths[0]!r}, which gives none of them: "
+            "take a module that the output depends on."
+        )
+        raise ValueError(msg)
+    if len(names) > 1:
+        listed = ", ".join(map(repr, names))
+        msg = f"A layer's module must be called once. Got {kind} with {len(names)} calls: give one of the names {listed}."
+        raise ValueError(msg)
+    return names[0]
 
 
 def check_network(network: object) -> None:
@@ -382,7 +401,7 @@ def _target(model: nn.Module, captured: Capture, until: str | None, output: int 
         return pick(captured.outputs, output)
     named = {end.name: end.node for end in _ends(model, captured)}
     if until not in named:
-        msg = f"until must be one of {', '.join(named)}. Got {until!r}."
+        msg = f"until must be one of {', '.join(named)}. Got {until!r}: give one of these names, or a module."
         raise ValueError(msg)
     return named[until]
 

@@ -135,7 +135,7 @@ def _unit_errors(pattern: ActivationPattern, layers: Sequence[Layer]) -> dict[st
     network, draw = pattern.network, random.Random(SEED)
     chosen = draw.sample(list(layers), min(UNITS, len(layers)))
     units = [tuple(draw.randrange(n) for n in unit_dims(layer, "RM2").values()) for layer in chosen]
-    first = Query.of(network, None, chosen[0].name, "RM2", units[0])
+    first = Query.of_any_image(network, chosen[0].name, "RM2", units[0])
     queries = [first.at_layer(layer.name, "RM2", unit) for layer, unit in zip(chosen, units, strict=True)]
     outside = [_outside(query) for query in queries]
     seeds: dict[int, Tensor] = {}

@@ -152,6 +152,9 @@ def check_images(network: Network, x: Tensor, dtype: torch.dtype | str | None = 
     if x.device != network.device:
         msg = f"x must be on {network.device} as the model. Got {x.device}: move it with x.to({str(network.device)!r})."
         raise ValueError(msg)
+    if x.layout != torch.strided:
+        msg = f"x must be a dense tensor. Got {x.layout}: convert it with x.to_dense()."
+        raise ValueError(msg)
     if not x.isfinite().all():
         msg = f"x must be finite. Got {int((~x.isfinite()).sum())} values that are NaN or infinite: mend the image."
         raise ValueError(msg)

@@ -48,7 +48,7 @@ def plan(
         >>> plan(network, "output", "RM2", units=(0, 0, 0)).vectors
         1
     """
-    return plan_query(Query.of(network, None, layer, mode, units, own_bias, method=method))
+    return plan_query(Query.of_any_image(network, layer, mode, units, own_bias, method))
 
 
 def plan_query(query: Query) -> Plan:

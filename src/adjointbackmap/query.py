@@ -58,7 +58,7 @@ class Query:
     def of(
         cls,
         network: Network,
-        x: Tensor | None,
+        x: Tensor,
         layer: str | nn.Module,
         mode: str | None = None,
         units: Any = None,
@@ -74,7 +74,7 @@ class Query:
 
         Args:
             network: Traced network.
-            x: Image or batch; ``None`` for what needs no image, such as a plan: then it is one image of zeros.
+            x: Image or batch.
             layer: Name of a layer, or a module of the model.
             mode: Reconstruction mode; by default RM2, or RM0 where the layer has no positions.
             units: Which units.
@@ -98,12 +98,30 @@ class Query:
         """
         check_network(network)
         network.check_unchanged()
-        if x is None:
-            images = torch.zeros((), dtype=network.dtype, device=network.device).expand(1, *network.in_shape)
-        else:
-            images = check_images(network, x, dtype)
+        images = check_images(network, x, dtype)
         chosen = _chosen(network, images, layer, mode, units, own_bias)
         return cls(network, images, *chosen, check_scale(scale), method, bytes_of(memory))
+
+    @classmethod
+    def of_any_image(
+        cls,
+        network: Network,
+        layer: str | nn.Module,
+        mode: str | None = None,
+        units: Any = None,
+        own_bias: bool | None = None,
+        method: str | None = None,
+    ) -> "Query":
+        """The same where no image is needed, as for a plan: one image of zeros stands for any.
+
+        Raises:
+            TypeError: If ``network`` is no traced network.
+            ValueError: If an argument does not fit the network.
+        """
+        check_network(network)
+        network.check_unchanged()
+        images = torch.zeros((), dtype=network.dtype, device=network.device).expand(1, *network.in_shape)
+        return cls(network, images, *_chosen(network, images, layer, mode, units, own_bias), 1.0, method, UNBOUNDED)
 
     def at_layer(
         self, layer: str | nn.Module, mode: str | None = None, units: Any = None, own_bias: bool | None = None

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from adjointbackmap.counts import LayerCheck
 from adjointbackmap.disk import hold_file
-from adjointbackmap.network import Network, check_network
+from adjointbackmap.network import Network, check_network, several
 from adjointbackmap.pattern import check_images, check_scale, dtype_of
 from adjointbackmap.records import Record
 from adjointbackmap.sweep import images_at_once
@@ -35,7 +35,7 @@ Batch = tuple[list[str], Tensor]
 def verify(
     network: Network,
     images: Tensor,
-    layers: Sequence[str | torch.nn.Module] | None = None,
+    layers: str | torch.nn.Module | Sequence[str | torch.nn.Module] | None = None,
     own_bias: bool = False,
     scale: float | str = 1 / 8,
     dtype: torch.dtype | str | None = None,
@@ -166,7 +166,7 @@ def merge(total: Checks, checks: Checks) -> None:
 
 def terms_of(
     network: Network,
-    layers: Sequence[str | torch.nn.Module] | None = None,
+    layers: str | torch.nn.Module | Sequence[str | torch.nn.Module] | None = None,
     own_bias: bool = False,
     scale: float | str = 1 / 8,
     dtype: torch.dtype | str | None = None,
@@ -178,10 +178,7 @@ def terms_of(
         ValueError: If a layer does not fit the network.
     """
     check_network(network)
-    chosen = [network.layer(name) for name in layers] if layers is not None else network.distinct_layers()
-    if not chosen:
-        msg = f"layers must name a layer of {', '.join(network.layers)}. Got none: give one, or leave it out for all."
-        raise ValueError(msg)
+    chosen = network.distinct_layers() if layers is None else [network.layer(name) for name in several(layers)]
     precision = dtype_of(dtype) or network.dtype
     names = tuple(layer.name for layer in chosen)
     return Terms(names, own_bias, check_scale(scale), precision, dtype_of(accumulate) or precision)

@@ -11,14 +11,14 @@ from adjointbackmap.planner import plan
 
 
 def trace(
-    model: nn.Module, example: Tensor, until: str | None = None, output: int | str | None = None, audit: bool = True
+    model: nn.Module, example: Tensor, until: str | nn.Module | None = None, output: int | str | None = None, audit: bool = True
 ) -> Network:
     r"""Capture a module in eval mode as a graph whose inputs are the image and every additive constant.
 
     Args:
         model: Any module of piecewise-affine operations; it is left as it was.
         example: A batch ``(N, *in_shape)`` such as ``(1, 3, 32, 32)``; only its shape and dtype matter.
-        until: Name of a layer that ends the network: what comes after it does not count.
+        until: Name or module of a layer that ends the network: what comes after it does not count.
         output: Which output of a module that returns several: a name, or an index.
         audit: Whether to compare the network with the module on one random input, see :func:`adjointbackmap.audit`, and
             a few hyperplanes on patches with the whole ones.

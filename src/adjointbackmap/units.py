@@ -203,6 +203,8 @@ def _part(part: Any, extent: int, described: str) -> Any:
         advice = "take nonzero() of the mask" if array.dtype.kind == "b" and array.ndim else f"choose {described}"
         msg = f"units must be ints, slices or integer arrays. Got {shown(part)}: {advice}."
         raise ValueError(msg)
+    if array.dtype.kind == "u":  # NumPy would take the largest of them for -1
+        array = array.clip(max=extent).astype(np.int64)
     return int(array) if array.ndim == 0 else array
 
 
