@@ -22,6 +22,7 @@ from torch import nn
 import adjointbackmap as abm
 from adjointbackmap import data, models
 from adjointbackmap.benchmark.networks import with_random_weights
+from adjointbackmap.disk import write
 
 LIMIT = {"float64": 1e-12, "float32": 1e-4}
 
@@ -67,7 +68,7 @@ def main() -> None:
             x = models.preprocessing(name)(images[[i]].unit_interval()).to(getattr(torch, arguments.dtype))
             kept[images.hashes[i]] = check_image(traced[name], x, arguments.dtype)
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(found, indent=1) + "\n")
+            write(out, json.dumps(found, indent=1) + "\n")
     report(found, arguments.dtype)
 
 

@@ -24,6 +24,7 @@ from exactness import environment
 from torch import Tensor, nn
 
 import adjointbackmap as abm
+from adjointbackmap.disk import write
 from adjointbackmap.hyperplane import relative_error
 from adjointbackmap.recording import record
 
@@ -254,7 +255,7 @@ def markdown(found: dict) -> str:
 def write_docs(found: dict, docs: Path) -> None:
     """Put the tables between the two marks of a page."""
     before, _, rest = docs.read_text().partition(BEGIN)
-    docs.write_text(f"{before}{BEGIN}\n\n{markdown(found)}\n\n{END}{rest.partition(END)[2]}")
+    write(docs, f"{before}{BEGIN}\n\n{markdown(found)}\n\n{END}{rest.partition(END)[2]}")
 
 
 def kept_with(found: dict, name: str, result: dict) -> dict:
@@ -284,7 +285,7 @@ def main() -> None:
             result = refusal(name) if member.refused else check(name)
             print(name, result, flush=True)
             found = kept_with(found, name, result)
-            arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+            write(arguments.out, json.dumps(found, indent=1) + "\n")
     print(markdown(found))
     if arguments.docs:
         write_docs(found, arguments.docs)

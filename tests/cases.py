@@ -393,6 +393,52 @@ def numbers_that_the_forward_reads():
     return Net(forward, **parts, **constants), (2, 4, 4)
 
 
+# how a forward is written
+
+
+@case
+def gradients_and_autocast_turned_on_and_off():
+    """Modules in parts of the forward that torch.export keeps apart, one within another."""
+
+    def forward(net, x):
+        with torch.autocast("cpu", enabled=False):
+            x = F.relu(net.conv1(x))
+            with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+                y = F.relu(net.conv2(x) - 0.25)
+            x = net.conv3(y) + F.conv2d(x, net.kernel)
+        return net.fc(x.flatten(1))
+
+    convs = {"conv1": nn.Conv2d(2, 3, 3), "conv2": nn.Conv2d(3, 3, 3, padding=1), "conv3": nn.Conv2d(3, 3, 1)}
+    return Net(forward, **convs, kernel=parameter(3, 3, 1, 1), fc=nn.Linear(27, 2)), (2, 5, 5)
+
+
+@case
+def a_batch_of_one_is_squeezed():
+    def forward(net, x):
+        return net.fc(F.relu(F.adaptive_avg_pool2d(net.conv(x), 1).squeeze()))
+
+    return Net(forward, conv=nn.Conv2d(2, 3, 3), fc=nn.Linear(3, 2)), (2, 5, 5)
+
+
+@case
+def maps_of_six_dimensions():
+    def forward(net, x):
+        return F.relu(F.relu(net.conv(x)).reshape(x.shape[0], 2, 2, 3, 1, 3) + net.shift)
+
+    return Net(forward, conv=nn.Conv2d(2, 4, 3), shift=parameter(2, 2, 1, 1, 3)), (2, 5, 5)
+
+
+@case
+def whole_numbers_and_masks_as_constants():
+    """Buffers that have no derivative among the parts of b."""
+
+    def forward(net, x):
+        return F.relu(net.conv(x) + net.whole) * net.mask + net.mask
+
+    tensors = {"whole": torch.arange(3).view(3, 1, 1), "mask": torch.tensor([True, False, True]).view(3, 1, 1)}
+    return Net(forward, conv=nn.Conv2d(2, 3, 3), **tensors), (2, 5, 5)
+
+
 # one operation each, after a layer with a bias
 
 

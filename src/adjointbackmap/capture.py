@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from adjointbackmap.casting import tensors_of
 from adjointbackmap.decompositions import decompositions
+from adjointbackmap.inlining import CastingPart, inline
 from adjointbackmap.readings import FixedBatch, Readings, Replay, readings_of
 
 CLONE = "aten.clone.default"
@@ -125,21 +126,36 @@ def capture(model: nn.Module, example: Tensor) -> Capture:
         example: A batch of at least two inputs.
 
     Raises:
+        CastingPart: If the module turns autocast on.
         ValueError: If ``torch.export`` cannot follow the module, or the module changes its buffers.
     """
     readings = _run(model, example)
     wrapper = _Listened(model, readings).train(model.training)
     shapes = ({0: torch.export.Dim("batch", max=MOST_IMAGES)},)
     try:
-        with torch.no_grad(), warnings.catch_warnings(), _quiet():
+        with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own code
             warnings.filterwarnings("ignore", "The tensor attribute")  # what a pruned layer or nn.RNN assigns is in the graph
-            exported = torch.export.export(wrapper, (example,), dynamic_shapes=shapes, strict=False)
-            exported = exported.run_decompositions(dict(decompositions()))
+            exported = _exported(wrapper, example, shapes)
+            inline(exported)
+            with torch.no_grad():
+                exported = exported.run_decompositions(dict(decompositions()))
+    except CastingPart:
+        raise
     except Exception as error:
         msg = f"The model must be a graph that torch.export can capture for any batch size. Got {explained(error)}"
         raise ValueError(msg) from error
     return _read(exported, _first_names(model), readings.floats)
+
+
+def _exported(wrapper: nn.Module, example: Tensor, shapes: Any) -> torch.export.ExportedProgram:
+    """What ``torch.export`` captures without gradients or, where the forward turns them on, which it cannot follow, with them."""
+    try:
+        with torch.no_grad():
+            return torch.export.export(wrapper, (example,), dynamic_shapes=shapes, strict=False)
+    except IndexError:
+        with torch.enable_grad():
+            return torch.export.export(wrapper, (example,), dynamic_shapes=shapes, strict=False)
 
 
 def _run(model: nn.Module, example: Tensor) -> Readings:

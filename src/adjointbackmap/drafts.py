@@ -15,9 +15,9 @@ from adjointbackmap.hyperplane import Hyperplanes
 from adjointbackmap.manifest import LARGE, LAYOUT, ROOT, Seal, Seals, is_whole, record_text
 from adjointbackmap.patches import Patches
 from adjointbackmap.streaming import Block, Stream, block_shape, tiles
+from adjointbackmap.units import input_names
 
 CHUNK_BYTES = 2**25  # of hyperplanes in one chunk, before compression
-SPATIAL_NAMES = {0: ("feature",), 1: ("channel", "col"), 2: ("channel", "row", "col"), 3: ("channel", "depth", "row", "col")}
 CHECKSUM = "crc32c"  # the last step of every chunk, which any Zarr reader checks
 Labelled = tuple[tuple[str, ...], np.ndarray]
 
@@ -101,7 +101,7 @@ class Draft:
 
 def _parts(work: Stream) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
     """The arrays that are written block by block: dimensions and shape of what belongs to one unit."""
-    names = ("channel", "patch_row", "patch_col") if work.query.in_patches else SPATIAL_NAMES[work.query.images.dim() - 2]
+    names = ("channel", "patch_row", "patch_col") if work.query.in_patches else input_names(work.query.images.dim() - 2)
     entries = len(work.query.readout.entries)
     return dict(zip(LARGE, ((names, work.query.part_shape), (("m",), (entries,)), ((), ())), strict=True))
 
@@ -111,7 +111,7 @@ def _small(work: Stream) -> dict[str, Labelled]:
     selection, entries = work.query.units, work.query.readout.entries
     biases = work.query.network.biases_in(work.query.dtype)
     small: dict[str, Labelled] = {
-        "x": (("n", *SPATIAL_NAMES[work.query.images.dim() - 2]), work.query.images.cpu().numpy()),
+        "x": (("n", *input_names(work.query.images.dim() - 2)), work.query.images.cpu().numpy()),
         "b": (("m",), biases.vector[entries].detach().cpu().numpy()),
         "entry": (("m",), entries.numpy()),
         "bias_name": (("m",), np.array(biases.labels, dtype=str)[entries.numpy()]),

@@ -18,7 +18,7 @@ from adjointbackmap.query import Query
 from adjointbackmap.rules.base import Shape
 from adjointbackmap.streaming import stream
 from adjointbackmap.sweep import Sweep
-from adjointbackmap.units import SPATIAL_NAMES
+from adjointbackmap.units import is_position
 from adjointbackmap.windows import Group, Windows
 
 
@@ -92,7 +92,7 @@ def _theoretical(planes: Hyperplanes) -> Tensor:
         raise ValueError(msg)
     extents = torch.tensor(image).expand(*planes.units.shape, len(image)).clone()
     places = planes.units.coordinates()
-    positions = [places[name][0] for name in SPATIAL_NAMES[3] if name in places]
+    positions = [place[0] for name, place in places.items() if is_position(name)]
     for a, inside in enumerate(_inside(planes.network, planes.network.layer(planes.layer)) if positions else []):
         extents[..., a] = inside[positions[a]]
     return extents.to(planes.value.device)

@@ -16,7 +16,7 @@ from adjointbackmap.pattern import check_images
 from adjointbackmap.planner import plan_queries
 from adjointbackmap.query import Query
 from adjointbackmap.recording import record
-from adjointbackmap.units import Selection
+from adjointbackmap.units import Selection, input_names
 
 if TYPE_CHECKING:
     import xarray
@@ -140,8 +140,7 @@ class Hyperplanes:
         """
         import xarray
 
-        spatial = {2: ("channel", "row", "col"), 1: ("channel", "col"), 0: ("feature",), 3: ("channel", "depth", "row", "col")}
-        names = spatial[self.x.dim() - 2]
+        names = input_names(self.x.dim() - 2)
         dims = ("n", *self.units.names)
         shared = len(self.units.flat) == 1
         coords: dict[str, Any] = {"bias_name": ("m", list(self.network.biases.labels))}

@@ -1,6 +1,7 @@
 """A captured module -> :class:`Network`: its layers, the bias vector, and the steps between them."""
 
 import hashlib
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -269,12 +270,24 @@ class Network:
         return self._planner(self, layer, mode, units, own_bias, method)
 
     def weights_hash(self) -> str:
-        """SHA-256 of the model's parameters and buffers, by name."""
+        """SHA-256 of the model's parameters, buffers and extra states, by name."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
+        for name, state in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            if isinstance(state, Tensor):
+                state = state.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            else:  # of get_extra_state
+                state = pickle.dumps(state)
+            digest.update(state)
         return digest.hexdigest()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy and a pickle are the model, which is traced again.
+
+        The graph of ``torch.export`` can be neither copied nor pickled.
+        """
+        self.check_unchanged()
+        return _traced_again, (self.model, self._planner, self.in_shape, self.dtype, self.device, self.until, self.output)
 
     def check_unchanged(self) -> None:
         """Hold the model against the one that was traced.
@@ -344,6 +357,20 @@ def check_network(network: object) -> None:
     raise TypeError(msg)
 
 
+def _traced_again(
+    model: nn.Module,
+    planner: Callable[..., Plan],
+    in_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    until: str | None,
+    output: int | str | None,
+) -> Network:
+    """The network of a model that came out of a copy or a pickle."""
+    example = torch.zeros(2, *in_shape, dtype=dtype, device=device)
+    return Network(model, capture(model, example), planner, until, output)
+
+
 def batch_of(example: Tensor) -> Tensor:
     """An example as a batch of at least two: ``torch.export`` would fix a batch of one.
 
@@ -364,7 +391,7 @@ def check_eval(model: nn.Module, error: type[Exception]) -> None:
     """Raise ``error`` if any module of a model is in train mode.
 
     Raises:
-        TypeError: If it is no module, or one whose code was compiled.
+        TypeError: If it is no module, one whose code was compiled, or one with a sparse parameter or buffer.
     """
     if not isinstance(model, nn.Module):
         msg = f"The model must be a torch.nn.Module. Got {type(model).__name__}: wrap it in one."
@@ -372,6 +399,11 @@ def check_eval(model: nn.Module, error: type[Exception]) -> None:
     compiled = [type(m).__name__ for m in model.modules() if isinstance(m, torch.jit.ScriptModule) or hasattr(m, "_orig_mod")]
     if compiled:
         msg = f"The model must be Python modules. Got {compiled[0]}, which is compiled: pass the module that it was made of."
+        raise TypeError(msg)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    sparse = [f"{name} ({str(t.layout).removeprefix('torch.')})" for name, t in tensors if t.layout != torch.strided]
+    if sparse:
+        msg = f"Parameters and buffers must be dense. Got {', '.join(sparse[:3])}: register them with .to_dense()."
         raise TypeError(msg)
     training = [path or "the model itself" for path, module in model.named_modules() if module.training]
     if training:

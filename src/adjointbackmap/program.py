@@ -18,9 +18,12 @@ from adjointbackmap.rules.kernels import Kernel
 from adjointbackmap.rules.linear import Masked, Place
 
 IMAGE = 0  # slot of the image
+REFUSED = -1  # slot of what has no rule, so that all that have none are found
 CHUNK = 128  # tangents or cotangents that are computed as one batch on the CPU; 32 to 128 are the fastest,
 NUMBERS = 2**24  # as long as the largest map of a batch is no longer than this
 NUMBERS_ON_DEVICE = 2**26  # on another device: each operation costs its start, however few numbers it has
+
+NUMBERS_TAKEN = {"Tensor", "number", "Optional[number]"}  # types of arguments that are computed with, unlike extents
 
 # Why common operations have no rule.
 STATISTICS = "its statistics depend on the image"
@@ -242,6 +245,9 @@ class _Lowering:
             self.constants.take(node)
         elif isinstance(node.meta.get("val"), SYMBOLS):
             self.constants.read(node)
+        elif _takes_count(node, self.capture.image.meta["val"].shape[0]):
+            self.refused.append(self._described(node, "its numbers depend on how many images there are: write a number"))
+            self.found[node.name] = Value(REFUSED, self.shape)
         elif self._depends_on_image(node):
             self._operation(node)
         else:
@@ -271,8 +277,16 @@ class _Lowering:
         except (Refused, GuardOnDataDependentSymNode) as error:
             reason = str(error) if isinstance(error, Refused) else "its shape or a number in it is read from the data"
             self.refused.append(self._described(node, reason))
-            built = Value(-1, self.shape)
+            built = Value(REFUSED, self.shape)
+        except Exception:
+            if not any(self._is_refused(n) for n in node.all_input_nodes):
+                raise
+            built = Value(REFUSED, self.shape)  # no rule expects what stands for a refused value
         self.found[node.name] = built
+
+    def _is_refused(self, node: torch.fx.Node) -> bool:
+        found = self.found.get(node.name)
+        return isinstance(found, Value) and found.slot == REFUSED
 
     def _output(self, node: torch.fx.Node) -> Any:
         """One of several outputs; of a rule that gives one, the first.
@@ -359,6 +373,21 @@ class _Lowering:
         where = f" at {path}" if path else ""
         op = op_name(first_input(node) if is_getitem(node) else node)
         return f"{op}{where}" + (f" ({reason})" if reason else "")
+
+
+def _takes_count(node: torch.fx.Node, images: int | torch.SymInt) -> bool:
+    """Whether an operation computes with the number of images, which shapes may depend on, but no number of the network."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    arguments = node.target._schema.arguments
+    given = [*zip(arguments, node.args, strict=False), *((a, node.kwargs[a.name]) for a in arguments if a.name in node.kwargs)]
+    taken = [v for a, v in given if isinstance(v, torch.fx.Node) and str(a.type) in NUMBERS_TAKEN]
+    return any(_symbols(node.meta.get("val")) & _symbols(images) for node in taken)
+
+
+def _symbols(number: Any) -> set[Any]:
+    """What a number that is known only when the network runs depends on."""
+    return number.node.expr.free_symbols if isinstance(number, torch.SymInt | torch.SymFloat) else set()
 
 
 def _outputs_of(node: torch.fx.Node) -> list[Tensor]:

@@ -64,6 +64,17 @@ def record_call(network: Network, x: Tensor, layers: Sequence[Layer], call: Call
     Returns:
         What was recorded.
     """
+    call = call or partial(_call, network)
+    recorded = _recorded(network, x, layers, call)
+    if len(x) == 1 and any(recorded.outputs[layer.name].shape != (1, *layer.out_shape) for layer in layers):
+        # a forward that squeezes has dropped the batch of one: two copies of the image keep theirs
+        twice = _recorded(network, x.expand(2, *x.shape[1:]), layers, call)
+        return Recorded(*({name: t[:1] for name, t in kept.items()} for kept in (twice.inputs, twice.outputs)))
+    return recorded
+
+
+def _recorded(network: Network, x: Tensor, layers: Sequence[Layer], call: Callable[[Tensor], Any]) -> Recorded:
+    """What one call of the module gives."""
     kept = Recorded({}, {})
     names = {layer.name for layer in layers}
     wanted = [*layers, network.layers[network.until]] if network.until else layers
@@ -81,7 +92,7 @@ def record_call(network: Network, x: Tensor, layers: Sequence[Layer], call: Call
             kept.outputs[heard[name]] = output.clone()
 
     with _module_stack(network.model) as stack, listening(network.model, module), _Kernels(stack, function):
-        output = (call or partial(_call, network))(x.clone(memory_format=torch.contiguous_format))  # it may write into it
+        output = call(x.clone(memory_format=torch.contiguous_format))  # it may write into it
     if OUTPUT in names:
         kept.outputs[OUTPUT] = kept.outputs[network.until] if network.until else pick(output, network.output)
     return kept

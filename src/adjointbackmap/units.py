@@ -11,9 +11,41 @@ from torch import Tensor
 
 from adjointbackmap.network import Layer
 
-SPATIAL_NAMES = {0: (), 1: ("out_col",), 2: ("out_row", "out_col"), 3: ("out_depth", "out_row", "out_col")}
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 LONGEST_SHOWN = 80  # characters of an argument in a message
+AXES = {0: (), 1: ("col",), 2: ("row", "col"), 3: ("depth", "row", "col")}
+
+
+def axis_names(count: int, prefix: str = "") -> tuple[str, ...]:
+    """Names of the spatial axes of an image or a map.
+
+    Args:
+        count: How many there are.
+        prefix: Put before each name.
+
+    Example:
+        >>> axis_names(2, "out_"), axis_names(4)
+        (('out_row', 'out_col'), ('axis_0', 'axis_1', 'axis_2', 'axis_3'))
+    """
+    return tuple(prefix + name for name in AXES.get(count, tuple(f"axis_{i}" for i in range(count))))
+
+
+def is_position(name: str) -> bool:
+    """Whether a unit dimension is an axis of a map.
+
+    Args:
+        name: Of the dimension.
+    """
+    return name in axis_names(3, "out_") or name.startswith("out_axis_")
+
+
+def input_names(spatial: int) -> tuple[str, ...]:
+    """Names of the dimensions of one input.
+
+    Args:
+        spatial: How many of them are not the channel.
+    """
+    return ("channel", *axis_names(spatial)) if spatial else ("feature",)
 
 
 def unit_dims(layer: Layer, mode: str, in_channels: int = 0) -> dict[str, int]:
@@ -36,7 +68,7 @@ def unit_dims(layer: Layer, mode: str, in_channels: int = 0) -> dict[str, int]:
         *positions, features = layer.out_shape
         return {**{f"out_position_{i}": n for i, n in enumerate(positions)}, "out_feature": features}
     channels, *spatial = layer.out_shape
-    where = dict(zip(SPATIAL_NAMES[len(spatial)], spatial, strict=True)) if mode in ("RM4", "RM2") else {}
+    where = dict(zip(axis_names(len(spatial), "out_"), spatial, strict=True)) if mode in ("RM4", "RM2") else {}
     merged = {"in_channel": in_channels} if mode in ("RM4", "RM3") else {}
     return {**where, **merged, "out_channel": channels}
 
@@ -103,7 +135,7 @@ class Selection:
 
     def positions(self, flat: Tensor) -> list[Tensor]:
         """Positions on a map, along each of its axes, of units that are given by their numbers."""
-        return [p for name, p in self.places(flat).items() if name in SPATIAL_NAMES[3]]
+        return [p for name, p in self.places(flat).items() if is_position(name)]
 
     def numbers(self, images: slice, count: int, device: torch.device) -> Tensor:
         """Numbers of the units of some images, ``(count, units)``."""

@@ -91,8 +91,10 @@ def dense_test(operator: LayerOperator, x: Tensor, tolerance: float | None = Non
         return record_call(network, image[None], [layer], call).outputs[layer.name][0]
 
     ours_image, ours_bias = operator.dense()
-    parts = {_first_name(network.model, p.parameter): p for p in network.biases_in(dtype).values() if p.parameter is not None}
-    chosen = {name: {**parameters, **buffers}[name] for name in parts}
+    tensors = {**parameters, **buffers}
+    named = {_first_name(network.model, p.parameter): p for p in network.biases_in(dtype).values() if p.parameter is not None}
+    parts = {name: part for name, part in named.items() if tensors[name].is_floating_point()}  # others have no derivative
+    chosen = {name: tensors[name] for name in parts}
     image_error = bias_error = 0.0
     for n, image in enumerate(x):
         by_values, by_image = torch.func.jacrev(output, (0, 1))(chosen, image)

@@ -46,6 +46,9 @@ CAPTUM_DIFFERS = {  # a module's last call wins
     "recurrent-over-rows": ["cell", "cell:1"],
 }
 FULLGRAD_DIFFERS = {
+    "gradients-and-autocast-turned-on-and-off": "only modules have biases",
+    "maps-of-six-dimensions": "only modules have biases",
+    "whole-numbers-and-masks-as-constants": "only modules have biases",
     "reused-module": "one gradient for each bias",
     "module-with-two-names": "one gradient for each bias",
     "functional-conv-on-raw-parameters": "only modules have biases",
