@@ -239,7 +239,34 @@ def identities():
     return nn.Sequential(*layers), (1, 5, 5)
 
 
+@case
+def binarised():
+    """Layers behind a sign do not depend on the image within a piece."""
+
+    def forward(net, x):
+        x = net.bn(net.conv2(net.sign(net.conv1(x))))
+        return net.fc(torch.sign(x).flatten(1)) + net.fc(F.relu(x).flatten(1))
+
+    convs = {"conv1": nn.Conv2d(2, 3, 3, padding=1), "conv2": nn.Conv2d(3, 2, 3, 2, 1), "bn": nn.BatchNorm2d(2)}
+    return Net(forward, **convs, sign=Net(lambda net, x: torch.sign(x)), fc=nn.Linear(18, 3)), (2, 6, 6)
+
+
 # pooling
+
+
+@case
+def infinite_constants():
+    """What always loses a maximum has no entry: padding, a mask that is added, places that are filled."""
+
+    def forward(net, x):
+        x = F.max_pool2d(net.pad(net.conv1(x)), 3, 2)
+        x = net.conv2((x + net.absent).amax(1, keepdim=True))
+        return net.fc(x.masked_fill(x < 0, -torch.inf).clamp(-1, torch.inf).flatten(1))
+
+    absent = torch.zeros(3, 1, 1)
+    absent[1] = -torch.inf
+    parts = {"pad": nn.ConstantPad2d(1, -torch.inf), "absent": absent, "fc": nn.Linear(9, 2)}
+    return Net(forward, conv1=nn.Conv2d(1, 3, 3), conv2=nn.Conv2d(1, 1, 3, padding=1), **parts), (1, 7, 7)
 
 
 @case
@@ -523,6 +550,38 @@ operations(
     where_equal=lambda net, x: torch.where(F.relu(x) == 0, 0.7, x) + x.masked_fill(x != F.relu(x), -1.5),
     mask_as_factor=lambda net, x: x * (x > 0) + (x < 0).float().to(x.dtype) * 0.3 - (x > 1).to(x.dtype),
     masks_multiplied=lambda net, x: (x > 0) * (x[:, :1] <= 0.5) * x,
+    masks_compared=lambda net, x: (
+        torch.where(torch.sign(x) == 1, x, 0.3)
+        + x * ((x > 0).to(x.dtype) == 1)
+        + torch.where((x > 0).to(x.dtype) < x + 0.4, x, 0.2)
+        + torch.where((x > 0) == net.chosen, 0.1, x)
+    ),
+    masks_moved=lambda net, x: (
+        torch.where((x > 0)[:, 1:2].flip(2), x, -x)
+        + x * (x > 0.1).to(x.dtype).permute(0, 1, 3, 2).roll(1, 3)
+        + torch.where(torch.cat([x[:, :2] > 0, x[:, :2] < 0], 1), x, 0.4)
+    ),
+    masks_over_channels=lambda net, x: torch.where((x > 0.5).any(1, keepdim=True), x, 0.2) * (x > -2).all(1, True),
+    where_of_masks=lambda net, x: (
+        x
+        + torch.where(x > 0.2, torch.sign(x), 0.5)
+        + torch.where(torch.where(x > 0, x < 1, x > -1), x, 0.3)
+        + torch.sign(x).masked_fill(x > 1, 0.4)
+    ),
+    truth_of_data=lambda net, x: torch.where(F.relu(x).bool(), x, 0.3) + x * (x > 0).to(torch.int64),
+    signs_alone=lambda net, x: F.conv2d(torch.sign(x), net.kernel2[:, :1].transpose(0, 1), net.per_channel[:1]),
+    padding_with_minus_infinity=lambda net, x: F.max_pool2d(F.pad(x, (1, 0, 2, 1), value=-torch.inf), 3, 2),
+    filled_with_minus_infinity=lambda net, x: x.masked_fill(net.chosen, -torch.inf).amax((2, 3)),
+    filled_with_infinity=lambda net, x: torch.where(net.chosen, x, torch.inf).min(3)[0],
+    infinite_where_data_says=lambda net, x: (
+        -torch.cat([-x[:, :1], (-x[:, 1:]).masked_fill(x[:, 1:] < 0, -torch.inf)], 1).amax(1, True)
+    ),
+    infinite_bounds=lambda net, x: x.clamp(0, torch.inf) + x.clamp(-torch.inf, 0.3) + F.hardtanh(x, -0.2, torch.inf),
+    infinite_bounds_in_a_tensor=lambda net, x: x.clamp(net.per_channel[:, None, None].log() * torch.inf, None),
+    added_mask_of_infinities=lambda net, x: (x + torch.zeros(6, 6, dtype=x.dtype).masked_fill(net.chosen, -torch.inf)).amax(2),
+    running_maximum_from_minus_infinity=lambda net, x: torch.maximum(torch.maximum(torch.full_like(x, -torch.inf), x), x.flip(1)),
+    joined_with_minus_infinity=lambda net, x: torch.cat([x, torch.full_like(x[:, :1], -torch.inf)], 1).amax(1, True),
+    rectified_minus_infinity=lambda net, x: F.relu(x + torch.where(net.chosen, torch.tensor(-torch.inf, dtype=x.dtype), 0.1)),
     sign=lambda net, x: x - 0.2 * torch.sign(x),
     average_pool_options=lambda net, x: F.avg_pool2d(x, 3, 2, 1, True, False, 2),
     adaptive_average=lambda net, x: F.adaptive_avg_pool2d(x, (3, 4)),

@@ -189,6 +189,11 @@ SATURATING = {
     "where several": lambda c: torch.where((c > 0.6) | ~(c >= -0.7), 0.3, c),
     "mask": lambda c: c * (c > -0.1) + 0.4 * (c < 0.2).to(c.dtype),
     "sign": lambda c: c - 0.3 * torch.sign(c),
+    "sign alone": torch.sign,
+    "sign compared": lambda c: torch.where(torch.sign(c) == 1, c, 0.4 - c),
+    "mask compared": lambda c: torch.where((c > 0.2).to(c.dtype) == 1, c, -0.5 * c),
+    "where of signs": lambda c: torch.where(c > 0.4, torch.sign(c + 0.3), (c < -0.3).to(c.dtype)),
+    "clamp to infinity": lambda c: c.clamp(-0.2, torch.inf),
     "masked fill": lambda c: c.masked_fill(c < -0.5, -1.5),
 }
 
@@ -270,6 +275,8 @@ def reduction(draw: Draw, shape: Shape) -> nn.Module:
         "max": lambda x: x.max(dim, keepdim=keep)[0],
         "min": lambda x: x.min(dim, keepdim=keep).values,
         "centred": lambda x: x - x.mean(dim, keepdim=True),
+        "largest of every second": lambda x: x.masked_fill(_every_second(shape, dim), -torch.inf).amax(dim, keepdim=keep),
+        "smallest without": lambda x: torch.where(_every_second(shape, dim), torch.inf, x).min(dim, keepdim=keep)[0],
         "less than the largest": lambda x: x - x.amax(dim, keepdim=True),
         "maxout": lambda x: x.unflatten(dim, (-1, 2)).amax(dim + 1),
         "selected": lambda x: x.select(dim, -1) if not keep else x.select(dim, -1).unsqueeze(dim),
@@ -297,6 +304,12 @@ def ordering(draw: Draw, shape: Shape) -> nn.Module:
     }
     name = pick(draw, *parts)
     return Function(f"{name} along {dim} by {n}", parts[name])
+
+
+def _every_second(shape: Shape, dim: int) -> Tensor:
+    """Truth at places 1, 3, ... of a dimension."""
+    places = torch.arange(shape[dim - 1]) % 2 == 1
+    return places.view(-1, *(1,) * (len(shape) - dim))
 
 
 # parts that move
@@ -358,6 +371,10 @@ def _masked(x: Tensor) -> Tensor:
 
 def padding(draw: Draw, shape: Shape) -> nn.Module:
     pads = [pick(draw, 1, 0, 2) for _ in range(2 * len(shape) - 2)]
+    if pick(draw, False, False, False, True):
+        pool = of_axes(shape, F.max_pool1d, F.max_pool2d, F.max_pool3d)
+        ends = (0, 1) * (len(shape) - 1)
+        return Function("max pool after -inf", lambda x: pool(F.pad(x, ends, value=-torch.inf), 2, 1))
     mode = pick(draw, "constant", "reflect", "replicate", "circular")
     value = pick(draw, 0.0, 0.6) if mode == "constant" else None
     cut = pick(draw, 0, 1, 3)

@@ -51,7 +51,8 @@ def test_value_is_the_models(operation):
 
 WHOLE_IMAGE = set(
     """
-    adaptive-average adaptive-max adaptive-max1d assignment bilinear-aligned cat-of-positions circular-padding
+    adaptive-average adaptive-max added-mask-of-infinities filled-with-infinity filled-with-minus-infinity
+    running-maximum-from-minus-infinity adaptive-max1d assignment bilinear-aligned cat-of-positions circular-padding
     einsum einsum-with-dots expand-and-repeat flip index index-of-positions largest largest-of-all matmul
     matmul-from-the-left max-pool3d maximum maxout mean-and-sum nearest-exact nearest-to-a-size one-number permute
     product products-of-a-batch reshape roll select sliding-windows split stack tile transpose unfold-and-fold

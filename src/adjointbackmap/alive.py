@@ -56,7 +56,7 @@ def mostly_dead(pattern: ActivationPattern, steps: list[Step]) -> dict[int, Tens
     if pattern.images > 1 or pattern.network.device.type != "cpu":
         return found
     for step in steps:
-        before = made_by.get(step.inputs[0].slot)
+        before = made_by.get(step.inputs[0].slot) if step.inputs else None
         plain = isinstance(step.rule, Convolution) and step.rule.groups == 1 and len(step.output.shape) == 3
         if not plain or before is None or not isinstance(before.rule, Gate):
             continue

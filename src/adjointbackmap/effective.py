@@ -61,7 +61,7 @@ def effective_fields(planes: Hyperplanes) -> EffectiveFields:
     axes = theoretical.shape[-1]
     along = [used.movedim(a - axes, -1) for a in range(axes)]
     extents = [_extent(m.flatten(-axes, -2).any(-2) if axes > 1 else m) for m in along]
-    share = used.flatten(-axes).sum(-1, dtype=planes.value.dtype) / theoretical.prod(-1)
+    share = used.flatten(-axes).sum(-1, dtype=planes.value.dtype) / theoretical.prod(-1).clamp_min(1)
     return EffectiveFields(theoretical, torch.stack(extents, -1), share)
 
 
@@ -101,6 +101,8 @@ def _theoretical(planes: Hyperplanes) -> Tensor:
 def _inside(network: Network, layer: Layer) -> list[Tensor]:
     """Extent of the receptive field of each position of a layer inside the image, for each axis; none without a field."""
     field, image = network.program().fields[layer.value.slot], network.in_shape[1:]
+    if field == ():  # it does not depend on the image
+        return [torch.zeros(count, dtype=torch.int64) for count in layer.out_shape[1:]]
     extents = []
     for axis, count, extent in zip(field or (), layer.out_shape[1:], image, strict=False):
         ends = [(ceil(p * axis.step + axis.low), floor(p * axis.step + axis.high)) for p in range(count)]

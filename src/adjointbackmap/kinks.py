@@ -17,6 +17,7 @@ from adjointbackmap.program import IMAGE, Program, Step
 from adjointbackmap.regions import NORMS, Plane
 from adjointbackmap.rules import Rule, Value
 from adjointbackmap.rules.base import Gates, Shape
+from adjointbackmap.rules.infinite import Infinite
 from adjointbackmap.rules.moving import Slice
 from adjointbackmap.rules.piecewise import (
     Absolute,
@@ -318,10 +319,22 @@ def kink_distances(
     with exact(images.device):
         entries = {e.slot: e.value[None].to(dtype) for e in pattern.program.entries}
         values = push(pattern, {IMAGE: images, **entries}, targets)
+        infinite = push(pattern, signs_of(pattern.program), targets)
         swept = pattern.to(swept_in) if swept_in and network.is_computed_in(swept_in) else pattern
         sums = _squares_and_sizes(swept, images.to(swept.dtype), {t.slot: t for t in targets})
-    distances = {w.name: _distances(cast("Tensor", values[w.value.slot])[0], w.kinks, sums[w.value.slot]) for w in watch.found}
+    distances = {}
+    for watched in watch.found:
+        slot = watched.value.slot
+        value, signs = cast("Tensor", values[slot])[0], infinite[slot]
+        if signs is not None:  # no step reaches a kink that is infinitely far
+            value = value.masked_fill(signs[0] != 0, torch.inf)
+        distances[watched.name] = _distances(value, watched.kinks, sums[slot])
     return KinkDistances(distances, tuple(dict.fromkeys(watch.unmeasured)), images[0], pattern, tuple(watch.found))
+
+
+def signs_of(program: Program) -> dict[int, Tensor]:
+    """Signs of the infinite constants by slot."""
+    return {s.output.slot: s.rule.value.sign() for s in program.steps if isinstance(s.rule, Infinite)}
 
 
 def one_image(network: Network, x: Tensor, dtype: torch.dtype) -> Tensor:

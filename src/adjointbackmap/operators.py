@@ -32,7 +32,8 @@ def push(pattern: ActivationPattern, tangents: dict[int, Tensor], targets: Itera
     values: dict[int, Tensor | None] = dict(tangents)
     for n, step in enumerate(steps):
         inputs = [values.get(i.slot) for i in step.inputs]
-        values[step.output.slot] = _forward(pattern, step, inputs)
+        if inputs:  # an infinite constant has none, and keeps what it is given
+            values[step.output.slot] = _forward(pattern, step, inputs)
         for i in step.inputs:
             if last[i.slot] == n and i.slot not in kept:
                 values[i.slot] = None  # free it

@@ -1,6 +1,7 @@
 """A network and images -> the activation pattern: gates and winners of one forward pass at k [x; b]."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from adjointbackmap.arithmetic import exact
 from adjointbackmap.network import Network, check_network
-from adjointbackmap.program import IMAGE, Program
+from adjointbackmap.program import IMAGE, Program, Step
 from adjointbackmap.rules.base import Gates, laid_out
+from adjointbackmap.rules.infinite import Infinite, finite
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def record_pattern(
         dtype: Dtype of the forward pass, by default the model's.
 
     Raises:
-        ValueError: If ``x`` does not fit the network or k is not positive.
+        ValueError: If ``x`` does not fit the network, k is not positive, or a maximum has nothing but infinite constants.
         RuntimeError: If the model was changed since the trace.
 
     Example:
@@ -83,16 +85,42 @@ def pattern_of(network: Network, images: Tensor, scale: float) -> ActivationPatt
     program = network.program(images.dtype)
     gates: dict[int, Gates] = {}
     with exact(images.device):
-        values = {IMAGE: scale * laid_out(images)}
-        for entry in program.entries:
-            values[entry.slot] = (scale * entry.value).expand(len(images), *entry.value.shape)
+        values = extended_input(program, images, scale)
         for step in program.steps:
             inputs = [values[i.slot] for i in step.inputs]
             found = step.rule.gates(scale, *inputs)
             if found:
                 gates[step.output.slot] = found
-            values[step.output.slot] = step.rule.forward(found, *inputs)
+            values[step.output.slot] = value_of(program, step, found, inputs, len(images))
     return ActivationPattern(network, images.dtype, len(images), gates)
+
+
+def extended_input(program: Program, images: Tensor, scale: float = 1.0) -> dict[int, Tensor]:
+    """The image and the entries at k, each for every image, by slot."""
+    values = {IMAGE: scale * laid_out(images)}
+    for entry in program.entries:
+        values[entry.slot] = (scale * entry.value).expand(len(images), *entry.value.shape)
+    return values
+
+
+def value_of(program: Program, step: Step, gates: Gates, inputs: Sequence[Tensor], images: int) -> Tensor:
+    """What a step computes; the linear map never meets an infinity, for zero times infinity is no number.
+
+    Where an input may be infinite, its finite part and the signs of its infinities go through the map apart.
+
+    Raises:
+        ValueError: If an infinite constant is chosen by what chooses something finite wherever it can, such as a maximum.
+    """
+    if isinstance(step.rule, Infinite):
+        return step.rule.value.expand(images, *step.output.shape)
+    if not any(i.slot in program.infinite for i in step.inputs):
+        return step.rule.forward(gates, *inputs)
+    out = step.rule.forward(gates, *(finite(t) for t in inputs))
+    signs = step.rule.forward(gates, *(t.sign() * t.isinf() for t in inputs))
+    if step.output.slot not in program.infinite and bool(signs.any()):
+        msg = f"Every value of {step.op} must be finite. Got windows or masks that leave infinite constants only: widen them."
+        raise ValueError(msg)
+    return torch.where(signs == 0, out, signs * torch.inf)
 
 
 def check_scale(scale: float | str) -> float:

@@ -73,4 +73,6 @@ def _patch(axis: Axis | None, size: int, extent: int, field: Field) -> Span:
     """The patches along one axis."""
     if axis is not None and size < extent and int(axis.step) == axis.step:
         return Span(ceil(axis.low), size, int(axis.step))
-    return Span(0, 0 if field == () else extent, 0)  # () is the field of what depends on no pixel
+    if field == ():  # it depends on no pixel: a patch of one, which is zero, takes every method as it is
+        return Span(0, 1, 0)
+    return Span(0, extent, 0)

@@ -4,18 +4,20 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, count
-from math import prod
+from math import isinf, prod
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from adjointbackmap.capture import Capture, ancestors, call_name, first_input, is_getitem, module_of, op_name
+from adjointbackmap.capture import Capture, ancestors, call_name, first_input, is_getitem, module_of, op_name, source_of
 from adjointbackmap.constants import DTYPE_ASSERTION, LIKE_SECOND, SHAPE_ONLY, SYMBOLS, Constants
 from adjointbackmap.rules import RULES, Axis, Constant, Entry, Field, Mask, Refused, Rule, Source, Value
+from adjointbackmap.rules.base import Signs
+from adjointbackmap.rules.infinite import Infinite, finite, is_infinite
 from adjointbackmap.rules.kernels import Kernel
-from adjointbackmap.rules.linear import Masked, Place
+from adjointbackmap.rules.linear import Add, Masked, Place
 
 IMAGE = 0  # slot of the image
 REFUSED = -1  # slot of what has no rule, so that all that have none are found
@@ -112,6 +114,15 @@ class Program:
         return kept[::-1]
 
     @cached_property
+    def infinite(self) -> dict[int, Signs]:
+        """Which infinities each value can hold; empty where no constant is infinite."""
+        held: dict[int, Signs] = {}
+        if any(isinstance(step.rule, Infinite) for step in self.steps):
+            for step in self.steps:
+                held[step.output.slot] = step.rule.infinities(*(held.get(i.slot, frozenset()) for i in step.inputs))
+        return {slot: signs for slot, signs in held.items() if signs}
+
+    @cached_property
     def fields(self) -> dict[int, Field]:
         """Receptive field of every value, once all steps are there."""
         spatial = max(len(self.image.shape) - 1, 0)
@@ -138,9 +149,9 @@ def lower(capture: Capture, target: torch.fx.Node, tensors: dict[str, Tensor], d
         dtype: Floating dtype of the steps.
 
     Raises:
-        UnsupportedOperation: Naming every operation without a rule, with its module path.
+        UnsupportedOperation: Naming every operation without a rule, with its module path; or if the target may be infinite.
     """
-    return _Lowering(capture, tensors, dtype).run(ancestors(target))
+    return _Lowering(capture, tensors, dtype).run(target)
 
 
 class _Lowering:
@@ -152,13 +163,17 @@ class _Lowering:
         self.program = Program(Value(IMAGE, tuple(capture.image.meta["val"].shape[1:])), self.device)
         self.constants = Constants(capture, tensors, dtype, self.device)
         self.found: dict[str, Any] = {}  # node -> what its rule built: a value, a list of them, a mask
+        self.numbers: dict[Mask, Value] = {}  # masks that were needed as values
+        self.numbers_of: dict[str, Value] = {}  # the same by node, of layers
         self.known: dict[Hashable, Value] = {}  # what a part of b is made of -> its value
         self.taken: set[str] = set(tensors)  # names of parts of b; a parameter keeps its own
         self.slots = IMAGE
         self.node: torch.fx.Node = capture.image
         self.refused: list[str] = []
 
-    def run(self, wanted: set[torch.fx.Node]) -> Program:
+    def run(self, target: torch.fx.Node) -> Program:
+        wanted = ancestors(target)
+        self.ends = {target, *(source_of(end) for end in self.capture.layers.values())}
         for node in self.capture.nodes:
             if node in wanted:
                 self._visit(node)
@@ -171,7 +186,15 @@ class _Lowering:
             )
             raise UnsupportedOperation(msg)
         self.program.entries = [self._with_whole_parameter(entry) for entry in self.program.entries]
-        self.program.values = {name: value for name, value in self.found.items() if isinstance(value, Value)}
+        found = {**self.found, **self.numbers_of}
+        infinite = self.program.infinite
+        self.program.values = {n: v for n, v in found.items() if isinstance(v, Value) and v.slot not in infinite}
+        if target.name in found and target.name not in self.program.values and isinstance(found[target.name], Value):
+            msg = (
+                f"The output must be finite. Got infinite constants that reach it through {self._described(target, '')}: "
+                "cut the graph before they come in with until=."
+            )
+            raise UnsupportedOperation(msg)
         return self.program
 
     def _with_whole_parameter(self, entry: Entry) -> Entry:
@@ -197,9 +220,12 @@ class _Lowering:
     def path(self) -> str:
         return module_of(self.node)[0]
 
-    def apply(self, rule: Rule, *inputs: Value, shape: tuple[int, ...] | None = None) -> Value:
+    def apply(self, rule: Rule, *inputs: Any, shape: tuple[int, ...] | None = None) -> Any:
+        shape = self.shape if shape is None else shape
+        if inputs and isinstance(inputs[0], Mask):
+            return _moved(rule, inputs[0], shape)
         self.slots += 1
-        output = Value(self.slots, self.shape if shape is None else shape)
+        output = Value(self.slots, shape)
         self.program.steps.append(Step(rule, inputs, output, self.op))
         if isinstance(rule, Kernel):
             self._keep_kernel(rule, inputs[0], output)
@@ -214,17 +240,20 @@ class _Lowering:
         return self._placed(entry, torch.arange(value.numel(), device=value.device).reshape(shape), value.numel())
 
     def number(self, name: str, value: float, dims: int | None = None) -> Value:
+        dims = len(self.shape) if dims is None else dims
+        if isinf(value):
+            return self._infinite(torch.full((1,) * dims, value, dtype=self.dtype, device=self.device))
         tensor = torch.tensor(float(value), dtype=self.dtype, device=self.device)
         path, call = module_of(self.node)
         shown = ".".join(p for p in (call_name(path, call), name) if p)
         entry = self._entry((self.node.name, len(self.known)), shown, tensor, None)
-        return self._placed(
-            entry, torch.zeros((1,) * (len(self.shape) if dims is None else dims), dtype=torch.int64, device=self.device), 1
-        )
+        return self._placed(entry, torch.zeros((1,) * dims, dtype=torch.int64, device=self.device), 1)
 
     def place(self, constant: Any, shape: tuple[int, ...]) -> Value | None:
         if not isinstance(constant, Constant):
             return self.number(self.op, float(constant)) if constant else None
+        if is_infinite(constant.base):
+            return self._with_infinities(constant, shape)
         source = constant.source
         if not source.is_parameter and not constant.tensor.any():
             return None
@@ -234,6 +263,25 @@ class _Lowering:
 
     def _placed(self, entry: Value, index: Tensor, size: int) -> Value:
         return self.apply(Place(index, size), entry, shape=tuple(index.shape))
+
+    def as_numbers(self, mask: Mask) -> Value:
+        if mask not in self.numbers:
+            self.numbers[mask] = Masked.product(self, self.number("one", 1.0, len(mask.shape)), mask)
+        return self.numbers[mask]
+
+    def _infinite(self, value: Tensor) -> Value:
+        return self.apply(Infinite(value[None]), shape=tuple(value.shape))
+
+    def _with_infinities(self, constant: Constant, shape: tuple[int, ...]) -> Value | None:
+        """A constant whose infinite elements are no entries."""
+        source = Source(constant.source.name, constant.source.node or "finite")  # no longer the parameter itself
+        rest = Constant(finite(constant.tensor), source, finite(constant.base), constant.index)
+        placed = self.place(rest, shape)
+        infinite = (constant.tensor - rest.tensor).reshape(shape)  # zero where it is finite
+        if not infinite.any():
+            return placed
+        value = self._infinite(infinite)
+        return value if placed is None else self.apply(Add(), placed, value, shape=shape)
 
     # the walk
 
@@ -283,6 +331,8 @@ class _Lowering:
                 raise
             built = Value(REFUSED, self.shape)  # no rule expects what stands for a refused value
         self.found[node.name] = built
+        if isinstance(built, Mask) and node in self.ends and _outputs_of(node)[0].is_floating_point():
+            self.numbers_of[node.name] = self.as_numbers(built)
 
     def _is_refused(self, node: torch.fx.Node) -> bool:
         found = self.found.get(node.name)
@@ -320,7 +370,7 @@ class _Lowering:
         def argument(node: torch.fx.Node) -> Any:
             found = self.found.get(node.name)
             if isinstance(found, Mask) and not rule.takes_masks:
-                return self._as_numbers(found)
+                return self.as_numbers(found)
             if isinstance(found, list) and not rule.takes_lists:
                 msg = "its input has the batch in the second dimension"
                 raise Refused(msg)
@@ -331,10 +381,6 @@ class _Lowering:
             return found or self.constants.numbers.get(node.name, node.meta.get("val"))
 
         return rule.build(self, *torch.fx.map_arg(node.args, argument), **torch.fx.map_arg(node.kwargs, argument))
-
-    def _as_numbers(self, mask: Mask) -> Value:
-        """A mask as 1 and 0, which is the mask times an entry of 1."""
-        return Masked.product(self, self.number("one", 1.0, len(mask.shape)), mask)
 
     def _keep_kernel(self, rule: Kernel, x: Value, output: Value) -> None:
         node = self.node
@@ -383,6 +429,11 @@ def _takes_count(node: torch.fx.Node, images: int | torch.SymInt) -> bool:
     given = [*zip(arguments, node.args, strict=False), *((a, node.kwargs[a.name]) for a in arguments if a.name in node.kwargs)]
     taken = [v for a, v in given if isinstance(v, torch.fx.Node) and str(a.type) in NUMBERS_TAKEN]
     return any(_symbols(node.meta.get("val")) & _symbols(images) for node in taken)
+
+
+def _moved(rule: Rule, mask: Mask, shape: tuple[int, ...]) -> Mask:
+    """A mask whose elements a rule without gates moves."""
+    return Mask(lambda k, *t: rule.forward((), mask.test(k, *t)), mask.inputs, shape)
 
 
 def _symbols(number: Any) -> set[Any]:

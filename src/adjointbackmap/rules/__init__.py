@@ -1,6 +1,7 @@
 """One small class per operation: its gates, its linear forward, its adjoint, its receptive field."""
 
 from adjointbackmap.rules import (
+    infinite,
     joining,
     kernels,
     linear,
@@ -33,6 +34,7 @@ __all__ = [
     "Source",
     "Value",
     "field_size",
+    "infinite",
     "joining",
     "kernels",
     "linear",

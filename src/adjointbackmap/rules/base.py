@@ -15,6 +15,8 @@ R = TypeVar("R", bound="Operation")
 CHANNELS_LAST = {("cpu", torch.float32)}  # measured: in float64, and on an H200 in float32 too, they are slower so
 
 Gates = tuple[Tensor, ...]
+Signs = frozenset[int]
+"""Which infinities a value can hold: of -1 and 1."""
 Shape = tuple[int, ...]
 
 
@@ -102,8 +104,11 @@ class Builder(Protocol):
     dtype: torch.dtype
     device: torch.device
 
-    def apply(self, rule: "Rule", *inputs: Value, shape: Shape | None = None) -> Value:
-        """Append a step; its shape is the operation's own unless given."""
+    def apply(self, rule: "Rule", *inputs: Any, shape: Shape | None = None) -> Any:
+        """Append a step, and give its :class:`Value`; its shape is the operation's own unless given.
+
+        A movement of a :class:`Mask` is no step: it gives the mask that was moved.
+        """
 
     def offset(self, name: str, value: Tensor, shape: Shape, parameter: Source | None) -> Value:
         """What this operation adds, as a part of the bias vector and a value of the given shape.
@@ -113,7 +118,13 @@ class Builder(Protocol):
         """
 
     def number(self, name: str, value: float) -> Value:
-        """A new entry of one number, named after this operation, as a value that fits any position."""
+        """A new entry of one number, named after this operation, as a value that fits any position.
+
+        An infinite number is no entry, see :mod:`adjointbackmap.rules.infinite`.
+        """
+
+    def as_numbers(self, mask: Mask) -> Value:
+        """A mask as a value: the mask times an entry of 1."""
 
     def place(self, constant: Any, shape: Shape) -> Value | None:
         """A constant as a value of the given shape beside the batch; ``None`` if it is exactly zero."""
@@ -173,6 +184,10 @@ class Rule(Operation):
         """The transpose of :meth:`forward`: one cotangent for each input of the given shapes."""
         zeros = [cotangent.new_zeros(len(cotangent), *shape) for shape in shapes]
         return torch.func.vjp(lambda *tangents: self.forward(gates, *tangents), *zeros)[1](cotangent)
+
+    def infinities(self, *inputs: Signs) -> Signs:
+        """Which infinities the output can hold, from those of the inputs; by default all of them."""
+        return frozenset[int]().union(*inputs)
 
     def positional(self) -> bool:
         """Whether every output position depends on the inputs at that position alone, gates apart in the same way."""
@@ -249,7 +264,7 @@ def by_name(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, A
     return {a.name: given.get(a.name, a.default_value) for a in arguments}
 
 
-def keep_batch(dims: Sequence[int], x: Value) -> list[int]:
+def keep_batch(dims: Sequence[int], x: Value | Mask) -> list[int]:
     """Dimensions counted from the front, none of them the batch.
 
     Raises:

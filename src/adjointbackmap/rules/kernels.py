@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adjointbackmap.rules.base import Builder, Gates, Local, Rule, Shape, Value, filled, rule_for, tensor_of, unfilled
+from adjointbackmap.rules.base import Builder, Gates, Local, Rule, Shape, Signs, Value, filled, rule_for, tensor_of, unfilled
 from adjointbackmap.rules.field import Reach
 from adjointbackmap.rules.linear import Add
 from adjointbackmap.rules.padding import Pad, grown
@@ -44,6 +44,10 @@ class Kernel(Rule):
     @abstractmethod
     def bias_shape(channels: int, dims: int) -> Shape:
         """Shape of the bias beside the batch, for an output of ``dims`` dimensions."""
+
+    def infinities(self, *inputs: Signs) -> Signs:
+        """Weights have either sign."""
+        return inputs[0] and frozenset({-1, 1})
 
     @abstractmethod
     def back(self, cotangent: Tensor, shape: Shape) -> Tensor:

@@ -17,6 +17,7 @@ from adjointbackmap.rules.base import (
     Refused,
     Rule,
     Shape,
+    Signs,
     Value,
     gated,
     rule_for,
@@ -151,7 +152,10 @@ def weighted_sum(builder: Builder, terms: Sequence[tuple[Any, Tensor | float | i
 
 
 class Masked(Pointwise):
-    """Product of a value with a mask: the gate is the mask, which is constant on the piece."""
+    """Product of a value with a mask: the gate is the mask, which is constant on the piece.
+
+    An infinite constant that the mask leaves out is zero, as :func:`torch.where` has it.
+    """
 
     def __init__(self, mask: Mask) -> None:
         self.mask = mask
@@ -170,8 +174,9 @@ class Masked(Pointwise):
         return builder.apply(cls(mask), value, *mask.inputs, shape=shape)
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
-        """The mask as numbers."""
-        return (self.mask.test(scale, *inputs[1:]).to(inputs[0].dtype),)
+        """The mask as numbers, for each image."""
+        mask = self.mask.test(scale, *inputs[1:]).to(inputs[0].dtype)
+        return (mask.expand(len(inputs[0]), *mask.shape[1:]),)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """``mask * x``."""
@@ -184,6 +189,10 @@ class Masked(Pointwise):
     def field(self, *fields: Field) -> Field:
         """The value's field: what the mask was made of has no tangent."""
         return fields[0]
+
+    def infinities(self, *inputs: Signs) -> Signs:
+        """The value's."""
+        return inputs[0]
 
 
 @rule_for("aten.mul.Tensor", "aten.mul.Scalar")
@@ -242,6 +251,11 @@ class Scale(Pointwise):
         """The factor that multiplies the data."""
         return factor
 
+    def infinities(self, *inputs: Signs) -> Signs:
+        """Those of the data, with the factor's sign."""
+        factors = self.factor.sign().unique().tolist() if isinstance(self.factor, Tensor) else [self.factor]
+        return frozenset(sign if factor > 0 else -sign for sign in inputs[0] for factor in factors if factor)
+
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """``s x``."""
         return tangents[0] * self.factor
@@ -276,6 +290,10 @@ class Negate(Pointwise):
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """``-x``."""
         return -tangents[0]
+
+    def infinities(self, *inputs: Signs) -> Signs:
+        """The others."""
+        return frozenset(-sign for sign in inputs[0])
 
 
 @rule_for("aten._native_batch_norm_legit_no_training.default")

@@ -59,8 +59,10 @@ def only(x: Any) -> Any:
 class Identity(Rule):
     """An operation that changes nothing in eval mode."""
 
+    takes_masks = True
+
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
         """The argument itself.
 
         Raises:
@@ -80,21 +82,24 @@ class Identity(Rule):
 class Cast(Identity):
     """A change of dtype, to the one that the steps are in: any other would round."""
 
-    takes_masks = True
-
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:  # type: ignore[override]
-        """The argument itself.
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
+        """The argument itself; as truth values, whether it is not zero.
 
         Raises:
             Refused: If the dtype is another one.
         """
         dtype = next((a for a in args[1:] if isinstance(a, torch.dtype)), kwargs.get("dtype"))
         dtype = args[1].tensor.dtype if len(args) > 1 and isinstance(args[1], Constant) else dtype
-        if dtype not in (None, builder.dtype) and not (isinstance(args[0], Mask) and dtype != torch.bool):
+        x = args[0]
+        if dtype == torch.bool and isinstance(x, Value):
+            return Mask(lambda k, t: t != 0, (x,), x.shape)
+        if isinstance(x, Mask) and dtype is not None and not dtype.is_floating_point:
+            return replace(x, test=lambda k, *t: x.test(k, *t).to(dtype))
+        if dtype not in (None, builder.dtype) and not isinstance(x, Mask):
             msg = f"it casts to {dtype}, and the network computes in {builder.dtype}"
             raise Refused(msg)
-        return args[0]
+        return x
 
 
 @rule_for(
@@ -119,10 +124,7 @@ class Reshape(Rule):
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
         """The shape is the one that the trace found."""
-        x, shape = only(args[0]), builder.shape
-        if isinstance(x, Mask):
-            return replace(x, test=lambda k, *t: x.test(k, *t).flatten(1).unflatten(1, shape), shape=shape)
-        return builder.apply(cls(shape), x)
+        return builder.apply(cls(builder.shape), only(args[0]))
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """Reshape."""
@@ -137,13 +139,15 @@ class Reshape(Rule):
 class Permute(Aten):
     """Dimensions in another order, the batch first."""
 
+    takes_masks = True
+
     def __init__(self, order: Sequence[int]) -> None:
         super().__init__(list(order))
 
     op = torch.ops.aten.permute.default
 
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
         """One step, also for two dimensions that change places."""
         x, *order = args
         if len(order) == 1:
@@ -158,6 +162,8 @@ class Permute(Aten):
 class Slice(Aten, Local):
     """Part of a dimension: every ``step``-th element of a range."""
 
+    takes_masks = True
+
     op = torch.ops.aten.slice.Tensor
 
     def __init__(self, axes: int, *args: Any) -> None:
@@ -165,7 +171,7 @@ class Slice(Aten, Local):
         self.axes = axes
 
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
         """One step, none for a slice of everything.
 
         Raises:
@@ -200,6 +206,8 @@ class Slice(Aten, Local):
 class Select(Aten):
     """One element of a dimension, which is dropped."""
 
+    takes_masks = True
+
     op = torch.ops.aten.select.int
     takes_lists = True
 
@@ -217,7 +225,7 @@ class Split(Slice):
     """A tensor in several parts along a dimension."""
 
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> list[Value]:  # type: ignore[override]
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> list[Value | Mask]:  # type: ignore[override]
         """A slice for each part."""
         x = args[0]
         (dim,) = keep_batch([args[2] if len(args) > 2 else kwargs.get("dim", 0)], x)
@@ -236,7 +244,7 @@ class Unbind(Select):
     takes_lists = False
 
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> list[Value]:
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> list[Value | Mask]:
         """One selection for each part."""
         x = args[0]
         (dim,) = keep_batch([args[1] if len(args) > 1 else 0], x)
@@ -247,12 +255,14 @@ class Unbind(Select):
 class Index(Aten):
     """Elements at constant places."""
 
+    takes_masks = True
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.op = torch.ops.aten.index.Tensor if len(args) == 1 else torch.ops.aten.index_select.default  # type: ignore[misc]
 
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
         """One step.
 
         Raises:
@@ -272,10 +282,12 @@ class Index(Aten):
 class Flip(Aten):
     """Dimensions in reverse."""
 
+    takes_masks = True
+
     op = torch.ops.aten.flip.default
 
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
         """One step."""
         return builder.apply(cls(keep_batch(args[1], args[0])), args[0])
 
@@ -284,10 +296,12 @@ class Flip(Aten):
 class Roll(Aten):
     """Dimensions shifted, what leaves at one end comes back at the other."""
 
+    takes_masks = True
+
     op = torch.ops.aten.roll.default
 
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
         """One step.
 
         Raises:
@@ -304,6 +318,8 @@ class Roll(Aten):
 class Repeat(Aten):
     """Copies side by side."""
 
+    takes_masks = True
+
     op = torch.ops.aten.repeat.default
 
 
@@ -311,10 +327,12 @@ class Repeat(Aten):
 class RepeatInterleave(Aten):
     """Every element several times in a row."""
 
+    takes_masks = True
+
     op = torch.ops.aten.repeat_interleave.self_int
 
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
         """One step."""
         x, times, dim = args[:3]
         return builder.apply(cls(times, *keep_batch([dim], x)), x)
@@ -390,10 +408,12 @@ class Fold(Aten):
 class SlidingWindows(Aten):
     """Windows of one dimension as a dimension more, ``Tensor.unfold``."""
 
+    takes_masks = True
+
     op = torch.ops.aten.unfold.default
 
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
         """One step."""
         x, dim, *rest = args
         return builder.apply(cls(*keep_batch([dim], x), *rest), x)
@@ -415,12 +435,10 @@ class Expand(Pointwise):
         Raises:
             Refused: If a dimension is put before the batch.
         """
-        x, shape = args[0], builder.shape
-        if len(x.shape) != len(shape):
+        if len(args[0].shape) != len(builder.shape):
             msg = "it moves the batch out of the first dimension"
             raise Refused(msg)
-        if isinstance(x, Mask):
-            return replace(x, test=lambda k, *t: x.test(k, *t).expand(-1, *shape), shape=shape)
+        x, shape = args[0], builder.shape
         return builder.apply(Expand(x.shape, shape), x) if x.shape != shape else x
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:

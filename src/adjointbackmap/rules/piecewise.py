@@ -7,7 +7,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from adjointbackmap.rules.base import Builder, Gates, Pointwise, Refused, Shape, Value, filled, gated, rule_for, tensor_of
+from adjointbackmap.rules.base import (
+    Builder,
+    Gates,
+    Pointwise,
+    Refused,
+    Shape,
+    Signs,
+    Value,
+    filled,
+    gated,
+    rule_for,
+    tensor_of,
+)
 from adjointbackmap.rules.linear import aligned
 
 
@@ -38,6 +50,10 @@ class ReLU(Gate):
     def slope(self, c: Tensor, scale: float) -> Tensor:
         """1 where ``c > 0``."""
         return (c > 0).to(c.dtype)
+
+    def infinities(self, *inputs: Signs) -> Signs:
+        """Minus infinity becomes zero."""
+        return inputs[0] - {-1}
 
 
 @rule_for("aten.leaky_relu.default")
@@ -107,6 +123,10 @@ class Absolute(Gate):
         """The sign."""
         return c.sign()
 
+    def infinities(self, *inputs: Signs) -> Signs:
+        """Plus infinity, from either."""
+        return frozenset({1}) if inputs[0] else inputs[0]
+
 
 @rule_for("aten.hardshrink.default")
 class HardShrink(Gate):
@@ -167,16 +187,29 @@ class Clamp(PiecewiseAffine):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """The data, then an entry for each bound that is not zero."""
+        """The data, then an entry for each bound that is neither zero nor infinite.
+
+        Raises:
+            Refused: If its lower bound is plus infinity, or its upper one minus infinity.
+        """
         x, low, high = (*args, None, None)[:3]
         low, high = kwargs.get("min", low), kwargs.get("max", high)
         if builder.op == "clamp_max":
             low, high = None, low
-        return cls(*(v if v is None else float(v) for v in (low, high))).put(builder, x)
+        low, high = (v if v is None else float(v) for v in (low, high))
+        if low == torch.inf or high == -torch.inf:
+            msg = "nothing is between its bounds: leave an infinite bound out"
+            raise Refused(msg)
+        return cls(None if low == -torch.inf else low, None if high == torch.inf else high).put(builder, x)
 
     def entries(self) -> list[tuple[str, float]]:
         """The bounds that are not exactly zero."""
         return [(name, value) for name, value in (("min", self.low), ("max", self.high)) if value]
+
+    def infinities(self, *inputs: Signs) -> Signs:
+        """Those on a side without a bound."""
+        bounded = {sign for sign, bound in ((-1, self.low), (1, self.high)) if bound is not None}
+        return inputs[0] - bounded
 
     def inside(self, c: Tensor, low: float, high: float) -> Tensor:
         """Where the slope is 1."""
@@ -236,6 +269,10 @@ class Threshold(PiecewiseAffine):
         above = c > scale * self.threshold
         return above, {"value": ~above}
 
+    def infinities(self, *inputs: Signs) -> Signs:
+        """Minus infinity becomes the number, unless that is infinite."""
+        return frozenset().union(inputs[0] - {-1}, *inputs[1:])
+
 
 @rule_for("aten.hardsigmoid.default")
 class HardSigmoid(PiecewiseAffine):
@@ -254,6 +291,10 @@ class HardSigmoid(PiecewiseAffine):
         """1/6 inside, with the middle; the top above."""
         inside = (c > -3 * scale) & (c < 3 * scale)
         return inside.to(c.dtype) / 6, {"middle": inside, "top": c >= 3 * scale}
+
+    def infinities(self, *inputs: Signs) -> Signs:
+        """None."""
+        return frozenset()
 
 
 @rule_for("aten.softshrink.default")
@@ -314,6 +355,12 @@ class Maximum(Pointwise):
         other = inputs[1] if len(inputs) > 1 else torch.zeros_like(inputs[0])
         gap = self.sign * (inputs[0] - other)
         return (torch.where(gap == 0, gap.new_tensor(self.tie), (gap > 0).to(gap.dtype)),)
+
+    def infinities(self, *inputs: Signs) -> Signs:
+        """What loses against something finite is left out: of a maximum, minus infinity unless both may hold it."""
+        losing = -int(self.sign)
+        both = len(inputs) > 1 and all(losing in signs for signs in inputs)
+        return frozenset().union(*inputs) - ({losing} if not both else set())
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """Each value's share."""

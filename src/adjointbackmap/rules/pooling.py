@@ -16,6 +16,7 @@ from adjointbackmap.rules.base import (
     Mask,
     Rule,
     Shape,
+    Signs,
     Value,
     filled,
     gated,
@@ -79,6 +80,10 @@ class Largest(Rule):
         """The shares' sum."""
         return gated(gates[0], tangents[0]).sum(self.dims, keepdim=self.keepdim)
 
+    def infinities(self, *inputs: Signs) -> Signs:
+        """Minus infinity never wins."""
+        return inputs[0] - {-1}
+
     def positional(self) -> bool:
         """Over channels that are kept as one."""
         return over_channels(self.dims, self.keepdim)
@@ -89,6 +94,10 @@ class Smallest(Largest):
     """Minimum over dimensions."""
 
     op = torch.amin
+
+    def infinities(self, *inputs: Signs) -> Signs:
+        """Plus infinity never wins."""
+        return inputs[0] - {1}
 
 
 def gathered(tangents: Tensor, places: Tensor, dim: int) -> Tensor:
@@ -128,6 +137,10 @@ class Winner(Taken):
         """Place of the winner, the dimension kept."""
         return (type(self).op(inputs[0], self.dim, keepdim=True)[1],)
 
+    def infinities(self, *inputs: Signs) -> Signs:
+        """Minus infinity never wins."""
+        return inputs[0] - {-1}
+
     def positional(self) -> bool:
         """Over channels that are kept as one."""
         return over_channels([self.dim], self.keepdim)
@@ -138,6 +151,10 @@ class Loser(Winner):
     """Minimum over one dimension."""
 
     op = torch.min
+
+    def infinities(self, *inputs: Signs) -> Signs:
+        """Plus infinity never wins."""
+        return inputs[0] - {1}
 
 
 def spread(value: Sequence[int] | int, axes: int) -> list[int]:
@@ -295,6 +312,10 @@ class MaxPooling(Rule):
     def reach(self) -> Reach | None:
         """The window, as far as dilation spreads it."""
         return pooled([d * (k - 1) for k, d in zip(self.size, self.dilation, strict=True)], self.stride, self.padding)
+
+    def infinities(self, *inputs: Signs) -> Signs:
+        """Minus infinity never wins."""
+        return inputs[0] - {-1}
 
 
 @rule_for(*(f"aten.adaptive_max_pool{axes}d.default" for axes in (1, 2, 3)))
