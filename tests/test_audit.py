@@ -123,15 +123,24 @@ def other_forward(model):
     model[2].forward = lambda x: F.conv2d(x, model[2].weight)
 
 
-@pytest.mark.parametrize("change", [hooked, other_forward], ids=lambda change: change.__name__)
-def test_change_behind_the_trace_is_found(change):
-    """What no parameter shows: the audit names the first layer that is another now, and passes after a new trace."""
+@pytest.mark.parametrize(("change", "what"), [(hooked, "hooks of 2"), (other_forward, r"2\.forward")])
+def test_change_behind_the_trace_is_named(change, what):
+    """What no parameter shows is found before anything is computed, and the audit passes after a new trace."""
     model, x = make("plain-conv-chain")
     network = abm.trace(model, x)
     change(model)
-    with pytest.raises(RuntimeError, match=r"first at '2' \(Conv2d\), made by conv2d: trace it again, or report"):
+    with pytest.raises(RuntimeError, match=f"Changed since: {what}: trace it again"):
         abm.audit(network, x)
     assert max(abm.audit(abm.trace(model, x), x).values()) <= LIMITS[torch.float64]
+
+
+def test_change_outside_of_the_model_is_found(monkeypatch):
+    """What nothing of the model shows: the audit names the first layer that is another now."""
+    model, x = make("plain-conv-chain")
+    network, convolve, shape = abm.trace(model, x), F.conv2d, model[2].weight.shape
+    monkeypatch.setattr(F, "conv2d", lambda c, w, *rest: convolve(c, w, *rest) * (1 + 0.01 * (w.shape == shape)))
+    with pytest.raises(RuntimeError, match=r"first at '2' \(Conv2d\), made by conv2d: trace it again, or report"):
+        abm.audit(network, x)
 
 
 def test_random_numbers_in_a_model_are_found():

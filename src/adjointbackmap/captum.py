@@ -1,12 +1,14 @@
 """Captum's dialect: hyperplanes by the call that users of ``NeuronGradient``, ``Saliency`` and ``InputXGradient`` know."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adjointbackmap.capture import listening
+from adjointbackmap.copies import structural_copy
 from adjointbackmap.network import OUTPUT, Network
 from adjointbackmap.operators import LayerOperator
 from adjointbackmap.pattern import pattern_of
@@ -92,8 +94,8 @@ class AdjointBackMap:
             raise ValueError(msg)
         x = inputs[0] if isinstance(inputs, tuple) else inputs
         chosen = target if neuron_selector is None else neuron_selector
-        network = self.network(x)
-        query = Query.of(network, x, OUTPUT)
+        query = self._query(x)
+        network = query.network
         linear = LayerOperator(pattern_of(network, query.images, query.scale), query.layer)
         cotangent = _slopes(query, chosen) if callable(chosen) else _indicator(linear, chosen)
         image, bias = linear.pulled(cotangent)
@@ -109,14 +111,25 @@ class AdjointBackMap:
         Args:
             inputs: A batch ``(N, C, H, W)``; only its shape and dtype matter.
         """
-        shape = tuple(inputs.shape[1:])
-        known = self._networks.pop(shape, None)
-        if known is None or _changed(known):
-            known = trace(self.model, inputs, until=self._until)
-            if isinstance(self.layer, nn.Module) and self._until is not None:
-                _check_called_once(self.model, self.layer, inputs)
-        self._networks = dict([*self._networks.items(), (shape, known)][-SHAPES_KEPT:])
-        return known
+        return self._query(inputs.detach()).network
+
+    def _query(self, x: Tensor) -> Query:
+        """What is wanted of the network for inputs of a shape; it checks the model, once for a call."""
+        known = self._networks.get(tuple(x.shape[1:]))
+        if known is not None:
+            with suppress(RuntimeError):  # the model has changed
+                return self._kept(x, Query.of(known, x, OUTPUT))
+        network = trace(self.model, x, until=self._until)
+        if isinstance(self.layer, nn.Module) and self._until is not None:
+            _check_called_once(self.model, self._until, x)
+        return self._kept(x, Query.of(network, x, OUTPUT))
+
+    def _kept(self, x: Tensor, query: Query) -> Query:
+        """Keep the network of a query as the one used last."""
+        networks, shape = dict(self._networks), tuple(x.shape[1:])  # another thread may be here, too
+        networks.pop(shape, None)
+        self._networks = dict([*networks.items(), (shape, query.network)][-SHAPES_KEPT:])
+        return query
 
 
 def _name(model: nn.Module, layer: nn.Module | str | None) -> str | None:
@@ -138,32 +151,23 @@ def _other(layer: object) -> str:
     return f"another {type(layer).__name__}" if isinstance(layer, nn.Module) else f"{layer!r:.40}"
 
 
-def _check_called_once(model: nn.Module, layer: nn.Module, x: Tensor) -> None:
+def _check_called_once(model: nn.Module, path: str, x: Tensor) -> None:
     """Raise where a module alone does not tell which of its calls is meant; Captum takes the last.
 
     Raises:
         ValueError: If the model calls the module more than once; the message names the calls.
     """
     calls: list[str] = []
+    copied = structural_copy(model)
 
     def note(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
-        if module is layer:
-            calls.append(name)
+        calls.append(name)
 
-    with torch.no_grad(), listening(model, note):
-        model(x)
+    with torch.no_grad(), listening(copied, note, [path]):
+        copied(x.clone())
     if len(calls) > 1:
         msg = f"layer must be a module that is called once. Got {len(calls)} calls: pass one of {', '.join(map(repr, calls))}."
         raise ValueError(msg)
-
-
-def _changed(network: Network) -> bool:
-    """Whether a traced model is no longer what was traced."""
-    try:
-        network.check_unchanged()
-    except RuntimeError:
-        return True
-    return False
 
 
 def _refuse_other_inputs(inputs: Tensor | tuple[Tensor, ...], forward_args: object, to_input: bool) -> None:

@@ -1,13 +1,10 @@
 """A module and an example -> the graph of ATen operations that ``torch.export`` sees, with every layer's output."""
 
-import io
-import logging
 import operator
 import re
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from adjointbackmap.arithmetic import exact, while_torch_sets
 from adjointbackmap.casting import tensors_of
+from adjointbackmap.copies import structural_copy
 from adjointbackmap.decompositions import decompositions
 from adjointbackmap.inlining import CastingPart, inline
+from adjointbackmap.process import CAPTURING, quiet
 from adjointbackmap.readings import FixedBatch, Readings, Replay, readings_of
 
 CLONE = "aten.clone.default"
@@ -130,12 +130,12 @@ def capture(model: nn.Module, example: Tensor) -> Capture:
         ValueError: If ``torch.export`` cannot follow the module, or the module changes its buffers.
     """
     readings = _run(model, example)
-    wrapper = _Listened(model, readings).train(model.training)
+    copied = structural_copy(model)  # torch.export puts fake tensors into it
+    wrapper = _Listened(copied, readings)
+    wrapper.training = model.training
     shapes = ({0: torch.export.Dim("batch", max=MOST_IMAGES)},)
     try:
-        with warnings.catch_warnings(), _quiet():
-            warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own code
-            warnings.filterwarnings("ignore", "The tensor attribute")  # what a pruned layer or nn.RNN assigns is in the graph
+        with CAPTURING, exact(example.device), while_torch_sets(), quiet():
             exported = _exported(wrapper, example, shapes)
             inline(exported)
             with torch.no_grad():
@@ -159,7 +159,7 @@ def _exported(wrapper: nn.Module, example: Tensor, shapes: Any) -> torch.export.
 
 
 def _run(model: nn.Module, example: Tensor) -> Readings:
-    """Run the model on the example; its buffers are put back.
+    """Run a copy of the model on the example, whose buffers are its own: a forward may change them.
 
     Returns:
         What it read from its parameters and buffers.
@@ -167,31 +167,15 @@ def _run(model: nn.Module, example: Tensor) -> Readings:
     Raises:
         ValueError: If the model does not take the example.
     """
-    before = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
+    buffers = {id(buffer) for buffer in model.buffers()}
+    copied = structural_copy(model, lambda tensor: tensor.clone() if id(tensor) in buffers else tensor)
     try:
-        return readings_of(_Listened(model), tensors_of(model), example)
+        return readings_of(_Listened(copied), tensors_of(copied), example)
     except Exception as error:
         shape = ", ".join(map(str, ("N", *example.shape[1:])))
         reason = explained(error).removesuffix(".")
         msg = f"The model must run on a batch of the example's shape ({shape}). Got {reason}: pass an example that it takes."
         raise ValueError(msg) from error
-    finally:
-        with torch.no_grad():
-            for buffer, version, value in before:
-                if buffer._version != version:
-                    buffer.copy_(value)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out torch's report of a capture that fails: the error tells what is to be known."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
 
 
 def explained(error: Exception) -> str:

@@ -1,7 +1,5 @@
-"""A model in another dtype for as long as a block runs: what ``model.double()`` does, and its plain tensor attributes too."""
+"""The tensors of a model, and what each is in another dtype: parameters, buffers and plain attributes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,32 +21,9 @@ def tensors_of(model: nn.Module) -> list[Tensor]:
     return list({id(t): t for t in found}.values())
 
 
-@contextmanager
-def in_dtype(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Run a block with every floating tensor of a model in a dtype; what the forward sets meanwhile is put back, too.
-
-    Args:
-        model: Any module.
-        dtype: A floating dtype.
-    """
-    casts: dict[int, tuple[Tensor, Tensor]] = {}  # a shared tensor stays shared; the original keeps its id taken
-
-    def cast(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            return value
-        if id(value) not in casts:
-            made = value.detach().to(dtype)
-            is_parameter = isinstance(value, nn.Parameter)
-            casts[id(value)] = (value, nn.Parameter(made, requires_grad=False) if is_parameter else made)
-        return casts[id(value)][1]
-
-    holders = [h for m in model.modules() for h in (m._parameters, m._buffers, attributes_of(m))]
-    owners = [o for m in model.modules() for o in (m._parameters, m._buffers, m.__dict__)]
-    before = [(owner, dict(holder)) for owner, holder in zip(owners, holders, strict=True)]
-    try:
-        for owner, values in before:
-            owner.update({name: pytree.tree_map(cast, value) for name, value in values.items()})
-        yield
-    finally:
-        for owner, values in before:
-            owner.update(values)
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A floating tensor in a dtype, a parameter as a parameter; any other tensor as it is."""
+    if not tensor.is_floating_point():
+        return tensor
+    made = tensor.detach().to(dtype)
+    return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made

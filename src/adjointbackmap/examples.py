@@ -85,6 +85,7 @@ def examine(
         msg = f"adversarial must have the images' shape {tuple(images.shape)}. Got {tuple(changed.shape)}."
         raise ValueError(msg)
     before, after = (scores_of(model, x, prepare).argmax(1) for x in (images, changed))
+    images, changed = images.clone(), changed.clone()  # the result holds them
     noise = (changed.double() - images.double()).flatten(1)
     inside = ((changed >= box[0]) & (changed <= box[1])).flatten(1).all(1)
     return Attacked(images, changed, before, after, noise.square().sum(1).sqrt(), noise.abs().amax(1), inside)
@@ -155,7 +156,7 @@ def examples_of(made: Any, pixels: Tensor, labels: Tensor) -> Float[Tensor, "n c
     if images.shape != pixels.shape:
         msg = f"Examples must have the images' shape {tuple(pixels.shape)}. Got {tuple(images.shape)}."
         raise ValueError(msg)
-    return images
+    return images.clone()
 
 
 def scores_of(model: nn.Module, pixels: Tensor, prepare: Prepare | None) -> Float[Tensor, "n classes"]:

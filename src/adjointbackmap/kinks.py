@@ -248,7 +248,11 @@ class KinkDistances:
 
         Args:
             norm: ``"l2"`` or ``"linf"``.
+
+        Raises:
+            RuntimeError: If the model was changed since.
         """
+        self.pattern.network.check_unchanged()
         left = [(watched, self.distances[watched.name][NORMS.index(norm)].flatten().clone()) for watched in self.watched]
         nearest, distance = None, float("inf")
         while (least := min((float(part.min()) for _, part in left), default=float("inf"))) < MARGIN * distance:
@@ -347,7 +351,7 @@ def one_image(network: Network, x: Tensor, dtype: torch.dtype) -> Tensor:
     if len(images) != 1:
         msg = f"x must be one image: each has a linear region of its own. Got {len(images)}: call it for each."
         raise ValueError(msg)
-    return images
+    return images.clone()  # results hold it
 
 
 def _distances(value: Tensor, kinks: tuple[float, ...], sums: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ import hashlib
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, count
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,9 +24,12 @@ from adjointbackmap.capture import (
     pick,
     source_of,
 )
-from adjointbackmap.casting import in_dtype
+from adjointbackmap.casting import cast
 from adjointbackmap.constants import depends_on_dtype
+from adjointbackmap.copies import structural_copy
+from adjointbackmap.fingerprints import Names, fingerprint, tensors_of
 from adjointbackmap.plans import Plan
+from adjointbackmap.process import CAPTURING
 from adjointbackmap.program import KernelCall, Program, UnsupportedOperation, lower
 from adjointbackmap.rules import RULES, Value, field_size
 from adjointbackmap.rules.kernels import Kernel
@@ -90,7 +94,7 @@ class Biases(Mapping[str, Bias]):
         start = 0
         for entry in program.entries:
             stop = start + entry.value.numel()
-            self._parts[entry.name] = Bias(entry.name, entry.value, slice(start, stop), entry.parameter)
+            self._parts[entry.name] = Bias(entry.name, entry.value.clone(), slice(start, stop), entry.parameter)
             start = stop
         self._length = start
 
@@ -140,6 +144,7 @@ class Network:
         planner: Callable[..., Plan],
         until: str | nn.Module | None = None,
         output: int | str | None = None,
+        read: Names = MappingProxyType({}),
     ) -> None:
         self.model, self.output = model, output
         if until is model:
@@ -151,12 +156,13 @@ class Network:
         target = _target(model, captured, until, output)
         self._capture, self._target = captured, target
         self._programs: dict[torch.dtype, Program] = {}
-        tensors = _tensors(model)
+        tensors = tensors_of(model)
         floating = [t.dtype for t in tensors.values() if t.is_floating_point()]
         self.dtype = floating[0] if floating else captured.image.meta["val"].dtype
         self.device = next((t.device for t in tensors.values()), captured.image.meta["val"].device)
         self.in_shape = tuple(captured.image.meta["val"].shape[1:])
-        self._seen = _fingerprint(model)
+        self._read = read
+        self._seen = fingerprint(model, read)
         self.layers: dict[str, Layer] = _layers(model, captured, target, self.program(), self.until is not None)
 
     @cached_property
@@ -172,7 +178,10 @@ class Network:
         """The steps in a dtype, by default the model's."""
         dtype = dtype or self.dtype
         if dtype not in self._programs:
-            self._programs[dtype] = self._lowered(dtype)
+            if self._programs:
+                self.check_unchanged()  # it may be long after the trace
+            with CAPTURING:  # the sizes in a graph are symbols, which another thread's capture must not meet
+                self._programs.setdefault(dtype, self._lowered(dtype))
         return self._programs[dtype]
 
     def _lowered(self, dtype: torch.dtype) -> Program:
@@ -181,7 +190,7 @@ class Network:
         Raises:
             UnsupportedOperation: If the model has other steps, or cannot run, in that dtype.
         """
-        tensors = _tensors(self.model)
+        tensors = tensors_of(self.model)
         if dtype == self.dtype or not depends_on_dtype(self._capture, ancestors(self._target)):
             return lower(self._capture, self._target, tensors, dtype)
         captured, target = self._captured_in(dtype)
@@ -195,8 +204,7 @@ class Network:
     def _captured_in(self, dtype: torch.dtype) -> tuple[Capture, torch.fx.Node]:
         example = torch.zeros(2, *self.in_shape, dtype=dtype, device=self.device)
         try:
-            with in_dtype(self.model, dtype):
-                captured = capture(self.model, example)
+            captured = capture(structural_copy(self.model, partial(cast, dtype=dtype)), example)
         except ValueError as error:
             reason = explained(error.__cause__ if isinstance(error.__cause__, Exception) else error).removesuffix(".")
             msg = (
@@ -293,11 +301,12 @@ class Network:
         """Hold the model against the one that was traced.
 
         Raises:
-            RuntimeError: If a parameter or buffer was changed or replaced, or a module is in train mode.
+            RuntimeError: If a tensor, class, hook, or an attribute that the forward reads is another now,
+                or a module is in train mode.
         """
         check_eval(self.model, RuntimeError)
-        now = _fingerprint(self.model)
-        changed = sorted(name for name in self._seen.keys() | now.keys() if self._seen.get(name) != now.get(name))
+        now = fingerprint(self.model, self._read)
+        changed = [name for name in self._seen | now if self._seen.get(name) != now.get(name)]
         if changed:
             msg = f"The model must be as it was traced. Changed since: {', '.join(changed[:5])}: trace it again."
             raise RuntimeError(msg)
@@ -409,23 +418,6 @@ def check_eval(model: nn.Module, error: type[Exception]) -> None:
     if training:
         msg = f"The model must be in eval mode. Got train mode in {', '.join(training[:3])}: call model.eval() first."
         raise error(msg)
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-
-
-def _fingerprint(model: nn.Module) -> dict[str, tuple]:
-    """What changes when a tensor does: its memory, its version, its dtype, and a checksum of its bits."""
-    return {
-        name: (t.data_ptr(), t._version, t.dtype, _checksum(t)) if t.device.type != "meta" else ()
-        for name, t in _tensors(model).items()
-    }
-
-
-def _checksum(tensor: Tensor) -> int:
-    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    return int(tensor.detach().view(bits).sum()) if tensor.dim() else int(tensor.detach().reshape(1).view(bits))
 
 
 def _target(model: nn.Module, captured: Capture, until: str | None, output: int | str | None) -> torch.fx.Node:

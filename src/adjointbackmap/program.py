@@ -393,7 +393,8 @@ class _Lowering:
             self.slots += 1
             self.known[made_of] = Value(self.slots, tuple(value.shape))
             shown = name if made_of == Source(name) else self._free_name(name)
-            self.program.entries.append(Entry(shown, value.to(self.dtype), self.slots, parameter))
+            own = value.to(self.dtype, copy=True)  # hyperplanes keep to it
+            self.program.entries.append(Entry(shown, own, self.slots, parameter))
         return self.known[made_of]
 
     def _identity(self, argument: Any) -> Hashable:

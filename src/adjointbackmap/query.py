@@ -98,7 +98,7 @@ class Query:
         """
         check_network(network)
         network.check_unchanged()
-        images = check_images(network, x, dtype)
+        images = check_images(network, x, dtype).clone()  # results and later blocks hold them
         chosen = _chosen(network, images, layer, mode, units, own_bias)
         return cls(network, images, *chosen, check_scale(scale), method, bytes_of(memory))
 

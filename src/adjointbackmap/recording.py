@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from adjointbackmap.arithmetic import exact
 from adjointbackmap.capture import call_name, listening, pick
-from adjointbackmap.casting import in_dtype
+from adjointbackmap.casting import cast
+from adjointbackmap.copies import structural_copy
 from adjointbackmap.network import OUTPUT, Layer, Network
 
 FUNCTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
@@ -30,8 +30,9 @@ class Recorded:
 def record(network: Network, images: Tensor, layers: Sequence[Layer]) -> Recorded:
     """Run the untouched model and keep what goes into and comes out of layers.
 
-    Nothing of the trace is used but the layers' names: a change of the model's forward shows here. Whether the model is
-    as it was traced is for the caller to check, once for a call.
+    Nothing of the trace is used but the layers' names: a change of the model's forward shows here. The model's own code runs
+    on a copy of its structure, so that hooks and casts reach no other thread. Whether the model is as it was traced is for
+    the caller to check, once for a call.
 
     Args:
         network: Traced network.
@@ -40,6 +41,9 @@ def record(network: Network, images: Tensor, layers: Sequence[Layer]) -> Recorde
 
     Returns:
         What was recorded.
+
+    Raises:
+        RuntimeError: If the model did not call a layer.
     """
     with exact(images.device):
         found = [record_call(network, part, layers) for part in images.split(IMAGES_AT_ONCE)]
@@ -50,36 +54,38 @@ def record(network: Network, images: Tensor, layers: Sequence[Layer]) -> Recorde
     return Recorded(inputs, outputs)
 
 
-def record_call(network: Network, x: Tensor, layers: Sequence[Layer], call: Callable[[Tensor], Any] | None = None) -> Recorded:
+def record_call(network: Network, x: Tensor, layers: Sequence[Layer], tensors: Mapping[str, Tensor] | None = None) -> Recorded:
     """One call of the model, see :func:`record`.
-
-    For a dtype other than the model's, the same module runs with its parameters cast for the call.
 
     Args:
         network: Traced network.
         x: Batch ``(N, *in_shape)`` in the dtype of the pass.
         layers: Layers to keep.
-        call: How the module is called, where not plainly: to differentiate by its parameters.
+        tensors: Parameters and buffers to run it on, by the first name of each; by default the model's
+            own, cast for a dtype other than the model's.
 
     Returns:
         What was recorded.
+
+    Raises:
+        RuntimeError: If the model did not call a layer.
     """
-    call = call or partial(_call, network)
-    recorded = _recorded(network, x, layers, call)
+    recorded = _recorded(network, x, layers, tensors)
     if len(x) == 1 and any(recorded.outputs[layer.name].shape != (1, *layer.out_shape) for layer in layers):
         # a forward that squeezes has dropped the batch of one: two copies of the image keep theirs
-        twice = _recorded(network, x.expand(2, *x.shape[1:]), layers, call)
+        twice = _recorded(network, x.expand(2, *x.shape[1:]), layers, tensors)
         return Recorded(*({name: t[:1] for name, t in kept.items()} for kept in (twice.inputs, twice.outputs)))
     return recorded
 
 
-def _recorded(network: Network, x: Tensor, layers: Sequence[Layer], call: Callable[[Tensor], Any]) -> Recorded:
+def _recorded(network: Network, x: Tensor, layers: Sequence[Layer], tensors: Mapping[str, Tensor] | None) -> Recorded:
     """What one call of the module gives."""
     kept = Recorded({}, {})
     names = {layer.name for layer in layers}
     wanted = [*layers, network.layers[network.until]] if network.until else layers
     calls = {layer.call: layer for layer in wanted if layer.call is not None}
     heard = {layer.module: layer.name for layer in wanted if layer.module is not None}
+    model = structural_copy(network.model, _replacement(network, x.dtype, tensors))
 
     def function(call: str, x: Tensor, output: Tensor) -> None:
         if call in calls:
@@ -91,32 +97,35 @@ def _recorded(network: Network, x: Tensor, layers: Sequence[Layer], call: Callab
         if name in heard and isinstance(output, Tensor):
             kept.outputs[heard[name]] = output.clone()
 
-    with _module_stack(network.model) as stack, listening(network.model, module), _Kernels(stack, function):
-        output = call(x.clone(memory_format=torch.contiguous_format))  # it may write into it
+    with _module_stack(model) as stack, listening(model, module), _Kernels(stack, function):
+        output = model(x.clone(memory_format=torch.contiguous_format))  # it may write into it
+    _check_called(kept, wanted)
     if OUTPUT in names:
         kept.outputs[OUTPUT] = kept.outputs[network.until] if network.until else pick(output, network.output)
     return kept
 
 
-def _call(network: Network, x: Tensor) -> Any:
-    """The untouched model; in another dtype than its own, with all its tensors cast."""
-    if x.dtype == network.dtype:
-        return network.model(x)
-    with in_dtype(network.model, x.dtype):
-        return network.model(x)
+def _check_called(kept: Recorded, layers: Sequence[Layer]) -> None:
+    """Raise where the model, or a part of it that no hook reaches, did otherwise than when it was traced.
 
-
-def call_with(model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -> Any:
-    """Call a module with other parameters and buffers, given by the first name of each.
-
-    ``functional_call`` is given every tensor of every module once: it leaves a module changed that it meets under two names.
+    Raises:
+        RuntimeError: If a layer was not called, or did not call its kernel.
     """
-    names = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
-    swapped = {}
-    for path, module in model.named_modules():
-        own = {**module._parameters, **module._buffers}
-        swapped.update({".".join(filter(None, (path, n))): tensors[names[id(t)]] for n, t in own.items() if t is not None})
-    return torch.func.functional_call(model, swapped, (x,), tie_weights=False)
+    names = [layer.name for layer in layers if (layer.module or layer.call) is not None and layer.name not in kept.outputs]
+    names += [layer.name for layer in layers if layer.call is not None and layer.name not in kept.inputs]
+    if names:
+        missing = ", ".join(dict.fromkeys(names))
+        msg = f"The model must call each layer as when it was traced. Got no call of {missing}: trace it again."
+        raise RuntimeError(msg)
+
+
+def _replacement(network: Network, dtype: torch.dtype, tensors: Mapping[str, Tensor] | None) -> Callable[[Tensor], Tensor] | None:
+    """What takes the place of each of the model's tensors; ``None`` where each stays."""
+    if tensors is not None:
+        named = [*network.model.named_parameters(), *network.model.named_buffers()]
+        new = {id(own): tensors[name] for name, own in named}
+        return lambda own: new.get(id(own), own)
+    return None if dtype == network.dtype else partial(cast, dtype=dtype)
 
 
 @contextmanager
@@ -133,11 +142,14 @@ def _module_stack(model: nn.Module) -> Iterator[list[str]]:
 
         return before
 
+    def leave(*_: object) -> None:
+        stack.pop()
+
     try:
         for path, module in model.named_modules():
             if path:
                 handles.append(module.register_forward_pre_hook(enter(path)))
-                handles.append(module.register_forward_hook(lambda *_: stack.pop() and None, always_call=True))
+                handles.append(module.register_forward_hook(leave, always_call=True))
         yield stack
     finally:
         for handle in handles:

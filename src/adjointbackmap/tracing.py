@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from adjointbackmap.auditing import audit as audit_network
 from adjointbackmap.capture import capture
+from adjointbackmap.fingerprints import attributes_read
 from adjointbackmap.network import Network, batch_of, check_eval
 from adjointbackmap.patch_check import check_patches
 from adjointbackmap.planner import plan
@@ -40,7 +41,9 @@ def trace(
         ['0', '1', 'output']
     """
     check_eval(model, ValueError)
-    network = Network(model, capture(model, batch_of(example)), plan, until, output)
+    batch = batch_of(example)
+    captured = capture(model, batch)
+    network = Network(model, captured, plan, until, output, attributes_read(model, batch))
     if audit and network.device.type != "meta":
         noise = torch.randn(1, *network.in_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         x = noise.to(network.device, network.dtype)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from adjointbackmap.operators import Basis, LayerOperator, basis, push, reached
 from adjointbackmap.pattern import ActivationPattern, check_images, check_scale, pattern_of
 from adjointbackmap.program import IMAGE
 from adjointbackmap.query import Query
-from adjointbackmap.recording import Recorded, call_with, record, record_call
+from adjointbackmap.recording import Recorded, record, record_call
 from adjointbackmap.rounding import drawn, path_sizes, scale_of_rounding
 from adjointbackmap.rules import Value
 from adjointbackmap.sweep import Sweep, sums_of_products
@@ -87,8 +86,7 @@ def dense_test(operator: LayerOperator, x: Tensor, tolerance: float | None = Non
 
     def output(values: dict[str, Tensor], image: Tensor) -> Tensor:
         swapped = {**parameters, **buffers, **values}
-        call = partial(call_with, network.model, swapped)
-        return record_call(network, image[None], [layer], call).outputs[layer.name][0]
+        return record_call(network, image[None], [layer], swapped).outputs[layer.name][0]
 
     ours_image, ours_bias = operator.dense()
     tensors = {**parameters, **buffers}

@@ -1,0 +1,217 @@
+"""A copy of a module's structure: the same code and the same tensors, and nothing else is shared.
+
+What listens to a model, or runs it on other tensors, does so on such a copy: another thread may run the
+model itself at the same time.
+"""
+
+import sys
+import weakref
+from argparse import Namespace
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable
+from enum import Enum
+from functools import partial
+from types import CellType, FunctionType, MethodType, SimpleNamespace
+from typing import Any, TypeVar, cast
+
+from torch import Tensor, nn
+
+T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
+
+ATOMS = (type(None), bool, int, float, complex, str, bytes)
+LISTS = (list, set, deque)
+DICTIONARIES = (dict, OrderedDict, defaultdict)
+NAMESPACES = (SimpleNamespace, Namespace)
+LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy"}  # their objects and functions are shared
+
+
+def structural_copy(model: M, tensor: Callable[[Tensor], Tensor] | None = None) -> M:
+    """Copy the modules, containers, hooks and objects that a module holds; its tensors are shared.
+
+    A function that refers to a module of the model, such as a hook or a ``forward`` of one module alone,
+    refers to the copy's module instead.
+
+    Args:
+        model: Any module; it is left as it is.
+        tensor: What takes the place of each tensor; by default the tensor itself.
+
+    Returns:
+        A module of the same class.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        >>> copied = structural_copy(model)
+        >>> copied[0] is model[0], copied[0].weight is model[0].weight
+        (False, True)
+    """
+    return _Copier(tensor or (lambda shared: shared)).copied(model)
+
+
+class _Copier:
+    """Goes through a structure; what it meets twice it copies once."""
+
+    def __init__(self, tensor: Callable[[Tensor], Tensor]) -> None:
+        self.tensor = tensor
+        self.made: dict[int, tuple[Any, Any]] = {}  # id -> the original, which keeps the id taken, and its copy
+
+    def copied(self, value: T) -> T:
+        if type(value) in ATOMS:
+            return value
+        if id(value) not in self.made:
+            way = _way(value)
+            self.keep(value, value)
+            if way is not None:
+                self.keep(value, way(self, value))
+        return cast("T", self.made[id(value)][1])
+
+    def keep(self, original: Any, copy: T) -> T:
+        """Remember a copy, before what it holds is copied: that may lead back to it."""
+        self.made[id(original)] = (original, copy)
+        return copy
+
+    # one method for each kind of value
+
+    def tensors(self, value: Tensor) -> Tensor:
+        return self.tensor(value)
+
+    def instance(self, value: Any) -> Any:
+        """A module, or an object of a class of the user's, with copies of its attributes."""
+        kind = type(value)
+        new = self.keep(value, kind() if kind in NAMESPACES else object.__new__(kind))
+        for name, part in attributes_of(value).items():
+            object.__setattr__(new, name, self.copied(part))
+        if isinstance(value, nn.Module):
+            new.__dict__["_compiled_call_impl"] = None  # compiled code would run the original
+        return new
+
+    def list_like(self, value: Any) -> Any:
+        new = self.keep(value, value.copy())
+        parts = [self.copied(part) for part in value.copy()]
+        new.clear()
+        add = new.add if isinstance(new, set) else new.append
+        for part in parts:
+            add(part)
+        return new
+
+    def dictionary(self, value: Any) -> Any:
+        new = self.keep(value, value.copy())
+        parts = [(self.copied(key), self.copied(part)) for key, part in value.copy().items()]
+        new.clear()
+        new.update(parts)
+        return new
+
+    def tuple_like(self, value: Any) -> Any:
+        parts = [self.copied(part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+
+    def method(self, value: MethodType) -> MethodType:
+        return MethodType(self.copied(value.__func__), self.copied(value.__self__))
+
+    def partial(self, value: partial) -> partial:
+        arguments = {name: self.copied(part) for name, part in value.keywords.items()}
+        new = partial(self.copied(value.func), *self.copied(value.args), **arguments)
+        new.__dict__.update(value.__dict__)
+        return new
+
+    def function(self, value: FunctionType) -> FunctionType:
+        """A function that sees the copies: its variables from outside, and the defaults of its arguments."""
+        cells = value.__closure__
+        inside = None if cells is None else tuple(self.made.get(id(c), (c, CellType()))[1] for c in cells)
+        new = FunctionType(value.__code__, value.__globals__, value.__name__, None, inside)
+        self.keep(value, new)
+        for cell, own in zip(cells or (), inside or (), strict=True):
+            if id(cell) not in self.made and _is_filled(cell):
+                self.keep(cell, own)
+                own.cell_contents = self.copied(cell.cell_contents)
+        new.__defaults__ = self.copied(value.__defaults__)
+        new.__kwdefaults__ = self.copied(value.__kwdefaults__)
+        new.__qualname__, new.__module__ = value.__qualname__, value.__module__
+        new.__dict__.update(value.__dict__)
+        return new
+
+    def reference(self, value: weakref.ref) -> weakref.ref:
+        target = value()
+        return value if target is None else weakref.ref(self.copied(target))
+
+
+def parts_of(value: Any) -> list[tuple[str, Any]] | None:
+    """Names and values that a container, function or object is made of; ``None`` for what is not entered."""
+    way = _way(value)
+    if isinstance(value, list | set | deque | tuple):
+        return [("", part) for part in list(value)]
+    if isinstance(value, dict):
+        return [("", part) for pair in list(value.items()) for part in pair]
+    if way is _Copier.reference:
+        return [("", value())]
+    if way is _Copier.partial:
+        return [("", value.func), ("", value.args), ("", value.keywords)]
+    if way is _Copier.method:
+        return [("", value.__func__), ("", value.__self__)]
+    if way is _Copier.function:
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        return [("", part) for part in (*cells, value.__defaults__, value.__kwdefaults__)]
+    return list(attributes_of(value).items()) if way is _Copier.instance else None
+
+
+def attributes_of(value: Any) -> dict[str, Any]:
+    """What an object's attributes are, in its dictionary and in its slots."""
+    slots = [name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name)]
+    # the dictionary is copied at once: another thread may set an attribute meanwhile
+    return {**dict(getattr(value, "__dict__", ())), **{name: getattr(value, name) for name in slots}}
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = kind.__dict__.get("__slots__", ())
+    return tuple(name for name in ((slots,) if isinstance(slots, str) else slots) if not name.startswith("__"))
+
+
+def _way(value: Any) -> Callable[[_Copier, Any], Any] | None:
+    """How a value is copied; ``None`` where it is shared."""
+    kind = type(value)
+    if isinstance(value, Tensor):
+        return _Copier.tensors
+    if kind in LISTS:
+        return _Copier.list_like
+    if kind in DICTIONARIES:
+        return _Copier.dictionary
+    if kind is tuple or (isinstance(value, tuple) and hasattr(value, "_fields")):
+        return _Copier.tuple_like
+    if kind is weakref.ref:
+        return _Copier.reference
+    if kind is partial:
+        return _Copier.partial
+    if kind is MethodType:
+        return _Copier.method
+    if kind is FunctionType:
+        return None if _of_library(value) or not _refers(value) else _Copier.function
+    return _Copier.instance if _is_entered(value) else None
+
+
+def _of_library(value: Any) -> bool:
+    return (getattr(value, "__module__", None) or "").partition(".")[0] in LIBRARIES
+
+
+def _refers(function: FunctionType) -> bool:
+    """Whether a function has anything from where it was made."""
+    return bool(function.__closure__ or function.__defaults__ or function.__kwdefaults__)
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def _is_entered(value: Any) -> bool:
+    """Whether it is a module, or an object whose attributes may lead to one and that can be made anew."""
+    kind = type(value)
+    if isinstance(value, nn.Module):
+        return True
+    if kind in NAMESPACES:
+        return True
+    if isinstance(value, type | Enum) or _of_library(kind) or kind.__new__ is not object.__new__:
+        return False
+    return not hasattr(kind, "__del__") and bool(attributes_of(value))
