@@ -41,6 +41,9 @@ def path_sizes(pattern: ActivationPattern, x: Tensor, targets: Iterable[Value]) 
         sizes[entry.slot] = entry.value.abs().expand(len(x), *entry.value.shape)
     generator = torch.Generator().manual_seed(0)
     for n, step in enumerate(steps):
+        if not step.inputs:  # an infinite constant is no term of any sum
+            sizes[step.output.slot] = x.new_zeros(len(x), *step.output.shape)
+            continue
         draws = [drawn(sizes[value.slot], generator) for value in step.inputs]
         inputs = [laid_out(draw.flatten(0, 1)) for draw in draws]
         out = step.rule.forward(pattern.gates.get(step.output.slot, ()), *inputs)
