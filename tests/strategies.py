@@ -168,6 +168,10 @@ class LastAndAll(nn.Module):
         return torch.cat([outputs, outputs[..., : states.shape[2]] - states[-1].unsqueeze(1)], 2)
 
 
+def multiplier(draw: Draw, shape: Shape) -> nn.Module:
+    return Function("scalar", lambda x, m: x * m, parameter(*pick(draw, (), (1,))))
+
+
 # parts that have pieces
 
 
@@ -461,7 +465,18 @@ def continued(draw: Draw, net: RandomNetwork) -> None:
     if used and pick(draw, False, False, False, True):
         net.append(pick(draw, *used), source)
     elif len(shape) in KINDS:
-        net.append(pick(draw, *KINDS[len(shape)])(draw, shape), source)
+        kind = pick(draw, *KINDS[len(shape)])
+        fits = net.append(kind(draw, shape), source)
+        if fits and kind in (convolution, transposed_convolution, linear):
+            scaled(draw, net)
+
+
+def scaled(draw: Draw, net: RandomNetwork) -> None:
+    """Batch norms and multipliers after the last value, which are what can be folded, or none."""
+    while pick(draw, False, True):
+        part = pick(draw, batch_norm, multiplier)(draw, net.shapes[net.last])
+        if not net.append(part, net.last):
+            return
 
 
 SHAPES = [(2, 5, 5), (1, 4, 6), (3, 3, 3), (2, 7), (1, 9), (3, 4), (5,), (4,), (2, 3, 2, 3)]
