@@ -412,7 +412,7 @@ NUMBERS = {
 def test_numbers_read_from_the_data_are_refused(why):
     """A factor or a shape that the image decides is no piecewise-affine operation: it is refused by name."""
     function, op = NUMBERS[why]
-    with pytest.raises(abm.UnsupportedOperation, match=rf"\b{op} \(its shape or a number in it is read from the data\)"):
+    with pytest.raises(abm.UnsupportedOperation, match=rf"\b{op} \([^)]*number in it is [^)]*read from the data\)"):
         abm.trace(conv(function), images())
 
 

@@ -133,6 +133,7 @@ def test_process_is_as_before_whatever_the_order():
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before[0])
+        torch.set_grad_enabled(True)  # the thread's own: in one thread, only the order of a stack puts it back
     assert settings() == before
 
 
