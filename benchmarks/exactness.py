@@ -22,7 +22,7 @@ from torch import nn
 import adjointbackmap as abm
 from adjointbackmap import data, models
 from adjointbackmap.benchmark.networks import with_random_weights
-from adjointbackmap.disk import write
+from adjointbackmap.files.disk import write
 
 LIMIT = {"float64": 1e-12, "float32": 1e-4}
 

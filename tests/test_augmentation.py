@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import grid_sample
 
-from adjointbackmap import augmentation, data
+from adjointbackmap import data
+from adjointbackmap.training import augmentation
 
 
 def seeded():

@@ -12,8 +12,8 @@ from torch import nn
 
 import adjointbackmap as abm
 from adjointbackmap.benchmark import networks, peers, runs, table, timing, work
-from adjointbackmap.checked import read_sealed
-from adjointbackmap.planner import METHODS
+from adjointbackmap.files.checked import read_sealed
+from adjointbackmap.planes.planner import METHODS
 
 TINY = work.Settings(quick=True, repeats=1, few=2, some=2, images=2, networks=("vgg7",), sides=(8, 16), depths=(1,), most=1e9)
 LAYER = "2.conv2"  # of depth/1

@@ -185,7 +185,7 @@ def test_what_the_forward_does_not_read_or_sets_itself_is_no_change(traced):
 
 def test_model_is_looked_at_once_in_a_call(traced, monkeypatch):
     """However many passes and images."""
-    import adjointbackmap.network as home
+    import adjointbackmap.engine.network as home
 
     count, own = [], home.fingerprint
     monkeypatch.setattr(home, "fingerprint", lambda *given: count.append(1) or own(*given))

@@ -12,7 +12,8 @@ from matplotlib.image import imsave
 from torch import nn
 
 import adjointbackmap as abm
-from adjointbackmap import cli, data, plots, runs
+from adjointbackmap import cli, data, plots
+from adjointbackmap.exactness import verification as runs
 
 SHIPPED = "vgg7-cifar10"
 

@@ -11,8 +11,8 @@ from cases import Net, make
 from torch import nn
 
 import adjointbackmap as abm
-from adjointbackmap.operators import operator
-from adjointbackmap.pattern import record_pattern
+from adjointbackmap.engine.operators import operator
+from adjointbackmap.engine.pattern import record_pattern
 
 X = torch.randn(2, 2, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

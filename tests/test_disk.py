@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adjointbackmap import disk
-from adjointbackmap.records import Record
-from adjointbackmap.stopping import Stopped, stoppable, undivided
+from adjointbackmap.files import disk
+from adjointbackmap.exactness.journal import Record
+from adjointbackmap.files.stopping import Stopped, stoppable, undivided
 
 ABANDONED = f".{disk._host()}.99999999.1{disk.PARTIAL}"  # as a process has left it that is no more
 HOLD = """
 import sys, time
 from pathlib import Path
-from adjointbackmap.disk import hold_folder
+from adjointbackmap.files.disk import hold_folder
 with hold_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -195,7 +195,7 @@ def test_many_processes_in_turn(tmp_path):
     count = """
 import sys, time
 from pathlib import Path
-from adjointbackmap.disk import hold_folder
+from adjointbackmap.files.disk import hold_folder
 folder, done = Path(sys.argv[1]), 0
 while done < 20:
     try:

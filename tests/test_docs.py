@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from adjointbackmap import models
-from adjointbackmap.decompositions import TAKEN_APART
+from adjointbackmap.capture.decompositions import TAKEN_APART
 from adjointbackmap.rules import RULES
 
 ROOT = Path(__file__).parent.parent

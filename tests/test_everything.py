@@ -4,7 +4,8 @@ import pytest
 from test_cli import run as run  # the fixture
 
 from adjointbackmap import models
-from adjointbackmap.study import everything, noise
+from adjointbackmap.study import everything
+from adjointbackmap.study.adversarial import noise
 from adjointbackmap.study.setup import Setup
 
 NETWORK, OTHER = "vgg7-nobias-cifar10", "vgg7-cifar10"

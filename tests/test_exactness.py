@@ -11,7 +11,7 @@ from checks import assert_close, assert_modes_are_sums, assert_untouched, snapsh
 from torch import nn
 
 import adjointbackmap as abm
-from adjointbackmap.operators import push
+from adjointbackmap.engine.operators import push
 from adjointbackmap.rules.kernels import Convolution, Linear
 from adjointbackmap.rules.linear import Add, Place, Scale
 from adjointbackmap.rules.piecewise import Hardtanh, LeakyReLU, ReLU

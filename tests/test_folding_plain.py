@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 import adjointbackmap as abm
-from adjointbackmap.parametrizations import plain_copy
+from adjointbackmap.capture.parametrizations import plain_copy
 
 # the old hooks are met on purpose
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")

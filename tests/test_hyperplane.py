@@ -234,7 +234,7 @@ def test_magnitude_is_the_sum_of_absolute_products(chain):
 
 def test_relative_error_is_signed_and_knows_zero():
     """Eq. 3.29: signed; a zero value is replaced by the smallest normal float32, and both zero give zero."""
-    from adjointbackmap.hyperplane import relative_error
+    from adjointbackmap.planes.hyperplane import relative_error
 
     tiny = torch.finfo(torch.float32).tiny
     for dtype in (torch.float32, torch.float64):
@@ -404,7 +404,7 @@ def test_reconstruct_with_another_number_of_images_is_refused(chain):
 @pytest.mark.parametrize(("memory", "count"), [("2GiB", 2**31), ("500MB", 5 * 10**8), ("1.5 kB", 1500), ("7B", 7), (12, 12)])
 def test_memory_is_read_with_its_unit(memory, count):
     """Decimal and binary units, and plain numbers of bytes."""
-    from adjointbackmap.query import bytes_of
+    from adjointbackmap.planes.query import bytes_of
 
     assert bytes_of(memory) == count
 

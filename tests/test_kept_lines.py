@@ -8,9 +8,10 @@ from cases import make
 from damage import harm
 
 import adjointbackmap as abm
-from adjointbackmap import cli, runs
-from adjointbackmap.checked import DamagedFileWarning
-from adjointbackmap.counts import HISTOGRAM_EDGES, LayerCheck
+from adjointbackmap import cli
+from adjointbackmap.exactness import verification as runs
+from adjointbackmap.files.checked import DamagedFileWarning
+from adjointbackmap.exactness.layer_check import HISTOGRAM_EDGES, LayerCheck
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,13 @@ from test_cli import run as run  # the fixture
 from test_disk import small_disk as small_disk
 from torch import nn
 
-from adjointbackmap import data, disk, models, training
-from adjointbackmap.stopping import Stopped, stoppable
-from adjointbackmap.study import everything, noise, setup, verification
+from adjointbackmap import data, models
+from adjointbackmap.files import disk
+from adjointbackmap.training import loop as training
+from adjointbackmap.files.stopping import Stopped, stoppable
+from adjointbackmap.study import everything, setup
+from adjointbackmap.study.adversarial import noise
+from adjointbackmap.study.verification import run as verification
 
 NETWORK, OTHER = "vgg7-nobias-cifar10", "vgg7-cifar10"
 SPLITS = {"train": slice(0, 64), "validation": slice(64, 80), "test": slice(80, 100)}

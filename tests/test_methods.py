@@ -7,15 +7,15 @@ import torch
 from cases import MAP, OPERATIONS, make, operation_case
 
 import adjointbackmap as abm
-from adjointbackmap import sweep as sweeping
-from adjointbackmap.alive import AliveConvolution
-from adjointbackmap.patches import Patches, Span
-from adjointbackmap.planner import plan_queries
-from adjointbackmap.query import Query
-from adjointbackmap.readout import Readout
+from adjointbackmap.engine import sweep as sweeping
+from adjointbackmap.engine.gated_convolution import AliveConvolution
+from adjointbackmap.engine.patches import Patches, Span
+from adjointbackmap.planes.planner import plan_queries
+from adjointbackmap.planes.query import Query
+from adjointbackmap.planes.readout import Readout
 from adjointbackmap.rules.kernels import Convolution
-from adjointbackmap.sweep import Sweep
-from adjointbackmap.windows import Group, Windows
+from adjointbackmap.engine.sweep import Sweep
+from adjointbackmap.engine.windows import Group, Windows
 
 MAPS = sorted(name for name, (_, shape) in OPERATIONS.items() if shape == MAP)
 CHAIN = "plain-conv-chain"

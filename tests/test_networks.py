@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import adjointbackmap as abm
-from adjointbackmap.units import unit_dims
+from adjointbackmap.planes.units import unit_dims
 
 NETWORKS = ("vgg7-nobias", "fixup-resnet20-nobias", "vgg7", "resnet20", "fixup-resnet20")
 BIASES = {"vgg7-nobias": 0, "fixup-resnet20-nobias": 0, "vgg7": 384, "resnet20": 1184, "fixup-resnet20": 37}

@@ -8,7 +8,7 @@ import torch
 from cases import make
 
 import adjointbackmap as abm
-from adjointbackmap.arithmetic import exact
+from adjointbackmap.capture.precision import exact
 
 LAYERS = {"map": ("plain-conv-chain", "2"), "flat": ("residual-with-zero-padded-channels", "fc"), "no-bias": ("no-bias", "2")}
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from checks import assert_close, assert_field_contains, declared_field, true_fie
 from torch import nn
 
 import adjointbackmap as abm
-from adjointbackmap.patch_check import check_patches
+from adjointbackmap.planes.patch_check import check_patches
 from adjointbackmap.rules.field import windowed
 from adjointbackmap.rules.kernels import Convolution
 from adjointbackmap.rules.moving import PixelShuffle, Slice

@@ -14,7 +14,7 @@ from torch import nn
 
 import adjointbackmap as abm
 from adjointbackmap import plots
-from adjointbackmap.patches import Patches
+from adjointbackmap.engine.patches import Patches
 from adjointbackmap.plots.units import receptive_fields
 from adjointbackmap.spectra import high_share, log_amplitude, radial_energy
 

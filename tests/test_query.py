@@ -16,11 +16,13 @@ from cases import CASES, Net, make
 from torch import nn
 
 import adjointbackmap as abm
-from adjointbackmap import hyperplane, query, recording
-from adjointbackmap.network import Network, check_network
-from adjointbackmap.pattern import check_scale
-from adjointbackmap.query import UNBOUNDED, Query, bytes_of
-from adjointbackmap.units import select
+from adjointbackmap.planes import hyperplane
+from adjointbackmap.planes import query
+from adjointbackmap.engine import observe as recording
+from adjointbackmap.engine.network import Network, check_network
+from adjointbackmap.engine.pattern import check_scale
+from adjointbackmap.planes.query import UNBOUNDED, Query, bytes_of
+from adjointbackmap.planes.units import select
 
 CHAIN, CONV = "plain-conv-chain", "2"  # its units are (4, 4, 4)
 BACK = slice(None, None, -1)

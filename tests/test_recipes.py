@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 
-from adjointbackmap import augmentation, data
-from adjointbackmap.recipes import STUDY_INTERVALS, Recipe, choose_recipe, study_recipe
+from adjointbackmap import data
+from adjointbackmap.training import augmentation
+from adjointbackmap.training.recipes import STUDY_INTERVALS, Recipe, choose_recipe, study_recipe
 
 PUBLISHED = {  # Tables 2.1, 3.1 and 3.2: rate, first and last epoch of each interval; epochs in total
     ("vgg7-nobias", "cifar10"): "2e-4 [0, 199] 1e-4 [200, 249] 5e-5 [250, 300] 301",

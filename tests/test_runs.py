@@ -14,8 +14,9 @@ import torch
 from cases import make
 
 import adjointbackmap as abm
-from adjointbackmap import data, runs
-from adjointbackmap.counts import LayerCheck
+from adjointbackmap import data
+from adjointbackmap.exactness import verification as runs
+from adjointbackmap.exactness.layer_check import LayerCheck
 
 CHAIN = "plain-conv-chain"
 STOPPED = """

@@ -19,7 +19,8 @@ import xarray
 import zarr
 
 import adjointbackmap as abm
-from adjointbackmap import disk, drafts
+from adjointbackmap.files import disk
+from adjointbackmap.planes import store_files as drafts
 
 CHAIN, LAYER, MEMORY = "plain-conv-chain", "2", 20_000
 ABANDONED = f".{disk._host()}.99999999.1{disk.PARTIAL}"  # as a process has left it that is no more

@@ -11,7 +11,8 @@ import xarray
 from damage import harm
 
 import adjointbackmap as abm
-from adjointbackmap import disk, store
+from adjointbackmap.files import disk
+from adjointbackmap.planes import storage as store
 
 LAYER, MEMORY = "2", 40_000
 ARRAYS = ("image", "bias", "value", "x", "b", "entry", "bias_name", "top", "left", "out_row", "out_col", "out_channel")

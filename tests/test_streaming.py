@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import adjointbackmap as abm
-from adjointbackmap.patches import Patches
-from adjointbackmap.query import Query
-from adjointbackmap.streaming import block_shape, stream, tiles
-from adjointbackmap.units import select
+from adjointbackmap.engine.patches import Patches
+from adjointbackmap.planes.query import Query
+from adjointbackmap.planes.streaming import block_shape, stream, tiles
+from adjointbackmap.planes.units import select
 
 MODES = {  # the layers of some networks
     ("plain-conv-chain", "2"): ("RM4", "RM3", "RM2", "RM1"),

@@ -9,15 +9,17 @@ import pytest
 import torch
 
 import adjointbackmap as abm
-from adjointbackmap import cli, data, models, runs
-from adjointbackmap.counts import LayerCheck
-from adjointbackmap.folding import fold
-from adjointbackmap.study import page, verification
-from adjointbackmap.study.published import COLUMNS
-from adjointbackmap.study.summation import orders, outside_alone
-from adjointbackmap.study.tally import Tally, design_effect, interval
-from adjointbackmap.study.verification import Counts
-from adjointbackmap.subjects import load_subject
+from adjointbackmap import cli, data, models
+from adjointbackmap.exactness import verification as runs
+from adjointbackmap.exactness.layer_check import LayerCheck
+from adjointbackmap.engine.folding import fold
+from adjointbackmap.study.verification import page
+from adjointbackmap.study.verification import run as verification
+from adjointbackmap.study.published.columns import COLUMNS
+from adjointbackmap.study.verification.summation import orders, outside_alone
+from adjointbackmap.study.verification.tally import Tally, design_effect, interval
+from adjointbackmap.study.verification.run import Counts
+from adjointbackmap.sources import load_subject
 
 NETWORK = "vgg7-cifar10"
 FEW = Counts(2, 1, 3)

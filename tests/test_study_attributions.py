@@ -19,7 +19,7 @@ from adjointbackmap.study.attributions import (
     SALIENCY,
     WHOLE,
 )
-from adjointbackmap.study.sections import Claim, Picture, Table
+from adjointbackmap.report.sections import Claim, Picture, Table
 from adjointbackmap.study.setup import Setup, read_json
 
 pytest.importorskip("captum")

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from adjointbackmap import data, models, plots
-from adjointbackmap.study import noise_patterns, scaled
+from adjointbackmap.study.adversarial import noise_patterns
+from adjointbackmap.study.adversarial import scaled
 from adjointbackmap.study import setup as setups
-from adjointbackmap.study.noise_patterns import make_patterns
+from adjointbackmap.study.adversarial.noise_patterns import make_patterns
 from adjointbackmap.study.results import kept
-from adjointbackmap.study.sections import Claim, Picture, Table
+from adjointbackmap.report.sections import Claim, Picture, Table
 from adjointbackmap.study.setup import Setup, Trained, read_json, write_json
-from adjointbackmap.subjects import Subject
+from adjointbackmap.sources import Subject
 
 NETWORKS = ("vgg7-nobias-cifar10", "vgg7-cifar10")
 FEW = 11

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from adjointbackmap.study import spread as module
-from adjointbackmap.study.spread import MEASURES, factors, spread, spread_ratio, tsne
+from adjointbackmap.study.adversarial import spread as module
+from adjointbackmap.study.adversarial.spread import MEASURES, factors, spread, spread_ratio, tsne
 
 
 def points(count, seed, size=4):

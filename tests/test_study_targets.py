@@ -9,11 +9,11 @@ import torch.nn.functional as F
 
 from adjointbackmap import data, models, plots
 from adjointbackmap.study import setup as setups
-from adjointbackmap.study import targets
+from adjointbackmap.study.adversarial import targets
 from adjointbackmap.study.results import kept
-from adjointbackmap.study.sections import Claim, Picture, Scene, Table
+from adjointbackmap.report.sections import Claim, Picture, Scene, Table
 from adjointbackmap.study.setup import Setup, Trained, read_json, write_json
-from adjointbackmap.subjects import Subject
+from adjointbackmap.sources import Subject
 
 NETWORKS = ("vgg7-nobias-cifar10", "vgg7-cifar10")
 

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from adjointbackmap import data, models, plots, training
-from adjointbackmap.recipes import choose_recipe
+from adjointbackmap import data, models, plots
+from adjointbackmap.training import loop as training
+from adjointbackmap.training.recipes import choose_recipe
 
 EPOCHS, BATCH, STEPS_PER_EPOCH = 2, 16, 4
 SPLITS = {"train": slice(0, 70), "validation": slice(70, 110), "test": slice(110, 200)}

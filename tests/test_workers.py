@@ -14,13 +14,13 @@ import torch
 from cases import make
 
 import adjointbackmap as abm
-from adjointbackmap import runs
+from adjointbackmap.exactness import verification as runs
 
 distributed = pytest.importorskip(
     "distributed", reason="several workers need the extra cluster: pip install 'adjointbackmap[cluster]'"
 )
 dask = pytest.importorskip("dask")
-workers = pytest.importorskip("adjointbackmap.workers")
+workers = pytest.importorskip("adjointbackmap.exactness.workers")
 
 CHAIN = "plain-conv-chain"
 
@@ -125,7 +125,7 @@ def test_address_without_a_scheduler(six, monkeypatch):
 def test_missing_dask_is_told(six, monkeypatch):
     """With the extra that has it."""
     monkeypatch.setitem(sys.modules, "distributed", None)
-    monkeypatch.delitem(sys.modules, "adjointbackmap.workers")
+    monkeypatch.delitem(sys.modules, "adjointbackmap.exactness.workers")
     with pytest.raises(ImportError, match=r"Several workers need Dask.*: pip install 'adjointbackmap\[cluster\]'"):
         abm.verify(*six[:2], workers=2)
 

@@ -5,23 +5,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adjointbackmap import attacks, captum, data, examples, models, plots, spectra
-    from adjointbackmap.analysis import Analysis, Boundary, analyse, boundary
-    from adjointbackmap.auditing import audit
-    from adjointbackmap.counts import LayerCheck
-    from adjointbackmap.effective import EffectiveFields, Sparsity, effective_fields, sparsity
-    from adjointbackmap.folding import Fold, fold
-    from adjointbackmap.hyperplane import Contributions, Hyperplanes, hyperplanes
-    from adjointbackmap.kinks import KinkDistances, kink_distances
-    from adjointbackmap.network import Biases, Layer, Network
-    from adjointbackmap.operators import LayerOperator, operator
-    from adjointbackmap.pattern import ActivationPattern, record_pattern
-    from adjointbackmap.planner import plan
-    from adjointbackmap.program import UnsupportedOperation
-    from adjointbackmap.runs import verify
-    from adjointbackmap.store import StoredPlanes, open, save
-    from adjointbackmap.streaming import iter_hyperplanes
+    from adjointbackmap.analysis.boundaries import Analysis, Boundary, analyse, boundary
+    from adjointbackmap.engine.auditing import audit
+    from adjointbackmap.exactness.layer_check import LayerCheck
+    from adjointbackmap.analysis.fields import EffectiveFields, Sparsity, effective_fields, sparsity
+    from adjointbackmap.engine.folding import Fold, fold
+    from adjointbackmap.planes.hyperplane import Contributions, Hyperplanes, hyperplanes
+    from adjointbackmap.analysis.kinks import KinkDistances, kink_distances
+    from adjointbackmap.engine.network import Biases, Layer, Network
+    from adjointbackmap.engine.operators import LayerOperator, operator
+    from adjointbackmap.engine.pattern import ActivationPattern, record_pattern
+    from adjointbackmap.planes.planner import plan
+    from adjointbackmap.engine.program import UnsupportedOperation
+    from adjointbackmap.exactness.verification import verify
+    from adjointbackmap.planes.storage import StoredPlanes, open, save
+    from adjointbackmap.planes.streaming import iter_hyperplanes
     from adjointbackmap.tracing import trace
-    from adjointbackmap.verification import dense_test, dot_test, reconstruction_test
+    from adjointbackmap.exactness.checks import dense_test, dot_test, reconstruction_test
 
 __version__ = "0.1.0"
 

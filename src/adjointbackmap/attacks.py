@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adjointbackmap.examples import BATCH, Attacked, examine, finite_batch, forward, scores_of
-from adjointbackmap.network import check_eval
-from adjointbackmap.regions import Prepare
+from adjointbackmap.engine.network import check_eval
+from adjointbackmap.analysis.crossings import Prepare
 
 STUDY_STEP, STUDY_STEP_NORMALISED = 0.008, 0.04
 STUDY_MOST_STEPS = 100  # of experiment 1, which stops at the first success

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from adjointbackmap.checked import check_file, compare
+from adjointbackmap.files.checked import check_file, compare
 
 ENVIRONMENT_VARIABLE = "ADJOINTBACKMAP_DATA"
 PIXELS = 3 * 32 * 32

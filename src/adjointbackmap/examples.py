@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from adjointbackmap.checked import check_file, shortened
-from adjointbackmap.network import check_eval
-from adjointbackmap.regions import Prepare
-from adjointbackmap.weights import read_safetensors, read_torch
+from adjointbackmap.files.checked import check_file, shortened
+from adjointbackmap.engine.network import check_eval
+from adjointbackmap.analysis.crossings import Prepare
+from adjointbackmap.files.weights import read_safetensors, read_torch
 
 BATCH = 128  # images that are computed at once
 KEYS = ("adversarial", "adv_inputs")  # the second is what torchattacks saves

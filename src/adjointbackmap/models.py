@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adjointbackmap.checked import OF_FILE, compare, read_sealed, sha256_of
-from adjointbackmap.weights import load_weights, read_safetensors
+from adjointbackmap.files.checked import OF_FILE, compare, read_sealed, sha256_of
+from adjointbackmap.files.weights import load_weights, read_safetensors
 
 LEAKY_SLOPE = 0.2
 BATCH_NORM_EPS = 0.001

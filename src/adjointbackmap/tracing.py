@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from adjointbackmap.auditing import audit as audit_network
-from adjointbackmap.capture import capture
-from adjointbackmap.fingerprints import attributes_read
-from adjointbackmap.network import Network, batch_of, check_eval
-from adjointbackmap.patch_check import check_patches
-from adjointbackmap.planner import plan
+from adjointbackmap.engine.auditing import audit as audit_network
+from adjointbackmap.capture.graph import capture
+from adjointbackmap.capture.fingerprints import attributes_read
+from adjointbackmap.engine.network import Network, batch_of, check_eval
+from adjointbackmap.planes.patch_check import check_patches
+from adjointbackmap.planes.planner import plan
 
 
 def trace(

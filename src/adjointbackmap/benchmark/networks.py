@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adjointbackmap import data, models
-from adjointbackmap.folding import fold
-from adjointbackmap.network import Network
+from adjointbackmap.engine.folding import fold
+from adjointbackmap.engine.network import Network
 from adjointbackmap.tracing import trace
 
 IMAGES = 64

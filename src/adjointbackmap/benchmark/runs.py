@@ -9,9 +9,9 @@ from pathlib import Path
 
 from adjointbackmap.benchmark.timing import environment
 from adjointbackmap.benchmark.work import QUICK, Measure, Settings, entries, warm_up
-from adjointbackmap.checked import DamagedFile, read_or_set_aside, sealed_text
-from adjointbackmap.disk import hold_file, write
-from adjointbackmap.sheets import Place
+from adjointbackmap.files.checked import DamagedFile, read_or_set_aside, sealed_text
+from adjointbackmap.files.disk import hold_file, write
+from adjointbackmap.report.sheets import Place
 
 FORMAT = 2
 PLACE = Place("<!-- speed: written by adjointbackmap bench -->", "<!-- speed: end -->")

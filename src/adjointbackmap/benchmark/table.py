@@ -7,7 +7,7 @@ from statistics import fmean
 from adjointbackmap.benchmark.networks import kernel_names
 from adjointbackmap.benchmark.peers import CLASS_PEERS, PEERS
 from adjointbackmap.benchmark.work import STUDY
-from adjointbackmap.sheets import Sheet
+from adjointbackmap.report.sheets import Sheet
 
 DEFECT = 1.5
 WHOLE = "image and bias"

@@ -7,10 +7,10 @@ from typing import Any
 
 from rich.console import Console
 
-from adjointbackmap.checked import DamagedFileWarning
+from adjointbackmap.files.checked import DamagedFileWarning
 from adjointbackmap.cli import attack, bench, checking, looking, networks, study
 from adjointbackmap.cli.frame import app, console
-from adjointbackmap.stopping import Stopped, stoppable
+from adjointbackmap.files.stopping import Stopped, stoppable
 
 _with_place = warnings.formatwarning
 __all__ = ["app", "attack", "bench", "checking", "console", "looking", "main", "networks", "study"]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.table import Table
 
-from adjointbackmap.checked import OF_FILE, read_or_set_aside, sealed_text
+from adjointbackmap.files.checked import OF_FILE, read_or_set_aside, sealed_text
 from adjointbackmap.cli.frame import NO_SOURCE, app, console, progress, use_threads
-from adjointbackmap.disk import hold_file, hold_folder, write
-from adjointbackmap.subjects import Source, Subject, find_image, find_images, load_subject
+from adjointbackmap.files.disk import hold_file, hold_folder, write
+from adjointbackmap.sources import Source, Subject, find_image, find_images, load_subject
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,7 +126,7 @@ def _check_kept(out: Path, job: dict[str, Any], pixels: "Tensor") -> None:
     Raises:
         ValueError: If it has others.
     """
-    from adjointbackmap.records import differences
+    from adjointbackmap.exactness.journal import differences
 
     path = out / RESULTS
     kept = read_or_set_aside(path, "network")
@@ -174,7 +174,7 @@ def _attacked(
     import torch
 
     from adjointbackmap.examples import BATCH, examine
-    from adjointbackmap.records import Record
+    from adjointbackmap.exactness.journal import Record
 
     names = _names(pixels)
     with hold_file(keep) if keep else nullcontext(), progress("attacking") as (bar, task):
@@ -228,7 +228,7 @@ def _attack(subject: Subject, pixels: "Tensor", method: str, goal: int | None, s
 def _names(pixels: "Tensor") -> list[str]:
     import torch
 
-    from adjointbackmap.runs import image_hash
+    from adjointbackmap.exactness.verification import image_hash
 
     return [image_hash(image) for image in (255 * pixels).round().to(torch.uint8)]
 

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from adjointbackmap.cli.frame import NO_SOURCE, STUDY_SCALE, app, console, progress, use_threads
-from adjointbackmap.subjects import Source, find_image, find_images, load_subject
-from adjointbackmap.tables import check_table, region_table, sparsity_table
+from adjointbackmap.sources import Source, find_image, find_images, load_subject
+from adjointbackmap.cli.tables import check_table, region_table, sparsity_table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adjointbackmap.counts import LayerCheck
-    from adjointbackmap.network import Network
-    from adjointbackmap.verification import Terms
+    from adjointbackmap.exactness.layer_check import LayerCheck
+    from adjointbackmap.engine.network import Network
+    from adjointbackmap.exactness.checks import Terms
 
 
 @app.command
@@ -62,7 +62,7 @@ def verify(
     """
     import torch
 
-    from adjointbackmap.runs import image_hash, terms_of
+    from adjointbackmap.exactness.verification import image_hash, terms_of
 
     use_threads(threads)
     if workers is not None and cluster is not None:
@@ -111,8 +111,8 @@ def analyse(
     Raises:
         ValueError: If there are not so many images.
     """
-    from adjointbackmap.analysis import analyse as analysis_of
-    from adjointbackmap.effective import sparsity
+    from adjointbackmap.analysis.boundaries import analyse as analysis_of
+    from adjointbackmap.analysis.fields import sparsity
 
     use_threads(threads)
     if not 0 <= sparse <= images:
@@ -144,7 +144,7 @@ def show_verified(
     workers: int | str | None = None,
 ) -> None:
     """Verify images behind a bar, and add the errors of each one to ``checks`` when it is finished."""
-    from adjointbackmap.runs import merge, verified
+    from adjointbackmap.exactness.verification import merge, verified
 
     with progress("verifying every unit") as (bar, job):
         found = verified(network, x, terms, names, lambda share: bar.update(job, completed=share), keep, workers)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
-from adjointbackmap.subjects import Source
+from adjointbackmap.sources import Source
 
 app = App(
     name="adjointbackmap",

@@ -9,13 +9,13 @@ from rich.table import Table
 
 from adjointbackmap.cli.checking import show_verified
 from adjointbackmap.cli.frame import NO_SOURCE, STUDY_SCALE, app, console, progress, use_threads
-from adjointbackmap.subjects import Source, find_image, load_subject, parse_units
-from adjointbackmap.tables import check_table, class_table, unit_table
+from adjointbackmap.sources import Source, find_image, load_subject, parse_units
+from adjointbackmap.cli.tables import check_table, class_table, unit_table
 
 if TYPE_CHECKING:
-    from adjointbackmap.counts import LayerCheck
-    from adjointbackmap.network import Network
-    from adjointbackmap.store import StoredPlanes
+    from adjointbackmap.exactness.layer_check import LayerCheck
+    from adjointbackmap.engine.network import Network
+    from adjointbackmap.planes.storage import StoredPlanes
 
 
 DEMO_NETWORK = "vgg7-cifar10"
@@ -31,8 +31,8 @@ def demo(*, image: str = "ship", out: Path = Path("adjointbackmap-demo"), thread
         threads: Threads of the processor to use.
     """
     from adjointbackmap import plots
-    from adjointbackmap.hyperplane import hyperplanes
-    from adjointbackmap.runs import terms_of
+    from adjointbackmap.planes.hyperplane import hyperplanes
+    from adjointbackmap.exactness.verification import terms_of
 
     started = time.monotonic()
     use_threads(threads)
@@ -57,7 +57,7 @@ def demo(*, image: str = "ship", out: Path = Path("adjointbackmap-demo"), thread
 @app.command
 def layers(source: Source = NO_SOURCE) -> None:
     """List the layers of a network: kind, output shape, receptive field, modes and number of hyperplanes."""
-    from adjointbackmap.units import unit_dims
+    from adjointbackmap.planes.units import unit_dims
 
     subject = load_subject(source)
     network = subject.trace()
@@ -108,9 +108,9 @@ def map_units(
     Raises:
         ValueError: If there is a picture of this name, but no store.
     """
-    from adjointbackmap.query import Query
-    from adjointbackmap.store import write
-    from adjointbackmap.streaming import stream
+    from adjointbackmap.planes.query import Query
+    from adjointbackmap.planes.storage import write
+    from adjointbackmap.planes.streaming import stream
 
     use_threads(threads)
     subject = load_subject(source)
@@ -138,7 +138,7 @@ def _errors(stored: "StoredPlanes") -> str:
 def _first_units(stored: "StoredPlanes", network: "Network", title: str, path: Path) -> None:
     """Draw as many units as one has room for."""
     from adjointbackmap import plots
-    from adjointbackmap.streaming import block_shape
+    from adjointbackmap.planes.streaming import block_shape
 
     units = stored.shape[1:]
     planes = stored.planes(network, tuple(slice(0, n) for n in block_shape(units, plots.MOST_PANELS)), images=0)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from adjointbackmap.cli.frame import NO_SOURCE, app, console, progress, use_threads
-from adjointbackmap.subjects import Source, load_subject
+from adjointbackmap.sources import Source, load_subject
 
 if TYPE_CHECKING:
-    from adjointbackmap import training
+    from adjointbackmap.training import loop as training
 
 
 @app.command
@@ -61,9 +61,9 @@ def train(
         device: Where to train.
         threads: Threads of the processor to use.
     """
-    from adjointbackmap.recipes import choose_recipe
-    from adjointbackmap.training import Task
-    from adjointbackmap.training import train as run
+    from adjointbackmap.training.recipes import choose_recipe
+    from adjointbackmap.training.loop import Task
+    from adjointbackmap.training.loop import train as run
 
     use_threads(threads)
     recipe = choose_recipe(
@@ -114,7 +114,7 @@ def evaluate(
         threads: Threads of the processor to use.
     """
     from adjointbackmap import data as sets
-    from adjointbackmap.training import accuracy
+    from adjointbackmap.training.loop import accuracy
 
     use_threads(threads)
     subject = load_subject(source)

@@ -47,8 +47,8 @@ def verification(
         RuntimeError: If a unit is off in float64.
         KeyboardInterrupt: On Ctrl-C, after the tables of what is finished.
     """
-    from adjointbackmap.study.page import PLACE, off_in_float64
-    from adjointbackmap.study.verification import RESULTS, Counts, check_networks, run
+    from adjointbackmap.study.verification.page import PLACE, off_in_float64
+    from adjointbackmap.study.verification.run import RESULTS, Counts, check_networks, run
 
     use_threads(threads)
     chosen, counts, file = check_networks(network), Counts(images, images_float64, images_fc), results or out / RESULTS
@@ -138,8 +138,8 @@ def report(folder: Path, *, docs: Path | None = None) -> None:
 
 def _tell(file: Path, docs: Path | None) -> dict[str, Any]:
     """Show the results in a file, write their page, and return them."""
-    from adjointbackmap.study.page import show, write_page
-    from adjointbackmap.study.verification import read
+    from adjointbackmap.study.verification.page import show, write_page
+    from adjointbackmap.study.verification.run import read
 
     found = read(file)
     for sheet in show(found):

@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from adjointbackmap import disk
+from adjointbackmap.files import disk
 
 WIDTH = 9.0  # inches of a full figure: fonts of 8 points are 8 pixels high where the figure is shown 700 pixels wide
 SMALL, MEDIUM, LARGE = 8.0, 9.0, 11.0  # sizes of fonts in points

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from adjointbackmap.disk import write
+from adjointbackmap.files.disk import write
 from adjointbackmap.report.page import MARKS
-from adjointbackmap.sheets import Place, Sheet
-from adjointbackmap.study.sections import Claim, Section, Table
+from adjointbackmap.report.sheets import Place, Sheet
+from adjointbackmap.report.sections import Claim, Section, Table
 
 PLACE = Place("<!-- study: written by adjointbackmap report -->", "<!-- study: end -->")
 APART = "verification"  # has a page of its own, which study verification writes

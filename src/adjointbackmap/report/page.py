@@ -8,10 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from adjointbackmap.disk import write
+from adjointbackmap.files.disk import write
 from adjointbackmap.report.scenes import plotly_script, scene_figure
-from adjointbackmap.sheets import plain
-from adjointbackmap.study.sections import Block, Claim, Scene, Section
+from adjointbackmap.report.sheets import plain
+from adjointbackmap.report.sections import Block, Claim, Scene, Section
 
 MARKS = {True: "holds", False: "does not hold", None: "cannot tell"}
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from adjointbackmap.study.sections import Scene
+from adjointbackmap.report.sections import Scene
 
 COLOURS = ("#c8102e", "#222222", "#1f6fb2", "#2e8b57")
 

@@ -8,10 +8,17 @@ from typing import Any
 
 import adjointbackmap
 from adjointbackmap.benchmark.timing import environment
-from adjointbackmap.checked import read_or_set_aside
-from adjointbackmap.disk import DiskFull, hold_folder, remove_partial
-from adjointbackmap.study import attributions, many, noise, page, pictures, scaled, targets, verification
-from adjointbackmap.study.sections import Section
+from adjointbackmap.files.checked import read_or_set_aside
+from adjointbackmap.files.disk import DiskFull, hold_folder, remove_partial
+from adjointbackmap.study import attributions
+from adjointbackmap.study.adversarial import many
+from adjointbackmap.study.adversarial import noise
+from adjointbackmap.study.verification import page
+from adjointbackmap.study.pictures import run as pictures
+from adjointbackmap.study.adversarial import scaled
+from adjointbackmap.study.adversarial import targets
+from adjointbackmap.study.verification import run as verification
+from adjointbackmap.report.sections import Section
 from adjointbackmap.study.setup import Setup, read_json, write_json
 
 EXPERIMENTS = {module.KEY: module for module in (page, pictures, many, noise, targets, scaled, attributions)}

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from adjointbackmap import disk
-from adjointbackmap.checked import DamagedFile, compare, read_or_set_aside, set_aside, sha256_of, shortened
-from adjointbackmap.records import differences
-from adjointbackmap.study.published import COLUMNS
+from adjointbackmap.files import disk
+from adjointbackmap.files.checked import DamagedFile, compare, read_or_set_aside, set_aside, sha256_of, shortened
+from adjointbackmap.exactness.journal import differences
+from adjointbackmap.study.published.columns import COLUMNS
 from adjointbackmap.study.setup import read_json, write_json
 
 ARRAYS = "arrays sha256"  # key of the checksum of the NPZ

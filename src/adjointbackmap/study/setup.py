@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjointbackmap import data, disk, models
-from adjointbackmap.checked import read_sealed, sealed_text
-from adjointbackmap.network import Network
-from adjointbackmap.study.published import COLUMNS
-from adjointbackmap.subjects import Source, Subject, load_subject
+from adjointbackmap import data, models
+from adjointbackmap.files import disk
+from adjointbackmap.files.checked import read_sealed, sealed_text
+from adjointbackmap.engine.network import Network
+from adjointbackmap.study.published.columns import COLUMNS
+from adjointbackmap.sources import Source, Subject, load_subject
 
 SCALE = 1 / 8
 BATCH = 500

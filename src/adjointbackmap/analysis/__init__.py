@@ -1,0 +1,1 @@
+"""What hyperplanes say of an image: kinks and class boundaries around it, effective receptive fields."""

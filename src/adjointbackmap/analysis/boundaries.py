@@ -1,0 +1,182 @@
+"""Decision boundaries and kinks beside an image: how far they are, and whether the image's linear region holds them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from adjointbackmap.analysis.kinks import Kink, kink_distances, one_image
+from adjointbackmap.engine.network import OUTPUT, Network, check_network
+from adjointbackmap.engine.operators import operator
+from adjointbackmap.engine.observe import record
+from adjointbackmap.analysis.crossings import NORMS, Plane, Prepare, Reached, Side, reach
+
+AFFINE = 1e-9  # more than rounding makes of a margin in float64, relative to the sum of its terms' magnitudes
+
+
+@dataclass(frozen=True)
+class Boundary(Plane):
+    """The decision boundary between two classes in the image's linear region.
+
+    Its ``value`` is the margin of the first class over the second at the image.
+
+    Attributes:
+        first: A class.
+        second: The other one.
+    """
+
+    first: int
+    second: int
+
+    def margin(self, side: Side) -> float:
+        """By how much the untouched model prefers the first class at a point."""
+        return float(side.outputs[self.first] - side.outputs[self.second])
+
+
+def boundary(network: Network, x: Tensor, first: int, second: int, prepare: Prepare | None = None) -> Boundary:
+    r"""The decision boundary between two classes as it is in the linear region of an image [Wan2022, eqs. 2.14, 2.15].
+
+    With :math:`H = H_{first} - H_{second}` it is :math:`\langle [x; b] | H \rangle = 0`: weights :math:`H_I`, offset
+    :math:`\langle b | H_b \rangle`. For a network on prepared images :math:`x' = A x + a` it is given in the pixels of
+    :math:`x`: weights :math:`A^* H_I`, which is :math:`H_I / std` for a normalisation, offset
+    :math:`\langle a | H_I \rangle + \langle b | H_b \rangle`. In float64.
+
+    Args:
+        network: Traced network whose output is one number for each class.
+        x: One image; with ``prepare``, in pixels.
+        first: A class.
+        second: Another class.
+        prepare: The affine map from pixels to the network's input, such as ``models.preprocessing(name)``.
+
+    Returns:
+        The boundary as a plane beside ``x``: positive where the network prefers ``first``.
+
+    Raises:
+        ValueError: If the network has no such classes, ``prepare`` is not affine, or ``x`` does not fit or is not one image.
+
+    Example:
+        >>> from adjointbackmap import trace
+        >>> model = torch.nn.Linear(2, 2, bias=False).eval()
+        >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        >>> between = boundary(trace(model, torch.zeros(1, 2)), torch.tensor([3.0, 1.0]), 0, 1)
+        >>> between.weights.tolist(), between.value, between.distance("linf")
+        ([1.0, -1.0], 2.0, 1.0)
+    """
+    return boundaries(network, x, first, [second], prepare)[0]
+
+
+def boundaries(network: Network, x: Tensor, first: int, others: Sequence[int], prepare: Prepare | None = None) -> list[Boundary]:
+    """The decision boundaries between a class and some others, see :func:`boundary`.
+
+    Args:
+        network: Traced network whose output is one number for each class.
+        x: One image; with ``prepare``, in pixels.
+        first: A class.
+        others: Other classes.
+        prepare: The affine map from pixels to the network's input.
+
+    Raises:
+        ValueError: If the network has no such classes, ``prepare`` is not affine, or ``x`` does not fit or is not one image.
+    """
+    count = _classes(network)
+    wrong = [c for c in (first, *others) if not 0 <= c < count]
+    if wrong or first in others:
+        msg = f"Two classes must be different, from 0 to {count - 1}. Got {first} and {', '.join(map(str, others))}."
+        raise ValueError(msg)
+    given = x.detach().double().reshape(-1, *x.shape[-len(network.in_shape) :]) if prepare else x
+    images = one_image(network, prepare(given) if prepare else x, torch.float64)
+    margins = images.new_zeros(1, len(others), count)
+    margins[:, :, first] = 1
+    margins[0, torch.arange(len(others)), torch.tensor(others, dtype=torch.int64)] = -1
+    weights, bias = (t[0] for t in operator(network, images, OUTPUT, dtype=torch.float64).adjoint(margins))
+    offsets = (bias @ network.biases_in(torch.float64).vector).tolist()
+    made = [Boundary(images[0], w, o, first, c) for w, o, c in zip(weights, offsets, others, strict=True)]
+    return _in_pixels(made, prepare, given) if prepare else made
+
+
+def _classes(network: Network) -> int:
+    """How many classes a network has.
+
+    Raises:
+        ValueError: If its output is not one number for each.
+    """
+    check_network(network)
+    shape = network.layers[OUTPUT].out_shape
+    if len(shape) != 1:
+        msg = f"The output must be one number for each class. Got shape {shape}: cut the network with until=."
+        raise ValueError(msg)
+    return shape[0]
+
+
+def _in_pixels(made: list[Boundary], prepare: Prepare, pixels: Tensor) -> list[Boundary]:
+    """Boundaries on prepared images as those on the images themselves.
+
+    Raises:
+        ValueError: If the map is not affine.
+    """
+    constant, back = prepare(torch.zeros_like(pixels))[0], torch.func.vjp(prepare, pixels)[1]
+    found = [
+        replace(b, x=pixels[0], weights=back(b.weights[None])[0][0], offset=b.offset + float((constant * b.weights).sum()))
+        for b in made
+    ]
+    for before, after in zip(made, found, strict=True):
+        scale, old, new = float((after.x * after.weights).abs().sum()) + abs(after.offset), before.value, after.value
+        if abs(new - old) > AFFINE * scale:
+            msg = (
+                f"prepare must be an affine map of the pixels. Got a margin of {new:.3g}, not {old:.3g}: trace it with the model."
+            )
+            raise ValueError(msg)
+    return found
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What is beside one image, by norm: ``"l2"`` and ``"linf"``.
+
+    Attributes:
+        predicted: The class that the network says.
+        kinks: The nearest kink of all units, where the linear region ends; without an entry if no kink can be reached.
+        boundaries: The boundaries to all other classes that can be reached, the nearest first.
+        unmeasured: Operations whose kinks are not measured, see :class:`adjointbackmap.analysis.kinks.KinkDistances`.
+    """
+
+    predicted: int
+    kinks: dict[str, Reached[Kink]]
+    boundaries: dict[str, list[Reached[Boundary]]]
+    unmeasured: tuple[str, ...]
+
+
+def analyse(network: Network, x: Tensor, most: int | None = None) -> Analysis:
+    """Exact distances from an image to the nearest kink of any unit and to each class boundary, in float64.
+
+    The nearest kinks are looked for by a sweep in float32, and computed in float64.
+
+    A boundary is that of the image's linear region: where ``in_region`` is true the network itself changes its mind there, as
+    the points just before and just after it show; else the region ends before it. For distances in pixels, trace the
+    normalisation together with the model.
+
+    Args:
+        network: Traced network whose output is one number for each class.
+        x: One image.
+        most: How many boundaries, the nearest ones, are stepped to in each norm; by default all.
+
+    Raises:
+        ValueError: If the output is not one number for each class, or ``x`` does not fit or is not one image.
+
+    Example:
+        >>> from adjointbackmap import trace
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+        >>> found = analyse(trace(model, torch.zeros(1, 4)), torch.rand(4))
+        >>> found.kinks["l2"].ends_region, len(found.boundaries["l2"])
+        (True, 2)
+    """
+    count, distances = _classes(network), kink_distances(network, x, sweep=torch.float32)
+    predicted = int(record(network, distances.x[None], [network.layers[OUTPUT]]).outputs[OUTPUT].argmax())
+    planes = boundaries(network, distances.x, predicted, [c for c in range(count) if c != predicted]) if count > 1 else []
+    reachable = [plane for plane in planes if plane.weights.any()]
+    nearest = {norm: distances.nearest(norm) for norm in NORMS}
+    kinks = {norm: reach(network, [kink], norm)[0] for norm, kink in nearest.items() if kink is not None}
+    ordered = {norm: sorted(reachable, key=lambda plane, norm=norm: plane.distance(norm))[:most] for norm in NORMS}  # type: ignore[misc]
+    reached = {norm: reach(network, planes, norm) for norm, planes in ordered.items()}
+    return Analysis(predicted, kinks, reached, distances.unmeasured)

@@ -1,0 +1,158 @@
+"""Planes beside an image in its linear region: how far they are, and what happens just before and just after them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from adjointbackmap.capture.precision import exact
+from adjointbackmap.engine.network import OUTPUT, Network
+from adjointbackmap.engine.pattern import check_images, record_pattern
+from adjointbackmap.engine.observe import record
+
+NORMS = ("l2", "linf")
+BESIDE = 1e-6  # of a step: where "just before" and "just after" a plane are
+
+Prepare = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Plane:
+    r"""The points :math:`z` with :math:`\langle z | weights \rangle + offset = 0`, and an image beside them.
+
+    Attributes:
+        x: The image, ``(C, H, W)``.
+        weights: Of its shape.
+        offset: What the biases add.
+
+    Example:
+        >>> plane = Plane(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 1.0]), -1.0)
+        >>> plane.value, round(plane.distance("l2"), 4), plane.distance("linf"), plane.step("linf").tolist()
+        (2.0, 1.4142, 1.0, [-1.0, -1.0])
+    """
+
+    x: Float[Tensor, "*in"]
+    weights: Float[Tensor, "*in"]
+    offset: float
+
+    @property
+    def value(self) -> float:
+        """What the image gives; its sign tells the side."""
+        return float((self.x * self.weights).sum()) + self.offset
+
+    def distance(self, norm: str) -> float:
+        """Length of the shortest step onto the plane; infinite where the weights are zero.
+
+        Raises:
+            ValueError: If the norm is neither ``"l2"`` nor ``"linf"``.
+        """
+        size = float(torch.linalg.vector_norm(self.weights, _dual(norm)))
+        return abs(self.value) / size if size else float("inf")
+
+    def step(self, norm: str) -> Float[Tensor, "*in"]:
+        """The shortest step from the image onto the plane: along the weights in l2, along their signs in linf.
+
+        Raises:
+            ValueError: If the norm is neither ``"l2"`` nor ``"linf"``, or no step leads there.
+        """
+        if not self.weights.any():
+            msg = "A plane that can be reached must have weights. Got zeros: its distance is infinite."
+            raise ValueError(msg)
+        along = self.weights if _dual(norm) == 2 else self.weights.sign()
+        return -self.value * along / (self.weights * along).sum()
+
+
+def _dual(norm: str) -> int:
+    """Order of the norm of the weights that a distance is divided by.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if norm not in NORMS:
+        msg = f"norm must be one of {', '.join(NORMS)}. Got {norm!r}."
+        raise ValueError(msg)
+    return 2 if norm == "l2" else 1
+
+
+P = TypeVar("P", bound=Plane)
+
+
+@dataclass(frozen=True)
+class Side:
+    """A point beside a plane.
+
+    Attributes:
+        same: Whether the activation pattern is that of the image.
+        outputs: What the untouched model gives there.
+    """
+
+    same: bool
+    outputs: Tensor
+
+
+@dataclass(frozen=True)
+class Reached(Generic[P]):
+    """A plane, and the points just before and just after it on the shortest way.
+
+    Attributes:
+        plane: The plane.
+        norm: ``"l2"`` or ``"linf"``.
+        before: One millionth of the step before it.
+        after: One millionth of the step after it.
+    """
+
+    plane: P
+    norm: str
+    before: Side
+    after: Side
+
+    @property
+    def distance(self) -> float:
+        """Length of the step."""
+        return self.plane.distance(self.norm)
+
+    @property
+    def in_region(self) -> bool:
+        """Whether the step ends in the image's linear region, so that the plane is there what it says."""
+        return self.before.same and self.after.same
+
+    @property
+    def ends_region(self) -> bool:
+        """Whether the linear region ends at the plane: the pattern is the same before it, another after it."""
+        return self.before.same and not self.after.same
+
+
+def reach(network: Network, planes: Sequence[P], norm: str, prepare: Prepare | None = None) -> list[Reached[P]]:
+    """Step from an image to just before and just after each of its planes.
+
+    Args:
+        network: Traced network.
+        planes: Planes of one image, each of which can be reached.
+        norm: ``"l2"`` or ``"linf"``.
+        prepare: The map from the image's pixels to the input of the network, if it is none itself.
+
+    Raises:
+        ValueError: If a plane cannot be reached, or the norm is neither.
+    """
+    if not planes:
+        return []
+    x, steps = planes[0].x, torch.stack([plane.step(norm) for plane in planes])
+    points = torch.cat([x[None], x + (1 - BESIDE) * steps, x + (1 + BESIDE) * steps])
+    inputs = check_images(network, points if prepare is None else prepare(points), x.dtype)
+    with exact(inputs.device):
+        outputs = record(network, inputs, [network.layers[OUTPUT]]).outputs[OUTPUT].detach()
+    sides = [Side(bool(same), out) for same, out in zip(_as_first(network, inputs), outputs[1:], strict=True)]
+    each = zip(planes, sides[: len(planes)], sides[len(planes) :], strict=True)
+    return [Reached(plane, norm, before, after) for plane, before, after in each]
+
+
+def _as_first(network: Network, images: Tensor) -> Tensor:
+    """Which of the images after the first have its activation pattern."""
+    pattern = record_pattern(network, images, dtype=images.dtype)
+    same = torch.ones(len(images) - 1, dtype=torch.bool, device=images.device)
+    for gate in (g for gates in pattern.gates.values() for g in gates if len(g) > 1):  # a constant mask has one for all
+        same &= (gate[1:] == gate[:1]).flatten(1).all(1)
+    return same

@@ -1,0 +1,263 @@
+"""Which part of its receptive field a hyperplane uses: effective fields of units, and sparsity by layer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil, floor, prod
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from adjointbackmap.capture.precision import exact
+from adjointbackmap.planes.hyperplane import Hyperplanes
+from adjointbackmap.engine.network import Layer, Network, check_network, several
+from adjointbackmap.engine.patches import Patches
+from adjointbackmap.engine.pattern import ActivationPattern, pattern_of
+from adjointbackmap.planes.query import Query
+from adjointbackmap.rules.base import Shape
+from adjointbackmap.planes.streaming import stream
+from adjointbackmap.engine.sweep import Sweep
+from adjointbackmap.planes.units import is_position
+from adjointbackmap.engine.windows import Group, Windows
+
+
+@dataclass(frozen=True)
+class EffectiveFields:
+    """The pixels that units use, beside those that they could depend on.
+
+    Attributes:
+        theoretical: Extent of each unit's receptive field inside the image along its axes, ``(*units, axes)``.
+        effective: Extent of the box around the pixels that its hyperplane uses, ``(N, *units, axes)``; 0 for none.
+        used: Share of the pixels of the theoretical field that the hyperplane uses, ``(N, *units)``.
+    """
+
+    theoretical: Int[Tensor, "*units axes"]
+    effective: Int[Tensor, "n *units axes"]
+    used: Float[Tensor, "n *units"]
+
+
+def effective_fields(planes: Hyperplanes) -> EffectiveFields:
+    """Effective receptive fields of units from their hyperplanes [Luo2016], beside the theoretical ones.
+
+    A pixel is used where the image part is not zero in at least one channel. The theoretical field is that of the layers'
+    geometry, without what lies outside the image.
+
+    Args:
+        planes: Hyperplanes of a layer on images with positions.
+
+    Raises:
+        ValueError: If the images have no positions.
+
+    Example:
+        >>> from adjointbackmap import hyperplanes, trace
+        >>> model = torch.nn.Conv2d(1, 1, 3, padding=1).eval()
+        >>> planes = hyperplanes(trace(model, torch.zeros(1, 1, 5, 5)), torch.rand(1, 5, 5), "output", "RM2")
+        >>> fields = effective_fields(planes)
+        >>> fields.theoretical[0, 0, 0].tolist(), fields.effective[0, 0, 0, 0].tolist(), float(fields.used.min())
+        ([2, 2], [2, 2], 1.0)
+    """
+    theoretical, used = _theoretical(planes), _used(planes)
+    axes = theoretical.shape[-1]
+    along = [used.movedim(a - axes, -1) for a in range(axes)]
+    extents = [_extent(m.flatten(-axes, -2).any(-2) if axes > 1 else m) for m in along]
+    share = used.flatten(-axes).sum(-1, dtype=planes.value.dtype) / theoretical.prod(-1).clamp_min(1)
+    return EffectiveFields(theoretical, torch.stack(extents, -1), share)
+
+
+def _extent(used: Tensor) -> Tensor:
+    """From the first to the last of ``(..., places)`` that is true."""
+    places = torch.arange(1, used.shape[-1] + 1, device=used.device)
+    last = (used * places).amax(-1)
+    first = torch.where(used, places, used.shape[-1] + 1).amin(-1)
+    return torch.where(last > 0, last - first + 1, 0)
+
+
+def _used(planes: Hyperplanes) -> Tensor:
+    """Which pixels units use, ``(N, *units, *pixels)``; those of the patch where image parts are patches."""
+    part = planes.image_part
+    axes = planes.x.dim() - 2
+    return ((part.values if isinstance(part, Patches) else part) != 0).any(-1 - axes)
+
+
+def _theoretical(planes: Hyperplanes) -> Tensor:
+    """Extent of each unit's receptive field inside the image, ``(*units, axes)``.
+
+    Raises:
+        ValueError: If the images have no positions.
+    """
+    image = planes.network.in_shape[1:]
+    if not image:
+        msg = f"Receptive fields must be those of images with positions. Got images of shape {planes.network.in_shape}."
+        raise ValueError(msg)
+    extents = torch.tensor(image).expand(*planes.units.shape, len(image)).clone()
+    places = planes.units.coordinates()
+    positions = [place[0] for name, place in places.items() if is_position(name)]
+    for a, inside in enumerate(_inside(planes.network, planes.network.layer(planes.layer)) if positions else []):
+        extents[..., a] = inside[positions[a]]
+    return extents.to(planes.value.device)
+
+
+def _inside(network: Network, layer: Layer) -> list[Tensor]:
+    """Extent of the receptive field of each position of a layer inside the image, for each axis; none without a field."""
+    field, image = network.program().fields[layer.value.slot], network.in_shape[1:]
+    if field == ():  # it does not depend on the image
+        return [torch.zeros(count, dtype=torch.int64) for count in layer.out_shape[1:]]
+    extents = []
+    for axis, count, extent in zip(field or (), layer.out_shape[1:], image, strict=False):
+        ends = [(ceil(p * axis.step + axis.low), floor(p * axis.step + axis.high)) for p in range(count)]
+        extents.append(torch.tensor([max(0, min(extent - 1, last) - max(0, first) + 1) for first, last in ends]))
+    return extents
+
+
+@dataclass
+class Sparsity:
+    """How many of a layer's RM4 hyperplanes are zero, and how much of their receptive fields the others use.
+
+    Counts of other images are added by :meth:`merge`.
+
+    Attributes:
+        layer: Name of the layer.
+        hyperplanes: RM4 hyperplanes, over all images.
+        zero: How many have an image part of zeros.
+        full: How many use every pixel of their receptive field.
+        pixels: Pixels of all receptive fields inside the image.
+        used: How many of these are used: not zero in at least one channel.
+    """
+
+    layer: str
+    hyperplanes: int = 0
+    zero: int = 0
+    full: int = 0
+    pixels: int = 0
+    used: int = 0
+
+    @property
+    def zero_share(self) -> float:
+        """Share of the hyperplanes that are zero."""
+        return self.zero / self.hyperplanes
+
+    @property
+    def used_share(self) -> float:
+        """Share of the receptive fields that is used."""
+        return self.used / self.pixels
+
+    @property
+    def full_share(self) -> float:
+        """Share of the hyperplanes that use their whole receptive field."""
+        return self.full / self.hyperplanes
+
+    def add(self, used: Tensor, pixels: Tensor) -> None:
+        """Count some hyperplanes: used pixels ``(N, *units)``, and pixels of their receptive fields, which broadcasts."""
+        pixels = pixels.expand_as(used)
+        self.hyperplanes += used.numel()
+        self.zero += int((used == 0).sum())
+        self.full += int((used == pixels).sum())
+        self.pixels += int(pixels.sum())
+        self.used += int(used.sum())
+
+    def merge(self, other: "Sparsity") -> None:
+        """Add the counts of other images."""
+        for name in ("hyperplanes", "zero", "full", "pixels", "used"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+def sparsity(
+    network: Network,
+    x: Tensor,
+    layers: str | nn.Module | Sequence[str | nn.Module] | None = None,
+    report: Callable[[float], None] = lambda share: None,
+) -> dict[str, Sparsity]:
+    """Sparsity of the RM4 hyperplanes by layer [Wan2022, section 2.5.3], from one sweep for each image.
+
+    Args:
+        network: Traced network.
+        x: Image or batch.
+        layers: Names or modules of convolutions; by default all.
+        report: Called with the share of the sweeps that is done.
+
+    Returns:
+        Name of a layer -> its counts.
+
+    Raises:
+        ValueError: If a layer or ``x`` does not fit the network, or a layer has no RM4.
+
+    Example:
+        >>> from adjointbackmap import trace
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.Conv2d(2, 2, 3)).eval()
+        >>> _ = model[0].bias.data.fill_(-100.0)
+        >>> found = sparsity(trace(model, torch.zeros(1, 1, 6, 6)), torch.rand(1, 6, 6))
+        >>> {name: (layer.zero_share, layer.used_share) for name, layer in found.items()}
+        {'0': (0.0, 1.0), '2': (1.0, 0.0)}
+    """
+    queries = _queries(network, x, layers)
+    counts = {query.layer.name: Sparsity(query.layer.name) for query in queries}
+    swept = [query for query in queries if _is_swept(query)]
+    images = swept[0].images.split(1) if swept else ()
+    for n, image in enumerate(images):
+        pattern = pattern_of(network, image, 1.0)
+        found = _used_by_sweep(swept, pattern, lambda share, n=n: report((n + share) / len(images)))  # type: ignore[misc]
+        for query, used in zip(swept, found, strict=True):
+            counts[query.layer.name].add(used, _pixels(query))
+    for query in queries:
+        if not _is_swept(query):
+            work = stream(query)
+            for planes in map(work.compute, work.blocks):
+                used = _used(planes).flatten(1 + len(planes.units.shape)).sum(-1)
+                counts[query.layer.name].add(used, _theoretical(planes).prod(-1))
+    return counts
+
+
+def _queries(network: Network, x: Tensor, layers: str | nn.Module | Sequence[str | nn.Module] | None) -> list[Query]:
+    """All RM4 hyperplanes of some layers.
+
+    Raises:
+        ValueError: If a layer has none, or none is given.
+    """
+    check_network(network)
+    every = [layer.name for layer in network.distinct_layers() if "RM4" in layer.modes]
+    wanted = every if layers is None else several(layers)
+    if not wanted:
+        return []
+    first = Query.of(network, x, wanted[0], "RM4")
+    return [first, *(first.at_layer(layer, "RM4") for layer in wanted[1:])]
+
+
+def _is_swept(query: Query) -> bool:
+    """Whether tangents of windows give a layer's hyperplanes."""
+    return query.readout.apart is not None and len(query.network.in_shape) > 1
+
+
+def _pixels(query: Query) -> Tensor:
+    """Pixels of the receptive field of each position of a layer inside the image."""
+    inside = _inside(query.network, query.layer)
+    if not inside:
+        return torch.tensor(prod(query.network.in_shape[1:]), device=query.network.device)
+    return torch.stack(torch.meshgrid(*inside, indexing="ij")).prod(0).to(query.network.device)
+
+
+def _used_by_sweep(queries: Sequence[Query], pattern: ActivationPattern, report: Callable[[float], None]) -> list[Tensor]:
+    """How many pixels each RM4 hyperplane uses at one image, ``(in-channels * out-channels, *positions)`` for each layer."""
+    readouts = [query.readout for query in queries]
+    sweep = Sweep(pattern, [r.source for r in readouts], [r.apart for r in readouts if r.apart])
+    device = pattern.network.device
+    counts = [torch.zeros(r.elements.shape, dtype=pattern.dtype, device=device) for r in readouts]
+    with exact(device):
+        groups = list(sweep.groups())
+        for done, group in enumerate(groups, start=1):
+            tangents = sweep.run(group)
+            for readout, count in zip(readouts, counts, strict=True):
+                apart = sweep.step(group, readout.apart, [tangents[readout.source.slot]]) if readout.apart else None
+                if apart is not None:
+                    count += _pixels_used(sweep, group, apart, readout.elements.shape)
+            report(done / len(groups))
+    return counts
+
+
+def _pixels_used(sweep: Sweep, group: Group, tangents: Windows | Tensor, shape: Shape) -> Tensor:
+    """How many of a group's pixels move each unit in at least one channel."""
+    pixels = prod(group.count)
+    tensor = tangents.tensor if isinstance(tangents, Windows) else tangents
+    moved = (tensor != 0).unflatten(0, (pixels, -1)).any(1).to(tensor.dtype)
+    marked = Windows(moved, tangents.spans, tangents.clean) if isinstance(tangents, Windows) else moved
+    return cast("Tensor", sweep.inner(group, marked, moved.new_ones(1, pixels, 1), shape))[0, 0]

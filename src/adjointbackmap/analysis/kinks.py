@@ -1,0 +1,385 @@
+"""Where the linear region of an image ends: the distance to the kinks of every unit, from one sweep over all units."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from adjointbackmap.capture.precision import exact
+from adjointbackmap.engine.network import Network
+from adjointbackmap.engine.operators import basis, pull, push
+from adjointbackmap.engine.pattern import ActivationPattern, check_images, dtype_of, pattern_of
+from adjointbackmap.engine.program import IMAGE, Program, Step
+from adjointbackmap.analysis.crossings import NORMS, Plane
+from adjointbackmap.rules import Rule, Value
+from adjointbackmap.rules.base import Gates, Shape
+from adjointbackmap.rules.infinite import Infinite
+from adjointbackmap.rules.moving import Slice
+from adjointbackmap.rules.piecewise import (
+    Absolute,
+    Clamp,
+    HardShrink,
+    HardSigmoid,
+    LeakyReLU,
+    Maximum,
+    PReLU,
+    ReLU,
+    SoftShrink,
+    Threshold,
+)
+from adjointbackmap.rules.pooling import AdaptiveMaxPooling, Largest, MaxPooling, Taken, Winner
+from adjointbackmap.rules.sorting import OrderStatistic, RunningMaximum, Sort, TopK
+from adjointbackmap.engine.sweep import Sweep
+
+MARGIN = 1.01  # kinks up to this many times as far as the nearest are computed again: far more than a float32 sweep is off
+AT_ONCE = 32  # of one operation
+
+
+def kinks_of(rule: Rule) -> tuple[float, ...]:
+    """Where a function of one number has its kinks or jumps; none for other operations.
+
+    Example:
+        >>> from adjointbackmap.rules.piecewise import ReLU6
+        >>> kinks_of(ReLU6(0.0, 6.0)), kinks_of(Clamp(None, 1.0))
+        ((0.0, 6.0), (1.0,))
+    """
+    match rule:
+        case ReLU() | LeakyReLU() | PReLU() | Absolute():
+            return (0.0,)
+        case HardShrink() | SoftShrink():
+            return (-rule.threshold, rule.threshold)
+        case HardSigmoid():
+            return (-3.0, 3.0)
+        case Threshold():
+            return (rule.threshold,)
+        case Clamp():
+            return tuple(bound for bound in (rule.low, rule.high) if bound is not None)
+    return ()
+
+
+class Gap(Rule):
+    """The first value minus the second, zero at the kink of a maximum of both.
+
+    Args:
+        dims: Dimensions that the first value lacks.
+    """
+
+    def __init__(self, dims: Sequence[int] = ()) -> None:
+        self.dims = sorted(dims)
+
+    def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
+        """``a - b``."""
+        first, second = tangents
+        for dim in self.dims:
+            first = first.unsqueeze(dim)
+        return first - second
+
+    def positional(self) -> bool:
+        """Where both have all dimensions."""
+        return not self.dims
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A value of which every unit has kinks: its name, where it is, and the kinks' places."""
+
+    name: str
+    value: Value
+    kinks: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Extended(ActivationPattern):
+    """An activation pattern whose program has steps for the gaps of its maxima, too."""
+
+    steps: Program
+
+    @property
+    def program(self) -> Program:
+        """The network's steps, and the gaps."""
+        return self.steps
+
+    def to(self, dtype: torch.dtype) -> "Extended":
+        """The same gates in another dtype: none is set anew."""
+        own = self.network.program(dtype)
+        gaps = self.steps.steps[len(own.steps) :]
+        gates = {slot: tuple(g.to(dtype) if g.is_floating_point() else g for g in found) for slot, found in self.gates.items()}
+        return Extended(self.network, dtype, self.images, gates, Program(own.image, own.device, own.steps + gaps, own.entries))
+
+
+class _Watch:
+    """Goes through the steps of a pattern once and collects the values that have kinks."""
+
+    def __init__(self, pattern: ActivationPattern) -> None:
+        own = pattern.program
+        self.pattern, self.gates = pattern, dict(pattern.gates)
+        self.program = Program(own.image, own.device, list(own.steps), own.entries)
+        self.slots = max([IMAGE, *(e.slot for e in own.entries), *(s.output.slot for s in own.steps)])
+        self.names: dict[int, str] = {}
+        self.found: list[Watched] = []
+        self.unmeasured: list[str] = []
+        for layer in pattern.network.layers.values():
+            self.names.setdefault(layer.value.slot, layer.name)
+        for step in own.steps:
+            self.visit(step)
+
+    def extended(self) -> Extended:
+        pattern = self.pattern
+        return Extended(pattern.network, pattern.dtype, pattern.images, self.gates, self.program)
+
+    def visit(self, step: Step) -> None:
+        rule, output = step.rule, step.output
+        if kinks_of(rule):
+            self.keep(self.name(step), step.inputs[0], kinks_of(rule))
+        elif isinstance(rule, Maximum):
+            self.keep(self.name(step), step.inputs[0] if len(step.inputs) == 1 else self.put(Gap(), step.inputs, output.shape))
+        elif isinstance(rule, Largest | Winner | OrderStatistic):
+            dims = rule.dims if isinstance(rule, Largest) else [rule.dim]
+            gap = Gap(() if rule.keepdim else dims)
+            self.keep(self.name(step), self.put(gap, (output, step.inputs[0]), step.inputs[0].shape))
+        elif isinstance(rule, Sort | TopK | RunningMaximum):
+            self.order(rule, step)
+        elif isinstance(rule, MaxPooling):
+            for n, places in enumerate(_window(rule, step, self.gates[output.slot][0])):
+                other = self.put(rule, step.inputs, output.shape, (places,))
+                self.keep(f"{self.name(step)}[{n}]", self.put(Gap(), (output, other), output.shape))
+        elif output.slot in self.gates:
+            self.unmeasured.append(self.name(step))
+
+    def order(self, rule: Sort | TopK | RunningMaximum, step: Step) -> None:
+        """What is sorted: neighbours. The first of it: each of these and every element. What runs: the winner and the next."""
+        x, out, length = step.inputs[0], step.output, step.inputs[0].shape[rule.dim - 1]
+        if isinstance(rule, TopK):
+            for n in range(rule.options["k"]):
+                self.keep(f"{self.name(step)}[{n}]", self.put(Gap(), (self.part(rule, out, n, n + 1), x), x.shape))
+        elif length > 1:
+            first = self.part(rule, out, 0, length - 1)
+            second = self.part(rule, out if isinstance(rule, Sort) else x, 1, length)
+            self.keep(self.name(step), self.put(Gap(), (first, second), first.shape))
+
+    def part(self, rule: Taken, value: Value, start: int, stop: int) -> Value:
+        """A part of a value along the dimension of a rule."""
+        shape = (*value.shape[: rule.dim - 1], stop - start, *value.shape[rule.dim :])
+        return self.put(Slice(len(shape) - 1, rule.dim, start, stop, 1), (value,), shape)
+
+    def name(self, step: Step) -> str:
+        before = self.names.get(step.inputs[0].slot)
+        return self.names.get(step.output.slot) or (f"{before}.{step.op}" if before else step.op)
+
+    def put(self, rule: Rule, inputs: tuple[Value, ...], shape: Shape, gates: Gates = ()) -> Value:
+        self.slots += 1
+        output = Value(self.slots, shape)
+        self.program.steps.append(Step(rule, inputs, output, "gap"))
+        if gates:
+            self.gates[output.slot] = gates
+        return output
+
+    def keep(self, name: str, value: Value, kinks: tuple[float, ...] = (0.0,)) -> None:
+        taken = sum(w.name.partition("#")[0] == name for w in self.found)
+        self.found.append(Watched(f"{name}#{taken}" if taken else name, value, kinks))
+
+
+def _window(rule: MaxPooling, step: Step, winners: Tensor) -> Iterator[Tensor]:
+    """For each element of a pooling window, its flat place at every position; the winner's where it is outside the map."""
+    extents = step.inputs[0].shape[1:]
+    axes = [_places(rule, a, n, m) for a, (n, m) in enumerate(zip(extents, step.output.shape[1:], strict=True))]
+    for element in product(*(range(places.shape[1]) for places in axes)):
+        grid = torch.meshgrid(*(places[:, k] for places, k in zip(axes, element, strict=True)), indexing="ij")
+        flat, inside = torch.zeros_like(grid[0]), torch.ones_like(grid[0], dtype=torch.bool)
+        for place, extent in zip(grid, extents, strict=True):
+            flat, inside = flat * extent + place, inside & (place >= 0)
+        yield torch.where(inside.to(winners.device), flat.to(winners.device), winners)
+
+
+def _places(rule: MaxPooling, axis: int, extent: int, count: int) -> Tensor:
+    """Places of a window's elements along an axis, ``(positions, elements)``; -1 outside the map."""
+    position = torch.arange(count)
+    if isinstance(rule, AdaptiveMaxPooling):
+        first, stop = position * extent // count, -(-(position + 1) * extent // count)
+        places = first[:, None] + torch.arange(int((stop - first).max()))
+        return torch.where(places < stop[:, None], places, -1)
+    first = position * rule.stride[axis] - rule.padding[axis]
+    places = first[:, None] + rule.dilation[axis] * torch.arange(rule.size[axis])
+    return torch.where((places >= 0) & (places < extent), places, -1)
+
+
+@dataclass(frozen=True)
+class Kink(Plane):
+    """The kink of one unit as a plane in the image's linear region.
+
+    Attributes:
+        name: Which operation, see :class:`KinkDistances`.
+        unit: The unit in the shape of the operation's distances.
+        at: Place of the kink: the unit's own value there.
+    """
+
+    name: str
+    unit: tuple[int, ...]
+    at: float
+
+
+@dataclass(frozen=True)
+class KinkDistances:
+    """Distance from an image to the nearest kink of every unit.
+
+    An operation has the name of its layer, or that of the layer it reads and its own, such as ``conv1.relu``; the windows of a
+    max pooling have a part for each of their elements, ``pool[0]``, ``pool[1]``, ...
+
+    Attributes:
+        distances: Name of an operation -> distances of its units, l2 and l-infinity, ``(2, *units)``.
+        unmeasured: Names of operations whose kinks are not measured: comparisons and masks, and rules of the user's own.
+        x: The image, ``(C, H, W)``.
+    """
+
+    distances: dict[str, Tensor]
+    unmeasured: tuple[str, ...]
+    x: Tensor
+    pattern: Extended
+    watched: tuple[Watched, ...]
+
+    def nearest(self, norm: str) -> Kink | None:
+        """The nearest kink of all units, where the linear region ends; ``None`` if no kink can be reached.
+
+        Kinks that are about as near as the nearest are computed again by cotangents, so that a sweep in float32 is enough.
+
+        Args:
+            norm: ``"l2"`` or ``"linf"``.
+
+        Raises:
+            RuntimeError: If the model was changed since.
+        """
+        self.pattern.network.check_unchanged()
+        left = [(watched, self.distances[watched.name][NORMS.index(norm)].flatten().clone()) for watched in self.watched]
+        nearest, distance = None, float("inf")
+        while (least := min((float(part.min()) for _, part in left), default=float("inf"))) < MARGIN * distance:
+            for watched, part in left:
+                near = part.topk(min(AT_ONCE, len(part)), largest=False)
+                flat = near.indices[near.values <= MARGIN * least]
+                part[flat] = float("inf")
+                for kink in self._kinks(watched, flat.tolist()):
+                    if kink.distance(norm) < distance:
+                        nearest, distance = kink, kink.distance(norm)
+        return nearest
+
+    def _kinks(self, watched: Watched, flat: list[int]) -> list[Kink]:
+        """Kinks of units of one operation."""
+        if not flat:
+            return []
+        shape, rows = watched.value.shape, torch.arange(len(flat))
+        seeds = self.x.new_zeros(len(flat), prod(shape))
+        seeds[rows, flat] = 1
+        with exact(self.x.device):
+            images, biases = pull(self.pattern, {watched.value.slot: seeds.view(-1, *shape)})
+        offsets = (biases @ self.pattern.network.biases_in(self.x.dtype).vector).tolist()
+        values = (images * self.x).flatten(1).sum(1).tolist()
+        found = []
+        for n, image, value, offset in zip(flat, images, values, offsets, strict=True):
+            at = min(watched.kinks, key=lambda kink: abs(offset + value - kink))
+            unit = tuple(int(i) for i in torch.unravel_index(torch.tensor(n), shape))
+            found.append(Kink(self.x, image, offset - at, watched.name, unit, at))
+        return found
+
+
+def kink_distances(
+    network: Network, x: Tensor, dtype: torch.dtype | str = torch.float64, sweep: torch.dtype | str | None = None
+) -> KinkDistances:
+    r"""Exact distance from an image to the kinks of every unit, inside its linear region.
+
+    There every unit is :math:`c([x; b]) = \langle [x; b] | H \rangle`, so with the biases as they are its kink at :math:`a` is
+    :math:`|c - a| / \lVert H_I \rVert_2` away in l2, and :math:`|c - a| / \lVert H_I \rVert_1` in l-infinity. The norms are
+    summed column by column from the sweep over all units. Of a maximum it is the difference of the winner and another element
+    whose zero is the kink. The least of all distances is the distance to the end of the linear region.
+
+    Args:
+        network: Traced network.
+        x: One image.
+        dtype: Of the arithmetic.
+        sweep: Of the sweep that the norms are summed from, by default ``dtype``. In float32 it takes a third of the time; the
+            gates and the units' values stay those of ``dtype``, and :meth:`KinkDistances.nearest` is as exact. A model that casts
+            is swept in ``dtype`` all the same.
+
+    Returns:
+        The distances; infinite where no step moves the unit.
+
+    Raises:
+        ValueError: If ``x`` does not fit the network or is more than one image.
+
+    Example:
+        >>> from adjointbackmap import trace
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False), torch.nn.ReLU()).eval()
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[3.0, 4.0]]))
+        >>> kink_distances(trace(model, torch.zeros(1, 2)), torch.tensor([1.0, 1.0])).distances["1"].tolist()
+        [[1.4], [1.0]]
+    """
+    dtype, swept_in = dtype_of(dtype) or torch.float64, dtype_of(sweep)
+    images = one_image(network, x, dtype)
+    network.check_unchanged()
+    watch = _Watch(pattern_of(network, images, 1.0))
+    pattern, targets = watch.extended(), [w.value for w in watch.found]
+    with exact(images.device):
+        entries = {e.slot: e.value[None].to(dtype) for e in pattern.program.entries}
+        values = push(pattern, {IMAGE: images, **entries}, targets)
+        infinite = push(pattern, signs_of(pattern.program), targets)
+        swept = pattern.to(swept_in) if swept_in and network.is_computed_in(swept_in) else pattern
+        sums = _squares_and_sizes(swept, images.to(swept.dtype), {t.slot: t for t in targets})
+    distances = {}
+    for watched in watch.found:
+        slot = watched.value.slot
+        value, signs = cast("Tensor", values[slot])[0], infinite[slot]
+        if signs is not None:  # no step reaches a kink that is infinitely far
+            value = value.masked_fill(signs[0] != 0, torch.inf)
+        distances[watched.name] = _distances(value, watched.kinks, sums[slot])
+    return KinkDistances(distances, tuple(dict.fromkeys(watch.unmeasured)), images[0], pattern, tuple(watch.found))
+
+
+def signs_of(program: Program) -> dict[int, Tensor]:
+    """Signs of the infinite constants by slot."""
+    return {s.output.slot: s.rule.value.sign() for s in program.steps if isinstance(s.rule, Infinite)}
+
+
+def one_image(network: Network, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An image as a batch of one.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    images = check_images(network, x, dtype)
+    if len(images) != 1:
+        msg = f"x must be one image: each has a linear region of its own. Got {len(images)}: call it for each."
+        raise ValueError(msg)
+    return images.clone()  # results hold it
+
+
+def _distances(value: Tensor, kinks: tuple[float, ...], sums: Tensor) -> Tensor:
+    """Distances ``(2, *units)`` to the nearest of the kinks."""
+    gap = torch.stack([(value - kink).abs() for kink in kinks]).amin(0)
+    norms = torch.stack([sums[0].sqrt(), sums[1]])
+    return torch.where(norms > 0, gap / norms, torch.inf)
+
+
+def _squares_and_sizes(pattern: Extended, x: Tensor, targets: dict[int, Value]) -> dict[int, Tensor]:
+    """Sums of the squares and of the absolute values of the image parts of all units, ``(2, *units)`` by slot."""
+    sums = {slot: x.new_zeros(2, *value.shape) for slot, value in targets.items()}
+    if x.dim() == 2:
+        for b in basis(pattern, {IMAGE}):
+            for slot, columns in push(pattern, b.tangents, targets.values()).items():
+                if columns is not None:
+                    sums[slot] += _squares_and_magnitudes(columns, columns.flatten(1)).view(2, *columns.shape[1:])
+        return sums
+    sweep = Sweep(pattern, targets.values())
+    for group in sweep.groups():
+        for slot, tangents in sweep.run(group).items():
+            ones = x.new_ones(1, prod(group.count), x.shape[1])
+            found = sweep.inner(group, tangents, ones, targets[slot].shape, _squares_and_magnitudes)
+            if found is not None:
+                sums[slot] += found[:, 0]
+    return sums
+
+
+def _squares_and_magnitudes(_: Tensor, rows: Tensor) -> Tensor:
+    """Sums over the tangents alone, ``(2, *batch, n)``: no factor is in a norm."""
+    return torch.stack([rows.square().sum(-2), rows.abs().sum(-2)])

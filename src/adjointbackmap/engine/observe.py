@@ -1,0 +1,174 @@
+"""What the untouched model computes: inputs and outputs of its layers, from one forward pass of the module itself."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from adjointbackmap.capture.precision import exact
+from adjointbackmap.capture.graph import call_name, listening, pick
+from adjointbackmap.capture.casting import cast
+from adjointbackmap.capture.copies import structural_copy
+from adjointbackmap.engine.network import OUTPUT, Layer, Network
+
+FUNCTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
+IMAGES_AT_ONCE = 64  # in one call of the model
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Inputs of the layers' convolution or linear calls, and the layers' outputs, by name, each ``(N, ...)``."""
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
+def record(network: Network, images: Tensor, layers: Sequence[Layer]) -> Recorded:
+    """Run the untouched model and keep what goes into and comes out of layers.
+
+    Nothing of the trace is used but the layers' names: a change of the model's forward shows here. The model's own code runs
+    on a copy of its structure, so that hooks and casts reach no other thread. Whether the model is as it was traced is for
+    the caller to check, once for a call.
+
+    Args:
+        network: Traced network.
+        images: Batch ``(N, *in_shape)`` in the dtype of the pass.
+        layers: Layers to keep.
+
+    Returns:
+        What was recorded.
+
+    Raises:
+        RuntimeError: If the model did not call a layer.
+    """
+    with exact(images.device):
+        found = [record_call(network, part, layers) for part in images.split(IMAGES_AT_ONCE)]
+    if len(found) == 1:
+        return found[0]
+    inputs = {name: torch.cat([f.inputs[name] for f in found]) for name in found[0].inputs}
+    outputs = {name: torch.cat([f.outputs[name] for f in found]) for name in found[0].outputs}
+    return Recorded(inputs, outputs)
+
+
+def record_call(network: Network, x: Tensor, layers: Sequence[Layer], tensors: Mapping[str, Tensor] | None = None) -> Recorded:
+    """One call of the model, see :func:`record`.
+
+    Args:
+        network: Traced network.
+        x: Batch ``(N, *in_shape)`` in the dtype of the pass.
+        layers: Layers to keep.
+        tensors: Parameters and buffers to run it on, by the first name of each; by default the model's
+            own, cast for a dtype other than the model's.
+
+    Returns:
+        What was recorded.
+
+    Raises:
+        RuntimeError: If the model did not call a layer.
+    """
+    recorded = _recorded(network, x, layers, tensors)
+    if len(x) == 1 and any(recorded.outputs[layer.name].shape != (1, *layer.out_shape) for layer in layers):
+        # a forward that squeezes has dropped the batch of one: two copies of the image keep theirs
+        twice = _recorded(network, x.expand(2, *x.shape[1:]), layers, tensors)
+        return Recorded(*({name: t[:1] for name, t in kept.items()} for kept in (twice.inputs, twice.outputs)))
+    return recorded
+
+
+def _recorded(network: Network, x: Tensor, layers: Sequence[Layer], tensors: Mapping[str, Tensor] | None) -> Recorded:
+    """What one call of the module gives."""
+    kept = Recorded({}, {})
+    names = {layer.name for layer in layers}
+    wanted = [*layers, network.layers[network.until]] if network.until else layers
+    calls = {layer.call: layer for layer in wanted if layer.call is not None}
+    heard = {layer.module: layer.name for layer in wanted if layer.module is not None}
+    model = structural_copy(network.model, _replacement(network, x.dtype, tensors))
+
+    def function(call: str, x: Tensor, output: Tensor) -> None:
+        if call in calls:
+            kept.inputs[calls[call].name] = x.clone()  # a later operation in place does not reach it
+            if calls[call].module is None:
+                kept.outputs[calls[call].name] = output.clone()
+
+    def module(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
+        if name in heard and isinstance(output, Tensor):
+            kept.outputs[heard[name]] = output.clone()
+
+    with _module_stack(model) as stack, listening(model, module), _Kernels(stack, function):
+        output = model(x.clone(memory_format=torch.contiguous_format))  # it may write into it
+    _check_called(kept, wanted)
+    if OUTPUT in names:
+        kept.outputs[OUTPUT] = kept.outputs[network.until] if network.until else pick(output, network.output)
+    return kept
+
+
+def _check_called(kept: Recorded, layers: Sequence[Layer]) -> None:
+    """Raise where the model, or a part of it that no hook reaches, did otherwise than when it was traced.
+
+    Raises:
+        RuntimeError: If a layer was not called, or did not call its kernel.
+    """
+    names = [layer.name for layer in layers if (layer.module or layer.call) is not None and layer.name not in kept.outputs]
+    names += [layer.name for layer in layers if layer.call is not None and layer.name not in kept.inputs]
+    if names:
+        missing = ", ".join(dict.fromkeys(names))
+        msg = f"The model must call each layer as when it was traced. Got no call of {missing}: trace it again."
+        raise RuntimeError(msg)
+
+
+def _replacement(network: Network, dtype: torch.dtype, tensors: Mapping[str, Tensor] | None) -> Callable[[Tensor], Tensor] | None:
+    """What takes the place of each of the model's tensors; ``None`` where each stays."""
+    if tensors is not None:
+        named = [*network.model.named_parameters(), *network.model.named_buffers()]
+        new = {id(own): tensors[name] for name, own in named}
+        return lambda own: new.get(id(own), own)
+    return None if dtype == network.dtype else partial(cast, dtype=dtype)
+
+
+@contextmanager
+def _module_stack(model: nn.Module) -> Iterator[list[str]]:
+    """The names of the module calls that are running, innermost last."""
+    stack: list[str] = [""]
+    calls: dict[str, int] = {}
+    handles = []
+
+    def enter(path: str) -> Callable:
+        def before(module: nn.Module, inputs: tuple) -> None:
+            calls[path] = calls.get(path, -1) + 1
+            stack.append(call_name(path, calls[path]))
+
+        return before
+
+    def leave(*_: object) -> None:
+        stack.pop()
+
+    try:
+        for path, module in model.named_modules():
+            if path:
+                handles.append(module.register_forward_pre_hook(enter(path)))
+                handles.append(module.register_forward_hook(leave, always_call=True))
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Kernels(TorchFunctionMode):
+    """Sees every convolution and linear call, functional ones too, with the module that makes it."""
+
+    def __init__(self, stack: list[str], hear: Callable[[str, Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self.stack, self.hear = stack, hear
+        self.seen: dict[str, int] = {}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name in FUNCTIONS:
+            inside = f"{self.stack[-1]}/{name}"
+            self.seen[inside] = self.seen.get(inside, -1) + 1
+            self.hear(f"{inside}:{self.seen[inside]}", args[0] if args else kwargs["input"], output)
+        return output

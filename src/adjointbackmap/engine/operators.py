@@ -1,0 +1,311 @@
+"""A pattern and a layer -> the linear map from [x; b] to the layer: tangents forward, cotangents back."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from adjointbackmap.capture.precision import exact
+from adjointbackmap.engine.network import Layer, Network, check_network
+from adjointbackmap.engine.pattern import ActivationPattern, record_pattern
+from adjointbackmap.engine.program import IMAGE, Program, Step
+from adjointbackmap.rules import Value
+from adjointbackmap.rules.base import laid_out
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
+
+def push(pattern: ActivationPattern, tangents: dict[int, Tensor], targets: Iterable[Value]) -> dict[int, Tensor | None]:
+    """Forward: tangents of the image and of entries by slot, folded ``(N * K, ...)``, to those of the targets.
+
+    What is missing among the tangents is zero, and a target that nothing reaches is ``None``.
+    """
+    targets = list(targets)
+    steps = pattern.program.upstream(targets)
+    last = {i.slot: n for n, step in enumerate(steps) for i in step.inputs}
+    kept = {t.slot for t in targets}
+    values: dict[int, Tensor | None] = dict(tangents)
+    for n, step in enumerate(steps):
+        inputs = [values.get(i.slot) for i in step.inputs]
+        if inputs:  # an infinite constant has none, and keeps what it is given
+            values[step.output.slot] = _forward(pattern, step, inputs)
+        for i in step.inputs:
+            if last[i.slot] == n and i.slot not in kept:
+                values[i.slot] = None  # free it
+    return {t.slot: values.get(t.slot) for t in targets}
+
+
+def _forward(pattern: ActivationPattern, step: Step, inputs: list[Tensor | None]) -> Tensor | None:
+    batch = next((len(t) for t in inputs if t is not None), None)
+    if batch is None:
+        return None
+    like = next(t for t in inputs if t is not None)
+    full = [like.new_zeros(()).expand(batch, *i.shape) if t is None else t for t, i in zip(inputs, step.inputs, strict=True)]
+    return laid_out(step.rule.forward(pattern.gates.get(step.output.slot, ()), *full))
+
+
+def pull(
+    pattern: ActivationPattern, cotangents: dict[int, Float[Tensor, "batch *_"]]
+) -> tuple[Float[Tensor, "batch *in"], Float[Tensor, "batch m"]]:
+    """Adjoint: cotangents by slot, folded ``(N * K, *shape)``, to image ``(N * K, C, H, W)`` and bias ``(N * K, M)``."""
+    program = pattern.program
+    sums = dict(cotangents)
+    batch, like = next((len(c), c) for c in cotangents.values())
+    for step in reversed(program.upstream(Value(slot, ()) for slot in cotangents)):
+        cotangent = sums.pop(step.output.slot, None)
+        if cotangent is None:
+            continue
+        shapes = [i.shape for i in step.inputs]
+        parts = step.rule.adjoint(pattern.gates.get(step.output.slot, ()), laid_out(cotangent), shapes)
+        for i, part in zip(step.inputs, parts, strict=True):
+            if part is not None:
+                sums[i.slot] = sums[i.slot] + part if i.slot in sums else part
+    image = sums.get(IMAGE)
+    image = like.new_zeros(batch, *program.image.shape) if image is None else image
+    bias = [
+        sums[e.slot].reshape(batch, -1) if e.slot in sums else like.new_zeros(batch, e.value.numel()) for e in program.entries
+    ]
+    return image, torch.cat(bias, 1) if bias else like.new_zeros(batch, 0)
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Some unit tangents of the extended input: positions ``start`` to ``stop`` of ``[x; b]``, by slot."""
+
+    start: int
+    stop: int
+    tangents: dict[int, Tensor]
+
+
+def basis(pattern: ActivationPattern, upstream: set[int]) -> Iterator[Basis]:
+    """All unit tangents of [x; b] that can reach a layer, in chunks; a bias tangent starts at its own layer."""
+    program = pattern.program
+    parts = [(IMAGE, program.image.shape), *((e.slot, tuple(e.value.shape)) for e in program.entries)]
+    start = 0
+    for slot, shape in parts:
+        size = prod(shape)
+        for first in range(0, size if slot in upstream else 0, pattern.chunk):
+            count = min(pattern.chunk, size - first)
+            unit = torch.zeros(count, size, dtype=pattern.dtype, device=pattern.network.device)
+            unit[torch.arange(count), first + torch.arange(count)] = 1
+            stacked = unit.view(1, count, *shape).expand(pattern.images, count, *shape)
+            yield Basis(start + first, start + first + count, {slot: _folded(stacked)})
+        start += size
+
+
+def reached(program: Program, targets: Iterable[Value]) -> set[int]:
+    """Slots of the image and the entries that the targets depend on."""
+    targets = list(targets)
+    return {t.slot for t in targets} | {i.slot for step in program.upstream(targets) for i in step.inputs}
+
+
+@dataclass(frozen=True)
+class LayerOperator:
+    r"""The linear map :math:`J` from [x; b] to a layer's output at an activation pattern, for N images.
+
+    :meth:`forward` computes :math:`J [\dot x; \dot b]` and :meth:`adjoint` :math:`J^* g`; both take any
+    number K of vectors for each image, with the gates of an image shared by all of them.
+
+    Attributes:
+        pattern: The activation pattern.
+        layer: The layer.
+    """
+
+    pattern: ActivationPattern
+    layer: Layer
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return self.pattern.network.in_shape
+
+    @property
+    def bias_length(self) -> int:
+        """Length M of the bias vector."""
+        return len(self.pattern.network.biases)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Shape of the layer's output for one image."""
+        return self.layer.out_shape
+
+    def forward(self, image: Tensor | None = None, bias: Tensor | None = None) -> Float[Tensor, "n *k_out"]:
+        """Tangents of the layer.
+
+        Args:
+            image: Tangents ``(N, K, C, H, W)``, or ``(N, C, H, W)`` for one each; zero if left out.
+            bias: Tangents ``(N, K, M)`` or ``(N, M)``; zero if left out.
+
+        Returns:
+            ``(N, K, *out_shape)``, or ``(N, *out_shape)``.
+
+        Raises:
+            ValueError: If both are left out, or a shape or dtype does not fit.
+        """
+        self.pattern.network.check_unchanged()
+        given = [(n, t, s) for n, t, s in (("image", image, self.in_shape), ("bias", bias, (self.bias_length,))) if t is not None]
+        if not given:
+            msg = "forward needs tangents of the image, of the bias vector, or of both. Got neither."
+            raise ValueError(msg)
+        stacked = {name: self._stacked(name, tensor, shape) for name, tensor, shape in given}
+        counts = {t.shape[1] for t in stacked.values()}
+        if len(counts) > 1:
+            msg = f"The tangents of image and bias must be as many. Got {' and '.join(map(str, sorted(counts)))}."
+            raise ValueError(msg)
+        step = self.pattern.chunk
+        parts = [self._push({name: t[:, k : k + step] for name, t in stacked.items()}) for k in range(0, counts.pop(), step)]
+        out = torch.cat(parts, 1)
+        return out if given[0][1].dim() == len(given[0][2]) + 2 else out[:, 0]
+
+    def adjoint(self, cotangent: Tensor) -> tuple[Float[Tensor, "n *k_in"], Float[Tensor, "n *k m"]]:
+        """Cotangents of the image and of the bias vector.
+
+        Args:
+            cotangent: ``(N, K, *out_shape)``, or ``(N, *out_shape)`` for one each.
+
+        Returns:
+            ``(N, K, C, H, W)`` and ``(N, K, M)``, or the same without K.
+
+        Raises:
+            ValueError: If the shape or dtype does not fit.
+        """
+        self.pattern.network.check_unchanged()
+        return self.pulled(cotangent)
+
+    def pulled(self, cotangent: Tensor) -> tuple[Float[Tensor, "n *k_in"], Float[Tensor, "n *k m"]]:
+        """What :meth:`adjoint` gives, where the model was checked before."""
+        stacked = self._stacked("cotangent", cotangent, self.out_shape)
+        step = self.pattern.chunk
+        slot = self.layer.value.slot
+        parts = []
+        with exact(cotangent.device):
+            for k in range(0, stacked.shape[1], step):
+                part = _folded(stacked[:, k : k + step])
+                parts.append([t.unflatten(0, (self.pattern.images, -1)) for t in pull(self.pattern, {slot: part})])
+        image, bias = (torch.cat(p, 1) for p in zip(*parts, strict=True))
+        return (image, bias) if cotangent.dim() == len(self.out_shape) + 2 else (image[:, 0], bias[:, 0])
+
+    def dense(self) -> tuple[Float[Tensor, "n *out_in"], Float[Tensor, "n *out m"]]:
+        """The whole matrix, one row per unit: image part ``(N, *out_shape, C, H, W)``, bias part ``(N, *out_shape, M)``."""
+        units = prod(self.out_shape)
+        eye = torch.eye(units, dtype=self.pattern.dtype, device=self.pattern.network.device).view(1, units, *self.out_shape)
+        image, bias = self.adjoint(eye.expand(self.pattern.images, *eye.shape[1:]))
+        return image.unflatten(1, self.out_shape), bias.unflatten(1, self.out_shape)
+
+    def as_scipy(self) -> "LinearOperator":
+        """The map for one image as a SciPy operator from the vector [x; b] to the flat layer.
+
+        Raises:
+            ValueError: If there are several images.
+            ImportError: If SciPy is not installed.
+        """
+        if self.pattern.images != 1:
+            msg = f"as_scipy needs the operator of one image. Got {self.pattern.images}: make one operator per image."
+            raise ValueError(msg)
+        try:
+            from scipy.sparse.linalg import LinearOperator
+        except ImportError as error:
+            msg = "as_scipy needs SciPy: pip install scipy."
+            raise ImportError(msg) from error
+        pixels, dtype, device = prod(self.in_shape), self.pattern.dtype, self.pattern.network.device
+
+        def matmat(vectors):
+            v = torch.as_tensor(vectors.T.copy(), dtype=dtype, device=device)
+            out = self.forward(v[None, :, :pixels].unflatten(2, self.in_shape), v[None, :, pixels:])
+            return out[0].flatten(1).T.cpu().numpy()
+
+        def rmatmat(vectors):
+            g = torch.as_tensor(vectors.T.copy(), dtype=dtype, device=device).view(1, -1, *self.out_shape)
+            image, bias = self.adjoint(g)
+            return torch.cat([image[0].flatten(1), bias[0]], 1).T.cpu().numpy()
+
+        shape = (prod(self.out_shape), pixels + self.bias_length)
+        return LinearOperator(
+            shape,
+            matvec=lambda v: matmat(v.reshape(-1, 1))[:, 0],
+            rmatvec=lambda v: rmatmat(v.reshape(-1, 1))[:, 0],
+            matmat=matmat,
+            rmatmat=rmatmat,
+            dtype=str(dtype).removeprefix("torch."),
+        )
+
+    def _stacked(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Vectors as ``(N, K, *shape)``, checked.
+
+        Raises:
+            ValueError: If the shape or dtype does not fit.
+        """
+        n, given = self.pattern.images, tuple(tensor.shape)
+        if tensor.dim() == len(shape) + 1:
+            tensor = tensor.unsqueeze(1)
+        if tensor.dim() != len(shape) + 2 or len(tensor) != n or tuple(tensor.shape[2:]) != shape or not tensor.shape[1]:
+            inner = ", ".join(map(str, shape))
+            msg = f"{name} must have shape ({n}, K, {inner}) or ({n}, {inner}). Got {given}."
+            raise ValueError(msg)
+        if tensor.dtype != self.pattern.dtype:
+            msg = f"{name} must be {self.pattern.dtype} as the pattern. Got {tensor.dtype}: convert it with .to()."
+            raise ValueError(msg)
+        return tensor.detach()
+
+    def _push(self, stacked: dict[str, Tensor]) -> Tensor:
+        program = self.pattern.program
+        tangents = {}
+        if "image" in stacked:
+            tangents[IMAGE] = _folded(stacked["image"])
+        if "bias" in stacked:
+            sizes = [e.value.numel() for e in program.entries]
+            parts = _folded(stacked["bias"]).split(sizes, 1) if sizes else ()
+            tangents |= {e.slot: p.reshape(-1, *e.value.shape) for e, p in zip(program.entries, parts, strict=True)}
+        count = next(iter(stacked.values())).shape[1]
+        with exact(self.pattern.network.device):
+            out = push(self.pattern, tangents, [self.layer.value])[self.layer.value.slot]
+        if out is None:
+            out = torch.zeros((), dtype=self.pattern.dtype, device=self.pattern.network.device)
+        return out.expand(self.pattern.images * count, *self.out_shape).unflatten(0, (self.pattern.images, count))
+
+
+def _folded(stacked: Tensor) -> Tensor:
+    """``(N, K, *shape)`` as one batch."""
+    return laid_out(stacked.flatten(0, 1))
+
+
+def operator(
+    network: Network,
+    x: Tensor,
+    layer: str | nn.Module,
+    scale: float | str = 1.0,
+    dtype: torch.dtype | str | None = None,
+) -> LayerOperator:
+    r"""The linear map [x; b] -> layer at the activation pattern of ``x``.
+
+    For any cotangent g of the layer, ``adjoint(g)`` is the effective hyperplane of :math:`\langle g | layer \rangle`:
+    a margin between two classes, a probe, one unit.
+
+    Args:
+        network: Traced network.
+        x: Image ``(C, H, W)`` or batch ``(N, C, H, W)``.
+        layer: Name in ``network.layers``, or a module of the model.
+        scale: The factor k of the pattern.
+        dtype: Dtype of the map, by default the model's.
+
+    Raises:
+        ValueError: If ``layer`` is not a layer of the network, or ``x`` does not fit it.
+
+    Example:
+        >>> import torch
+        >>> from adjointbackmap import trace
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3), torch.nn.ReLU()).eval()
+        >>> x = torch.rand(1, 1, 2, 2)
+        >>> network = trace(model, x)
+        >>> op = operator(network, x, "2")
+        >>> bool(torch.allclose(op.forward(x, network.biases.vector[None]), model(x)))
+        True
+    """
+    check_network(network)
+    chosen = network.layer(layer)
+    return LayerOperator(record_pattern(network, x, scale, dtype), chosen)

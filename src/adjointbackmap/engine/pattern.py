@@ -1,0 +1,189 @@
+"""A network and images -> the activation pattern: gates and winners of one forward pass at k [x; b]."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from adjointbackmap.capture.precision import exact
+from adjointbackmap.engine.network import Network, check_network
+from adjointbackmap.engine.program import IMAGE, Program, Step
+from adjointbackmap.rules.base import Gates, laid_out
+from adjointbackmap.rules.infinite import Infinite, finite
+
+
+@dataclass(frozen=True)
+class ActivationPattern:
+    """The gates of every operation at some images: with them the network is one linear map of [x; b].
+
+    Attributes:
+        network: The traced network.
+        dtype: The dtype that it was recorded in.
+        images: Number of images N.
+        gates: Slot of a step's output -> gates, each ``(N, *shape)``.
+    """
+
+    network: Network
+    dtype: torch.dtype
+    images: int
+    gates: dict[int, Gates]
+
+    @property
+    def program(self) -> Program:
+        """The steps that the gates belong to."""
+        return self.network.program(self.dtype)
+
+    @property
+    def chunk(self) -> int:
+        """Tangents or cotangents for each image that are computed as one batch."""
+        return max(1, self.program.chunk // self.images)
+
+    def equal(self, other: "ActivationPattern") -> bool:
+        """Whether every gate and every winner is the same, bit for bit."""
+        return self.gates.keys() == other.gates.keys() and all(
+            torch.equal(a, b) for slot in self.gates for a, b in zip(self.gates[slot], other.gates[slot], strict=True)
+        )
+
+
+def record_pattern(
+    network: Network, x: Tensor, scale: float | str = 1.0, dtype: torch.dtype | str | None = None
+) -> ActivationPattern:
+    r"""Record the activation pattern at :math:`z = k [x; b]` [Wan2022, eqs. 2.3 and 3.2].
+
+    ``k`` multiplies the image, every entry of ``b`` and every kink's place, so that a power of two
+    gives bitwise the pattern of ``k = 1``, underflow apart.
+
+    Args:
+        network: Traced network.
+        x: Image ``(C, H, W)`` or batch ``(N, C, H, W)``.
+        scale: The factor k, positive.
+        dtype: Dtype of the forward pass, by default the model's.
+
+    Raises:
+        ValueError: If ``x`` does not fit the network, k is not positive, or a maximum has nothing but infinite constants.
+        RuntimeError: If the model was changed since the trace.
+
+    Example:
+        >>> import torch
+        >>> from adjointbackmap import trace
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()).eval()
+        >>> x = torch.rand(1, 5, 5)
+        >>> network = trace(model, x[None])
+        >>> record_pattern(network, x, scale=1 / 8).equal(record_pattern(network, x))
+        True
+    """
+    check_network(network)
+    network.check_unchanged()
+    return pattern_of(network, check_images(network, x, dtype), check_scale(scale))
+
+
+def pattern_of(network: Network, images: Tensor, scale: float) -> ActivationPattern:
+    """The pattern of :func:`record_pattern`, where the model, the images and k were checked before."""
+    program = network.program(images.dtype)
+    gates: dict[int, Gates] = {}
+    with exact(images.device):
+        values = extended_input(program, images, scale)
+        for step in program.steps:
+            inputs = [values[i.slot] for i in step.inputs]
+            found = step.rule.gates(scale, *inputs)
+            if found:
+                gates[step.output.slot] = found
+            values[step.output.slot] = value_of(program, step, found, inputs, len(images))
+    return ActivationPattern(network, images.dtype, len(images), gates)
+
+
+def extended_input(program: Program, images: Tensor, scale: float = 1.0) -> dict[int, Tensor]:
+    """The image and the entries at k, each for every image, by slot."""
+    values = {IMAGE: scale * laid_out(images)}
+    for entry in program.entries:
+        values[entry.slot] = (scale * entry.value).expand(len(images), *entry.value.shape)
+    return values
+
+
+def value_of(program: Program, step: Step, gates: Gates, inputs: Sequence[Tensor], images: int) -> Tensor:
+    """What a step computes; the linear map never meets an infinity, for zero times infinity is no number.
+
+    Where an input may be infinite, its finite part and the signs of its infinities go through the map apart.
+
+    Raises:
+        ValueError: If an infinite constant is chosen by what chooses something finite wherever it can, such as a maximum.
+    """
+    if isinstance(step.rule, Infinite):
+        return step.rule.value.expand(images, *step.output.shape)
+    if not any(i.slot in program.infinite for i in step.inputs):
+        return step.rule.forward(gates, *inputs)
+    out = step.rule.forward(gates, *(finite(t) for t in inputs))
+    signs = step.rule.forward(gates, *(t.sign() * t.isinf() for t in inputs))
+    if step.output.slot not in program.infinite and bool(signs.any()):
+        msg = f"Every value of {step.op} must be finite. Got windows or masks that leave infinite constants only: widen them."
+        raise ValueError(msg)
+    return torch.where(signs == 0, out, signs * torch.inf)
+
+
+def check_scale(scale: float | str) -> float:
+    """The factor k as a number: ``1 / 8``, or ``"1/8"``.
+
+    Raises:
+        ValueError: If it is none, or not positive.
+    """
+    try:
+        number = float(Fraction(scale)) if isinstance(scale, str) else float(scale)
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        msg = f"scale must be a positive number, such as 1/8. Got {scale!r}: give one, a power of two to keep every bit."
+        raise ValueError(msg)
+    return number
+
+
+def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A dtype by itself or by its name, such as ``"float64"``.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if dtype is None or isinstance(found, torch.dtype):
+        return found
+    msg = f"dtype must be torch.float32 or torch.float64. Got {dtype!r}: give one of these, or leave it out."
+    raise ValueError(msg)
+
+
+def check_images(network: Network, x: Tensor, dtype: torch.dtype | str | None = None) -> Tensor:
+    """Images as a batch in the wanted dtype.
+
+    Raises:
+        TypeError: If ``network`` is no traced network, or ``x`` no tensor.
+        ValueError: If its shape, dtype or device is not the network's, or it has NaN or infinities.
+    """
+    check_network(network)
+    if not isinstance(x, Tensor):
+        msg = f"x must be a torch.Tensor. Got {type(x).__name__}: convert it with torch.as_tensor(x)."
+        raise TypeError(msg)
+    shape = ", ".join(map(str, network.in_shape))
+    if tuple(x.shape) == network.in_shape:
+        x = x[None]
+    if tuple(x.shape[1:]) != network.in_shape or not len(x):
+        msg = f"x must have shape ({shape}) or (N, {shape}). Got {tuple(x.shape)}: resize it, or trace the model at its size."
+        raise ValueError(msg)
+    dtype = dtype_of(dtype)
+    wanted = dtype or network.dtype
+    if not wanted.is_floating_point or wanted.itemsize < 4:
+        msg = f"dtype must be torch.float32 or torch.float64. Got {wanted}: convert the model with model.float()."
+        raise ValueError(msg)
+    if x.dtype != wanted and not (dtype is not None and x.dtype.is_floating_point):
+        msg = f"x must be {network.dtype} as the model. Got {x.dtype}: convert it with x.to({network.dtype}), or pass dtype=."
+        raise ValueError(msg)
+    if x.device != network.device:
+        msg = f"x must be on {network.device} as the model. Got {x.device}: move it with x.to({str(network.device)!r})."
+        raise ValueError(msg)
+    if x.layout != torch.strided:
+        msg = f"x must be a dense tensor. Got {x.layout}: convert it with x.to_dense()."
+        raise ValueError(msg)
+    if not x.isfinite().all():
+        msg = f"x must be finite. Got {int((~x.isfinite()).sum())} values that are NaN or infinite: mend the image."
+        raise ValueError(msg)
+    return x.detach().to(wanted)

@@ -1,0 +1,1 @@
+"""How exact hyperplanes are: tests of the adjoint, every unit of every layer, many images."""

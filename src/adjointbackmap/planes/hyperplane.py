@@ -1,0 +1,313 @@
+"""Effective hyperplanes of a layer's units in the five reconstruction modes RM0 to RM4."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from adjointbackmap.planes.methods import compute
+from adjointbackmap.engine.network import Network, several
+from adjointbackmap.engine.patches import BLOCK, Patches
+from adjointbackmap.engine.pattern import check_images
+from adjointbackmap.planes.planner import plan_queries
+from adjointbackmap.planes.query import Query
+from adjointbackmap.engine.observe import record
+from adjointbackmap.planes.units import Selection, input_names
+
+if TYPE_CHECKING:
+    import xarray
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """What each pixel and each bias adds to a unit: all of them sum to its value.
+
+    Attributes:
+        image: ``x * H_I``, ``(N, *units, C, H, W)``.
+        bias: ``b * H_b`` by the part of the bias vector, each ``(N, *units, length)``.
+        axes: Dimensions of one input: 3 for ``(C, H, W)``.
+    """
+
+    image: Tensor
+    bias: dict[str, Tensor]
+    axes: int = 3
+
+    def total(self) -> Float[Tensor, "n *units"]:
+        """Sum over pixels and biases, ``(N, *units)``."""
+        return sum((b.sum(-1) for b in self.bias.values()), start=self.image.flatten(-self.axes).sum(-1))
+
+
+@dataclass(frozen=True)
+class Hyperplanes:
+    """Effective hyperplanes of some units at some images.
+
+    Attributes:
+        image_part: Image parts: patches on the receptive fields in RM2 and RM4 of maps (where images do not each have
+            their own units), else on the whole image; :attr:`image` expands.
+        bias_part: Bias parts ``(N, *units, m)`` for the entries that the layer depends on; :attr:`bias` expands.
+        entries: Which of the M entries of ``b`` these are, ``(m,)``.
+        value: What the untouched model computes for the units, ``(N, *units)``.
+        x: The images, ``(N, C, H, W)``.
+        network: The network.
+        layer: Name of the layer.
+        mode: Reconstruction mode.
+        units: Which units, see :class:`Selection`.
+        own_bias: Whether the layer's own bias belongs to the units.
+        scale: The factor k of the pattern.
+        memory: Bytes that :attr:`image` may take.
+    """
+
+    image_part: Tensor | Patches
+    bias_part: Float[Tensor, "n *units m"]
+    entries: Tensor
+    value: Float[Tensor, "n *units"]
+    x: Float[Tensor, "n *in"]
+    network: Network
+    layer: str
+    mode: str
+    units: Selection
+    own_bias: bool
+    scale: float
+    memory: int
+
+    @property
+    def image(self) -> Tensor:
+        """Image parts ``(N, *units, C, H, W)``, in activation per unit of input.
+
+        Raises:
+            ValueError: If they are larger than ``memory``.
+        """
+        if not isinstance(self.image_part, Patches):
+            return self.image_part
+        wanted = self.value.numel() * prod(self.x.shape[1:]) * self.value.element_size()
+        if wanted > self.memory:
+            msg = (
+                f"The dense image part must fit in memory={self.memory:,} bytes. It needs {wanted / 2**30:.2f} GiB: use "
+                "image_part (patches and their corners), reconstruct() and to_xarray(), or raise memory."
+            )
+            raise ValueError(msg)
+        return self.image_part.dense()
+
+    @property
+    def bias(self) -> Tensor:
+        """Bias parts ``(N, *units, M)``, in activation per unit of bias."""
+        whole = self.bias_part.new_zeros(*self.bias_part.shape[:-1], len(self.network.biases))
+        whole[..., self.entries] = self.bias_part
+        return whole
+
+    def reconstruct(self, x: Tensor | None = None) -> Float[Tensor, "n *units"]:
+        r"""The inner product :math:`\langle [x; b] | H \rangle`, ``(N, *units)``.
+
+        Args:
+            x: Images ``(N, C, H, W)``, or one ``(C, H, W)`` for all; by default those of the hyperplanes.
+
+        Raises:
+            ValueError: If the shape does not fit.
+        """
+        return self._inner(self._images(x), torch.positive)
+
+    def magnitude(self, x: Tensor | None = None) -> Float[Tensor, "n *units"]:
+        r"""The scale of the rounding: :math:`\sum |x h_I| + \sum |b h_b|`, ``(N, *units)``."""
+        return self._inner(self._images(x), torch.abs)
+
+    def relative_error(self) -> Float[Tensor, "n *units"]:
+        """Signed relative error of the reconstruction [Wan2022, eq. 3.29], ``(N, *units)``."""
+        return relative_error(self.reconstruct(), self.value)
+
+    def contributions(self) -> Contributions:
+        """What each pixel and each bias adds to the units."""
+        x = self.x.view(len(self.x), *(1,) * len(self.units.shape), *self.x.shape[1:])
+        parts, whole = self.network.biases_in(self.value.dtype), self.bias
+        bias = {name: whole[..., part.slice] * part.value.flatten() for name, part in parts.items()}
+        return Contributions(x * self.image, bias, self.x.dim() - 1)
+
+    def to_xarray(self, dense: bool = False) -> "xarray.Dataset":
+        """Image part, bias part and value with labelled dimensions and the bias vector's names.
+
+        Args:
+            dense: Whether to expand image parts that are patches; these have coordinates ``top`` and ``left`` of their corners.
+
+        Example:
+            >>> import torch
+            >>> from adjointbackmap import trace
+            >>> network = trace(torch.nn.Conv2d(1, 2, 3).eval(), torch.rand(1, 1, 5, 5))
+            >>> hyperplanes(network, torch.rand(1, 5, 5), "output", "RM1").to_xarray()["image"].dims
+            ('n', 'out_channel', 'channel', 'row', 'col')
+        """
+        import xarray
+
+        names = input_names(self.x.dim() - 2)
+        dims = ("n", *self.units.names)
+        shared = len(self.units.flat) == 1
+        coords: dict[str, Any] = {"bias_name": ("m", list(self.network.biases.labels))}
+        for name, places in self.units.coordinates().items():
+            if name in self.units.names:
+                along = places[0].movedim(self.units.names.index(name), 0)
+                coords[name] = (name, along.reshape(len(along), -1)[:, 0].numpy())
+            else:
+                coords[name] = (dims[1:], places[0].numpy()) if shared else (dims, places.numpy())
+        image = self.image_part
+        if isinstance(image, Patches) and not dense:
+            names = ("channel", "patch_row", "patch_col")
+            coords |= {name: (dims[1:], image.corners[..., i].numpy()) for i, name in enumerate(("top", "left"))}
+            image = image.values
+        else:
+            image = self.image
+        arrays = {"image": ((*dims, *names), image), "bias_part": ((*dims, "m"), self.bias), "value": (dims, self.value)}
+        data = {name: (d, t.cpu().numpy()) for name, (d, t) in arrays.items()}
+        attrs = {"layer": self.layer, "mode": self.mode, "own_bias": int(self.own_bias), "k": self.scale}
+        return xarray.Dataset(data, coords, attrs)
+
+    def _images(self, x: Tensor | None) -> Tensor:
+        if x is None:
+            return self.x
+        x = check_images(self.network, x, self.value.dtype)
+        if len(x) not in (1, len(self.x)):
+            msg = f"x must be one image or {len(self.x)}. Got {len(x)}."
+            raise ValueError(msg)
+        return x.expand(len(self.x), *x.shape[1:])
+
+    def _inner(self, x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Sum of ``of`` the products with [x; b]."""
+        biases = self.network.biases_in(self.value.dtype).vector[self.entries].expand(len(x), -1)
+        image = self.image_part
+        pixels = image.inner(x, of) if isinstance(image, Patches) else _sums(image, x.flatten(1), self.value, of)
+        return pixels + _sums(self.bias_part, biases, self.value, of)
+
+
+def _sums(part: Tensor, vectors: Tensor, value: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Products with one vector for each image, a bounded part at a time; summed pairwise, as precise as float32 allows."""
+    flat = part.reshape(len(part), prod(value.shape[1:]), vectors.shape[1])
+    blocks = flat.split(max(1, BLOCK // max(1, vectors.shape[1])), 1)
+    return torch.cat([of(block * vectors[:, None]).sum(2) for block in blocks], 1).view(value.shape)
+
+
+def relative_error(reconstructed: Float[Tensor, "*units"], value: Float[Tensor, "*units"]) -> Float[Tensor, "*units"]:
+    r"""Signed relative error :math:`(\hat c - c) / c_{\neq 0}` [Wan2022, eq. 3.29].
+
+    A value of zero is replaced in the denominator by the smallest positive normal float32; where both
+    are zero the error is zero.
+
+    Example:
+        >>> relative_error(torch.tensor([1.5, 0.0]), torch.tensor([1.0, 0.0])).tolist()
+        [0.5, 0.0]
+    """
+    tiny = torch.finfo(torch.float32).tiny
+    return (reconstructed - value) / torch.where(value == 0, tiny, value)
+
+
+@overload
+def hyperplanes(
+    network: Network, x: Tensor, layer: str | nn.Module, mode: str | None = None, *args: Any, **kwargs: Any
+) -> Hyperplanes: ...
+
+
+@overload
+def hyperplanes(
+    network: Network,
+    x: Tensor,
+    layer: Sequence[str | nn.Module],
+    mode: str | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> dict[str, Hyperplanes]: ...
+
+
+def hyperplanes(
+    network: Network,
+    x: Tensor,
+    layer: str | nn.Module | Sequence[str | nn.Module],
+    mode: str | None = None,
+    units: Any = None,
+    own_bias: bool | None = None,
+    scale: float | str = 1.0,
+    dtype: torch.dtype | str | None = None,
+    method: str | None = None,
+    memory: str | float | int | None = "2GiB",
+) -> Hyperplanes | dict[str, Hyperplanes]:
+    r"""Effective hyperplanes of a layer's units at the activation pattern of ``x``.
+
+    :math:`c([x; b]) = \langle [x; b] | J_F^*(k [x; b])\, w \rangle` [Wan2022, eqs. 3.2-3.4, 3.7-3.12].
+
+    Args:
+        network: Traced network, see :func:`trace`.
+        x: One image ``(C, H, W)`` or a batch ``(N, C, H, W)``, in the units that the model takes.
+        layer: Name in ``network.layers``, or a module of the model that is called once, such as ``model.conv3``; or several of
+            these, which share one sweep where that is cheaper.
+        mode: ``"RM4"`` (one kernel, one position; units ``(out_row, out_col, in_channel, out_channel)``), ``"RM3"`` (one
+            kernel, positions summed; ``(in_channel, out_channel)``), ``"RM2"`` (one unit; ``(out_row, out_col,
+            out_channel)``), ``"RM1"`` (one out-channel, positions summed; ``(out_channel,)``), or ``"RM0"`` (one output of
+            a fully connected layer; ``(out_feature,)``); by default RM2, or RM0 where the layer has no positions.
+        units: ``None`` for all; a tuple over the mode's unit dimensions of ints, slices or integer arrays, combined as
+            NumPy does, negative ints and steps too; a tensor ``(N, K, d)`` of units for each image; ``"predicted"`` for
+            the largest output in RM0.
+        own_bias: Whether the layer's own bias belongs to the unit; by default it does in RM0 to RM2, so that the value is
+            what the module gives. It never does in RM3 and RM4.
+        scale: The factor k at which the pattern is taken, a positive number or ``"1/8"``.
+        dtype: ``torch.float64`` or ``"float64"`` for more than the model's own precision.
+        method: ``"adjoint"`` (a cotangent for each hyperplane), ``"basis"`` (a tangent for each scalar of [x; b]),
+            ``"coloured"`` (one for all pixels that no unit sees together) or ``"windowed"`` (one for each pixel, only on
+            the windows that it reaches); by default the one that :func:`plan` finds cheapest.
+        memory: Largest size of the result, in bytes or such as ``"2GiB"``; ``None`` for no bound.
+
+    Returns:
+        ``image`` of shape ``(N, *units, C, H, W)``, ``bias`` of shape ``(N, *units, M)`` and ``value`` of shape
+        ``(N, *units)``, detached, on the model's device. For several layers, these by the layer's name.
+
+    Raises:
+        TypeError: If ``network`` is no traced network, or ``x`` no tensor.
+        ValueError: If the layer, mode, units, shape or dtype do not fit, ``x`` is not finite, or the result is larger than
+            ``memory``.
+        RuntimeError: If the model was changed since the trace.
+
+    Example:
+        >>> import torch
+        >>> from adjointbackmap import trace
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3)).eval()
+        >>> image = torch.rand(3, 8, 8)
+        >>> planes = hyperplanes(trace(model, image[None]), image, layer="2", mode="RM2")
+        >>> bool((planes.reconstruct() - planes.value).abs().max() < 1e-5)
+        True
+    """
+    names = several(layer)
+    first = Query.of(network, x, names[0], mode, units, own_bias, scale, dtype, method, memory)
+    queries = [first, *(first.at_layer(name, mode, units, own_bias) for name in names[1:])]
+    plans = plan_queries(queries)
+    needed = sum(plan.bytes for plan in plans)
+    if needed > first.memory:
+        count = sum(query.units.count for query in queries)
+        msg = (
+            f"The result must fit in memory={memory}. It needs {needed / 2**30:.2f} GiB for {len(first.images)} x "
+            f"{count:,} hyperplanes: choose fewer units or images, raise memory, or take iter_hyperplanes() or save()."
+        )
+        raise ValueError(msg)
+    found = planes_of(queries, [plan.method for plan in plans])
+    single = isinstance(layer, str | nn.Module)
+    return found[0] if single else {planes.layer: planes for planes in found}
+
+
+def planes_of(queries: Sequence[Query], methods: Sequence[str]) -> list[Hyperplanes]:
+    """The hyperplanes of queries at the same images, each by its method, with the values of the untouched model."""
+    first = queries[0]
+    recorded = record(first.network, first.images, [query.layer for query in queries])
+    return [
+        Hyperplanes(
+            image_part=parts.image,
+            bias_part=parts.bias,
+            entries=query.readout.entries,
+            value=query.values(recorded),
+            x=query.images,
+            network=query.network,
+            layer=query.layer.name,
+            mode=query.mode,
+            units=query.units,
+            own_bias=query.own_bias,
+            scale=query.scale,
+            memory=query.memory,
+        )
+        for query, parts in zip(queries, compute(queries, methods), strict=True)
+    ]

@@ -1,0 +1,172 @@
+"""Patches and windows of a network against whole images: is any receptive field too small?"""
+
+import random
+from collections.abc import Iterator, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from adjointbackmap.capture.precision import exact
+from adjointbackmap.engine.auditing import TOLERANCE
+from adjointbackmap.engine.network import Layer, Network
+from adjointbackmap.engine.operators import pull, push
+from adjointbackmap.engine.pattern import ActivationPattern, pattern_of
+from adjointbackmap.engine.program import IMAGE
+from adjointbackmap.planes.query import Query
+from adjointbackmap.rules import Field
+from adjointbackmap.engine.sweep import Sweep
+from adjointbackmap.planes.units import unit_dims
+from adjointbackmap.engine.windows import Group, strides_of
+
+UNITS = 3  # of random layers, one each
+NUMBERS = 2**21  # of windows that are computed in some milliseconds, however small the network is
+SEED = 0
+
+
+def check_patches(network: Network, x: Tensor) -> dict[str, float]:
+    """Whether hyperplanes on patches are the whole ones.
+
+    A receptive field that is too small is seen by no sum over whole images. So tangents of some pixels go through the
+    network on the windows that they reach and on whole maps: both must agree at every layer. And the hyperplane of a
+    random unit of three random layers must be zero outside its patch.
+
+    Args:
+        network: Traced network.
+        x: One image as a batch, in the network's dtype.
+
+    Returns:
+        Name of a layer whose field is smaller than the image -> largest error, relative to the largest tangent or weight.
+
+    Raises:
+        RuntimeError: If one is larger than the audit's tolerance; the message names the layer.
+    """
+    layers = [layer for layer in network.distinct_layers() if _is_cut(network, layer)]
+    errors: dict[str, float] = {}
+    if layers:
+        pattern = pattern_of(network, x, 1.0)
+        with exact(x.device):
+            errors = _pixel_errors(pattern, layers)
+            for name, error in _unit_errors(pattern, layers).items():
+                errors[name] = _larger(errors[name], error)
+    limit = TOLERANCE[x.dtype]
+    for name, error in errors.items():
+        if not error <= limit:
+            size = network.layer(name).receptive_field
+            msg = (
+                f"Hyperplanes on patches must be the whole ones to {limit:.0e}. Got {error:.2e} first at layer {name!r}, "
+                f"whose receptive field is said to be {size}: report this network."
+            )
+            raise RuntimeError(msg)
+    return errors
+
+
+def _is_cut(network: Network, layer: Layer) -> bool:
+    """Whether a layer has positions, and a receptive field that is smaller than the image."""
+    field, image = network.program().fields[layer.value.slot], network.in_shape[1:]
+    return bool(field) and any(n < extent for n, extent in zip(layer.receptive_field, image, strict=True))
+
+
+def _pixel_errors(pattern: ActivationPattern, layers: Sequence[Layer]) -> dict[str, float]:
+    """Tangents of some pixels with random weights: summed from their windows, and as one tangent on whole maps."""
+    network, targets = pattern.network, [layer.value for layer in layers]
+    sweep = Sweep(pattern, targets)
+    groups = list(_groups(sweep))
+    draw = torch.Generator().manual_seed(SEED)
+    seeds = torch.zeros(len(groups), *network.in_shape, dtype=pattern.dtype, device=network.device)
+    weights = [torch.randn(prod(group.count), network.in_shape[0], generator=draw).to(seeds) for group in groups]
+    for seed, group, weight in zip(seeds, groups, weights, strict=True):
+        seed[(slice(None), *group.places().T)] = weight.T
+    whole = push(pattern, {IMAGE: seeds}, targets)
+    errors = dict.fromkeys((layer.name for layer in layers), 0.0)
+    for n, (group, weight) in enumerate(zip(groups, weights, strict=True)):
+        windowed = sweep.run(group)
+        for layer, value in zip(layers, targets, strict=True):
+            tangents = windowed[value.slot]
+            if isinstance(tangents, Tensor):
+                tangents = _inside(tangents, group, sweep.fields[value.slot])
+            found, sums = whole[value.slot], sweep.inner(group, tangents, weight[None], value.shape)
+            theirs = seeds.new_zeros(value.shape) if found is None else found[n]
+            ours = seeds.new_zeros(value.shape) if sums is None else sums[0, 0]
+            errors[layer.name] = _larger(errors[layer.name], _relative(ours - theirs, theirs))
+    return errors
+
+
+def _inside(maps: Tensor, group: Group, field: Field) -> Tensor:
+    """Whole maps ``(pixels * in-channels, channels, *shape)``, zero where a pixel is outside the field."""
+    inside = maps.new_ones(1, 1, *(1,) * (maps.dim() - 2))
+    for a, (span, count) in enumerate(zip(group.spans(field) or [], group.count, strict=True)):
+        first = span.first + span.step * torch.arange(count, device=maps.device)[:, None]
+        place = torch.arange(maps.shape[2 + a], device=maps.device)
+        along = (place >= first) & (place < first + span.size)  # (pixels of this axis, positions)
+        shape = [along.shape[1] if b == a else 1 for b in range(len(group.count))]
+        # pixels of all axes so far, the last axis fastest
+        inside = (inside[:, None] * along.view(1, count, 1, *shape)).flatten(0, 1)
+    return maps * inside.repeat_interleave(len(maps) // len(inside), 0)
+
+
+def _groups(sweep: Sweep) -> Iterator[Group]:
+    """Pixels at the far end of the image, where a factor that is slightly wrong is farthest off, and some at a random place.
+
+    Each group has as many pixels as cost one pass through the network, or some milliseconds, and at least one.
+    """
+    channels, *image = sweep.pattern.network.in_shape
+    strides = strides_of([sweep.fields[value.slot] for value in sweep.values], len(image))
+    one = Group.of_one(strides)
+    on_maps = on_windows = 0
+    for value in sweep.values:
+        spans, size = one.spans(sweep.fields[value.slot]), prod(value.shape)
+        on_maps += size
+        on_windows += size if spans is None else min(size, value.shape[0] * prod(max(0, s.size) for s in spans))
+    pixels = max(on_maps, NUMBERS) / (channels * on_windows)
+    side = max(1, int(pixels ** (1 / len(image))))
+    draw = random.Random(SEED)
+    for last in (
+        tuple(n - 1 for n in image),
+        tuple(max(0, n - 2) for n in image),
+        tuple(draw.randrange(n) for n in image),
+    ):
+        count = tuple(min(side, pixel // stride + 1) for pixel, stride in zip(last, strides, strict=True))
+        yield Group(tuple(range(p - s * (n - 1), p + s, s) for p, s, n in zip(last, strides, count, strict=True)))
+
+
+def _unit_errors(pattern: ActivationPattern, layers: Sequence[Layer]) -> dict[str, float]:
+    """The part of a hyperplane that is outside the patch, for a random unit of some random layers."""
+    network, draw = pattern.network, random.Random(SEED)
+    chosen = draw.sample(list(layers), min(UNITS, len(layers)))
+    units = [tuple(draw.randrange(n) for n in unit_dims(layer, "RM2").values()) for layer in chosen]
+    first = Query.of_any_image(network, chosen[0].name, "RM2", units[0])
+    queries = [first.at_layer(layer.name, "RM2", unit) for layer, unit in zip(chosen, units, strict=True)]
+    outside = [_outside(query) for query in queries]
+    seeds: dict[int, Tensor] = {}
+    for n, query in enumerate(queries):
+        slot, shape = query.target.slot, query.target.shape
+        seeds.setdefault(slot, torch.zeros(len(chosen), *shape, dtype=pattern.dtype, device=network.device))
+        flat = query.units.flat.flatten().to(network.device)
+        seeds[slot][n] = query.readout.cotangents(flat, pattern.dtype)[slot][0]
+    hyperplanes, _ = pull(pattern, seeds)
+    errors = {}
+    for layer, mask, hyperplane in zip(chosen, outside, hyperplanes, strict=True):
+        errors[layer.name] = _relative(hyperplane.flatten(1) * mask, hyperplane)
+    return errors
+
+
+def _outside(query: Query) -> Tensor:
+    """Pixels that are not on the patch of a query's one unit, ``(pixels,)``."""
+    outside = torch.ones(prod(query.network.in_shape[1:]) + 1, dtype=query.dtype)  # the last is for what the image lacks
+    if query.in_patches:
+        positions = query.units.positions(query.units.flat.flatten())
+        outside[query.patches.pixels(positions)[0]] = 0
+    else:
+        outside.zero_()
+    return outside[:-1].to(query.network.device)
+
+
+def _relative(difference: Tensor, to: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    return float(difference.abs().max()) / (float(to.abs().max()) or 1.0)
+
+
+def _larger(first: float, second: float) -> float:
+    """The larger of two errors; NaN is larger than any number."""
+    return first if second <= first or first != first else second

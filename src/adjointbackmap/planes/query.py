@@ -1,0 +1,314 @@
+"""Which hyperplanes are wanted: every argument of :func:`adjointbackmap.hyperplanes`, checked and joined in one place."""
+
+import math
+import re
+import sys
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adjointbackmap.capture.precision import exact
+from adjointbackmap.engine.network import Layer, Network, check_network
+from adjointbackmap.engine.pattern import check_images, check_scale
+from adjointbackmap.planes.placement import PatchGeometry
+from adjointbackmap.engine.program import KernelCall, Program
+from adjointbackmap.planes.readout import Readout
+from adjointbackmap.engine.observe import Recorded, record
+from adjointbackmap.rules import Value
+from adjointbackmap.planes.units import Selection, select, shown, unit_dims
+
+SIZES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+UNBOUNDED = sys.maxsize
+
+Block = tuple[slice, ...]  # images, and units along each dimension
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """Which hyperplanes are wanted: units of a layer in a mode, at some images. Made by :meth:`of`.
+
+    Attributes:
+        network: The network.
+        images: The images ``(N, C, H, W)`` in the dtype of the hyperplanes.
+        layer: The layer.
+        mode: One of its reconstruction modes.
+        own_bias: Whether the layer's own bias belongs to the units.
+        units: Which units.
+        scale: The factor k of the pattern.
+        method: The method that is asked for; ``None`` for the cheapest.
+        memory: Bytes that the result may take.
+    """
+
+    network: Network
+    images: Tensor
+    layer: Layer
+    mode: str
+    own_bias: bool
+    units: Selection
+    scale: float
+    method: str | None
+    memory: int
+
+    @classmethod
+    def of(
+        cls,
+        network: Network,
+        x: Tensor,
+        layer: str | nn.Module,
+        mode: str | None = None,
+        units: Any = None,
+        own_bias: bool | None = None,
+        scale: float | str = 1.0,
+        dtype: torch.dtype | str | None = None,
+        method: str | None = None,
+        memory: str | float | int | None = "2GiB",
+    ) -> "Query":
+        """Check the arguments of :func:`adjointbackmap.hyperplanes` and join them.
+
+        The model and the images are checked here and nowhere after.
+
+        Args:
+            network: Traced network.
+            x: Image or batch.
+            layer: Name of a layer, or a module of the model.
+            mode: Reconstruction mode; by default RM2, or RM0 where the layer has no positions.
+            units: Which units.
+            own_bias: Whether the layer's own bias belongs to the units.
+            scale: The factor k of the pattern.
+            dtype: Dtype of the hyperplanes; by default the model's.
+            method: How to compute them.
+            memory: Bytes that the result may take; ``None`` for no bound.
+
+        Raises:
+            TypeError: If ``network`` is no traced network, or ``x`` no tensor.
+            ValueError: If an argument does not fit the network.
+            RuntimeError: If the model was changed since the trace.
+
+        Example:
+            >>> from adjointbackmap import trace
+            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+            >>> query = Query.of(trace(model, torch.rand(1, 3, 8, 8)), torch.rand(3, 8, 8), model[0], units=(0, slice(2)))
+            >>> query.layer.name, query.mode, query.units.shape, query.patches.size
+            ('0', 'RM2', (2, 4), (3, 3))
+        """
+        check_network(network)
+        network.check_unchanged()
+        images = check_images(network, x, dtype).clone()  # results and later blocks hold them
+        chosen = _chosen(network, images, layer, mode, units, own_bias)
+        return cls(network, images, *chosen, check_scale(scale), method, bytes_of(memory))
+
+    @classmethod
+    def of_any_image(
+        cls,
+        network: Network,
+        layer: str | nn.Module,
+        mode: str | None = None,
+        units: Any = None,
+        own_bias: bool | None = None,
+        method: str | None = None,
+    ) -> "Query":
+        """The same where no image is needed, as for a plan: one image of zeros stands for any.
+
+        Raises:
+            TypeError: If ``network`` is no traced network.
+            ValueError: If an argument does not fit the network.
+        """
+        check_network(network)
+        network.check_unchanged()
+        images = torch.zeros((), dtype=network.dtype, device=network.device).expand(1, *network.in_shape)
+        return cls(network, images, *_chosen(network, images, layer, mode, units, own_bias), 1.0, method, UNBOUNDED)
+
+    def at_layer(
+        self, layer: str | nn.Module, mode: str | None = None, units: Any = None, own_bias: bool | None = None
+    ) -> "Query":
+        """The same at another layer, see :meth:`of`.
+
+        Raises:
+            ValueError: If an argument does not fit the network.
+        """
+        chosen = _chosen(self.network, self.images, layer, mode, units, own_bias)
+        return Query(self.network, self.images, *chosen, self.scale, self.method, self.memory)
+
+    def part(self, block: Block) -> "Query":
+        """The images of a block, and the units that it has along each dimension of the selection."""
+        images, *units = block
+        return replace(self, images=self.images[images], units=self.units.of_images(images, tuple(units)))
+
+    # in which arithmetic
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the hyperplanes."""
+        return self.images.dtype
+
+    @cached_property
+    def program(self) -> Program:
+        """The network's steps in that dtype."""
+        return self.network.program(self.dtype)
+
+    # how the units read the network, where their image parts lie, and what the model says that they are
+
+    @cached_property
+    def _kernel(self) -> KernelCall:
+        """The layer's convolution or linear call.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        return self.network.kernel(self.layer, self.dtype)
+
+    @property
+    def target(self) -> Value:
+        """The layer's output, or its weighted sum before its own bias."""
+        return self.layer.value if self.own_bias else self._kernel.sum
+
+    @cached_property
+    def readout(self) -> Readout:
+        """How the units read the network."""
+        kernel = None if self.own_bias else self._kernel
+        return Readout(self.program, self.target, kernel, self.mode, self.units)
+
+    @property
+    def is_on_maps(self) -> bool:
+        """Whether the layer is a map over an image, and its units are those at a position of it."""
+        on_maps = len(self.network.in_shape) == len(self.target.shape) == 3
+        return on_maps and self.mode in ("RM2", "RM4") and "out_channel" in self.units.dims
+
+    @property
+    def in_patches(self) -> bool:
+        """Whether image parts are kept as patches on the units' receptive fields."""
+        return self.is_on_maps and self.units.is_shared
+
+    @cached_property
+    def patches(self) -> PatchGeometry:
+        """Where image parts lie that are kept as patches."""
+        return PatchGeometry.of(self.program.fields[self.target.slot], self.units.box, self.network.in_shape[1:])
+
+    def corners(self) -> Tensor:
+        """First pixel of each chosen unit's patch, ``(*units, 2)``."""
+        return self.patches.corners(self.units.positions(self.units.flat[0]))
+
+    @property
+    def part_shape(self) -> tuple[int, ...]:
+        """Shape of one unit's image part as it is kept."""
+        channels = self.network.in_shape[:1]
+        return (*channels, *self.patches.size) if self.in_patches else self.network.in_shape
+
+    @property
+    def bytes_each(self) -> int:
+        """Bytes of one hyperplane: image part, bias part and value."""
+        return (prod(self.part_shape) + self.readout.entries.numel() + 1) * self.dtype.itemsize
+
+    def values(self, recorded: Recorded) -> Tensor:
+        """The units' values from what the untouched model computed, ``(N, *units)``."""
+        output = recorded.outputs[self.layer.name]
+        with exact(output.device):
+            everything = self._merged(output) if self.own_bias else self._without_bias(recorded)
+        images = len(output)
+        flat = self.units.numbers(slice(0, images), images, output.device)
+        return everything.flatten(1).gather(1, flat).view(images, *self.units.shape)
+
+    def _without_bias(self, recorded: Recorded) -> Tensor:
+        """The layer's kernel applied to its recorded input, to one in-channel at a time where the mode keeps them apart."""
+        x, kernel = recorded.inputs[self.layer.name], self._kernel
+        if self.mode not in ("RM4", "RM3"):
+            return self._merged(kernel.apply(x))
+        mask = kernel.rule.in_channel_mask(x.shape[1]).to(x.device)
+        apart = [self._merged(kernel.apply(x * m.view(-1, *(1,) * (x.dim() - 2)))) for m in mask]
+        return torch.stack(apart, -2)
+
+    def _merged(self, maps: Tensor) -> Tensor:
+        """Maps in the order of the units, positions summed where the mode says so."""
+        if self.mode in ("RM1", "RM3"):
+            return maps.flatten(2).sum(2)
+        return self.units.in_order(maps)
+
+
+def _chosen(
+    network: Network, images: Tensor, layer: str | nn.Module, mode: str | None, units: Any, own_bias: bool | None
+) -> tuple[Layer, str, bool, Selection]:
+    """Layer, mode, own bias and units.
+
+    Raises:
+        ValueError: If one does not fit the network.
+    """
+    chosen = network.layer(layer)
+    mode = next((m for m in ("RM2", "RM0") if m in chosen.modes), chosen.modes[0]) if mode is None else mode
+    if mode not in chosen.modes:
+        msg = f"Layer {chosen.name!r} has the modes {', '.join(chosen.modes)}. Got {mode!r}: choose one of these."
+        raise ValueError(msg)
+    with_bias = _with_own_bias(mode, own_bias)
+    in_channels = 0 if with_bias else network.kernel(chosen, images.dtype).rule.in_channels
+    dims = unit_dims(chosen, mode, in_channels)
+    if isinstance(units, str):
+        return chosen, mode, with_bias, _predicted(network, images, chosen, mode, units, dims)
+    return chosen, mode, with_bias, select(dims, units, len(images))
+
+
+def _with_own_bias(mode: str, own_bias: bool | None) -> bool:
+    """Whether a layer's own bias belongs to its units, as asked for or by default.
+
+    Raises:
+        ValueError: If it is no truth value, or the mode cannot have it.
+    """
+    if own_bias is not None and not isinstance(own_bias, bool | np.bool_):
+        msg = f"own_bias must be True, False or None for the mode's default. Got {shown(own_bias)}: give one of these."
+        raise ValueError(msg)
+    if mode not in ("RM4", "RM3"):
+        return own_bias is None or bool(own_bias)
+    if own_bias:
+        msg = f"own_bias must be False in {mode}, whose units are single kernels. Got True: leave it out."
+        raise ValueError(msg)
+    return False
+
+
+def _predicted(network: Network, images: Tensor, layer: Layer, mode: str, units: str, dims: dict[str, int]) -> Selection:
+    """The largest output of each image.
+
+    Raises:
+        ValueError: If another word is given, or the layer is not flat.
+    """
+    if units != "predicted" or mode != "RM0":
+        msg = f"units must be 'predicted' in RM0, or a tuple of ints, slices and arrays. Got {units!r} in {mode}."
+        raise ValueError(msg)
+    output = record(network, images, [layer]).outputs[layer.name]
+    return Selection(dims, output.argmax(1).cpu(), ())
+
+
+def bytes_of(memory: str | float | int | None) -> int:
+    """Bytes of a size: a number, or such as ``"2GiB"`` or ``"500MB"``; ``None`` is no bound.
+
+    Raises:
+        ValueError: If it is none of these, or not positive.
+
+    Example:
+        >>> bytes_of("2GiB"), bytes_of(2e9), bytes_of("16 MB")
+        (2147483648, 2000000000, 16000000)
+    """
+    if memory is None:
+        return UNBOUNDED
+    size = _size(memory)
+    if not 0 < size < UNBOUNDED:
+        msg = (
+            "memory must be a number of bytes or such as '2GiB' or '500MB', more than none. "
+            f"Got {shown(memory)}: give one of these, or None for no bound."
+        )
+        raise ValueError(msg)
+    return max(1, int(size))
+
+
+def _size(memory: object) -> float:
+    """A size in bytes; not a number where it is none."""
+    if isinstance(memory, str):
+        found = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([kMG]?i?)B?\s*", memory)
+        try:
+            return float(found[1]) * SIZES[found[2]] if found else math.nan
+        except (ValueError, KeyError):
+            return math.nan
+    is_number = isinstance(memory, int | float | np.integer | np.floating) and not isinstance(memory, bool)
+    return float(memory) if is_number else math.nan  # type: ignore[arg-type]

@@ -1,0 +1,91 @@
+"""Tables as data: for a page in Markdown, for the terminal, for a report; and the places of pages where they go."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adjointbackmap.files.disk import write
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass
+class Sheet:
+    """A table; its cells may hold Markdown.
+
+    Attributes:
+        title: Heading or caption; empty for none.
+        head: Names of the columns.
+        rows: Cells of each row.
+    """
+
+    title: str
+    head: list[str]
+    rows: list[list[str]] = field(default_factory=list)
+
+    def markdown(self) -> str:
+        """Lines for a page.
+
+        Example:
+            >>> print(Sheet("Losses", ["layer", "loss"], [["conv1", "0.5"]]).markdown())
+            ### Losses
+            <BLANKLINE>
+            | layer | loss |
+            | --- | --- |
+            | conv1 | 0.5 |
+        """
+        heading = [f"### {self.title}", ""] if self.title else []
+        lines = [self.head, ["---"] * len(self.head), *self.rows]
+        return "\n".join([*heading, *(f"| {' | '.join(cells)} |" for cells in lines)])
+
+    def rich(self, columns: int | None = None) -> "Table":
+        """A table for the terminal, without the marks of Markdown.
+
+        Args:
+            columns: Only so many columns.
+        """
+        from rich.table import Table
+
+        table = Table(*map(plain, self.head[:columns]), title=self.title or None)
+        for row in self.rows:
+            table.add_row(*map(plain, row[:columns]))
+        return table
+
+
+def plain(cell: str) -> str:
+    r"""A cell without the marks of Markdown.
+
+    Example:
+        >>> plain(r"**short** of \\|e\\|")
+        'short of |e|'
+    """
+    return cell.translate(str.maketrans("", "", "\\`")).replace("**", "")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where tables go in a page: between two lines, which are comments that a reader does not see.
+
+    Attributes:
+        begin: The line above.
+        end: The line below.
+    """
+
+    begin: str
+    end: str
+
+    def check(self, page: Path) -> None:
+        """Whether a page has this place.
+
+        Raises:
+            ValueError: If it has not.
+        """
+        if not page.is_file() or self.begin not in page.read_text() or self.end not in page.read_text():
+            msg = f"--docs must be a page with the lines {self.begin} and {self.end}. Got {page}: add them to it."
+            raise ValueError(msg)
+
+    def fill(self, page: Path, text: str) -> None:
+        """Put text into the place, for what is there."""
+        before, _, rest = page.read_text().partition(self.begin)
+        write(page, f"{before}{self.begin}\n\n{text}\n\n{self.end}{rest.partition(self.end)[2]}")

@@ -1,0 +1,1 @@
+"""The adversarial experiments 1 to 3."""

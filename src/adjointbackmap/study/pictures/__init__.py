@@ -1,0 +1,1 @@
+"""Pictures of hyperplanes, their spectra, and what surrounds an image."""

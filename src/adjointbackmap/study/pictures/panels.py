@@ -1,0 +1,128 @@
+"""Pictures of one network's hyperplanes at a few images: all classes, every reconstruction mode, bias parts by layer."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from adjointbackmap import data, plots
+from adjointbackmap.planes.hyperplane import Hyperplanes, hyperplanes
+from adjointbackmap.engine.network import Layer, Network
+from adjointbackmap.plots.units import SIDE
+from adjointbackmap.study.setup import SCALE, Trained
+
+Shown = dict[str, str]
+CLASSES = 10  # in a picture
+RM0_FIGURES = {"vgg7-nobias-cifar10": "Fig. 2.6", "fixup-resnet20-nobias-cifar10": "Fig. 2.7"}
+
+
+def convolutions(network: Network) -> list[Layer]:
+    """The convolutions of a network, in order."""
+    return [layer for layer in network.layers.values() if "RM4" in layer.modes]
+
+
+def early_and_late(network: Network) -> tuple[Layer, Layer]:
+    """Two convolutions for pictures: the second, and the one after the middle, of which a unit may still see a part alone."""
+    every = convolutions(network)
+    return every[1], every[len(every) // 2 + 1]
+
+
+def draw(trained: Trained, images: data.Images, planes: Hyperplanes, folder: Path) -> Iterator[Shown]:
+    """Draw all pictures of a network; tell file, caption and published figure of each.
+
+    Args:
+        trained: The network.
+        images: A few images; the grids are of the first.
+        planes: All RM0 hyperplanes of each.
+        folder: Where the files go.
+    """
+    names = [f"{images.classes[int(label)]} {h[:8]}" for label, h in zip(images.labels, images.hashes, strict=True)]
+    for n, of in enumerate(names):
+        chosen = largest(planes.value[n])
+        one = hyperplanes(trained.network, planes.x[n], "fc", "RM0", np.array(chosen), scale=SCALE)
+        which = "all classes" if len(images.classes) == len(chosen) else f"the {len(chosen)} classes with the largest outputs"
+        heading = f"{trained.name}, {of}: hyperplanes of {which} (RM0)"
+        drawing = plots.class_hyperplanes(one, [images.classes[c] for c in chosen], images.unit_interval()[n], heading)
+        published = RM0_FIGURES.get(trained.name, "")
+        yield _saved(drawing, folder / f"{trained.name}-classes-{n}.png", f"{published} ({'abc'[n]})" if published else "")
+    if len(trained.network.biases):
+        yield _bias_parts(trained, images.classes, planes, names[0], folder)
+    for layer in early_and_late(trained.network):
+        yield from _modes(trained, planes.x[:1], layer, names[0], folder)
+
+
+def _bias_parts(trained: Trained, classes: tuple[str, ...], planes: Hyperplanes, of: str, folder: Path) -> Shown:
+    """Near-square images of ten classes at most; strips where the number of biases is a prime one."""
+    vectors = {classes[c]: planes.bias[0, c] for c in largest(planes.value[0])}
+    shape = "strip" if plots.near_square(planes.bias[0, 0]).shape[0] == 1 else "square"
+    heading = f"{trained.name}, {of}: bias parts of the classes (RM0)"
+    drawing = plots.bias_parts(vectors, trained.network.biases, heading, shape)
+    return _saved(drawing, folder / f"{trained.name}-bias-parts.png")
+
+
+def _modes(trained: Trained, x: Float[Tensor, "1 c h w"], layer: Layer, of: str, folder: Path) -> Iterator[Shown]:
+    """RM1 to RM4 of a convolution at one image."""
+    network, name = trained.network, layer.name
+    summed = hyperplanes(network, x, name, "RM1", scale=SCALE)
+    strongest, middle = int(summed.value[0].argmax()), layer.out_shape[1] // 2
+    rows, columns = positions(layer)
+    look = {"outline": True, "crop": max(layer.receptive_field) <= x.shape[-1] // 2}
+    found: dict[str, tuple[Hyperplanes, dict[str, bool]]] = {
+        f"RM1: each channel of {name}, positions summed": (summed, {}),
+        f"RM2: channel {strongest} of {name} by position": (
+            hyperplanes(network, x, name, "RM2", (rows, columns, strongest), scale=SCALE),
+            look,
+        ),
+        f"RM3: kernels of {name}, positions summed": (
+            hyperplanes(network, x, name, "RM3", (slice(SIDE), slice(SIDE)), scale=SCALE),
+            {},
+        ),
+        f"RM4: kernels of {name} at position ({middle}, {middle})": (
+            hyperplanes(network, x, name, "RM4", (middle, middle, slice(SIDE), slice(SIDE)), scale=SCALE),
+            look,
+        ),
+    }
+    for heading, (planes, how) in found.items():
+        many = plots.kernel_hyperplanes if planes.mode in ("RM3", "RM4") else plots.unit_hyperplanes
+        drawing = many(planes, f"{trained.name}, {of}: {heading}", **how)
+        yield _saved(drawing, folder / f"{trained.name}-{planes.mode}-{name}.png")
+
+
+def largest(outputs: Float[Tensor, " classes"]) -> list[int]:
+    """All ten classes; of more, those with the ten largest outputs.
+
+    Args:
+        outputs: Of one image.
+
+    Example:
+        >>> import torch
+        >>> largest(torch.arange(100.0))
+        [90, 91, 92, 93, 94, 95, 96, 97, 98, 99]
+    """
+    return sorted(outputs.topk(min(CLASSES, len(outputs))).indices.tolist())
+
+
+def positions(layer: Layer) -> tuple[slice, slice]:
+    """Up to eight rows and columns of a layer's positions, spread evenly.
+
+    Args:
+        layer: A convolution.
+    """
+    steps = [max(1, -(-extent // SIDE)) for extent in layer.out_shape[1:]]
+    return slice(steps[0] // 2, None, steps[0]), slice(steps[1] // 2, None, steps[1])
+
+
+def _saved(drawing: plots.Drawing, path: Path, published: str = "") -> Shown:
+    plots.save(drawing, path, formats=("png", "svg"))
+    return {"file": path.name, "caption": captioned(drawing), "published": published}
+
+
+def captioned(drawing: plots.Drawing) -> str:
+    """The heading of a figure and what its colours mean, for the caption on a page.
+
+    Args:
+        drawing: The figure.
+    """
+    return f"{' '.join(drawing.figure.get_suptitle().split())}. {drawing.caption[:1].upper()}{drawing.caption[1:]}."

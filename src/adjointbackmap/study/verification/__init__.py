@@ -1,0 +1,1 @@
+"""Verification of every unit of every layer over the test images."""

@@ -1,0 +1,250 @@
+"""The tables of the verification for a page, made from its results alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from adjointbackmap import plots
+from adjointbackmap.files.disk import write
+from adjointbackmap.report.sheets import Place, Sheet
+from adjointbackmap.study.verification.histograms import histograms
+from adjointbackmap.study.published.columns import COLUMNS, Column
+from adjointbackmap.report.sections import Block, Claim, Picture, Section, Table
+from adjointbackmap.study.verification.summation import ORDERS
+from adjointbackmap.study.verification.run import KEY, RESULTS, read
+
+PLACE = Place("<!-- verification: written by adjointbackmap study verification -->", "<!-- verification: end -->")
+Layers = dict[str, dict[str, Any]]
+
+
+def layers_of(entry: dict[str, Any], arithmetic: str) -> Layers:
+    """Every layer that was verified in an arithmetic, in the order of the network."""
+    run = entry["runs"].get(arithmetic, {})
+    return {name: layer for part in ("convolutions", "fc") for name, layer in run.get(part, {}).get("layers", {}).items()}
+
+
+def verdict(layer: dict[str, Any], published: float, of: str = "") -> str:
+    """How a share of units stands to a published percentage: it is short where that lies above the share's interval.
+
+    Args:
+        layer: Counts and intervals.
+        published: In percent.
+        of: Empty for the share of absolute errors, ``"_signed"`` for that of signed ones.
+
+    Example:
+        >>> layer = {"check": {"units": 1000, "within": 990}, "interval": [0.98, 0.995]}
+        >>> [verdict(layer, published) for published in (98.5, 99.2, 99.9)]
+        ['above', 'within', '**short**']
+    """
+    check = layer["check"]
+    if 100 * layer[f"interval{of}"][1] < published:
+        return "**short**"
+    return "above" if 100 * check[f"within{of}"] >= published * check["units"] else "within"
+
+
+def short_rows(entry: dict[str, Any], column: Column, of: str = "") -> tuple[int, int]:
+    """How many rows of a network are short in float32, and of how many."""
+    layers = layers_of(entry, "float32")
+    return sum(verdict(layer, column.shares[name], of) == "**short**" for name, layer in layers.items()), len(layers)
+
+
+def percent(count: int, units: int) -> str:
+    """A share in percent, rounded down: 100 only where it is all of them.
+
+    Example:
+        >>> percent(9_999_999, 10_000_000), percent(10_000_000, 10_000_000)
+        ('99.99999', '100')
+        >>> percent(99_999_999, 100_000_000)
+        '99.99999'
+    """
+    return "100" if count == units else f"{count * 10**7 // units / 10**5:.5f}"
+
+
+def summary(networks: dict[str, Any]) -> Sheet:
+    """A row for each network: accuracy, images of the convolutions and of ``fc`` and machines, rows that are short, time."""
+    counted, short = ["images", "fc", "on"], ["short, signed", "short"]
+    sheet = Sheet("", ["network", "published in", "accuracy %", "folded %", *counted, *short, "float64", *counted, "hours"])
+    for name, entry in networks.items():
+        column, accuracy = COLUMNS[name], entry.get("accuracy")
+        double = [layer["check"] for layer in layers_of(entry, "float64").values()]
+        seconds = sum(part["seconds"] for run in entry["runs"].values() for part in run.values())
+        sheet.rows.append(
+            [
+                *(f"`{name}`", column.source),
+                *(f"{100 * accuracy[key]:.2f}" if accuracy else "" for key in ("trained", "folded")),
+                *_images(entry, "float32"),
+                *("{} of {}".format(*short_rows(entry, column, of)) for of in ("_signed", "")),
+                percent(sum(check["within"] for check in double), sum(check["units"] for check in double)) if double else "",
+                *_images(entry, "float64"),
+                f"{seconds / 3600:.1f}",
+            ]
+        )
+    return sheet
+
+
+def layer_rows(entry: dict[str, Any], column: Column, title: str = "") -> Sheet:
+    """A row for each layer beside the published column."""
+    head = ["layer", "published", "e <= 1 %", "is", "\\|e\\| <= 1 %", "is", "float64", "95 % interval", "units"]
+    sheet, double = (
+        Sheet(title, [*head, "units in float64", "outside", "rounded", "c / sum", "zero"]),
+        layers_of(entry, "float64"),
+    )
+    for name, layer in layers_of(entry, "float32").items():
+        check, published, other = layer["check"], column.shares[name], double.get(name, {}).get("check")
+        sheet.rows.append(
+            [
+                *(name, f"{'>= ' if column.at_least else ''}{published:g}"),
+                percent(check["within_signed"], check["units"]),
+                verdict(layer, published, "_signed"),
+                percent(check["within"], check["units"]),
+                verdict(layer, published),
+                percent(other["within"], other["units"]) if other else "",
+                " to ".join(f"{100 * end:.5f}" for end in layer["interval"]),
+                *(f"{check['units']:,}", f"{other['units']:,}" if other else ""),
+                *(f"{check['units'] - check['within']:,}", f"{check['rounded']:,}"),
+                *(f"{check['outside']:.1e}", f"{100 * check['zero'] / check['units']:.2f}"),
+            ]
+        )
+    return sheet
+
+
+def sums_rows(entry: dict[str, Any]) -> Sheet:
+    """A row for each layer: the same images with inner products summed in float32 and in float64, and the network alone."""
+    head = ["layer", "units", "outside, float32", "outside, sums in float64", "outside, network alone"]
+    sheet, alone = Sheet("", [*head, "largest scaled, float32", "sums in float64"]), entry.get("outside alone", {})
+    single, double = layers_of(entry, "float32 again"), layers_of(entry, "float32, sums in float64")
+    for name in (name for name in single if name in double and single[name]["images"] == double[name]["images"]):
+        pair = single[name]["check"], double[name]["check"]
+        outside, scaled = [f"{c['units'] - c['within']:,}" for c in pair], [f"{c['scaled']:.1e}" for c in pair]
+        sheet.rows.append([name, f"{pair[0]['units']:,}", *outside, f"{alone[name]:,}" if name in alone else "", *scaled])
+    return sheet
+
+
+def order_rows(entry: dict[str, Any]) -> Sheet:
+    """A row for each layer's worst unit: its error by the order and the precision of the sum."""
+    sheet = Sheet("", ["layer", "image", "unit", "c", "sum of \\|x h\\|, \\|b h\\|", *ORDERS])
+    for name, found in entry.get("orders", {}).items():
+        image, unit = found["place"]
+        errors = [f"{found['errors'][order]:+.1e}" for order in ORDERS]
+        place = [f"`{image[:8]}`", ", ".join(map(str, unit))]
+        sheet.rows.append([name, *place, f"{found['value']:.1e}", f"{found['magnitude']:.1f}", *errors])
+    return sheet
+
+
+def markdown(found: dict[str, Any], figures: str = "figures") -> str:
+    """All tables, with the figures of a folder.
+
+    Args:
+        found: The results.
+        figures: Folder of the figures, as seen from the page.
+    """
+    networks = _in_order(found)
+    machines = "; ".join(f"{number}: {_machine(here)}" for number, here in enumerate(found["environments"], start=1))
+    parts = [
+        f"Measured on {machines}. Hours are of computing, over all runs; those of a killed run are lost.",
+        summary(networks).markdown(),
+    ]
+    for name, entry in networks.items():
+        parts += _network(name, entry, figures)
+    return "\n\n".join(parts)
+
+
+def _network(name: str, entry: dict[str, Any], figures: str) -> Iterator[str]:
+    column = COLUMNS[name]
+    yield f"### {name}"
+    yield f"Published: {column.source}; histograms: {column.figure}."
+    yield layer_rows(entry, column).markdown()
+    for kind in ("signed", "absolute"):
+        yield f"![Relative errors of {name}, {kind}]({figures}/verification-{name}-{kind}.png)"
+    for title, sheet in (
+        ("The same images, inner products summed in float32 and in float64:", sums_rows(entry)),
+        ("The worst unit of each layer, its terms summed in other orders and precisions (relative errors):", order_rows(entry)),
+    ):
+        if sheet.rows:
+            yield from (title, sheet.markdown())
+
+
+def draw(found: dict[str, Any], folder: Path) -> Iterator[Path]:
+    """Write two figures for each network."""
+    for name, entry in _in_order(found).items():
+        runs = {kind: layers_of(entry, kind) for kind in ("float32", "float64")}
+        for kind in ("signed", "absolute") if runs["float32"] else ():
+            title = f"{name}: relative error of every unit ({COLUMNS[name].figure})"
+            yield plots.save(histograms(runs, title, kind == "signed"), folder / f"verification-{name}-{kind}.png")
+
+
+def show(found: dict[str, Any]) -> Iterator[Sheet]:
+    """The layers of each network beside what was published."""
+    for name, entry in _in_order(found).items():
+        yield layer_rows(entry, COLUMNS[name], f"{name}, {COLUMNS[name].source}")
+
+
+def off_in_float64(found: dict[str, Any]) -> list[str]:
+    """Networks with a unit that is not within 1 % in float64."""
+    return [
+        name
+        for name, entry in found["networks"].items()
+        if any(layer["check"]["within"] < layer["check"]["units"] for layer in layers_of(entry, "float64").values())
+    ]
+
+
+def write_page(found: dict[str, Any], results: Path, page: Path) -> list[Path]:
+    """Put the tables between the two marks of a page, figures and results into folders beside it; tell what was written."""
+    PLACE.fill(page, markdown(found))
+    kept = page.parent / "results" / results.name
+    if kept.resolve() != results.resolve():
+        write(kept, results.read_bytes())
+    return [page, kept, *draw(found, page.parent / "figures")]
+
+
+def _in_order(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: found["networks"][name] for name in COLUMNS if name in found["networks"]}
+
+
+def _machine(here: dict[str, Any]) -> str:
+    card = f"{here['gpu']} beside " if "gpu" in here else ""
+    return f"{card}{here['cpu']}, {here['threads']} threads, torch {here['torch']}, Python {here['python']}"
+
+
+def _images(entry: dict[str, Any], arithmetic: str) -> list[str]:
+    """Numbers of images of the convolutions and of ``fc``, and the numbers of the machines."""
+    runs = [entry["runs"].get(arithmetic, {}).get(part, {}) for part in ("convolutions", "fc")]
+    machines = sorted({place + 1 for run in runs for place in run.get("environments", [])})
+    return [*(f"{run.get('images', 0):,}" for run in runs), ", ".join(map(str, machines))]
+
+
+def section(folder: Path) -> Section | None:
+    """What the results below a folder of the study tell; none if there are none."""
+    if not (folder / KEY / RESULTS).is_file():
+        return None
+    found = read(folder / KEY / RESULTS)
+    ran = (
+        "Every unit of every layer but the first convolution is rebuilt from its explicit hyperplane and held against the "
+        "network's own value: folded networks, own bias left out, pattern at k = 1/8, in float32 as published and in float64.",
+        "A row falls short where the published share lies above the 95 % interval of ours.",
+    )
+    pictures = list(draw(found, folder / KEY))
+    blocks = [block for name, entry in _in_order(found).items() for block in _blocks(name, entry, pictures, folder)]
+    return Section(KEY, "Every unit of every layer", ran, (Table(summary(_in_order(found))), *_claims(found), *blocks))
+
+
+def _blocks(name: str, entry: dict[str, Any], pictures: list[Path], folder: Path) -> Iterator[Block]:
+    column = COLUMNS[name]
+    yield Table(layer_rows(entry, column, name), f"Published: {column.source}.")
+    for path in pictures:
+        if path.stem.startswith(f"verification-{name}-"):
+            yield Picture(path.relative_to(folder), f"Relative errors of every unit of {name}.", column.figure)
+
+
+def _claims(found: dict[str, Any]) -> Iterator[Claim]:
+    networks = _in_order(found)
+    for words, of in (("e <= 1 % (signed, as published)", "_signed"), ("|e| <= 1 %", "")):
+        counts = [short_rows(entry, COLUMNS[name], of) for name, entry in networks.items()]
+        short, rows = sum(count for count, _ in counts), sum(count for _, count in counts)
+        single = f"In float32 the share of {words} is at or above the published one, within its interval, in every row."
+        yield Claim(single, f"{rows - short} of {rows} rows", not short, "100 % but for some thousandths in each row")
+    checks = [layer["check"] for entry in networks.values() for layer in layers_of(entry, "float64").values()]
+    units = sum(check["units"] for check in checks)
+    if units:
+        within = sum(check["within"] for check in checks)
+        yield Claim("In float64 every unit is rebuilt.", f"{percent(within, units)} % of {units:,} units", within == units)

@@ -1,0 +1,84 @@
+"""The terms of a unit's inner product, and what their order and precision make of its error."""
+
+from collections.abc import Sequence
+from math import fsum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adjointbackmap.capture.precision import exact
+from adjointbackmap.exactness.layer_check import SHARE_LIMIT, Place
+from adjointbackmap.planes.hyperplane import Hyperplanes, hyperplanes, relative_error
+from adjointbackmap.engine.network import Network
+from adjointbackmap.engine.observe import record
+
+ORDERS = ("in turn", "by size", "pairwise", "float64 sums", "float64", "network alone")
+
+BATCH = 50  # images at once
+
+
+def products(planes: Hyperplanes, dtype: torch.dtype) -> Tensor:
+    """The terms x h and b h of every unit, ``(N, *units, C * H * W + M)``, multiplied in ``dtype``."""
+    biases = planes.network.biases_in(planes.x.dtype).vector
+    factors = torch.cat([planes.x.flatten(1), biases.expand(len(planes.x), -1)], 1).to(dtype)
+    parts = torch.cat([planes.image.flatten(-3), planes.bias], -1).to(dtype)
+    return parts * factors.view(len(factors), *(1,) * (parts.dim() - 2), -1)
+
+
+def orders(network: Network, image: Tensor, place: Place, layer: str, scale: float) -> dict[str, Any]:
+    """Relative errors of one unit of a convolution when its terms are summed in several orders and precisions.
+
+    Args:
+        network: Traced network in float32.
+        image: The image ``(C, H, W)``.
+        place: Name of the image, and the unit ``(channel, row, column)``.
+        layer: Name of the layer.
+        scale: The factor k of the pattern.
+
+    Returns:
+        The place, the value, the sum of the terms' magnitudes, and the error for each of ``ORDERS``: in float32 one after the
+        other, from the smallest to the largest, in pairs; in float64 with the float32 hyperplane; all in float64; and, without
+        any hyperplane, that of the network's float32 value against its float64 value.
+    """
+    channel, row, column = place[1]
+    arguments = (network, image, layer, "RM2", (row, column, channel), False, scale)
+    planes, double = hyperplanes(*arguments), hyperplanes(*arguments, dtype=torch.float64)
+    value, terms = planes.value.cpu(), products(planes, torch.float32).flatten().cpu()
+    sums = torch.tensor(
+        [
+            np.add.accumulate(terms.numpy())[-1],  # torch's cumsum adds in float64
+            np.add.accumulate(terms[terms.abs().argsort()].numpy())[-1],
+            terms.sum(),
+            fsum(products(planes, torch.float64).flatten().tolist()),
+        ],
+        dtype=torch.float64,
+    )
+    errors = relative_error(sums, value.expand(len(sums))).tolist()
+    errors += [float(relative_error(total, double.value)) for total in (double.reconstruct(), planes.value.double())]
+    return {
+        "place": place,
+        "value": float(value),
+        "magnitude": float(terms.abs().double().sum()),
+        "errors": dict(zip(ORDERS, errors, strict=True)),
+    }
+
+
+def outside_alone(network: Network, images: Tensor, layers: Sequence[str]) -> dict[str, int]:
+    """Units of each layer, without own bias, whose float32 value is more than 1 % off the float64 one: no hyperplane is in it.
+
+    Args:
+        network: Traced network in float32.
+        images: Batch in float32.
+        layers: Names of layers with a kernel.
+    """
+    chosen, counts = [network.layer(name) for name in layers], dict.fromkeys(layers, 0)
+    with exact(images.device):
+        for part in images.split(BATCH):
+            single, double = record(network, part, chosen), record(network, part.double(), chosen)
+            for name in layers:
+                value = network.kernel(network.layer(name), torch.float32).apply(single.inputs[name]).double()
+                right = network.kernel(network.layer(name), torch.float64).apply(double.inputs[name])
+                counts[name] += int((relative_error(right, value).abs() > SHARE_LIMIT).sum())
+    return counts

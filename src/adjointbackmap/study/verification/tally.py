@@ -1,0 +1,90 @@
+"""Counts over images, and how far a share of units may be from that of all images."""
+
+from dataclasses import asdict, dataclass
+from math import sqrt
+from typing import Any
+
+from adjointbackmap.exactness.layer_check import LayerCheck
+
+Z = 1.959964  # of the normal distribution, two-sided, 95 %
+
+
+@dataclass
+class Tally:
+    """The errors of a layer over some images, with what tells how much the images differ.
+
+    Attributes:
+        check: Errors of all units.
+        images: How many images.
+        squares: Sum over the images of the squared number of units outside 1 %.
+        squares_signed: The same of the signed error.
+    """
+
+    check: LayerCheck
+    images: int = 0
+    squares: int = 0
+    squares_signed: int = 0
+
+    def add(self, image: LayerCheck) -> None:
+        """Add the units of one image."""
+        self.check.merge(image)
+        self.images += 1
+        self.squares += (image.units - image.within) ** 2
+        self.squares_signed += (image.units - image.within_signed) ** 2
+
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> "Tally":
+        """The tally that :meth:`to_dict` told of."""
+        check = LayerCheck.from_dict(entry["check"])
+        return cls(check, entry["images"], entry["squares"], entry["squares_signed"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold: the figures, and the intervals that are made of them."""
+        check = self.check
+        return {
+            **asdict(self),
+            "interval": interval(check.units, check.units - check.within, self.images, self.squares),
+            "interval_signed": interval(check.units, check.units - check.within_signed, self.images, self.squares_signed),
+        }
+
+
+def interval(units: int, outside: int, images: int, squares: int) -> tuple[float, float]:
+    r"""95 % interval of the share of units that are not outside, which may crowd in some images.
+
+    Wilson's interval for as many independent units as tell the same as these: the units are divided by the design effect, which
+    is the variance of an image's count over that of independent units, and at least 1. Without any unit outside, the design
+    effect cannot be seen and is taken as 1: the lower end is then :math:`1 / (1 + 3.84 / \text{units})`, slightly below the rule
+    of three.
+
+    Args:
+        units: Units of all images, the same number in each.
+        outside: How many are outside.
+        images: How many images.
+        squares: Sum over the images of the squared number of units outside.
+
+    Example:
+        >>> low, high = interval(1_000_000, 0, 100, 0)
+        >>> f"{low:.7f} {high:.7f}"
+        '0.9999962 1.0000000'
+        >>> interval(1_000_000, 100, 100, 10_000)[0] < interval(1_000_000, 100, 100, 100)[0]  # all in one image, or one in each
+        True
+    """
+    share, count = 1 - outside / units, units / design_effect(units, outside, images, squares)
+    spread = Z**2 / count
+    centre = (share + spread / 2) / (1 + spread)
+    half = sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    return centre - half, min(centre + half, 1.0)
+
+
+def design_effect(units: int, outside: int, images: int, squares: int) -> float:
+    """How many times as much an image's count of units outside varies as if they were independent; at least 1.
+
+    Example:
+        >>> design_effect(units=2000, outside=20, images=2, squares=400)  # all of them in one of the two images
+        20.2...
+    """
+    if images < 2 or not 0 < outside < units:
+        return 1.0
+    variance = (squares - outside**2 / images) / (images - 1)
+    independent = units / images * (outside / units) * (1 - outside / units)
+    return max(1.0, variance / independent)
