@@ -29,8 +29,8 @@ from zoo import mend_torchvision
 import adjointbackmap as abm
 from adjointbackmap import data
 from adjointbackmap.files.disk import write
-from adjointbackmap.report.sheets import Place, Sheet
 from adjointbackmap.files.weights import load_weights, read_safetensors
+from adjointbackmap.report.sheets import Place, Sheet
 
 LIMIT = 1e-12  # scale-aware error, as of our own networks in float64
 CONVERTED = 1e-5  # of the largest output: ONNX's evaluator and the module, both in float32

@@ -24,9 +24,9 @@ from exactness import environment
 from torch import Tensor, nn
 
 import adjointbackmap as abm
+from adjointbackmap.engine.observe import record
 from adjointbackmap.files.disk import write
 from adjointbackmap.planes.hyperplane import relative_error
-from adjointbackmap.engine.observe import record
 
 LIMIT = 1e-10
 OUTPUTS = 10  # units of the output

@@ -38,7 +38,10 @@ nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|np|xarray|scipy|matplotlib|collections|pathlib|os|typing|jaxtyping)\..*"),
     ("py:.*", "Any|Axes|Callable|Figure|Iterator|LinearOperator|Path|PathLike|Sequence|Tensor"),
     ("py:.*", r"'.*'|.*\*.*"),  # shapes
-    ("py:.*", r"adjointbackmap\.(capture|program|records|rules|regions\.P\b).*"),  # parts of the engine
+    (
+        "py:.*",
+        r"adjointbackmap\.(capture|engine\.program|exactness\.journal|rules|analysis\.crossings\.P\b).*",
+    ),  # parts of the engine
 ]
 suppress_warnings = ["myst.header"]  # made pages have sections of the third level under their title
 

@@ -12,8 +12,8 @@ from torch import nn
 
 import adjointbackmap as abm
 from adjointbackmap import models
-from adjointbackmap.analysis.kinks import Gap
 from adjointbackmap.analysis.crossings import NORMS, Plane, reach
+from adjointbackmap.analysis.kinks import Gap
 from adjointbackmap.rules import RULES
 from adjointbackmap.rules.piecewise import Gate
 

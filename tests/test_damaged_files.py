@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from adjointbackmap import data, models
-from adjointbackmap.files.checked import DamagedFile, read_sealed, sealed, sha256_of
 from adjointbackmap.examples import read_examples
+from adjointbackmap.files.checked import DamagedFile, read_sealed, sealed, sha256_of
 from adjointbackmap.files.weights import load_weights, read_torch, read_weights, torch_bytes
 
 SEEDS = range(20)

@@ -15,14 +15,14 @@ from test_training import KilledError, assert_same_end, stop_at, task
 from test_training import little_data as few_images
 
 from adjointbackmap import data, models
-from adjointbackmap.training import loop as training
 from adjointbackmap.benchmark import runs as benchmark
 from adjointbackmap.benchmark.work import Settings
 from adjointbackmap.files.checked import DamagedFile, DamagedFileWarning, sealed_text
 from adjointbackmap.study import everything, results
-from adjointbackmap.study.verification import run as verification
 from adjointbackmap.study.published.columns import COLUMNS
 from adjointbackmap.study.setup import Setup, read_json, write_json
+from adjointbackmap.study.verification import run as verification
+from adjointbackmap.training import loop as training
 
 SEEDS = range(20)
 TINY = ("attack", "--model", "test_damaged_results:tiny", "--images", "2")

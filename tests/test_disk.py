@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adjointbackmap.files import disk
 from adjointbackmap.exactness.journal import Record
+from adjointbackmap.files import disk
 from adjointbackmap.files.stopping import Stopped, stoppable, undivided
 
 ABANDONED = f".{disk._host()}.99999999.1{disk.PARTIAL}"  # as a process has left it that is no more

@@ -10,8 +10,8 @@ from damage import harm
 import adjointbackmap as abm
 from adjointbackmap import cli
 from adjointbackmap.exactness import verification as runs
-from adjointbackmap.files.checked import DamagedFileWarning
 from adjointbackmap.exactness.layer_check import HISTOGRAM_EDGES, LayerCheck
+from adjointbackmap.files.checked import DamagedFileWarning
 
 
 @pytest.fixture(scope="module")

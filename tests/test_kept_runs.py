@@ -18,11 +18,11 @@ from torch import nn
 
 from adjointbackmap import data, models
 from adjointbackmap.files import disk
-from adjointbackmap.training import loop as training
 from adjointbackmap.files.stopping import Stopped, stoppable
 from adjointbackmap.study import everything, setup
 from adjointbackmap.study.adversarial import noise
 from adjointbackmap.study.verification import run as verification
+from adjointbackmap.training import loop as training
 
 NETWORK, OTHER = "vgg7-nobias-cifar10", "vgg7-cifar10"
 SPLITS = {"train": slice(0, 64), "validation": slice(64, 80), "test": slice(80, 100)}

@@ -10,12 +10,12 @@ import adjointbackmap as abm
 from adjointbackmap.engine import sweep as sweeping
 from adjointbackmap.engine.gated_convolution import AliveConvolution
 from adjointbackmap.engine.patches import Patches, Span
+from adjointbackmap.engine.sweep import Sweep
+from adjointbackmap.engine.windows import Group, Windows
 from adjointbackmap.planes.planner import plan_queries
 from adjointbackmap.planes.query import Query
 from adjointbackmap.planes.readout import Readout
 from adjointbackmap.rules.kernels import Convolution
-from adjointbackmap.engine.sweep import Sweep
-from adjointbackmap.engine.windows import Group, Windows
 
 MAPS = sorted(name for name, (_, shape) in OPERATIONS.items() if shape == MAP)
 CHAIN = "plain-conv-chain"

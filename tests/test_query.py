@@ -16,11 +16,10 @@ from cases import CASES, Net, make
 from torch import nn
 
 import adjointbackmap as abm
-from adjointbackmap.planes import hyperplane
-from adjointbackmap.planes import query
 from adjointbackmap.engine import observe as recording
 from adjointbackmap.engine.network import Network, check_network
 from adjointbackmap.engine.pattern import check_scale
+from adjointbackmap.planes import hyperplane, query
 from adjointbackmap.planes.query import UNBOUNDED, Query, bytes_of
 from adjointbackmap.planes.units import select
 

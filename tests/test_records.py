@@ -6,8 +6,8 @@ import warnings
 import pytest
 from damage import harm
 
-from adjointbackmap.files.checked import DamagedFileWarning, checksum
 from adjointbackmap.exactness.journal import Record
+from adjointbackmap.files.checked import DamagedFileWarning, checksum
 
 JOB = {
     "weights sha256": "f2a2e56ce8c79882a257efd9b54b44aa26bfc9e45b09b620a9f56cad4277565f",

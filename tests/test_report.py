@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from adjointbackmap import plots
 from adjointbackmap.report.document import PLACE, write_document
 from adjointbackmap.report.page import render, write_report
-from adjointbackmap.report.sheets import Sheet
 from adjointbackmap.report.sections import Claim, Picture, Scene, Section, Table
+from adjointbackmap.report.sheets import Sheet
 
 ABOUT = {
     "version": "9.9",

@@ -10,16 +10,16 @@ import torch
 
 import adjointbackmap as abm
 from adjointbackmap import cli, data, models
+from adjointbackmap.engine.folding import fold
 from adjointbackmap.exactness import verification as runs
 from adjointbackmap.exactness.layer_check import LayerCheck
-from adjointbackmap.engine.folding import fold
+from adjointbackmap.sources import load_subject
+from adjointbackmap.study.published.columns import COLUMNS
 from adjointbackmap.study.verification import page
 from adjointbackmap.study.verification import run as verification
-from adjointbackmap.study.published.columns import COLUMNS
+from adjointbackmap.study.verification.run import Counts
 from adjointbackmap.study.verification.summation import orders, outside_alone
 from adjointbackmap.study.verification.tally import Tally, design_effect, interval
-from adjointbackmap.study.verification.run import Counts
-from adjointbackmap.sources import load_subject
 
 NETWORK = "vgg7-cifar10"
 FEW = Counts(2, 1, 3)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from adjointbackmap import data, models
+from adjointbackmap.report.sections import Claim, Picture, Table
 from adjointbackmap.study import attributions
 from adjointbackmap.study.attributions import (
     COMPLETED,
@@ -19,7 +20,6 @@ from adjointbackmap.study.attributions import (
     SALIENCY,
     WHOLE,
 )
-from adjointbackmap.report.sections import Claim, Picture, Table
 from adjointbackmap.study.setup import Setup, read_json
 
 pytest.importorskip("captum")

@@ -9,10 +9,9 @@ import torch
 
 import adjointbackmap as abm
 from adjointbackmap import data, models
-from adjointbackmap.study.adversarial import many
-from adjointbackmap.study.adversarial import noise
-from adjointbackmap.study.adversarial.scaled import spread_of
 from adjointbackmap.report.sections import Claim, Picture, Table
+from adjointbackmap.study.adversarial import many, noise
+from adjointbackmap.study.adversarial.scaled import spread_of
 from adjointbackmap.study.setup import SCALE, Setup
 
 NETWORKS = ("vgg7-nobias-cifar10", "vgg7-cifar10")

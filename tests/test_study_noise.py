@@ -11,11 +11,11 @@ from torch.nn import functional
 import adjointbackmap as abm
 from adjointbackmap import data, models
 from adjointbackmap.attacks import basic_iterative, study_attack
+from adjointbackmap.report.sections import Claim, Picture, Table
 from adjointbackmap.study.adversarial import noise
 from adjointbackmap.study.adversarial.gates import flipped, gate_counts, near_kinks
 from adjointbackmap.study.adversarial.pairs import angles, relative_change
 from adjointbackmap.study.published.outputs import OUTPUTS
-from adjointbackmap.report.sections import Claim, Picture, Table
 from adjointbackmap.study.setup import SCALE, Setup, read_json
 
 NETWORKS = ("vgg7-nobias-cifar10", "vgg7-cifar10")

@@ -9,11 +9,10 @@ import torch
 import adjointbackmap as abm
 from adjointbackmap import data, models, plots
 from adjointbackmap.analysis.fields import Sparsity, sparsity
-from adjointbackmap.study.pictures import panels
-from adjointbackmap.study.pictures import run as pictures
-from adjointbackmap.study.pictures import surroundings
-from adjointbackmap.study.pictures.tables import claims, region_table, sparsity_table
 from adjointbackmap.report.sections import Claim, Picture, Table
+from adjointbackmap.study.pictures import panels, surroundings
+from adjointbackmap.study.pictures import run as pictures
+from adjointbackmap.study.pictures.tables import claims, region_table, sparsity_table
 from adjointbackmap.study.setup import Setup, read_json
 
 BIASED, PLAIN = "vgg7-cifar10", "vgg7-nobias-cifar10"

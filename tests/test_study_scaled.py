@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from adjointbackmap import data, models, plots
-from adjointbackmap.study.adversarial import noise_patterns
-from adjointbackmap.study.adversarial import scaled
+from adjointbackmap.report.sections import Claim, Picture, Table
+from adjointbackmap.sources import Subject
 from adjointbackmap.study import setup as setups
+from adjointbackmap.study.adversarial import noise_patterns, scaled
 from adjointbackmap.study.adversarial.noise_patterns import make_patterns
 from adjointbackmap.study.results import kept
-from adjointbackmap.report.sections import Claim, Picture, Table
 from adjointbackmap.study.setup import Setup, Trained, read_json, write_json
-from adjointbackmap.sources import Subject
 
 NETWORKS = ("vgg7-nobias-cifar10", "vgg7-cifar10")
 FEW = 11

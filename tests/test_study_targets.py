@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from adjointbackmap import data, models, plots
+from adjointbackmap.report.sections import Claim, Picture, Scene, Table
+from adjointbackmap.sources import Subject
 from adjointbackmap.study import setup as setups
 from adjointbackmap.study.adversarial import targets
 from adjointbackmap.study.results import kept
-from adjointbackmap.report.sections import Claim, Picture, Scene, Table
 from adjointbackmap.study.setup import Setup, Trained, read_json, write_json
-from adjointbackmap.sources import Subject
 
 NETWORKS = ("vgg7-nobias-cifar10", "vgg7-cifar10")
 

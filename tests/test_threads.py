@@ -16,8 +16,8 @@ from cases import Net, make
 from torch import nn
 
 import adjointbackmap as abm
-from adjointbackmap.capture.precision import exact
 from adjointbackmap.capture.copies import structural_copy
+from adjointbackmap.capture.precision import exact
 
 THREADS, ROUNDS = 8, 1
 

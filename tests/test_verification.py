@@ -5,12 +5,12 @@ import torch
 from cases import make
 
 import adjointbackmap as abm
-from adjointbackmap.exactness import verification as runs
-from adjointbackmap.exactness import checks as verification
-from adjointbackmap.exactness.layer_check import HISTOGRAM_EDGES, LayerCheck, checks_of
 from adjointbackmap.engine.pattern import pattern_of
-from adjointbackmap.rules.kernels import Linear
+from adjointbackmap.exactness import checks as verification
+from adjointbackmap.exactness import verification as runs
+from adjointbackmap.exactness.layer_check import HISTOGRAM_EDGES, LayerCheck, checks_of
 from adjointbackmap.exactness.verification import image_hash
+from adjointbackmap.rules.kernels import Linear
 
 
 @pytest.mark.parametrize("own_bias", [False, True], ids=["without-own-bias", "own-bias"])

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adjointbackmap.examples import BATCH, Attacked, examine, finite_batch, forward, scores_of
-from adjointbackmap.engine.network import check_eval
 from adjointbackmap.analysis.crossings import Prepare
+from adjointbackmap.engine.network import check_eval
+from adjointbackmap.examples import BATCH, Attacked, examine, finite_batch, forward, scores_of
 
 STUDY_STEP, STUDY_STEP_NORMALISED = 0.008, 0.04
 STUDY_MOST_STEPS = 100  # of experiment 1, which stops at the first success

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adjointbackmap.capture.graph import listening
 from adjointbackmap.capture.copies import structural_copy
+from adjointbackmap.capture.graph import listening
 from adjointbackmap.engine.network import OUTPUT, Network
+from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.operators import LayerOperator
 from adjointbackmap.engine.pattern import pattern_of
 from adjointbackmap.planes.query import Query
-from adjointbackmap.engine.observe import record
 from adjointbackmap.tracing import trace
 
 Target = int | slice | tuple | list | Tensor | Callable[[Tensor], Tensor] | None

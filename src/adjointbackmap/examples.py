@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from adjointbackmap.files.checked import check_file, shortened
-from adjointbackmap.engine.network import check_eval
 from adjointbackmap.analysis.crossings import Prepare
+from adjointbackmap.engine.network import check_eval
+from adjointbackmap.files.checked import check_file, shortened
 from adjointbackmap.files.weights import read_safetensors, read_torch
 
 BATCH = 128  # images that are computed at once

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from adjointbackmap.engine.auditing import audit as audit_network
-from adjointbackmap.capture.graph import capture
 from adjointbackmap.capture.fingerprints import attributes_read
+from adjointbackmap.capture.graph import capture
+from adjointbackmap.engine.auditing import audit as audit_network
 from adjointbackmap.engine.network import Network, batch_of, check_eval
 from adjointbackmap.planes.patch_check import check_patches
 from adjointbackmap.planes.planner import plan

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from adjointbackmap.analysis.crossings import NORMS, Plane, Prepare, Reached, Side, reach
 from adjointbackmap.analysis.kinks import Kink, kink_distances, one_image
 from adjointbackmap.engine.network import OUTPUT, Network, check_network
-from adjointbackmap.engine.operators import operator
 from adjointbackmap.engine.observe import record
-from adjointbackmap.analysis.crossings import NORMS, Plane, Prepare, Reached, Side, reach
+from adjointbackmap.engine.operators import operator
 
 AFFINE = 1e-9  # more than rounding makes of a margin in float64, relative to the sum of its terms' magnitudes
 

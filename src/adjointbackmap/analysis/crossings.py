@@ -10,8 +10,8 @@ from torch import Tensor
 
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.engine.network import OUTPUT, Network
-from adjointbackmap.engine.pattern import check_images, record_pattern
 from adjointbackmap.engine.observe import record
+from adjointbackmap.engine.pattern import check_images, record_pattern
 
 NORMS = ("l2", "linf")
 BESIDE = 1e-6  # of a step: where "just before" and "just after" a plane are

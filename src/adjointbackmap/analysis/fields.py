@@ -10,16 +10,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from adjointbackmap.capture.precision import exact
-from adjointbackmap.planes.hyperplane import Hyperplanes
 from adjointbackmap.engine.network import Layer, Network, check_network, several
 from adjointbackmap.engine.patches import Patches
 from adjointbackmap.engine.pattern import ActivationPattern, pattern_of
-from adjointbackmap.planes.query import Query
-from adjointbackmap.rules.base import Shape
-from adjointbackmap.planes.streaming import stream
 from adjointbackmap.engine.sweep import Sweep
-from adjointbackmap.planes.units import is_position
 from adjointbackmap.engine.windows import Group, Windows
+from adjointbackmap.planes.hyperplane import Hyperplanes
+from adjointbackmap.planes.query import Query
+from adjointbackmap.planes.streaming import stream
+from adjointbackmap.planes.units import is_position
+from adjointbackmap.rules.base import Shape
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from adjointbackmap.analysis.crossings import NORMS, Plane
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.operators import basis, pull, push
 from adjointbackmap.engine.pattern import ActivationPattern, check_images, dtype_of, pattern_of
 from adjointbackmap.engine.program import IMAGE, Program, Step
-from adjointbackmap.analysis.crossings import NORMS, Plane
+from adjointbackmap.engine.sweep import Sweep
 from adjointbackmap.rules import Rule, Value
 from adjointbackmap.rules.base import Gates, Shape
 from adjointbackmap.rules.infinite import Infinite
@@ -33,7 +34,6 @@ from adjointbackmap.rules.piecewise import (
 )
 from adjointbackmap.rules.pooling import AdaptiveMaxPooling, Largest, MaxPooling, Taken, Winner
 from adjointbackmap.rules.sorting import OrderStatistic, RunningMaximum, Sort, TopK
-from adjointbackmap.engine.sweep import Sweep
 
 MARGIN = 1.01  # kinks up to this many times as far as the nearest are computed again: far more than a float32 sweep is off
 AT_ONCE = 32  # of one operation

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import adjointbackmap as abm
-from adjointbackmap.capture.precision import exact
 from adjointbackmap.benchmark.networks import IMAGES, Subject, kernel_names, prepared
 from adjointbackmap.benchmark.peers import CLASS_PEERS, FORMATS, PEERS, Peer, Work
 from adjointbackmap.benchmark.timing import Counter, clock, extrapolated, measured, within_memory
-from adjointbackmap.planes.planner import METHODS
+from adjointbackmap.capture.precision import exact
 from adjointbackmap.engine.sweep import Sweep
+from adjointbackmap.planes.planner import METHODS
 
 WRONG = 1e-2  # of the largest entry: what differs more from ours is not the same hyperplanes
 CHECKED = 8  # units at which every peer is compared with ours

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from adjointbackmap.capture.precision import exact, while_torch_sets
 from adjointbackmap.capture.casting import tensors_of
 from adjointbackmap.capture.copies import structural_copy
 from adjointbackmap.capture.decompositions import decompositions
 from adjointbackmap.capture.inlining import CastingPart, inline
+from adjointbackmap.capture.precision import exact, while_torch_sets
 from adjointbackmap.capture.process import CAPTURING, quiet
 from adjointbackmap.capture.readings import FixedBatch, Readings, Replay, readings_of
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from adjointbackmap.files.checked import DamagedFileWarning
 from adjointbackmap.cli import attack, bench, checking, looking, networks, study
 from adjointbackmap.cli.frame import app, console
+from adjointbackmap.files.checked import DamagedFileWarning
 from adjointbackmap.files.stopping import Stopped, stoppable
 
 _with_place = warnings.formatwarning

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.table import Table
 
-from adjointbackmap.files.checked import OF_FILE, read_or_set_aside, sealed_text
 from adjointbackmap.cli.frame import NO_SOURCE, app, console, progress, use_threads
+from adjointbackmap.files.checked import OF_FILE, read_or_set_aside, sealed_text
 from adjointbackmap.files.disk import hold_file, hold_folder, write
 from adjointbackmap.sources import Source, Subject, find_image, find_images, load_subject
 
@@ -173,8 +173,8 @@ def _attacked(
     """Attack batch by batch; a batch whose images are kept is not attacked again."""
     import torch
 
-    from adjointbackmap.examples import BATCH, examine
     from adjointbackmap.exactness.journal import Record
+    from adjointbackmap.examples import BATCH, examine
 
     names = _names(pixels)
     with hold_file(keep) if keep else nullcontext(), progress("attacking") as (bar, task):

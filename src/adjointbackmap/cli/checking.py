@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from adjointbackmap.cli.frame import NO_SOURCE, STUDY_SCALE, app, console, progress, use_threads
-from adjointbackmap.sources import Source, find_image, find_images, load_subject
 from adjointbackmap.cli.tables import check_table, region_table, sparsity_table
+from adjointbackmap.sources import Source, find_image, find_images, load_subject
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adjointbackmap.exactness.layer_check import LayerCheck
     from adjointbackmap.engine.network import Network
     from adjointbackmap.exactness.checks import Terms
+    from adjointbackmap.exactness.layer_check import LayerCheck
 
 
 @app.command

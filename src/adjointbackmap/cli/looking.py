@@ -9,12 +9,12 @@ from rich.table import Table
 
 from adjointbackmap.cli.checking import show_verified
 from adjointbackmap.cli.frame import NO_SOURCE, STUDY_SCALE, app, console, progress, use_threads
-from adjointbackmap.sources import Source, find_image, load_subject, parse_units
 from adjointbackmap.cli.tables import check_table, class_table, unit_table
+from adjointbackmap.sources import Source, find_image, load_subject, parse_units
 
 if TYPE_CHECKING:
-    from adjointbackmap.exactness.layer_check import LayerCheck
     from adjointbackmap.engine.network import Network
+    from adjointbackmap.exactness.layer_check import LayerCheck
     from adjointbackmap.planes.storage import StoredPlanes
 
 
@@ -31,8 +31,8 @@ def demo(*, image: str = "ship", out: Path = Path("adjointbackmap-demo"), thread
         threads: Threads of the processor to use.
     """
     from adjointbackmap import plots
-    from adjointbackmap.planes.hyperplane import hyperplanes
     from adjointbackmap.exactness.verification import terms_of
+    from adjointbackmap.planes.hyperplane import hyperplanes
 
     started = time.monotonic()
     use_threads(threads)

@@ -61,9 +61,9 @@ def train(
         device: Where to train.
         threads: Threads of the processor to use.
     """
-    from adjointbackmap.training.recipes import choose_recipe
     from adjointbackmap.training.loop import Task
     from adjointbackmap.training.loop import train as run
+    from adjointbackmap.training.recipes import choose_recipe
 
     use_threads(threads)
     recipe = choose_recipe(

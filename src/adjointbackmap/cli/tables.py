@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adjointbackmap.analysis.boundaries import Analysis
-    from adjointbackmap.exactness.layer_check import LayerCheck
     from adjointbackmap.analysis.fields import Sparsity
-    from adjointbackmap.planes.hyperplane import Hyperplanes
     from adjointbackmap.engine.network import Network
+    from adjointbackmap.exactness.layer_check import LayerCheck
+    from adjointbackmap.planes.hyperplane import Hyperplanes
 
 
 def class_table(planes: "Hyperplanes", classes: tuple[str, ...]) -> Table:

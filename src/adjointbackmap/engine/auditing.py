@@ -5,10 +5,10 @@ from torch import Tensor
 
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.engine.network import Layer, Network
+from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.operators import push
 from adjointbackmap.engine.pattern import check_images, pattern_of
 from adjointbackmap.engine.program import IMAGE
-from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.rounding import SHARE, path_sizes
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-3}

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from adjointbackmap.capture.precision import exact
-from adjointbackmap.engine.auditing import TOLERANCE
 from adjointbackmap.capture.graph import (
     CLONE,
     Capture,
@@ -24,8 +22,10 @@ from adjointbackmap.capture.graph import (
     op_name,
     source_of,
 )
-from adjointbackmap.engine.network import KERNEL_MODULES, batch_of, check_eval
 from adjointbackmap.capture.parametrizations import plain_copy
+from adjointbackmap.capture.precision import exact
+from adjointbackmap.engine.auditing import TOLERANCE
+from adjointbackmap.engine.network import KERNEL_MODULES, batch_of, check_eval
 from adjointbackmap.rules import RULES
 from adjointbackmap.rules.kernels import Kernel
 

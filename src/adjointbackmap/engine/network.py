@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adjointbackmap.capture.casting import cast
+from adjointbackmap.capture.copies import structural_copy
+from adjointbackmap.capture.fingerprints import Names, fingerprint, tensors_of
 from adjointbackmap.capture.graph import (
     Capture,
     ancestors,
@@ -24,12 +27,9 @@ from adjointbackmap.capture.graph import (
     pick,
     source_of,
 )
-from adjointbackmap.capture.casting import cast
-from adjointbackmap.engine.constants import depends_on_dtype
-from adjointbackmap.capture.copies import structural_copy
-from adjointbackmap.capture.fingerprints import Names, fingerprint, tensors_of
-from adjointbackmap.engine.plans import Plan
 from adjointbackmap.capture.process import CAPTURING
+from adjointbackmap.engine.constants import depends_on_dtype
+from adjointbackmap.engine.plans import Plan
 from adjointbackmap.engine.program import KernelCall, Program, UnsupportedOperation, lower
 from adjointbackmap.rules import RULES, Value, field_size
 from adjointbackmap.rules.kernels import Kernel
@@ -52,7 +52,8 @@ class Layer:
         receptive_field: Input pixels that one of its units depends on, per spatial axis.
         kernel: Node of its convolution or linear call, ``None`` without one.
         call: Which convolution or linear call that is, for who listens to the model.
-        module: The call of a module that gives it, as :func:`adjointbackmap.capture.graph.listening` names it; ``None`` for others.
+        module: The call of a module that gives it, as :func:`adjointbackmap.capture.graph.listening` names it;
+            ``None`` for others.
         value: Where its output is in the program.
     """
 

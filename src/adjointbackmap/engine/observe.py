@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from adjointbackmap.capture.precision import exact
-from adjointbackmap.capture.graph import call_name, listening, pick
 from adjointbackmap.capture.casting import cast
 from adjointbackmap.capture.copies import structural_copy
+from adjointbackmap.capture.graph import call_name, listening, pick
+from adjointbackmap.capture.precision import exact
 from adjointbackmap.engine.network import OUTPUT, Layer, Network
 
 FUNCTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")

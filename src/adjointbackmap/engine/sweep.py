@@ -18,12 +18,6 @@ from adjointbackmap.engine.gated_convolution import SMALLEST_BATCH, AliveConvolu
 from adjointbackmap.engine.patches import Span
 from adjointbackmap.engine.pattern import ActivationPattern
 from adjointbackmap.engine.program import IMAGE, Program, Step
-from adjointbackmap.rules import Value
-from adjointbackmap.rules.base import Local, gated, laid_out, unfilled
-from adjointbackmap.rules.kernels import Convolution
-from adjointbackmap.rules.linear import Add, Masked
-from adjointbackmap.rules.piecewise import Gate, PiecewiseAffine
-from adjointbackmap.rules.pooling import AveragePooling, MaxPooling
 from adjointbackmap.engine.windows import (
     Group,
     Tangents,
@@ -35,6 +29,12 @@ from adjointbackmap.engine.windows import (
     seen_by,
     strides_of,
 )
+from adjointbackmap.rules import Value
+from adjointbackmap.rules.base import Local, gated, laid_out, unfilled
+from adjointbackmap.rules.kernels import Convolution
+from adjointbackmap.rules.linear import Add, Masked
+from adjointbackmap.rules.piecewise import Gate, PiecewiseAffine
+from adjointbackmap.rules.pooling import AveragePooling, MaxPooling
 
 BATCH = 2**22  # numbers in the largest window of a batch on the CPU: what its caches hold
 BATCH_ON_DEVICE = 2**26  # on another device: each operation costs its start, however few numbers it has

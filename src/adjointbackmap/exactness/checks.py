@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from adjointbackmap.capture.precision import exact
-from adjointbackmap.exactness.layer_check import SHARE_LIMIT, LayerCheck, checks_of, larger
-from adjointbackmap.planes.hyperplane import Hyperplanes
 from adjointbackmap.engine.network import Network
+from adjointbackmap.engine.observe import Recorded, record, record_call
 from adjointbackmap.engine.operators import Basis, LayerOperator, basis, push, reached
 from adjointbackmap.engine.pattern import ActivationPattern, check_images, check_scale, pattern_of
 from adjointbackmap.engine.program import IMAGE
-from adjointbackmap.planes.query import Query
-from adjointbackmap.engine.observe import Recorded, record, record_call
 from adjointbackmap.engine.rounding import drawn, path_sizes, scale_of_rounding
-from adjointbackmap.rules import Value
 from adjointbackmap.engine.sweep import Sweep, sums_of_products
+from adjointbackmap.exactness.layer_check import SHARE_LIMIT, LayerCheck, checks_of, larger
+from adjointbackmap.planes.hyperplane import Hyperplanes
+from adjointbackmap.planes.query import Query
+from adjointbackmap.rules import Value
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
 

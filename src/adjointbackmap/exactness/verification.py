@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjointbackmap.exactness.layer_check import LayerCheck
-from adjointbackmap.files.disk import hold_file
 from adjointbackmap.engine.network import Network, check_network, several
 from adjointbackmap.engine.pattern import check_images, check_scale, dtype_of
-from adjointbackmap.exactness.journal import Record
 from adjointbackmap.engine.sweep import images_at_once
-from adjointbackmap.tracing import trace
 from adjointbackmap.exactness.checks import Terms, verify_images
+from adjointbackmap.exactness.journal import Record
+from adjointbackmap.exactness.layer_check import LayerCheck
+from adjointbackmap.files.disk import hold_file
+from adjointbackmap.tracing import trace
 
 Checks = dict[str, LayerCheck]
 """Name of a layer -> its errors."""
@@ -61,8 +61,8 @@ def verify(
         report: Called with the share that is done.
         accumulate: ``torch.float64`` for inner products that are summed in it, of hyperplanes in ``dtype``.
         names: Name of each image, such as ``Images.hashes``; by default the SHA-256 of its numbers, see :func:`image_hash`.
-        keep: File of finished images, see :class:`adjointbackmap.exactness.journal.Record`: those that it has are taken from it, each
-            other one is written to it when it is finished.
+        keep: File of finished images, see :class:`adjointbackmap.exactness.journal.Record`: those that it has are
+            taken from it, each other one is written to it when it is finished.
         workers: How many processes on this machine share the images, or the address of a Dask scheduler such as
             ``tcp://10.0.0.1:8786``; by default this process alone computes.
 

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adjointbackmap.planes.methods import compute
 from adjointbackmap.engine.network import Network, several
+from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.patches import BLOCK, Patches
 from adjointbackmap.engine.pattern import check_images
+from adjointbackmap.planes.methods import compute
 from adjointbackmap.planes.planner import plan_queries
 from adjointbackmap.planes.query import Query
-from adjointbackmap.engine.observe import record
 from adjointbackmap.planes.units import Selection, input_names
 
 if TYPE_CHECKING:

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adjointbackmap.capture.precision import exact
+from adjointbackmap.engine.observe import IMAGES_AT_ONCE
 from adjointbackmap.engine.operators import basis, pull, push, reached
 from adjointbackmap.engine.patches import Patches
 from adjointbackmap.engine.pattern import ActivationPattern, pattern_of
 from adjointbackmap.engine.program import IMAGE, KernelCall
-from adjointbackmap.planes.query import Query
-from adjointbackmap.engine.observe import IMAGES_AT_ONCE
 from adjointbackmap.engine.sweep import Sweep
 from adjointbackmap.engine.windows import put
+from adjointbackmap.planes.query import Query
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from adjointbackmap.engine.network import Layer, Network
 from adjointbackmap.engine.operators import pull, push
 from adjointbackmap.engine.pattern import ActivationPattern, pattern_of
 from adjointbackmap.engine.program import IMAGE
-from adjointbackmap.planes.query import Query
-from adjointbackmap.rules import Field
 from adjointbackmap.engine.sweep import Sweep
-from adjointbackmap.planes.units import unit_dims
 from adjointbackmap.engine.windows import Group, strides_of
+from adjointbackmap.planes.query import Query
+from adjointbackmap.planes.units import unit_dims
+from adjointbackmap.rules import Field
 
 UNITS = 3  # of random layers, one each
 NUMBERS = 2**21  # of windows that are computed in some milliseconds, however small the network is

@@ -10,9 +10,9 @@ from torch import nn
 from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.plans import Plan
 from adjointbackmap.engine.program import KernelCall, Step
+from adjointbackmap.engine.windows import Group, strides_of
 from adjointbackmap.planes.query import Query
 from adjointbackmap.rules.kernels import Kernel
-from adjointbackmap.engine.windows import Group, strides_of
 
 STEP_COST = 2_000_000  # multiply-adds that fit into the time which a step takes before it computes
 NUMBER_COST = 10  # and into the time that a number takes to be read and written

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.engine.network import Layer, Network, check_network
-from adjointbackmap.engine.pattern import check_images, check_scale
-from adjointbackmap.planes.placement import PatchGeometry
-from adjointbackmap.engine.program import KernelCall, Program
-from adjointbackmap.planes.readout import Readout
 from adjointbackmap.engine.observe import Recorded, record
-from adjointbackmap.rules import Value
+from adjointbackmap.engine.pattern import check_images, check_scale
+from adjointbackmap.engine.program import KernelCall, Program
+from adjointbackmap.planes.placement import PatchGeometry
+from adjointbackmap.planes.readout import Readout
 from adjointbackmap.planes.units import Selection, select, shown, unit_dims
+from adjointbackmap.rules import Value
 
 SIZES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 UNBOUNDED = sys.maxsize

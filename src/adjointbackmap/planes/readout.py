@@ -10,9 +10,9 @@ from torch import Tensor
 
 from adjointbackmap.engine.operators import reached
 from adjointbackmap.engine.program import KernelCall, Program, Step
+from adjointbackmap.planes.units import Selection
 from adjointbackmap.rules import Value
 from adjointbackmap.rules.kernels import Kernel
-from adjointbackmap.planes.units import Selection
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adjointbackmap.engine.network import Network
+from adjointbackmap.engine.patches import Patches
 from adjointbackmap.files import disk
-from adjointbackmap.planes.store_files import CHECKSUM, Draft, put_record
 from adjointbackmap.planes.hyperplane import Hyperplanes, relative_error
 from adjointbackmap.planes.manifest import (
     AGAIN,
@@ -30,9 +31,8 @@ from adjointbackmap.planes.manifest import (
     record_path,
     refuse_links,
 )
-from adjointbackmap.engine.network import Network
-from adjointbackmap.engine.patches import Patches
 from adjointbackmap.planes.query import Block, Query, bytes_of
+from adjointbackmap.planes.store_files import CHECKSUM, Draft, put_record
 from adjointbackmap.planes.streaming import Stream, stream, tiles
 from adjointbackmap.planes.units import Selection
 

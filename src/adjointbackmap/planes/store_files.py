@@ -10,10 +10,10 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
+from adjointbackmap.engine.patches import Patches
 from adjointbackmap.files import disk
 from adjointbackmap.planes.hyperplane import Hyperplanes
 from adjointbackmap.planes.manifest import LARGE, LAYOUT, ROOT, Seal, Seals, is_whole, record_text
-from adjointbackmap.engine.patches import Patches
 from adjointbackmap.planes.streaming import Block, Stream, block_shape, tiles
 from adjointbackmap.planes.units import input_names
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adjointbackmap.planes.hyperplane import Hyperplanes, planes_of
 from adjointbackmap.engine.network import Network
-from adjointbackmap.planes.planner import plan_query, plans_of
 from adjointbackmap.engine.plans import Plan
+from adjointbackmap.planes.hyperplane import Hyperplanes, planes_of
+from adjointbackmap.planes.planner import plan_query, plans_of
 from adjointbackmap.planes.query import Block, Query
 
 

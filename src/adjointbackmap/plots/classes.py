@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from adjointbackmap.planes.hyperplane import Hyperplanes
 from adjointbackmap.engine.network import Biases
+from adjointbackmap.planes.hyperplane import Hyperplanes
 from adjointbackmap.plots.biases import UNIT, cut, described, near_square
 from adjointbackmap.plots.drawing import MEDIUM, SMALL, WIDTH, Drawing, colour_bar, finished, new_figure
 from adjointbackmap.plots.scale import PIXELS, Scale, drawable

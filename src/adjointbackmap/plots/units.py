@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from adjointbackmap.planes.hyperplane import Hyperplanes
 from adjointbackmap.engine.patches import Patches
+from adjointbackmap.planes.hyperplane import Hyperplanes
 from adjointbackmap.plots.classes import IMAGE_UNIT
 from adjointbackmap.plots.drawing import SMALL, WIDTH, Drawing, finished, new_figure
 from adjointbackmap.plots.scale import Scale, drawable

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from adjointbackmap.files.disk import write
 from adjointbackmap.report.page import MARKS
-from adjointbackmap.report.sheets import Place, Sheet
 from adjointbackmap.report.sections import Claim, Section, Table
+from adjointbackmap.report.sheets import Place, Sheet
 
 PLACE = Place("<!-- study: written by adjointbackmap report -->", "<!-- study: end -->")
 APART = "verification"  # has a page of its own, which study verification writes

@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from adjointbackmap.files.disk import write
 from adjointbackmap.report.scenes import plotly_script, scene_figure
-from adjointbackmap.report.sheets import plain
 from adjointbackmap.report.sections import Block, Claim, Scene, Section
+from adjointbackmap.report.sheets import plain
 
 MARKS = {True: "holds", False: "does not hold", None: "cannot tell"}
 

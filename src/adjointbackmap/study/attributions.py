@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from adjointbackmap import data, models, plots
-from adjointbackmap.exactness.layer_check import SHARE_LIMIT
-from adjointbackmap.planes.hyperplane import hyperplanes
 from adjointbackmap.engine.network import Network
 from adjointbackmap.exactness.journal import Record
+from adjointbackmap.exactness.layer_check import SHARE_LIMIT
+from adjointbackmap.planes.hyperplane import hyperplanes
+from adjointbackmap.report.sections import Block, Claim, Picture, Section, Table
 from adjointbackmap.report.sheets import Sheet
 from adjointbackmap.study.pictures.panels import captioned
 from adjointbackmap.study.quantiles import Quantiles
 from adjointbackmap.study.results import Arrays, Found, keep, kept
-from adjointbackmap.report.sections import Block, Claim, Picture, Section, Table
 from adjointbackmap.study.setup import SCALE, Setup, Trained, read_json, write_json
 
 KEY = "attributions"

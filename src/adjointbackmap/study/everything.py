@@ -10,16 +10,13 @@ import adjointbackmap
 from adjointbackmap.benchmark.timing import environment
 from adjointbackmap.files.checked import read_or_set_aside
 from adjointbackmap.files.disk import DiskFull, hold_folder, remove_partial
-from adjointbackmap.study import attributions
-from adjointbackmap.study.adversarial import many
-from adjointbackmap.study.adversarial import noise
-from adjointbackmap.study.verification import page
-from adjointbackmap.study.pictures import run as pictures
-from adjointbackmap.study.adversarial import scaled
-from adjointbackmap.study.adversarial import targets
-from adjointbackmap.study.verification import run as verification
 from adjointbackmap.report.sections import Section
+from adjointbackmap.study import attributions
+from adjointbackmap.study.adversarial import many, noise, scaled, targets
+from adjointbackmap.study.pictures import run as pictures
 from adjointbackmap.study.setup import Setup, read_json, write_json
+from adjointbackmap.study.verification import page
+from adjointbackmap.study.verification import run as verification
 
 EXPERIMENTS = {module.KEY: module for module in (page, pictures, many, noise, targets, scaled, attributions)}
 """Key -> the module whose ``section`` tells what was found; ``compute`` finds it, for ``page`` that of ``verification``."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from adjointbackmap.exactness.journal import differences
 from adjointbackmap.files import disk
 from adjointbackmap.files.checked import DamagedFile, compare, read_or_set_aside, set_aside, sha256_of, shortened
-from adjointbackmap.exactness.journal import differences
 from adjointbackmap.study.published.columns import COLUMNS
 from adjointbackmap.study.setup import read_json, write_json
 

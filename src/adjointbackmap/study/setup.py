@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from adjointbackmap import data, models
+from adjointbackmap.engine.network import Network
 from adjointbackmap.files import disk
 from adjointbackmap.files.checked import read_sealed, sealed_text
-from adjointbackmap.engine.network import Network
-from adjointbackmap.study.published.columns import COLUMNS
 from adjointbackmap.sources import Source, Subject, load_subject
+from adjointbackmap.study.published.columns import COLUMNS
 
 SCALE = 1 / 8
 BATCH = 500

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adjointbackmap import data, models
-from adjointbackmap.files import disk
 from adjointbackmap.capture.precision import exact
+from adjointbackmap.files import disk
 from adjointbackmap.files.checked import OF_FILE, read_sealed, sealed_text, set_aside
-from adjointbackmap.training.recipes import Recipe
 from adjointbackmap.files.stopping import undivided
 from adjointbackmap.files.weights import load_weights, read_torch, read_weights, torch_bytes
+from adjointbackmap.training.recipes import Recipe
 
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 60

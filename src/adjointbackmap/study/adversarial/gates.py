@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from adjointbackmap.capture.precision import exact
 from adjointbackmap.analysis.kinks import kinks_of
+from adjointbackmap.capture.precision import exact
 from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.pattern import ActivationPattern, check_images
 from adjointbackmap.engine.program import IMAGE, Step

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 
 from adjointbackmap import data, plots
-from adjointbackmap.exactness.layer_check import SHARE_LIMIT
 from adjointbackmap.engine.pattern import record_pattern
-from adjointbackmap.plots.drawing import COLOURS, FORMATS, MARKERS, MEDIUM, SMALL, WIDTH, Drawing, finished, new_figure
 from adjointbackmap.exactness.journal import Record
+from adjointbackmap.exactness.layer_check import SHARE_LIMIT
+from adjointbackmap.plots.drawing import COLOURS, FORMATS, MARKERS, MEDIUM, SMALL, WIDTH, Drawing, finished, new_figure
+from adjointbackmap.report.sections import Claim, Picture, Section, Table
 from adjointbackmap.report.sheets import Sheet
 from adjointbackmap.study.adversarial.gates import flipped, gate_counts, near_kinks
 from adjointbackmap.study.adversarial.pairs import angles, attack_of, attacked_pair, relative_change
+from adjointbackmap.study.adversarial.scaled import PATTERNS, spread_of
 from adjointbackmap.study.published.columns import COLUMNS
 from adjointbackmap.study.quantiles import Quantiles
-from adjointbackmap.study.adversarial.scaled import PATTERNS, spread_of
-from adjointbackmap.report.sections import Claim, Picture, Section, Table
 from adjointbackmap.study.setup import SCALE, Setup, Trained, read_json, write_json
 from adjointbackmap.study.verification.tally import interval
 

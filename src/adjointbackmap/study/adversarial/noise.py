@@ -11,17 +11,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adjointbackmap import data, plots
+from adjointbackmap.engine.pattern import record_pattern
 from adjointbackmap.exactness.layer_check import SHARE_LIMIT
 from adjointbackmap.planes.hyperplane import hyperplanes
-from adjointbackmap.engine.pattern import record_pattern
 from adjointbackmap.plots.classes import IMAGE_UNIT
 from adjointbackmap.plots.drawing import FORMATS, SMALL, WIDTH, Drawing, finished, new_figure
+from adjointbackmap.report.sections import Block, Claim, Picture, Section, Table
 from adjointbackmap.report.sheets import Sheet
 from adjointbackmap.study.adversarial.gates import ROUNDINGS, flipped, gate_counts, near_kinks
 from adjointbackmap.study.adversarial.pairs import Pair, attack_of, attacked_pair, largest_error, relative_change
 from adjointbackmap.study.published.outputs import OUTPUTS, Outputs
 from adjointbackmap.study.results import keep, kept
-from adjointbackmap.report.sections import Block, Claim, Picture, Section, Table
 from adjointbackmap.study.setup import SCALE, Setup, Trained
 
 KEY = "noise"

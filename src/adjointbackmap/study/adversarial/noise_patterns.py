@@ -9,8 +9,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from adjointbackmap.examples import scores_of
-from adjointbackmap.study.setup import Trained
 from adjointbackmap.study.adversarial.targets import attack_targets
+from adjointbackmap.study.setup import Trained
 
 PATTERNS = 50
 TRIES = 20  # times that a pattern is drawn, at most

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from adjointbackmap import data, plots
 from adjointbackmap.plots.drawing import MEDIUM
+from adjointbackmap.report.sections import Block, Claim, Picture, Section, Table
 from adjointbackmap.report.sheets import Sheet
 from adjointbackmap.study.adversarial.noise_patterns import PATTERNS, TRIES, Patterns, make_patterns
-from adjointbackmap.study.results import Arrays, Found, keep, kept, run_words
-from adjointbackmap.report.sections import Block, Claim, Picture, Section, Table
-from adjointbackmap.study.setup import Setup, Trained
 from adjointbackmap.study.adversarial.spread import MEASURES, Ratio, factors, spread, spread_ratio
 from adjointbackmap.study.adversarial.targets import PARTS, label_hyperplanes, settings_of
+from adjointbackmap.study.results import Arrays, Found, keep, kept, run_words
+from adjointbackmap.study.setup import Setup, Trained
 
 KEY = "scaled"
 OTHERS = ("Gaussian", "control")  # what adversarial patterns are held against

@@ -19,11 +19,11 @@ from adjointbackmap.plots.biases import UNIT
 from adjointbackmap.plots.classes import IMAGE_UNIT
 from adjointbackmap.plots.drawing import MEDIUM, WIDTH, Drawing, finished, new_figure
 from adjointbackmap.plots.scale import PIXELS
-from adjointbackmap.report.sheets import Sheet
-from adjointbackmap.study.results import Arrays, Found, keep, kept, run_words
 from adjointbackmap.report.sections import Block, Claim, Picture, Scene, Section, Table
-from adjointbackmap.study.setup import SCALE, Setup, Trained
+from adjointbackmap.report.sheets import Sheet
 from adjointbackmap.study.adversarial.spread import DRAWS, MEASURES, PERPLEXITY, Ratio, spread, spread_ratio, tsne
+from adjointbackmap.study.results import Arrays, Found, keep, kept, run_words
+from adjointbackmap.study.setup import SCALE, Setup, Trained
 
 KEY = "targets"
 TARGETS = 9

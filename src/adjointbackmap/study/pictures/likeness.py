@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adjointbackmap import data
-from adjointbackmap.planes.hyperplane import Hyperplanes, hyperplanes
 from adjointbackmap.engine.patches import Patches
+from adjointbackmap.planes.hyperplane import Hyperplanes, hyperplanes
 from adjointbackmap.spectra import high_share, mean_frequency, radial_energy
 from adjointbackmap.study.pictures.panels import convolutions
 from adjointbackmap.study.quantiles import Quantiles

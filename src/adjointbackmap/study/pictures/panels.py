@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adjointbackmap import data, plots
-from adjointbackmap.planes.hyperplane import Hyperplanes, hyperplanes
 from adjointbackmap.engine.network import Layer, Network
+from adjointbackmap.planes.hyperplane import Hyperplanes, hyperplanes
 from adjointbackmap.plots.units import SIDE
 from adjointbackmap.study.setup import SCALE, Trained
 

@@ -10,14 +10,14 @@ import torch
 
 from adjointbackmap import data, models, plots
 from adjointbackmap.planes.hyperplane import hyperplanes
+from adjointbackmap.report.sections import Block, Picture, Section
 from adjointbackmap.spectra import RadialProfile
 from adjointbackmap.study.pictures.likeness import IMAGES, PLANES, by_position, high_by_layer, over_many, same_class
 from adjointbackmap.study.pictures.panels import captioned, convolutions, draw
+from adjointbackmap.study.pictures.surroundings import regions, sparse, sparse_images
 from adjointbackmap.study.pictures.tables import claims, frequency_table, likeness_table, region_table, sparsity_table
 from adjointbackmap.study.results import Arrays, Found, keep, kept
-from adjointbackmap.report.sections import Block, Picture, Section
 from adjointbackmap.study.setup import SCALE, Setup, Trained, read_json, write_json
-from adjointbackmap.study.pictures.surroundings import regions, sparse, sparse_images
 
 KEY = "pictures"
 SHOWN = {"cifar10": ("ship", "ship", "frog"), "cifar100": ("apple", "apple", "orange")}

@@ -8,9 +8,9 @@ from typing import Any
 
 from adjointbackmap import data
 from adjointbackmap.analysis.boundaries import Analysis, analyse
+from adjointbackmap.analysis.crossings import NORMS
 from adjointbackmap.analysis.fields import Sparsity, sparsity
 from adjointbackmap.exactness.journal import Record
-from adjointbackmap.analysis.crossings import NORMS
 from adjointbackmap.study.setup import Trained
 
 Report = Callable[[float], None]

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from adjointbackmap.report.sections import Claim, Table
 from adjointbackmap.report.sheets import Sheet
 from adjointbackmap.study.pictures.likeness import IMAGES, PLANES
+from adjointbackmap.study.pictures.surroundings import merged
 from adjointbackmap.study.quantiles import Quantiles
 from adjointbackmap.study.results import Found
-from adjointbackmap.report.sections import Claim, Table
-from adjointbackmap.study.pictures.surroundings import merged
 
 ALIKE = 30.0  # degrees: two vectors of one length at this angle are half their length apart
 

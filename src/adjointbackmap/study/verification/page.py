@@ -6,12 +6,12 @@ from typing import Any
 
 from adjointbackmap import plots
 from adjointbackmap.files.disk import write
-from adjointbackmap.report.sheets import Place, Sheet
-from adjointbackmap.study.verification.histograms import histograms
-from adjointbackmap.study.published.columns import COLUMNS, Column
 from adjointbackmap.report.sections import Block, Claim, Picture, Section, Table
-from adjointbackmap.study.verification.summation import ORDERS
+from adjointbackmap.report.sheets import Place, Sheet
+from adjointbackmap.study.published.columns import COLUMNS, Column
+from adjointbackmap.study.verification.histograms import histograms
 from adjointbackmap.study.verification.run import KEY, RESULTS, read
+from adjointbackmap.study.verification.summation import ORDERS
 
 PLACE = Place("<!-- verification: written by adjointbackmap study verification -->", "<!-- verification: end -->")
 Layers = dict[str, dict[str, Any]]

@@ -13,20 +13,20 @@ from torch import Tensor
 
 from adjointbackmap import data, models
 from adjointbackmap.benchmark.timing import environment
-from adjointbackmap.files.checked import DamagedFile, read_or_set_aside, read_sealed
+from adjointbackmap.engine.network import Network
+from adjointbackmap.exactness.checks import Terms
+from adjointbackmap.exactness.journal import Record
 from adjointbackmap.exactness.layer_check import LayerCheck, checks_of
+from adjointbackmap.exactness.verification import Checks, fits, job_of, terms_of, verified
+from adjointbackmap.files.checked import DamagedFile, read_or_set_aside, read_sealed
 from adjointbackmap.files.disk import hold_folder
 from adjointbackmap.planes.hyperplane import hyperplanes
-from adjointbackmap.engine.network import Network
-from adjointbackmap.exactness.journal import Record
-from adjointbackmap.exactness.verification import Checks, fits, job_of, terms_of, verified
+from adjointbackmap.sources import Source, Subject, load_subject
 from adjointbackmap.study.published.columns import COLUMNS
 from adjointbackmap.study.setup import SCALE, Setup, write_json
 from adjointbackmap.study.verification.summation import BATCH, orders, outside_alone, products
 from adjointbackmap.study.verification.tally import Tally
-from adjointbackmap.sources import Source, Subject, load_subject
 from adjointbackmap.training.loop import accuracy
-from adjointbackmap.exactness.checks import Terms
 
 KEY = "verification"
 FORMAT = 2

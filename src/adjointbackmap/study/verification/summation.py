@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from adjointbackmap.capture.precision import exact
-from adjointbackmap.exactness.layer_check import SHARE_LIMIT, Place
-from adjointbackmap.planes.hyperplane import Hyperplanes, hyperplanes, relative_error
 from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.observe import record
+from adjointbackmap.exactness.layer_check import SHARE_LIMIT, Place
+from adjointbackmap.planes.hyperplane import Hyperplanes, hyperplanes, relative_error
 
 ORDERS = ("in turn", "by size", "pairwise", "float64 sums", "float64", "network alone")
 
