@@ -239,33 +239,21 @@ def identities():
     return nn.Sequential(*layers), (1, 5, 5)
 
 
-@case
-def binarised():
-    """Layers behind a sign do not depend on the image within a piece."""
-
-    def forward(net, x):
-        x = net.bn(net.conv2(net.sign(net.conv1(x))))
-        return net.fc(torch.sign(x).flatten(1)) + net.fc(F.relu(x).flatten(1))
-
-    convs = {"conv1": nn.Conv2d(2, 3, 3, padding=1), "conv2": nn.Conv2d(3, 2, 3, 2, 1), "bn": nn.BatchNorm2d(2)}
-    return Net(forward, **convs, sign=Net(lambda net, x: torch.sign(x)), fc=nn.Linear(18, 3)), (2, 6, 6)
-
-
 # pooling
 
 
 @case
 def infinite_constants():
-    """What always loses a maximum has no entry: padding, a mask that is added, places that are filled."""
+    """What always loses a maximum has no entry: padding, a mask that is added, a bound."""
 
     def forward(net, x):
-        x = F.max_pool2d(net.pad(net.conv1(x)), 3, 2)
+        x = F.max_pool2d(F.pad(net.conv1(x), (1, 1, 1, 1), value=-torch.inf), 3, 2)
         x = net.conv2((x + net.absent).amax(1, keepdim=True))
-        return net.fc(x.masked_fill(x < 0, -torch.inf).clamp(-1, torch.inf).flatten(1))
+        return net.fc(x.clamp(0, torch.inf).flatten(1))
 
     absent = torch.zeros(3, 1, 1)
     absent[1] = -torch.inf
-    parts = {"pad": nn.ConstantPad2d(1, -torch.inf), "absent": absent, "fc": nn.Linear(9, 2)}
+    parts = {"absent": absent, "fc": nn.Linear(9, 2)}
     return Net(forward, conv1=nn.Conv2d(1, 3, 3), conv2=nn.Conv2d(1, 1, 3, padding=1), **parts), (1, 7, 7)
 
 
@@ -569,7 +557,7 @@ operations(
         + torch.sign(x).masked_fill(x > 1, 0.4)
     ),
     truth_of_data=lambda net, x: torch.where(F.relu(x).bool(), x, 0.3) + x * (x > 0).to(torch.int64),
-    signs_alone=lambda net, x: F.conv2d(torch.sign(x), net.kernel2[:, :1].transpose(0, 1), net.per_channel[:1]),
+    signs_alone=lambda net, x: F.relu(F.conv2d(torch.sign(x), net.kernel2.transpose(0, 1), net.per_channel[:3])).sign(),
     padding_with_minus_infinity=lambda net, x: F.max_pool2d(F.pad(x, (1, 0, 2, 1), value=-torch.inf), 3, 2),
     filled_with_minus_infinity=lambda net, x: x.masked_fill(net.chosen, -torch.inf).amax((2, 3)),
     filled_with_infinity=lambda net, x: torch.where(net.chosen, x, torch.inf).min(3)[0],

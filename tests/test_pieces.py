@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import Net, make
-from checks import assert_close
+from checks import assert_close, assert_modes_are_sums, assert_reconstructed
 from torch import nn
 
 import adjointbackmap as abm
@@ -21,34 +21,54 @@ def convolved(operation, **parts):
 # layers that do not depend on the image
 
 
-def test_binarised_layer_has_an_empty_field_and_every_mode(traced_case):
+@pytest.fixture(scope="module")
+def binarised():
+    """A network with layers behind signs, traced, with its model and images."""
+
+    def forward(net, x):
+        x = net.conv2(net.sign(net.conv1(x)))
+        return net.fc(torch.sign(net.bn(x)).flatten(1)) + net.fc(F.relu(x).flatten(1))
+
+    convs = {"conv1": nn.Conv2d(2, 3, 3, padding=1), "conv2": nn.Conv2d(3, 2, 3, 2, 1), "bn": nn.BatchNorm2d(2)}
+    sign = Net(lambda net, x: torch.sign(x))
+    model, x = make(lambda: (Net(forward, **convs, sign=sign, fc=nn.Linear(18, 3)), (2, 6, 6)))
+    return abm.trace(model, x), model, x
+
+
+def test_binarised_layer_has_an_empty_field_and_every_mode(binarised):
     """By every method that can give it; the image part is zero, and biases alone make the value."""
-    traced = traced_case("binarised")
-    layer = traced.network.layers["conv2"]
-    assert layer.receptive_field == (0, 0)
+    network, _, x = binarised
+    assert network.layers["conv2"].receptive_field == (0, 0)
     columns = ("basis", "coloured", "windowed")
     for mode, methods in {"RM4": columns, "RM3": (), "RM2": columns, "RM1": ()}.items():
         for method in ("adjoint", *methods):
-            planes = abm.hyperplanes(traced.network, traced.x, "conv2", mode, method=method)
+            planes = abm.hyperplanes(network, x, "conv2", mode, method=method)
             assert not planes.image.any()
             assert_close(planes.reconstruct(), planes.value)
 
 
-def test_effective_field_of_a_binarised_layer_is_empty(traced_case):
+def test_effective_field_of_a_binarised_layer_is_empty(binarised):
     """No pixel could count, and none does."""
-    traced = traced_case("binarised")
-    fields = abm.effective_fields(abm.hyperplanes(traced.network, traced.x, "conv2"))
+    network, _, x = binarised
+    fields = abm.effective_fields(abm.hyperplanes(network, x, "conv2"))
     assert not fields.theoretical.any()
     assert not fields.effective.any()
     assert not fields.used.any()
 
 
-def test_module_that_gives_signs_is_a_layer(traced_case):
+def test_module_that_gives_signs_is_a_layer(binarised):
     """What it gives are numbers: the sign times an entry of 1."""
-    traced = traced_case("binarised")
-    planes = abm.hyperplanes(traced.network, traced.x, "sign", "RM2")
-    assert_close(planes.value, traced.model.conv1(traced.x).sign().movedim(1, -1))
+    network, model, x = binarised
+    planes = abm.hyperplanes(network, x, "sign", "RM2")
+    assert_close(planes.value, model.conv1(x).sign().movedim(1, -1))
     assert_close(planes.reconstruct(), planes.value)
+
+
+def test_binarised_network_is_exact(binarised):
+    """Every unit of every layer, by sums over all images."""
+    network, _, x = binarised
+    assert_reconstructed(network, x)
+    assert_modes_are_sums(network, x, "conv2")
 
 
 def test_gates_are_there_for_each_image(operation):
@@ -86,8 +106,16 @@ def test_infinite_constant_has_no_entry(traced_case):
     """Every entry of b is finite, and layers that may hold an infinity are none."""
     network = traced_case("infinite-constants").network
     assert network.biases.vector.isfinite().all()
-    assert network.biases.names == ("conv1.bias", "conv2.bias", "min", "fc.bias")
-    assert "pad" not in network.layers
+    assert network.biases.names == ("conv1.bias", "conv2.bias", "fc.bias")
+
+
+def test_module_that_pads_with_an_infinity_is_no_layer():
+    """What follows its maximum is one."""
+    layers = [nn.Conv2d(1, 2, 3), nn.ConstantPad2d(1, -INFINITY), nn.MaxPool2d(3, 2), nn.Conv2d(2, 1, 2)]
+    model, x = make(lambda: (nn.Sequential(*layers), (1, 7, 7)))
+    network = abm.trace(model, x)
+    assert list(network.layers) == ["0", "2", "3", "output"]
+    assert_reconstructed(network, x)
 
 
 def test_kink_against_an_infinite_constant_is_infinitely_far():
