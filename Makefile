@@ -12,7 +12,7 @@ demo: ## Show the package at work on a trained network
 test: ## Lint, check the types and the imports, run the tests
 	./dev test
 
-random: ## Thousands of random networks, new ones on every call; a failure prints the network
+random: ## RANDOM_NETWORKS=5000 random networks, new ones on every call, and some in threads; prints how many it tried
 	./dev setup
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/test_random_networks.py --hypothesis-profile=random --hypothesis-show-statistics
 

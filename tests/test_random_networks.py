@@ -1,6 +1,8 @@
 """Random networks hold everything that the catalogue's do: thousands of them with ``make random``, a few in every run."""
 
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
+from threading import Event, Thread
 
 import torch
 from checks import (
@@ -13,7 +15,8 @@ from checks import (
     snapshot,
     true_field,
 )
-from hypothesis import event, given
+from hypothesis import event, given, settings
+from hypothesis.strategies import lists
 from strategies import networks
 from torch import nn
 
@@ -65,3 +68,37 @@ def test_random_network_is_exact(drawn):
         event(f"merged: {len(folded.merged)}")
         assert_close(folded.model(x), model(x))
     assert_untouched(model, before)
+
+
+THREADS = 8
+A_HUNDREDTH = max(1, settings.default.max_examples // 100)  # each example has eight networks
+
+
+@settings(max_examples=A_HUNDREDTH)
+@given(lists(networks(), min_size=THREADS, max_size=THREADS))
+def test_random_networks_are_exact_in_threads(drawn):
+    """Eight networks are traced, audited and verified at once, while another thread runs their models."""
+    stopped = Event()
+    expected = [model(x).detach() for model, x in drawn]
+    seen = []
+
+    def run_models():
+        while not stopped.is_set():
+            seen.append(all(torch.equal(m(x), out) for (m, x), out in zip(drawn, expected, strict=True)))
+
+    def check(model, x):
+        network = abm.trace(model, x)
+        assert_reconstructed(network, x)
+        abm.reconstruction_test(abm.hyperplanes(network, x, "output"))
+
+    runner = Thread(target=run_models)
+    runner.start()
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            for done in [pool.submit(check, model, x) for model, x in drawn]:
+                done.result()
+    finally:
+        stopped.set()
+        runner.join()
+    event(f"networks in threads: {THREADS}")
+    assert all(seen)
