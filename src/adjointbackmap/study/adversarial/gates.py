@@ -1,4 +1,7 @@
-"""Gates of the activation pattern: how many differ between two inputs, and how many are within rounding of their kink."""
+"""Gates of the activation pattern: which differ between two inputs, and which are near a kink.
+
+A gate is near a kink if rounding alone could set it to another value.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,17 +16,20 @@ from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.pattern import ActivationPattern, check_images
 from adjointbackmap.engine.program import IMAGE, Step
 
-ROUNDINGS = 16  # rounding moved no activation of VGG7 and ResNet20 by more than 12 eps of its terms' magnitudes in float32
+# In float32, rounding moved no activation of VGG7 or ResNet20 by more than 12 eps of the sum of
+# its terms' magnitudes. The limit leaves a margin.
+ROUNDINGS = 16
 
 
 def gate_names(network: Network, dtype: torch.dtype | None = None) -> dict[int, str]:
-    """Slot of every step's output -> the convolution or linear layer before it, in the order of execution.
+    """Map the slot of each step's output to the convolution or linear layer before it.
 
-    It names gates for people: in the study's networks each convolution has one activation, that of a residual sum included.
+    The map gives gates readable names. In the study's networks each convolution has one activation.
+    The activation after a residual sum belongs to the convolution before the sum.
 
     Args:
         network: Traced network.
-        dtype: Of the program.
+        dtype: The dtype of the program.
     """
     program = network.program(dtype)
     layers = {program.kernels[layer.kernel].sum.slot: layer.name for layer in network.layers.values() if layer.kernel}
@@ -35,14 +41,14 @@ def gate_names(network: Network, dtype: torch.dtype | None = None) -> dict[int, 
 
 
 def flipped(first: ActivationPattern, second: ActivationPattern) -> dict[str, Float[Tensor, " n"]]:
-    """Share of the gates that differ between the patterns of two batches, by layer.
+    """Share of the gates that differ between the patterns of two batches, per layer and image.
 
     Args:
         first: Pattern of N images.
-        second: Pattern of as many, of the same network and dtype.
+        second: Pattern of N images, of the same network and dtype.
 
     Raises:
-        ValueError: If they are not of the same network, dtype and number of images.
+        ValueError: If network, dtype or number of images differ.
 
     Example:
         >>> from adjointbackmap import record_pattern, trace
@@ -53,8 +59,9 @@ def flipped(first: ActivationPattern, second: ActivationPattern) -> dict[str, Fl
     """
     if first.network is not second.network or (first.dtype, first.images) != (second.dtype, second.images):
         msg = (
-            "The two patterns must be of one network, dtype and number of images. "
-            f"Got {first.images} images in {first.dtype} and {second.images} in {second.dtype}: record both alike."
+            "The two patterns must be of one network, dtype and number of images. Got "
+            f"{first.images} images in {first.dtype} and {second.images} in {second.dtype}: "
+            "record both alike."
         )
         raise ValueError(msg)
     names, found = gate_names(first.network, first.dtype), dict[str, list[Tensor]]()
@@ -64,17 +71,22 @@ def flipped(first: ActivationPattern, second: ActivationPattern) -> dict[str, Fl
     return {layer: torch.cat(parts, 1).double().mean(1) for layer, parts in found.items()}
 
 
-def near_kinks(network: Network, x: Tensor, roundings: float = ROUNDINGS) -> dict[str, Int64[Tensor, " n"]]:
-    r"""How many activations are within rounding of a kink, by layer: another machine may set their gates otherwise.
+def near_kinks(
+    network: Network,
+    x: Tensor,
+    roundings: float = ROUNDINGS,
+) -> dict[str, Int64[Tensor, " n"]]:
+    r"""Count the activations that are within rounding of a kink, per layer and image.
 
-    The bound is the scale of the rounding: a unit counts where
-    :math:`|c - a| \le r\, \epsilon\, (\sum |w f| + |b| + |s|)` for a kink at :math:`a`, with the features :math:`f` that the
-    convolution reads, the bias :math:`b` and the shortcut :math:`s`. Activations whose features are all zero do not count: no
-    rounding is in them.
+    Another machine may round differently and set their gates to other values. A unit counts if
+    :math:`|c - a| \le r\, \epsilon\, (\sum |w f| + |b| + |s|)` for a kink at :math:`a`. Here
+    :math:`f` are the features that the convolution reads, :math:`b` is the bias and :math:`s` is
+    the shortcut. If all these terms are zero, the unit does not count: zeros are not rounded.
 
     Args:
-        network: Traced network, whose steps between kernels and activations are sums, averages, movements and scalings.
-        x: Images ``(N, C, H, W)`` in the units that the network takes.
+        network: Traced network. Between a kernel and its activation it may only have sums,
+            averages, movements and scalings.
+        x: Images ``(N, C, H, W)`` in the units of the network's input.
         roundings: The factor :math:`r`, in units of the rounding error of the network's dtype.
 
     Example:
@@ -97,7 +109,7 @@ def near_kinks(network: Network, x: Tensor, roundings: float = ROUNDINGS) -> dic
 
 
 def gate_counts(pattern: ActivationPattern) -> dict[str, int]:
-    """Gates of one image by layer."""
+    """Number of gates of one image, per layer."""
     names, counts = gate_names(pattern.network, pattern.dtype), dict[str, int]()
     for slot, gates in pattern.gates.items():
         counts[names[slot]] = counts.get(names[slot], 0) + gates[0][0].numel()
@@ -105,10 +117,16 @@ def gate_counts(pattern: ActivationPattern) -> dict[str, int]:
 
 
 def _with_sizes(network: Network, images: Tensor) -> Iterator[tuple[Step, Tensor, Tensor]]:
-    """Each step of a forward pass with its first input, and the magnitudes of the terms that this was summed from."""
+    """Yield each step of a forward pass with its first input and the size of that input's terms.
+
+    The size is the sum of the magnitudes of the terms from which the input was computed.
+    """
     program = network.program(images.dtype)
     kernels = {call.sum.slot: replace(call, weight=call.weight.abs()) for call in program.kernels.values()}
-    values = {IMAGE: images, **{e.slot: e.value.expand(len(images), *e.value.shape) for e in program.entries}}
+    values = {
+        IMAGE: images,
+        **{e.slot: e.value.expand(len(images), *e.value.shape) for e in program.entries},
+    }
     sizes = {slot: value.abs() for slot, value in values.items()}
     with exact(images.device):
         for step in program.steps:

@@ -1,4 +1,4 @@
-"""Experiments 1 and 3 on many images: distributions and failures in place of one picture."""
+"""Experiments 1 and 3 on many images: distributions and failure counts instead of one picture."""
 
 import hashlib
 import json
@@ -13,7 +13,17 @@ from adjointbackmap import data, plots
 from adjointbackmap.engine.pattern import record_pattern
 from adjointbackmap.exactness.journal import Record
 from adjointbackmap.exactness.layer_check import SHARE_LIMIT
-from adjointbackmap.plots.drawing import COLOURS, FORMATS, MARKERS, MEDIUM, SMALL, WIDTH, Drawing, finished, new_figure
+from adjointbackmap.plots.drawing import (
+    COLOURS,
+    FORMATS,
+    MARKERS,
+    MEDIUM,
+    SMALL,
+    WIDTH,
+    Drawing,
+    finished,
+    new_figure,
+)
 from adjointbackmap.report.sections import Claim, Picture, Section, Table
 from adjointbackmap.report.sheets import Sheet
 from adjointbackmap.study.adversarial.gates import flipped, gate_counts, near_kinks
@@ -25,7 +35,7 @@ from adjointbackmap.study.setup import SCALE, Setup, Trained, read_json, write_j
 from adjointbackmap.study.verification.tally import interval
 
 KEY = "many"
-BATCH = 20  # images at once
+BATCH = 20  # images per forward pass
 PARTS = ("image", "bias")
 
 Found = dict[str, Any]
@@ -33,11 +43,13 @@ Networks = dict[str, list[Found]]
 
 
 def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
-    """Measure many images under every network of a run; an image that was finished with the same settings stays.
+    """Measure many images with every network of a run.
+
+    An image is skipped if it was finished earlier with the same settings.
 
     Args:
-        setup: Networks, how many images, seed and folder.
-        report: Called with what is computed and the share of it that is done.
+        setup: Networks, number of images, seed and folder.
+        report: Called with the current task and its finished share.
     """
     for name in setup.networks:
         report(f"{name}: images", 0.0)
@@ -45,36 +57,58 @@ def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
         job = {**attack_of(trained, images), "seed": setup.seed, "patterns": PATTERNS}
         record = Record(_record_path(setup.folder, name, job), job)
         try:
-            _measure(trained, images, setup.seed, record, lambda share, name=name: report(f"{name}: images", share))  # type: ignore[misc]
+            _measure(
+                trained,
+                images,
+                setup.seed,
+                record,
+                lambda share, name=name: report(f"{name}: images", share),  # type: ignore[misc]
+            )
         finally:
             kept = dict(record.results())
             finished = {image: kept[image] for image in images.hashes if image in kept}
-            write_json(setup.folder / KEY / f"{name}.json", {"job": job, "asked": setup.images, "images": finished})
+            write_json(
+                setup.folder / KEY / f"{name}.json",
+                {"job": job, "asked": setup.images, "images": finished},
+            )
 
 
-def _measure(trained: Trained, images: data.Images, seed: int, record: Record, report: Callable[[float], None]) -> None:
-    """Add the images that a record lacks."""
+def _measure(
+    trained: Trained,
+    images: data.Images,
+    seed: int,
+    record: Record,
+    report: Callable[[float], None],
+) -> None:
+    """Compute the images that the record lacks, and append them to it."""
     missing = [n for n, image in enumerate(images.hashes) if image not in record.names]
     for start in range(0, len(missing), BATCH):
         part = images[missing[start : start + BATCH]]
         for n, found in enumerate(measured(trained, part)):
             one = part[n]
-            found["spread"] = spread_of(trained, one.unit_interval(), int(one.labels), seed, PATTERNS)
+            found["spread"] = spread_of(
+                trained,
+                one.unit_interval(),
+                int(one.labels),
+                seed,
+                PATTERNS,
+            )
             record.append(part.hashes[n], found)
             report(1 - (len(missing) - start - n - 1) / len(images))
     report(1.0)
 
 
 def measured(trained: Trained, images: data.Images) -> list[Found]:
-    """Experiment 1 on a batch: what changes between each image and its attacked twin.
+    """Experiment 1 on a batch: the changes between each image and its attacked version.
 
     Args:
         trained: The network.
         images: Images that it classifies correctly.
 
     Returns:
-        For each image what JSON can hold. Errors are the largest of all outputs, relative to the largest output; ``changed``
-        and ``angle`` are those of the label's hyperplane, in degrees.
+        A JSON-compatible dictionary for each image. ``errors`` holds the largest error of all
+        outputs, relative to the largest output. ``changed`` and ``angle`` (in degrees) are those of
+        the label's hyperplane.
     """
     pair, network = attacked_pair(trained, images), trained.network
     both, parts = (pair.original, pair.adversarial), pair.parts
@@ -109,13 +143,13 @@ def measured(trained: Trained, images: data.Images) -> list[Found]:
 
 
 def section(folder: Path) -> Section | None:
-    """What the experiments found on many images, from the files of a folder; pictures are drawn there.
+    """Build the report section from the result files, and draw its pictures into the folder.
 
     Args:
         folder: Folder of the results.
 
     Returns:
-        The section; ``None`` where there are no results.
+        The section, or ``None`` if there are no results.
     """
     runs = {name: read_json(p) for name in COLUMNS if (p := folder / KEY / f"{name}.json").exists()}
     networks = {name: list(run["images"].values()) for name, run in runs.items() if run["images"]}
@@ -123,16 +157,23 @@ def section(folder: Path) -> Section | None:
         return None
     seeds, patterns = (", ".join(map(str, sorted({r["job"][key] for r in runs.values()}))) for key in ("seed", "patterns"))
     ran = (
-        f"A seeded draw (seed {seeds}) of test images, for each network those that it classifies correctly: experiment 1 on each "
-        "of them (basic iterative method, stopped at the first success), and the spread ratio of experiment 3 "
-        f"({patterns} patterns of each kind).",
+        f"A seeded draw (seed {seeds}) of test images, for each network those that it classifies "
+        "correctly: experiment 1 on each of them (basic iterative method, stopped at the first "
+        f"success), and the spread ratio of experiment 3 ({patterns} patterns of each kind).",
         "; ".join(f"{name}: {len(found)} of {runs[name]['asked']} images" for name, found in networks.items()) + ".",
     )
-    return Section(KEY, "Many images", ran, (*claims(networks), table(networks), *_pictures(folder, networks)))
+    return Section(
+        KEY,
+        "Many images",
+        ran,
+        (*claims(networks), table(networks), *_pictures(folder, networks)),
+    )
 
 
 def claims(networks: Networks) -> Iterator[Claim]:
-    """What the report claims: each sentence with its numbers of all networks; it holds where it does for each of them.
+    """The claims of the report, with the numbers of all networks.
+
+    A claim holds if it holds for each network.
 
     Args:
         networks: Name of a network -> results of its images.
@@ -144,11 +185,23 @@ def claims(networks: Networks) -> Iterator[Claim]:
         max(worst.values()) <= SHARE_LIMIT if worst else None,
     )
     for text, holds in (
-        ("The hyperplanes of the original image do not: an output is off by more than 1 % of the largest one", _is_off),
-        ("With the hyperplanes of the original image, the class is another one than the network's", _is_another_class),
-        ("More gates flip than are within rounding of their kink, before and after the attack together", _flips_more),
+        (
+            "The hyperplanes of the original image do not: an output is off by more than 1 % of the largest one",
+            _is_off,
+        ),
+        (
+            "With the hyperplanes of the original image, the class is another one than the network's",
+            _is_another_class,
+        ),
+        (
+            "More gates flip than are within rounding of their kink, before and after the attack together",
+            _flips_more,
+        ),
     ):
-        yield _most(f"{text}, in most images.", {name: list(map(holds, _fooled(found))) for name, found in networks.items()})
+        yield _most(
+            f"{text}, in most images.",
+            {name: list(map(holds, _fooled(found))) for name, found in networks.items()},
+        )
     for part in PARTS:
         text = f"The label's hyperplane ({part} part) changes more than the network's input, each relative to its norm"
         pairs = {
@@ -161,7 +214,7 @@ def claims(networks: Networks) -> Iterator[Claim]:
 
 
 def table(networks: Networks) -> Table:
-    """Failures by kind, and median with the middle 90 % of every number.
+    """Table of failure counts, and of each number's median and 5 to 95 % range.
 
     Args:
         networks: Name of a network -> results of its images.
@@ -174,16 +227,17 @@ def table(networks: Networks) -> Table:
         if any(known):
             sheet.rows.append([row, *(str(Quantiles.of(values)) if values else "" for values in known)])
     caption = (
-        "Medians, in brackets where nine in ten images lie. Rows of experiment 1 leave out images whose attack failed, "
-        "spread ratios those whose patterns could not be made. Change: norm of the difference over the norm before. Errors: the "
-        "largest of all outputs, relative to the largest output. Spread ratio: adversarial over Gaussian patterns; control: "
-        "Gaussian ones with the variance of each pixel."
+        "Medians, in brackets where nine in ten images lie. Rows of experiment 1 leave out "
+        "images whose attack failed, spread ratios those whose patterns could not be made. "
+        "Change: norm of the difference over the norm before. Errors: the largest of all "
+        "outputs, relative to the largest output. Spread ratio: adversarial over Gaussian "
+        "patterns; control: Gaussian ones with the variance of each pixel."
     )
     return Table(sheet, caption)
 
 
 def _of_attack(number: Callable[[Found], float | None]) -> Callable[[Found], float | None]:
-    """A number of experiment 1, of images whose attack succeeded."""
+    """Restrict a number of experiment 1 to images whose attack succeeded."""
     return lambda r: number(r) if r["fooled"] else None
 
 
@@ -202,7 +256,7 @@ COUNTS: dict[str, Callable[[Found], bool]] = {
     "failed: too few Gaussian patterns": _short_of("Gaussian"),
     "failed: too few control patterns": _short_of("control"),
 }
-"""Row of the table -> whether an image counts."""
+"""Row of the table -> whether an image counts towards it."""
 
 NUMBERS: dict[str, Callable[[Found], float | None]] = {
     "steps of the attack": _of_attack(lambda r: r["steps"]),
@@ -227,7 +281,7 @@ NUMBERS: dict[str, Callable[[Found], float | None]] = {
     **{f"spread ratio, distances, {part} part, control": _spread(f"control distances {part}") for part in PARTS},
     "patterns drawn again": _spread("redrawn"),
 }
-"""Row of the table -> the number of an image; ``None`` where it has none."""
+"""Row of the table -> the number of an image, or ``None`` if it has none."""
 
 
 def _is_off(r: Found) -> bool:
@@ -243,7 +297,10 @@ def _flips_more(r: Found) -> bool:
 
 
 def _most(text: str, flags: dict[str, list[bool]]) -> Claim:
-    """A claim about most images: it holds where the 95 % interval of the share lies above a half, in each network."""
+    """A claim about most images.
+
+    It holds if the 95 % interval of the share lies above one half for each network.
+    """
     words, verdicts = [], []
     for name, held in flags.items():
         if held:
@@ -256,7 +313,10 @@ def _most(text: str, flags: dict[str, list[bool]]) -> Claim:
 
 
 def _of_part(text: str, pairs: dict[str, list[tuple[float | None, float]]]) -> Iterator[Claim]:
-    """A claim that a number is larger than another one in most images; none where no image has the number."""
+    """A claim that one number exceeds another in most images.
+
+    No claim is made if no image has the first number.
+    """
     flags = {name: [number > other for number, other in found if number is not None] for name, found in pairs.items()}
     if any(flags.values()):
         yield _most(f"{text}, in most images.", flags)
@@ -267,25 +327,38 @@ def _fooled(found: Sequence[Found]) -> list[Found]:
 
 
 def _record_path(folder: Path, name: str, job: Found) -> Path:
-    """A file of its own for each job."""
+    """The record's file: each job has its own."""
     return folder / KEY / f"{name}-{hashlib.sha256(json.dumps(job).encode()).hexdigest()[:8]}.jsonl"
 
 
 def _pictures(folder: Path, networks: Networks) -> Iterator[Picture]:
-    """Gates by layer, for each data set; angles and spread ratios of all images."""
+    """Flipped gates per layer for each data set, then angles and spread ratios of all images."""
     for classes in ("cifar10", "cifar100"):
         chosen = {name: found for name, found in networks.items() if name.endswith(f"-{classes}") and _fooled(found)}
         if chosen:
-            deepest = sorted(chosen, key=lambda name: -len(chosen[name][0]["flipped"]))  # gives the order of the layers
+            # The deepest network comes first: it sets the order of the layers on the axis.
+            deepest = sorted(chosen, key=lambda name: -len(chosen[name][0]["flipped"]))
             values = {name: _by_layer(_fooled(chosen[name])) for name in deepest}
             title = f"Gates that flip under adversarial noise ({classes})"
-            drawing = plots.by_layer(values, title, "% of a layer's gates: median, and where nine in ten images lie")
+            drawing = plots.by_layer(
+                values,
+                title,
+                "% of a layer's gates: median, and where nine in ten images lie",
+            )
             yield _saved(folder, f"flipped-{classes}", drawing)
     turned = {part: {n: [r["angle"].get(part) for r in _fooled(f)] for n, f in networks.items()} for part in PARTS}
-    yield _saved(folder, "angles", _strips(turned, "Angle between H and H_adv of the label's class", "degrees", False))
+    yield _saved(
+        folder,
+        "angles",
+        _strips(turned, "Angle between H and H_adv of the label's class", "degrees", False),
+    )
     ratios = {part: {n: [r["spread"][f"distances {part}"] for r in f] for n, f in networks.items()} for part in PARTS}
     title = "Spread of the label's hyperplane: adversarial over Gaussian patterns"
-    yield _saved(folder, "spread", _strips(ratios, title, "ratio of mean distances; the line is at 1", True))
+    yield _saved(
+        folder,
+        "spread",
+        _strips(ratios, title, "ratio of mean distances; the line is at 1", True),
+    )
 
 
 def _by_layer(found: Sequence[Found]) -> dict[str, tuple[float, float, float]]:
@@ -293,16 +366,33 @@ def _by_layer(found: Sequence[Found]) -> dict[str, tuple[float, float, float]]:
     return {layer: (share.median, share.low, share.high) for layer, share in shares.items()}
 
 
-def _strips(values: dict[str, dict[str, list[Any]]], title: str, quantity: str, ratio: bool) -> Drawing:
-    """A row of points for each network and part, with its median; image parts and bias parts in two colours."""
+def _strips(
+    values: dict[str, dict[str, list[Any]]],
+    title: str,
+    quantity: str,
+    ratio: bool,
+) -> Drawing:
+    """A row of points for each network and part, with its median.
+
+    Image parts and bias parts have different colours.
+    """
     rows = [(name, part) for name in values["image"] for part in values if any(v is not None for v in values[part][name])]
     figure = new_figure(WIDTH, 1.5 + 0.45 * max(1, len(rows)), title)
     axes, numbers = figure.add_subplot(), {}
     for place, (name, part) in enumerate(rows):
         known = np.array([v for v in values[part][name] if v is not None])
-        heights = place + np.linspace(-0.25, 0.25, len(known))  # in the order of the draw, so that points do not hide each other
+        # Points are spread over the height of the row so that they do not hide each other.
+        heights = place + np.linspace(-0.25, 0.25, len(known))
         look = PARTS.index(part)
-        axes.scatter(known, heights, s=12, color=COLOURS[look], marker=MARKERS[look], alpha=0.6, linewidths=0)
+        axes.scatter(
+            known,
+            heights,
+            s=12,
+            color=COLOURS[look],
+            marker=MARKERS[look],
+            alpha=0.6,
+            linewidths=0,
+        )
         axes.plot([np.median(known)] * 2, [place - 0.4, place + 0.4], color="black", linewidth=2)
         numbers[f"{name} {part}"] = known
     if ratio:
@@ -310,7 +400,11 @@ def _strips(values: dict[str, dict[str, list[Any]]], title: str, quantity: str, 
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("{x:g}")
         axes.axvline(1.0, color="0.5", linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(rows)), [f"{name}, {part} part" for name, part in rows], fontsize=SMALL)
+    axes.set_yticks(
+        range(len(rows)),
+        [f"{name}, {part} part" for name, part in rows],
+        fontsize=SMALL,
+    )
     axes.invert_yaxis()
     axes.set_xlabel(quantity, fontsize=MEDIUM)
     axes.tick_params(axis="x", which="both", labelsize=SMALL)

@@ -1,4 +1,4 @@
-"""Noise patterns of one image: scaled-down adversarial ones that deceive, and Gaussian ones that do not."""
+"""Noise patterns of one image: adversarial ones change the class, Gaussian ones do not."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,22 +13,24 @@ from adjointbackmap.study.adversarial.targets import attack_targets
 from adjointbackmap.study.setup import Trained
 
 PATTERNS = 50
-TRIES = 20  # times that a pattern is drawn, at most
+TRIES = 20  # rounds of drawing, at most
 
 
 @dataclass(frozen=True)
 class Patterns:
-    """Noise patterns of one image by kind: ``"adversarial"``, ``"Gaussian"``, ``"control"``; as many as could be made.
+    """Noise patterns of one image, as many as could be made.
+
+    The kinds are ``"adversarial"``, ``"Gaussian"`` and ``"control"``.
 
     Attributes:
-        wanted: How many of each kind were wanted.
-        targets: Which of the nine attacks reached their targets: the targets.
-        target: The target whose noise each adversarial pattern is scaled down from.
-        beta: By how much.
-        noise: Kind -> patterns ``(n, 3, 32, 32)`` in pixels, as drawn; those that are not adversarial are made when all
-            adversarial ones are there.
-        images: Kind -> the image with each pattern, clipped to [0, 1].
-        redrawn: Kind -> how many drawn patterns did not fit.
+        wanted: Number of patterns wanted of each kind.
+        targets: The targets of those of the nine attacks that reached them.
+        target: For each adversarial pattern, the target of the attack whose noise it scales down.
+        beta: For each adversarial pattern, the factor of that noise.
+        noise: Kind -> patterns ``(n, 3, 32, 32)`` in pixels, before clipping. The other kinds are
+            made only if all adversarial patterns could be made.
+        images: Kind -> the image plus each pattern, clipped to [0, 1].
+        redrawn: Kind -> number of drawn patterns that were rejected.
     """
 
     wanted: int
@@ -41,30 +43,36 @@ class Patterns:
 
     @property
     def missing(self) -> str | None:
-        """Which patterns could not be made."""
+        """The kinds with too few patterns, in words; ``None`` if there are none."""
         short = [f"{len(made)} of {self.wanted} {kind} patterns" for kind, made in self.noise.items() if len(made) < self.wanted]
         return f"only {', '.join(short)} could be made" if short else None
 
 
 def make_patterns(
-    trained: Trained, pixels: Float[Tensor, "1 3 32 32"], label: int, seed: int, patterns: int = PATTERNS
+    trained: Trained,
+    pixels: Float[Tensor, "1 3 32 32"],
+    label: int,
+    seed: int,
+    patterns: int = PATTERNS,
 ) -> Patterns:
-    """Scaled-down adversarial patterns that still deceive, and Gaussian ones that do not, of the same mean and variance.
+    """Draw adversarial patterns that change the class, and Gaussian patterns that do not.
 
-    Adversarial: beta times the noise of an attack that reached its target, beta uniform in (0, 1), as many of each target as
-    it gives. Gaussian: of their mean and variance over all pixels of all patterns. Control: of their mean over all, and
-    their variance in each pixel. Noise is added and the sum clipped to [0, 1]. A pattern that the network takes otherwise
-    is drawn again, :data:`TRIES` times at most; a target that gives too few leaves the rest to the others.
+    An adversarial pattern is beta times the noise of an attack that reached its target. Beta is
+    uniform in (0, 1). Each target gives the same number of patterns; if one gives too few, the
+    others give more. Gaussian patterns have the mean and the variance of the adversarial ones, over
+    all pixels of all patterns. Control patterns have the same mean, and in each pixel the variance
+    of the adversarial ones there. The sum of image and pattern is clipped to [0, 1]. A pattern with
+    the wrong effect on the class is drawn again, at most :data:`TRIES` times.
 
     Args:
         trained: The network.
         pixels: An image in [0, 1] that it classifies correctly.
         label: Its class.
-        seed: Of all draws.
-        patterns: How many of each kind, at least two.
+        seed: Seed of all draws.
+        patterns: Number of patterns of each kind, at least two.
 
     Raises:
-        ValueError: If there are fewer patterns.
+        ValueError: If ``patterns`` is less than 2.
     """
     if patterns < 2:
         msg = f"patterns must be at least 2, for a spread. Got {patterns}."
@@ -85,7 +93,11 @@ def make_patterns(
         for kind, deviation in (("Gaussian", like.std(correction=0)), ("control", like.std(0))):
 
             def make(count: int, deviation: Tensor = deviation) -> Tensor:
-                return like.mean() + deviation * torch.randn(count, *pixels.shape[1:], generator=generator)
+                return like.mean() + deviation * torch.randn(
+                    count,
+                    *pixels.shape[1:],
+                    generator=generator,
+                )
 
             noise[kind], redrawn[kind] = _draw(make, known, patterns)
     images = {kind: (pixels + drawn).clamp(0, 1) for kind, drawn in noise.items()}
@@ -93,9 +105,15 @@ def make_patterns(
 
 
 def _scale_down(
-    noises: Tensor, known: Callable[[Tensor], Tensor], patterns: int, generator: torch.Generator
+    noises: Tensor,
+    known: Callable[[Tensor], Tensor],
+    patterns: int,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, int]:
-    """Which noise times which factor deceives, as many of each noise as it gives; and how many drawn factors did not."""
+    """Draw factors with which the noises change the class.
+
+    Returns the index of the noise for each factor, the factors, and the number of rejected factors.
+    """
     betas, giving, redrawn = [torch.zeros(0)] * len(noises), list(range(len(noises))), 0
 
     def give(noise: Tensor, count: int) -> tuple[Tensor, int]:
@@ -113,8 +131,15 @@ def _scale_down(
     return of, torch.cat([torch.zeros(0), *betas]), redrawn
 
 
-def _draw(make: Callable[[int], Tensor], fits: Callable[[Tensor], Tensor], count: int) -> tuple[Tensor, int]:
-    """Draw until so many fit, or :data:`TRIES` times; and how many did not."""
+def _draw(
+    make: Callable[[int], Tensor],
+    fits: Callable[[Tensor], Tensor],
+    count: int,
+) -> tuple[Tensor, int]:
+    """Draw until ``count`` items fit, at most :data:`TRIES` times.
+
+    Returns them, and the number of rejected items.
+    """
     kept, redrawn = make(0), 0
     for _ in range(TRIES):
         if len(kept) == count:

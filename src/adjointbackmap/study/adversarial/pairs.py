@@ -32,13 +32,17 @@ class Pair:
 
     @property
     def parts(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Image parts ``(N, classes, C, H, W)`` before and after; bias parts ``(N, classes, M)`` where there are biases."""
+        """Each part of the hyperplanes before and after the attack.
+
+        Image parts are ``(N, classes, C, H, W)``. Bias parts are ``(N, classes, M)``. There are
+        none if the network has no biases.
+        """
         names = ("image", "bias") if len(self.original.network.biases) else ("image",)
         return {name: (getattr(self.original, name), getattr(self.adversarial, name)) for name in names}
 
     @property
     def with_original(self) -> Float[Tensor, "n classes"]:
-        """The attacked images' outputs, reconstructed with the hyperplanes of the images before the attack."""
+        """Outputs at the attacked images, reconstructed from the original images' hyperplanes."""
         return self.original.reconstruct(self.adversarial.x)
 
     @property
@@ -48,7 +52,7 @@ class Pair:
 
 
 def attacked_pair(trained: Trained, images: data.Images) -> Pair:
-    """Images under the study's basic iterative method, which stops at the first success.
+    """Attack images by the study's basic iterative method, which stops at the first success.
 
     Args:
         trained: The network.
@@ -64,13 +68,19 @@ def attacked_pair(trained: Trained, images: data.Images) -> Pair:
 
 
 def attack_of(trained: Trained, images: data.Images) -> dict[str, Any]:
-    """What results of attacks hang on, as JSON has it: the weights, the attack and the pattern's factor."""
+    """Settings that identify the results, as JSON-compatible values.
+
+    They are the weights, the attack and the scale of the pattern.
+    """
     attack = study_attack(1, images.unit_interval()[:1], trained.subject.prepare)
     return json.loads(json.dumps({**trained.about, "attack": asdict(attack), "scale": SCALE}))
 
 
 def relative_change(before: Tensor, after: Tensor, kept: int) -> Tensor:
-    """Norm of the difference over the norm before, over all dimensions after the first ``kept``; NaN where both are zero.
+    """Norm of the difference divided by the norm before.
+
+    The norms are over all dimensions after the first ``kept``. The result is NaN if both vectors
+    are zero.
 
     Example:
         >>> relative_change(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 4.5]]), 1).tolist()
@@ -81,9 +91,10 @@ def relative_change(before: Tensor, after: Tensor, kept: int) -> Tensor:
 
 
 def angles(before: Tensor, after: Tensor, kept: int) -> Tensor:
-    """Angle between vectors in degrees, over all dimensions after the first ``kept``; NaN where one is zero.
+    """Angle between vectors in degrees, over all dimensions after the first ``kept``.
 
-    It is twice the arctangent of the distance of the unit vectors over the norm of their sum, exact near 0 and 180 too.
+    It is twice the arctangent of |u - v| / |u + v| for unit vectors u and v. Unlike the arccosine,
+    this is accurate near 0 and 180 degrees. The result is NaN if one vector is zero.
 
     Example:
         >>> angles(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]), 1).tolist()

@@ -1,4 +1,4 @@
-"""How far points spread, the ratio of two groups with its interval, and projections to a few dimensions."""
+"""The spread of points, ratios of spreads with intervals, and low-dimensional projections."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,20 +12,21 @@ if TYPE_CHECKING:
 
 MEASURES = ("distances", "variances")
 DRAWS = 2000
-PERPLEXITY = 5.0  # of tSNE: fit for 20 points
+PERPLEXITY = 5.0  # of tSNE, suitable for 20 points
 EXAGGERATION, MOST_STEPS = 12.0, 5000
 
 
 def spread(points: Float[Tensor, "n d"], measure: str = "distances") -> float:
-    r"""How far points spread, as a mean over pairs of two different ones, in float64.
+    r"""The spread of points: a mean over all pairs of different points, in float64.
 
     Args:
         points: At least two points.
-        measure: ``"distances"`` for the mean pairwise distance; ``"variances"`` for the total variance, the trace of the
-            sample covariance, which is the mean of :math:`|p_i - p_j|^2 / 2`.
+        measure: ``"distances"`` is the mean pairwise distance. ``"variances"`` is the total
+            variance: the trace of the sample covariance, or the mean of
+            :math:`|p_i - p_j|^2 / 2`.
 
     Raises:
-        ValueError: If there are fewer points, or there is no such measure.
+        ValueError: If there are fewer than two points, or the measure is unknown.
 
     Example:
         >>> points = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
@@ -37,7 +38,7 @@ def spread(points: Float[Tensor, "n d"], measure: str = "distances") -> float:
 
 @dataclass(frozen=True)
 class Ratio:
-    """The spread of a group over that of another one.
+    """The spread of one group divided by that of another.
 
     Attributes:
         value: The ratio.
@@ -54,23 +55,29 @@ class Ratio:
 
 
 def spread_ratio(
-    first: Float[Tensor, "n d"], second: Float[Tensor, "m d"], measure: str, seed: int = 0, draws: int = DRAWS
+    first: Float[Tensor, "n d"],
+    second: Float[Tensor, "m d"],
+    measure: str,
+    seed: int = 0,
+    draws: int = DRAWS,
 ) -> Ratio:
-    """The spread of one group over that of another, with a bootstrap interval (percentiles 2.5 and 97.5).
+    """The spread of one group divided by that of another, with a 95 % bootstrap interval.
 
-    Each draw resamples the points of both groups. A point that is drawn twice has no distance to itself: a draw's mean is
-    over pairs of different original points, each as often as it was drawn, so that doubles do not shrink it. A draw of one
-    point alone tells nothing and is left out.
+    Each draw resamples the points of both groups. A point that is drawn twice has distance zero to
+    its copy, which would shrink the spread. Therefore the mean of a draw is only over pairs of
+    different original points, weighted by how often both were drawn. A draw that consists of copies
+    of one point has no such pair and is left out.
 
     Args:
         first: Points, at least two.
         second: Points, at least two of which differ.
         measure: ``"distances"`` or ``"variances"``, see :func:`spread`.
-        seed: Of the draws.
-        draws: How many.
+        seed: Seed of the draws.
+        draws: Number of draws.
 
     Raises:
-        ValueError: If there are fewer points, the second group has no spread, or there is no such measure.
+        ValueError: If a group has fewer than two points, the second group has no spread, or the
+            measure is unknown.
 
     Example:
         >>> ratio = spread_ratio(2 * torch.eye(4), torch.eye(4), "distances")
@@ -89,15 +96,16 @@ def spread_ratio(
 
 
 def tsne(points: Float[Tensor, "n d"], seed: int, perplexity: float = PERPLEXITY) -> "np.ndarray":
-    """Points in three dimensions by tSNE, started from their principal components, with exact gradients: ``(n, 3)``.
+    """Project points to three dimensions by tSNE: ``(n, 3)``.
 
-    The learning rate is scikit-learn's, n / 12 / 4 with its early exaggeration of 12, without the floor of 50: there, twenty
-    points fly apart and end in no minimum.
+    The start is the principal components, and the gradients are exact. The learning rate is
+    scikit-learn's n / 12 / 4, with an early exaggeration of 12 but without the lower limit of
+    50. At a rate of 50, twenty points fly apart and do not reach a minimum.
 
     Args:
         points: At least three points.
-        seed: Of the principal components.
-        perplexity: How many neighbours count, about.
+        seed: Seed of the principal components.
+        perplexity: Roughly the number of neighbours that count.
 
     Raises:
         ValueError: If the perplexity is less than 1, or not less than the number of points.
@@ -108,17 +116,25 @@ def tsne(points: Float[Tensor, "n d"], seed: int, perplexity: float = PERPLEXITY
     from sklearn.manifold import TSNE
 
     rate = len(points) / EXAGGERATION / 4
-    look = {"early_exaggeration": EXAGGERATION, "learning_rate": rate, "init": "pca", "method": "exact", "max_iter": MOST_STEPS}
+    look = {
+        "early_exaggeration": EXAGGERATION,
+        "learning_rate": rate,
+        "init": "pca",
+        "method": "exact",
+        "max_iter": MOST_STEPS,
+    }
     return TSNE(3, perplexity=perplexity, random_state=seed, **look).fit_transform(points.double().numpy())
 
 
 def factors(points: Float[Tensor, "n d"], count: int, seed: int) -> "np.ndarray":
-    """Scores of factor analysis, ``(n, count)``: by maximum likelihood, with a noise variance for each of the d numbers.
+    """Scores of a factor analysis, ``(n, count)``.
+
+    It is fitted by maximum likelihood. Each of the d coordinates has its own noise variance.
 
     Args:
         points: More points than factors.
-        count: How many factors.
-        seed: Of the singular value decompositions.
+        count: Number of factors.
+        seed: Seed of the singular value decompositions.
 
     Raises:
         ValueError: If there are not more points than factors.
@@ -132,10 +148,10 @@ def factors(points: Float[Tensor, "n d"], count: int, seed: int) -> "np.ndarray"
 
 
 def _pairs(points: Tensor, measure: str) -> Float[Tensor, "n n"]:
-    """What each pair of points adds to the measure.
+    """The term of each pair of points in the mean.
 
     Raises:
-        ValueError: If there are fewer than two points, or there is no such measure.
+        ValueError: If there are fewer than two points, or the measure is unknown.
     """
     if measure not in MEASURES:
         msg = f"measure must be one of {', '.join(MEASURES)}. Got {measure!r}."
@@ -149,12 +165,19 @@ def _pairs(points: Tensor, measure: str) -> Float[Tensor, "n n"]:
 
 
 def _mean(pairs: Tensor, weights: Float[Tensor, "draws n"]) -> Float[Tensor, " draws"]:
-    """Means over pairs of different points, each as often as its points were drawn."""
+    """Weighted mean over pairs of different points, for each draw.
+
+    The weight of a pair is the product of how often its two points were drawn.
+    """
     count = weights.sum(1).square() - weights.square().sum(1)
     return ((weights @ pairs) * weights).sum(1) / count
 
 
 def _resampled(count: int, draws: int, generator: torch.Generator) -> Float[Tensor, "draws n"]:
-    """How often each of ``count`` points is in each draw."""
+    """How often each of ``count`` points occurs in each draw."""
     chosen = torch.randint(count, (draws, count), generator=generator)
-    return torch.zeros(draws, count, dtype=torch.float64).scatter_add_(1, chosen, torch.ones(chosen.shape, dtype=torch.float64))
+    return torch.zeros(draws, count, dtype=torch.float64).scatter_add_(
+        1,
+        chosen,
+        torch.ones(chosen.shape, dtype=torch.float64),
+    )
