@@ -9,9 +9,9 @@ from cases import MAP, OPERATIONS, make, operation_case
 import adjointbackmap as abm
 from adjointbackmap.engine import sweep as sweeping
 from adjointbackmap.engine.gated_convolution import AliveConvolution
-from adjointbackmap.engine.patches import Patches, Span
+from adjointbackmap.engine.patches import Patches
 from adjointbackmap.engine.sweep import Sweep
-from adjointbackmap.engine.windows import Group, Windows
+from adjointbackmap.engine.windows import Group, Span, Windows
 from adjointbackmap.planes.planner import plan_queries
 from adjointbackmap.planes.query import Query
 from adjointbackmap.planes.readout import Readout

@@ -11,31 +11,6 @@ BLOCK = 2**22  # numbers in a block of an inner product
 
 
 @dataclass(frozen=True)
-class Span:
-    """Intervals along one axis, one for each number: interval ``n`` has ``size`` elements from ``first + n * step`` on.
-
-    The patches of a layer's positions on the image, and the windows of positions that pixels reach, are such intervals.
-
-    Example:
-        >>> Span(-1, 3, 2).last, Span(-1, 3, 2).firsts(range(1, 3)).tolist()
-        (1, [1, 3])
-    """
-
-    first: int
-    size: int
-    step: int
-
-    @property
-    def last(self) -> int:
-        """The last element of interval 0."""
-        return self.first + self.size - 1
-
-    def firsts(self, numbers: range) -> Tensor:
-        """First element of each of some intervals."""
-        return self.first + self.step * torch.arange(numbers.start, numbers.stop)
-
-
-@dataclass(frozen=True)
 class Patches:
     """Image parts on their receptive fields.
 

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adjointbackmap.engine.gated_convolution import SMALLEST_BATCH, AliveConvolution, mostly_dead
-from adjointbackmap.engine.patches import Span
 from adjointbackmap.engine.pattern import ActivationPattern
 from adjointbackmap.engine.program import IMAGE, Program, Step
 from adjointbackmap.engine.windows import (
     Group,
+    Span,
     Tangents,
     Windows,
     covers,

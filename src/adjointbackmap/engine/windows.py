@@ -13,9 +13,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adjointbackmap.engine.patches import Span
 from adjointbackmap.rules import Field, Rule
 from adjointbackmap.rules.base import channels_last
+
+
+@dataclass(frozen=True)
+class Span:
+    """Intervals along one axis, one for each number: interval ``n`` has ``size`` elements from ``first + n * step`` on.
+
+    The patches of a layer's positions on the image, and the windows of positions that pixels reach, are such intervals.
+
+    Example:
+        >>> Span(-1, 3, 2).last, Span(-1, 3, 2).firsts(range(1, 3)).tolist()
+        (1, [1, 3])
+    """
+
+    first: int
+    size: int
+    step: int
+
+    @property
+    def last(self) -> int:
+        """The last element of interval 0."""
+        return self.first + self.size - 1
+
+    def firsts(self, numbers: range) -> Tensor:
+        """First element of each of some intervals."""
+        return self.first + self.step * torch.arange(numbers.start, numbers.stop)
 
 
 @dataclass(frozen=True)
@@ -156,11 +180,11 @@ def put(whole: Tensor, group: Group, tangents: Tangents, patches: Sequence[Span]
     # (pixel rows, pixel columns, window rows, window columns, in-channels, out-channels)
     rows = tensor.movedim(1, -1).unflatten(0, (*group.count, -1)).movedim(2, 4)
     lines = [_Line(*along) for along in zip(group.pixels, spans, patches, positions, strict=True)]
-    down, across = (line.pieces() for line in lines)
-    for r in down:
-        for c in across:
-            views = [line.view(piece, whole, a) for a, (line, piece) in enumerate(zip(lines, (r, c), strict=True))]
-            _strided(whole, views).copy_(rows[r.pixels, c.pixels, r.window, c.window])
+    down, across = ([(p, line.view(p, whole, a)) for p in line.pieces()] for a, line in enumerate(lines))
+    for r, by_row in down:
+        for c, by_column in across:
+            part = rows[r.pixels, c.pixels, r.window, c.window]
+            _strided(whole, by_row, by_column).copy_(part)
 
 
 @dataclass(frozen=True)
@@ -244,10 +268,10 @@ class _Line:
         return _View(position * by_position + within * by_pixel, sizes, (next_pixel, next_position))
 
 
-def _strided(whole: Tensor, views: list[_View]) -> Tensor:
+def _strided(whole: Tensor, rows: _View, columns: _View) -> Tensor:
     """Pieces along both axes: ``(pixel rows, pixel columns, window rows, window columns, in-channels, out-channels)``."""
-    (n, u), (m, v) = (view.sizes for view in views)
-    (by_n, by_u), (by_m, by_v) = (view.strides for view in views)
+    (n, u), (m, v) = rows.sizes, columns.sizes
+    (by_n, by_u), (by_m, by_v) = rows.strides, columns.strides
     sizes = (n, m, u, v, *whole.shape[4:])
     strides = (by_n, by_m, by_u, by_v, *whole.stride()[4:])
-    return whole.as_strided(sizes, strides, sum(view.offset for view in views))
+    return whole.as_strided(sizes, strides, rows.offset + columns.offset)

@@ -7,7 +7,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from adjointbackmap.engine.patches import Span
+from adjointbackmap.engine.windows import Span
 from adjointbackmap.rules import Field, field_size
 from adjointbackmap.rules.field import Axis
 
