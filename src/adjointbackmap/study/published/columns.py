@@ -1,4 +1,4 @@
-"""What the dissertation published: its columns, in percent, with where they stand."""
+"""The published columns of the dissertation, in percent, with their sources."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,13 @@ RESNET20_LAYERS = (*(f"conv{i}" for i in range(1, 19)), "fc")
 
 @dataclass(frozen=True)
 class Column:
-    """Shares of units with a signed relative error of at most 1 %, of a network, over 10,000 test images.
+    """Published shares of the units of a network with a signed relative error of at most 1 %.
+
+    The shares are over 10,000 test images.
 
     Attributes:
-        source: Where it stands in [Wan2022].
-        figure: The figure with its histograms.
+        source: The table or caption in [Wan2022].
+        figure: The figure with the histograms.
         shares: Name of a layer -> percent.
         at_least: Whether only a lower bound was published, the same for every layer.
     """
@@ -32,11 +34,22 @@ def _resnet20(source: str, figure: str, text: str) -> Column:
 
 
 COLUMNS = {
-    "vgg7-nobias-cifar10": _vgg7("caption of Fig. 2.4", "Fig. 2.4", "99.9996 99.9996 99.9989 99.9989 99.9989 99.996"),
-    "fixup-resnet20-nobias-cifar10": Column(
-        "caption of Fig. 2.5", "Fig. 2.5", dict.fromkeys(RESNET20_LAYERS, 99.997), at_least=True
+    "vgg7-nobias-cifar10": _vgg7(
+        "caption of Fig. 2.4",
+        "Fig. 2.4",
+        "99.9996 99.9996 99.9989 99.9989 99.9989 99.996",
     ),
-    "vgg7-cifar10": _vgg7("Table 3.3", "Fig. 3.6", "99.9987 99.9978 99.9985 99.9935 99.9933 99.991"),
+    "fixup-resnet20-nobias-cifar10": Column(
+        "caption of Fig. 2.5",
+        "Fig. 2.5",
+        dict.fromkeys(RESNET20_LAYERS, 99.997),
+        at_least=True,
+    ),
+    "vgg7-cifar10": _vgg7(
+        "Table 3.3",
+        "Fig. 3.6",
+        "99.9987 99.9978 99.9985 99.9935 99.9933 99.991",
+    ),
     "resnet20-cifar10": _resnet20(
         "Table 3.3",
         "Fig. 3.7",
@@ -53,7 +66,11 @@ COLUMNS = {
         99.9935 99.9935 99.9943 99.9934 99.9929 99.9927 99.992
         """,
     ),
-    "vgg7-cifar100": _vgg7("Table 3.4", "Fig. 3.9", "99.9988 99.9978 99.998 99.9928 99.993 99.9807"),
+    "vgg7-cifar100": _vgg7(
+        "Table 3.4",
+        "Fig. 3.9",
+        "99.9988 99.9978 99.998 99.9928 99.993 99.9807",
+    ),
     "resnet20-cifar100": _resnet20(
         "Table 3.4",
         "Fig. 3.10",
@@ -71,4 +88,4 @@ COLUMNS = {
         """,
     ),
 }
-"""Name of a network as it is shipped -> its column."""
+"""Name of a shipped network -> its column."""

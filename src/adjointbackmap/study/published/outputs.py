@@ -1,4 +1,8 @@
-"""Tables 4.1 to 4.5 of the dissertation: outputs at an adversarial image, and what two sets of hyperplanes make of them."""
+"""Tables 4.1 to 4.5 of the dissertation: outputs at an adversarial image.
+
+Each output is also reconstructed with the hyperplanes of the adversarial and of the original
+image.
+"""
 
 from dataclasses import dataclass
 
@@ -8,7 +12,7 @@ class Outputs:
     """A table of ten classes, as printed.
 
     Attributes:
-        source: Where it stands in [Wan2022].
+        source: The table in [Wan2022].
         figure: The figure of the same experiment.
         label: Class of the original image.
         network: The network's outputs at the adversarial image.
@@ -123,4 +127,4 @@ OUTPUTS = {
         """,
     ),
 }
-"""Name of a network as it is shipped -> its table; the classes are those of CIFAR-10 in their order."""
+"""Name of a shipped network -> its table. Rows are the classes of CIFAR-10 in their order."""

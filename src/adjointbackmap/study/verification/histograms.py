@@ -1,4 +1,4 @@
-"""Histograms of the relative errors of every layer, as in Figs. 2.4, 2.5 and 3.6 to 3.11 of [Wan2022]."""
+"""Histograms of each layer's relative errors, as in [Wan2022, Figs. 2.4, 2.5 and 3.6 to 3.11]."""
 
 from collections.abc import Sequence
 from math import isqrt
@@ -11,16 +11,18 @@ from matplotlib.figure import Figure
 from adjointbackmap.exactness.layer_check import HISTOGRAM_EDGES, SHARE_LIMIT, LayerCheck
 
 LIMIT = HISTOGRAM_EDGES.index(SHARE_LIMIT)
-TICKS = (-2, -9)  # powers of ten that are named
+TICKS = (-2, -9)  # powers of ten with a tick label
 
 
 def histograms(runs: dict[str, dict[str, Any]], title: str, signed: bool) -> Figure:
-    """A panel for each layer: share of the units by the power of ten of their error, float32 filled, float64 as a line.
+    """A panel for each layer: the share of units for each power of ten of the error.
+
+    Float32 is filled, and float64 is a line.
 
     Args:
-        runs: ``"float32"`` and ``"float64"`` -> name of a layer -> its tally as JSON holds it.
+        runs: ``"float32"`` and ``"float64"`` -> name of a layer -> its tally as in the JSON file.
         title: Heading of the figure.
-        signed: Whether by sign, as published; else of the magnitude.
+        signed: Whether to show signed errors, as published, or magnitudes.
     """
     layers = list(runs["float32"])
     columns = isqrt(len(layers) - 1) + 1
@@ -43,23 +45,38 @@ def histograms(runs: dict[str, dict[str, Any]], title: str, signed: bool) -> Fig
 def _draw(axes: Axes, check: LayerCheck, kind: str, signed: bool) -> None:
     shares, first = _bins(check.signed if signed else check.histogram, signed)
     edges = np.arange(first, first + len(shares) + 1) - 0.5
-    axes.stairs(shares, edges, label=kind, fill=kind == "float32", color="C0" if kind == "float32" else "C1")
+    axes.stairs(
+        shares,
+        edges,
+        label=kind,
+        fill=kind == "float32",
+        color="C0" if kind == "float32" else "C1",
+    )
     axes.set_yscale("log")
     axes.set_ylim(1e-9, 2)
     places, names = _ticks(signed)
     axes.set_xticks(places, names)
     axes.tick_params(labelsize=7)
     for place in (LIMIT + 0.5, -LIMIT - 0.5) if signed else (LIMIT + 0.5,):
-        axes.axvline(place, color="0.5", linewidth=0.8, linestyle=":", label="1 %" if kind == "float32" and place > 0 else None)
+        axes.axvline(
+            place,
+            color="0.5",
+            linewidth=0.8,
+            linestyle=":",
+            label="1 %" if kind == "float32" and place > 0 else None,
+        )
 
 
 def _bins(counts: Sequence[int], signed: bool) -> tuple[np.ndarray, int]:
-    """Shares, and the place of the first bin; that of the smallest errors is at 0."""
+    """The share of units in each bin, and the position of the first bin.
+
+    The bin of the smallest errors is at position 0.
+    """
     return np.array(counts) / sum(counts), -len(HISTOGRAM_EDGES) if signed else 0
 
 
 def _ticks(signed: bool) -> tuple[list[float], list[str]]:
-    """Where some powers of ten lie, at the far edge of their bins, and how they are written."""
+    """Positions and labels of the ticks, at the outer edges of some bins."""
     above = {len(HISTOGRAM_EDGES) - 2.5 + power: f"$10^{{{power}}}$" for power in TICKS}
     below = {-place: f"$-{name[1:]}" for place, name in above.items()}
     named = {**(below if signed else {}), 0.0: "0", **above}

@@ -13,23 +13,29 @@ from adjointbackmap.study.verification.histograms import histograms
 from adjointbackmap.study.verification.run import KEY, RESULTS, read
 from adjointbackmap.study.verification.summation import ORDERS
 
-PLACE = Place("<!-- verification: written by adjointbackmap study verification -->", "<!-- verification: end -->")
+PLACE = Place(
+    "<!-- verification: written by adjointbackmap study verification -->",
+    "<!-- verification: end -->",
+)
 Layers = dict[str, dict[str, Any]]
 
 
 def layers_of(entry: dict[str, Any], arithmetic: str) -> Layers:
-    """Every layer that was verified in an arithmetic, in the order of the network."""
+    """Every layer that was verified in one arithmetic, in the order of the network."""
     run = entry["runs"].get(arithmetic, {})
     return {name: layer for part in ("convolutions", "fc") for name, layer in run.get(part, {}).get("layers", {}).items()}
 
 
 def verdict(layer: dict[str, Any], published: float, of: str = "") -> str:
-    """How a share of units stands to a published percentage: it is short where that lies above the share's interval.
+    """Compare the measured share of units with the published percentage.
+
+    The verdict is "short" if the published percentage lies above the interval of the measured
+    share. Otherwise it is "above" if the share reaches the percentage, and "within" if it does not.
 
     Args:
         layer: Counts and intervals.
-        published: In percent.
-        of: Empty for the share of absolute errors, ``"_signed"`` for that of signed ones.
+        published: The published percentage.
+        of: Empty for absolute errors, ``"_signed"`` for signed ones.
 
     Example:
         >>> layer = {"check": {"units": 1000, "within": 990}, "interval": [0.98, 0.995]}
@@ -43,13 +49,13 @@ def verdict(layer: dict[str, Any], published: float, of: str = "") -> str:
 
 
 def short_rows(entry: dict[str, Any], column: Column, of: str = "") -> tuple[int, int]:
-    """How many rows of a network are short in float32, and of how many."""
+    """The number of layers of a network that are short in float32, and of all its layers."""
     layers = layers_of(entry, "float32")
     return sum(verdict(layer, column.shares[name], of) == "**short**" for name, layer in layers.items()), len(layers)
 
 
 def percent(count: int, units: int) -> str:
-    """A share in percent, rounded down: 100 only where it is all of them.
+    """A share in percent, rounded down, so that 100 means all units.
 
     Example:
         >>> percent(9_999_999, 10_000_000), percent(10_000_000, 10_000_000)
@@ -61,9 +67,26 @@ def percent(count: int, units: int) -> str:
 
 
 def summary(networks: dict[str, Any]) -> Sheet:
-    """A row for each network: accuracy, images of the convolutions and of ``fc`` and machines, rows that are short, time."""
+    """Table with a row for each network.
+
+    The columns are accuracy, the images of the convolutions and of ``fc``, the machines, the number
+    of short rows, and the time.
+    """
     counted, short = ["images", "fc", "on"], ["short, signed", "short"]
-    sheet = Sheet("", ["network", "published in", "accuracy %", "folded %", *counted, *short, "float64", *counted, "hours"])
+    sheet = Sheet(
+        "",
+        [
+            "network",
+            "published in",
+            "accuracy %",
+            "folded %",
+            *counted,
+            *short,
+            "float64",
+            *counted,
+            "hours",
+        ],
+    )
     for name, entry in networks.items():
         column, accuracy = COLUMNS[name], entry.get("accuracy")
         double = [layer["check"] for layer in layers_of(entry, "float64").values()]
@@ -74,7 +97,12 @@ def summary(networks: dict[str, Any]) -> Sheet:
                 *(f"{100 * accuracy[key]:.2f}" if accuracy else "" for key in ("trained", "folded")),
                 *_images(entry, "float32"),
                 *("{} of {}".format(*short_rows(entry, column, of)) for of in ("_signed", "")),
-                percent(sum(check["within"] for check in double), sum(check["units"] for check in double)) if double else "",
+                percent(
+                    sum(check["within"] for check in double),
+                    sum(check["units"] for check in double),
+                )
+                if double
+                else "",
                 *_images(entry, "float64"),
                 f"{seconds / 3600:.1f}",
             ]
@@ -83,14 +111,28 @@ def summary(networks: dict[str, Any]) -> Sheet:
 
 
 def layer_rows(entry: dict[str, Any], column: Column, title: str = "") -> Sheet:
-    """A row for each layer beside the published column."""
-    head = ["layer", "published", "e <= 1 %", "is", "\\|e\\| <= 1 %", "is", "float64", "95 % interval", "units"]
+    """Table with a row for each layer, next to the published column."""
+    head = [
+        "layer",
+        "published",
+        "e <= 1 %",
+        "is",
+        "\\|e\\| <= 1 %",
+        "is",
+        "float64",
+        "95 % interval",
+        "units",
+    ]
     sheet, double = (
         Sheet(title, [*head, "units in float64", "outside", "rounded", "c / sum", "zero"]),
         layers_of(entry, "float64"),
     )
     for name, layer in layers_of(entry, "float32").items():
-        check, published, other = layer["check"], column.shares[name], double.get(name, {}).get("check")
+        check, published, other = (
+            layer["check"],
+            column.shares[name],
+            double.get(name, {}).get("check"),
+        )
         sheet.rows.append(
             [
                 *(name, f"{'>= ' if column.at_least else ''}{published:g}"),
@@ -109,19 +151,42 @@ def layer_rows(entry: dict[str, Any], column: Column, title: str = "") -> Sheet:
 
 
 def sums_rows(entry: dict[str, Any]) -> Sheet:
-    """A row for each layer: the same images with inner products summed in float32 and in float64, and the network alone."""
-    head = ["layer", "units", "outside, float32", "outside, sums in float64", "outside, network alone"]
-    sheet, alone = Sheet("", [*head, "largest scaled, float32", "sums in float64"]), entry.get("outside alone", {})
+    """Table with a row for each layer: inner products summed in float32 and in float64.
+
+    Both sums use the same images. Another column is the network's own rounding error.
+    """
+    head = [
+        "layer",
+        "units",
+        "outside, float32",
+        "outside, sums in float64",
+        "outside, network alone",
+    ]
+    sheet, alone = (
+        Sheet("", [*head, "largest scaled, float32", "sums in float64"]),
+        entry.get("outside alone", {}),
+    )
     single, double = layers_of(entry, "float32 again"), layers_of(entry, "float32, sums in float64")
     for name in (name for name in single if name in double and single[name]["images"] == double[name]["images"]):
         pair = single[name]["check"], double[name]["check"]
-        outside, scaled = [f"{c['units'] - c['within']:,}" for c in pair], [f"{c['scaled']:.1e}" for c in pair]
-        sheet.rows.append([name, f"{pair[0]['units']:,}", *outside, f"{alone[name]:,}" if name in alone else "", *scaled])
+        outside, scaled = (
+            [f"{c['units'] - c['within']:,}" for c in pair],
+            [f"{c['scaled']:.1e}" for c in pair],
+        )
+        sheet.rows.append(
+            [
+                name,
+                f"{pair[0]['units']:,}",
+                *outside,
+                f"{alone[name]:,}" if name in alone else "",
+                *scaled,
+            ]
+        )
     return sheet
 
 
 def order_rows(entry: dict[str, Any]) -> Sheet:
-    """A row for each layer's worst unit: its error by the order and the precision of the sum."""
+    """Table of the worst unit of each layer: its error for each order and precision of the sum."""
     sheet = Sheet("", ["layer", "image", "unit", "c", "sum of \\|x h\\|, \\|b h\\|", *ORDERS])
     for name, found in entry.get("orders", {}).items():
         image, unit = found["place"]
@@ -132,11 +197,11 @@ def order_rows(entry: dict[str, Any]) -> Sheet:
 
 
 def markdown(found: dict[str, Any], figures: str = "figures") -> str:
-    """All tables, with the figures of a folder.
+    """All tables as Markdown, with links to the figures.
 
     Args:
         found: The results.
-        figures: Folder of the figures, as seen from the page.
+        figures: Folder of the figures, relative to the page.
     """
     networks = _in_order(found)
     machines = "; ".join(f"{number}: {_machine(here)}" for number, here in enumerate(found["environments"], start=1))
@@ -158,7 +223,10 @@ def _network(name: str, entry: dict[str, Any], figures: str) -> Iterator[str]:
         yield f"![Relative errors of {name}, {kind}]({figures}/verification-{name}-{kind}.png)"
     for title, sheet in (
         ("The same images, inner products summed in float32 and in float64:", sums_rows(entry)),
-        ("The worst unit of each layer, its terms summed in other orders and precisions (relative errors):", order_rows(entry)),
+        (
+            "The worst unit of each layer, its terms summed in other orders and precisions (relative errors):",
+            order_rows(entry),
+        ),
     ):
         if sheet.rows:
             yield from (title, sheet.markdown())
@@ -170,17 +238,20 @@ def draw(found: dict[str, Any], folder: Path) -> Iterator[Path]:
         runs = {kind: layers_of(entry, kind) for kind in ("float32", "float64")}
         for kind in ("signed", "absolute") if runs["float32"] else ():
             title = f"{name}: relative error of every unit ({COLUMNS[name].figure})"
-            yield plots.save(histograms(runs, title, kind == "signed"), folder / f"verification-{name}-{kind}.png")
+            yield plots.save(
+                histograms(runs, title, kind == "signed"),
+                folder / f"verification-{name}-{kind}.png",
+            )
 
 
 def show(found: dict[str, Any]) -> Iterator[Sheet]:
-    """The layers of each network beside what was published."""
+    """Yield for each network the table of its layers, next to the published column."""
     for name, entry in _in_order(found).items():
         yield layer_rows(entry, COLUMNS[name], f"{name}, {COLUMNS[name].source}")
 
 
 def off_in_float64(found: dict[str, Any]) -> list[str]:
-    """Networks with a unit that is not within 1 % in float64."""
+    """Networks with a unit whose relative error in float64 is more than 1 %."""
     return [
         name
         for name, entry in found["networks"].items()
@@ -189,7 +260,10 @@ def off_in_float64(found: dict[str, Any]) -> list[str]:
 
 
 def write_page(found: dict[str, Any], results: Path, page: Path) -> list[Path]:
-    """Put the tables between the two marks of a page, figures and results into folders beside it; tell what was written."""
+    """Write the tables between the two marks of a page.
+
+    Figures and results go into folders next to the page. Returns the paths of all written files.
+    """
     PLACE.fill(page, markdown(found))
     kept = page.parent / "results" / results.name
     if kept.resolve() != results.resolve():
@@ -207,33 +281,48 @@ def _machine(here: dict[str, Any]) -> str:
 
 
 def _images(entry: dict[str, Any], arithmetic: str) -> list[str]:
-    """Numbers of images of the convolutions and of ``fc``, and the numbers of the machines."""
+    """Numbers of images of the convolutions and of ``fc``, then the numbers of the machines."""
     runs = [entry["runs"].get(arithmetic, {}).get(part, {}) for part in ("convolutions", "fc")]
     machines = sorted({place + 1 for run in runs for place in run.get("environments", [])})
     return [*(f"{run.get('images', 0):,}" for run in runs), ", ".join(map(str, machines))]
 
 
 def section(folder: Path) -> Section | None:
-    """What the results below a folder of the study tell; none if there are none."""
+    """Build the report section from the results in a folder; ``None`` if there are none."""
     if not (folder / KEY / RESULTS).is_file():
         return None
     found = read(folder / KEY / RESULTS)
     ran = (
-        "Every unit of every layer but the first convolution is rebuilt from its explicit hyperplane and held against the "
-        "network's own value: folded networks, own bias left out, pattern at k = 1/8, in float32 as published and in float64.",
+        "Every unit of every layer but the first convolution is rebuilt from its explicit "
+        "hyperplane and held against the network's own value: folded networks, own bias left "
+        "out, pattern at k = 1/8, in float32 as published and in float64.",
         "A row falls short where the published share lies above the 95 % interval of ours.",
     )
     pictures = list(draw(found, folder / KEY))
     blocks = [block for name, entry in _in_order(found).items() for block in _blocks(name, entry, pictures, folder)]
-    return Section(KEY, "Every unit of every layer", ran, (Table(summary(_in_order(found))), *_claims(found), *blocks))
+    return Section(
+        KEY,
+        "Every unit of every layer",
+        ran,
+        (Table(summary(_in_order(found))), *_claims(found), *blocks),
+    )
 
 
-def _blocks(name: str, entry: dict[str, Any], pictures: list[Path], folder: Path) -> Iterator[Block]:
+def _blocks(
+    name: str,
+    entry: dict[str, Any],
+    pictures: list[Path],
+    folder: Path,
+) -> Iterator[Block]:
     column = COLUMNS[name]
     yield Table(layer_rows(entry, column, name), f"Published: {column.source}.")
     for path in pictures:
         if path.stem.startswith(f"verification-{name}-"):
-            yield Picture(path.relative_to(folder), f"Relative errors of every unit of {name}.", column.figure)
+            yield Picture(
+                path.relative_to(folder),
+                f"Relative errors of every unit of {name}.",
+                column.figure,
+            )
 
 
 def _claims(found: dict[str, Any]) -> Iterator[Claim]:
@@ -242,9 +331,18 @@ def _claims(found: dict[str, Any]) -> Iterator[Claim]:
         counts = [short_rows(entry, COLUMNS[name], of) for name, entry in networks.items()]
         short, rows = sum(count for count, _ in counts), sum(count for _, count in counts)
         single = f"In float32 the share of {words} is at or above the published one, within its interval, in every row."
-        yield Claim(single, f"{rows - short} of {rows} rows", not short, "100 % but for some thousandths in each row")
+        yield Claim(
+            single,
+            f"{rows - short} of {rows} rows",
+            not short,
+            "100 % but for some thousandths in each row",
+        )
     checks = [layer["check"] for entry in networks.values() for layer in layers_of(entry, "float64").values()]
     units = sum(check["units"] for check in checks)
     if units:
         within = sum(check["within"] for check in checks)
-        yield Claim("In float64 every unit is rebuilt.", f"{percent(within, units)} % of {units:,} units", within == units)
+        yield Claim(
+            "In float64 every unit is rebuilt.",
+            f"{percent(within, units)} % of {units:,} units",
+            within == units,
+        )

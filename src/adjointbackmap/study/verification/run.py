@@ -1,4 +1,4 @@
-"""Every unit of every layer of the study's networks over the test images, as in [Wan2022, Tables 3.3 and 3.4]."""
+"""Verify every unit of every layer of the study's networks, as in [Wan2022, Tables 3.3 and 3.4]."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,22 +34,26 @@ RESULTS = "verification.json"
 ARITHMETIC = {
     "float32": (torch.float32, torch.float32),
     "float64": (torch.float64, torch.float64),
-    "float32 again": (torch.float32, torch.float32),  # on the images of the next one: what was finished is taken from its file
+    # The same images as in the next run. Finished images come from the file of "float32".
+    "float32 again": (torch.float32, torch.float32),
     "float32, sums in float64": (torch.float32, torch.float64),
 }
-"""Name -> precision of values and hyperplanes, and of the inner products."""
+"""Name -> precision of values and hyperplanes, then precision of the inner products."""
 
 Report = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many test images, the first ones in the order of their hashes; ``None`` for what the study wants.
+    """How many test images to use, taken in the order of their hashes.
+
+    ``None`` means the number of the study.
 
     Attributes:
-        images: In float32; by default all for VGG7, 1,000 for ResNet20.
-        images_float64: In float64, and in float32 with sums in either; by default 200 for VGG7, 50 for ResNet20.
-        images_fc: For the layer ``fc``; by default all.
+        images: In float32. The default is all for VGG7 and 1,000 for ResNet20.
+        images_float64: In float64, and for the two runs that compare sums in float32 and float64.
+            The default is 200 for VGG7 and 50 for ResNet20.
+        images_fc: For the layer ``fc``. The default is all.
     """
 
     images: int | None = None
@@ -57,7 +61,7 @@ class Counts:
     images_fc: int | None = None
 
     def check(self, available: int) -> None:
-        """Hold the numbers that are asked for against the test images.
+        """Check that the numbers do not exceed the available test images.
 
         Raises:
             ValueError: If one is less than 1, or more than there are.
@@ -68,7 +72,7 @@ class Counts:
                 raise ValueError(msg)
 
     def of(self, name: str, arithmetic: str) -> int:
-        """Images for the convolutions of a network."""
+        """Number of images for the convolutions of a network."""
         small = models.architecture(name).startswith("vgg7")
         if arithmetic == "float32":
             return self.images or (10_000 if small else 1_000)
@@ -79,15 +83,15 @@ WANTED = Counts()
 
 
 class Results:
-    """What was found so far, in a file that is replaced in one step.
+    """The results so far, in a file that is replaced atomically.
 
     Attributes:
         path: The file.
         found: ``format``, ``environments`` and ``networks``.
-        place: Which of the environments this run has.
+        place: Index of this run's environment in ``environments``.
 
     Raises:
-        ValueError: If the file is none of this experiment.
+        ValueError: If the file is not one of this experiment.
     """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
@@ -100,10 +104,10 @@ class Results:
         self.place = self.found["environments"].index(here)
 
     def network(self, name: str, weights: str) -> dict[str, Any]:
-        """The entry of a network, an empty one if there is none.
+        """The entry of a network. An empty entry is added if there is none.
 
         Raises:
-            ValueError: If it has the results of other weights.
+            ValueError: If the entry has results of other weights.
         """
         entry = self.found["networks"].setdefault(name, {"weights sha256": weights, "runs": {}})
         if entry["weights sha256"] != weights:
@@ -118,10 +122,10 @@ class Results:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The results in a file.
+    """Read the results from a file.
 
     Raises:
-        ValueError: If it holds none of this experiment.
+        ValueError: If the file has no results of this experiment.
     """
     try:
         return _of_this_experiment(read_sealed(path, "make it again"), path)
@@ -130,10 +134,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _before(path: Path) -> dict[str, Any] | None:
-    """The results that a run goes on with; damaged ones are set aside, and made again from the finished images.
+    """The results that a run continues.
+
+    A damaged file is set aside. Its results are then computed again from the finished images.
 
     Raises:
-        ValueError: If the file is none of this experiment.
+        ValueError: If the file is not one of this experiment.
     """
     try:
         found = read_or_set_aside(path, "format")
@@ -143,7 +149,7 @@ def _before(path: Path) -> dict[str, Any] | None:
 
 
 def _of_this_experiment(found: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The same results, if they are of this experiment.
+    """Return the results if they are of this experiment.
 
     Raises:
         ValueError: If they are not.
@@ -158,10 +164,12 @@ def _no_results(path: Path) -> str:
 
 
 def check_networks(names: Sequence[str] | None) -> list[str]:
-    """The networks to verify, in the order of the study; all that are shipped if none is named.
+    """The networks to verify, in the order of the study.
+
+    If ``names`` is empty, all shipped networks with published numbers are verified.
 
     Raises:
-        ValueError: If one is not shipped, or nothing was published about it.
+        ValueError: If a network is not shipped, or has no published numbers.
     """
     able = [name for name in COLUMNS if name in models.names()]
     unknown = [name for name in names or () if name not in able]
@@ -181,24 +189,29 @@ def run(
     sample: bool = False,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Verify networks; images that a file of the folder has are not computed again, so that a later run only adds.
+    """Verify networks.
+
+    Images that are finished in a file of the folder are not computed again. A later run only adds
+    images.
 
     Args:
-        folder: Where finished images and results are kept.
+        folder: Folder for finished images and results.
         names: Shipped networks, see :func:`check_networks`.
-        counts: How many images.
+        counts: Numbers of images.
         root: Folder of the official binary files.
-        workers: How many processes share the images of the convolutions.
-        report: Called with what is computed and the share of it that is done.
-        sample: Whether the 200 test images of CIFAR-10 that ship stand for all of them.
-        device: ``"cpu"`` or ``"cuda"``, where all is computed.
+        workers: Number of processes that share the images of the convolutions.
+        report: Called with the current task and its finished share.
+        sample: Whether to use only the 200 test images of CIFAR-10 that ship.
+        device: ``"cpu"`` or ``"cuda"``, where everything is computed.
 
     Returns:
-        What ``verification.json`` in the folder holds then.
+        The content of ``verification.json`` in the folder after the run.
 
     Raises:
-        ValueError: If there are not so many images, or a file of the folder is that of another job.
-        OSError: If another process writes to the folder, or the disk is full: finished images stay.
+        ValueError: If there are fewer images than asked for, or a file of the folder is that of
+            another job.
+        OSError: If another process writes to the folder, or the disk is full. Finished images are
+            kept.
     """
     with hold_folder(folder):
         results = Results(folder, device)
@@ -212,9 +225,20 @@ def run(
 
 
 def compute(setup: Setup, report: Report) -> None:
-    """Verify the networks of a run on its number of images, and on a tenth of them in float64."""
+    """Verify the networks of a run.
+
+    The run's number of images is used in float32, and a tenth of it in float64.
+    """
     counts = Counts(setup.images, max(1, setup.images // 10), setup.images)
-    run(setup.folder / KEY, check_networks(setup.networks), counts, setup.root, None, report, setup.sample)
+    run(
+        setup.folder / KEY,
+        check_networks(setup.networks),
+        counts,
+        setup.root,
+        None,
+        report,
+        setup.sample,
+    )
 
 
 @dataclass(frozen=True)
@@ -242,15 +266,20 @@ class _Study:
         return self.results.network(self.name, self.network.weights_hash())
 
     def layers(self, part: str) -> list[str]:
-        """Names of the convolutions but the first, or of the fully connected layers."""
+        """Names of all convolutions except the first, or of the fully connected layers."""
         kernels = [layer for layer in self.network.layers.values() if layer.kernel is not None]
         return [layer.name for layer in kernels[1:] if ("RM0" in layer.modes) == (part == "fc")]
 
     def run(self) -> None:
-        """Accuracy, every unit of the convolutions and of ``fc`` in each arithmetic, and the orders of summation."""
+        """Compute accuracy, errors of every unit in each arithmetic, and the summation orders."""
         if self.entry.get("accuracy", {}).get("images") != len(self.images):
             self.report(f"{self.name}: accuracy", 0.0)
-            self.entry["accuracy"] = accuracies(load_subject(Source(self.name)), self.subject, self.images, self.device)
+            self.entry["accuracy"] = accuracies(
+                load_subject(Source(self.name)),
+                self.subject,
+                self.images,
+                self.device,
+            )
             self.results.write()
         for arithmetic in ARITHMETIC:
             self.verify(arithmetic, "fc", self.counts.images_fc or len(self.images))
@@ -260,7 +289,10 @@ class _Study:
         self.results.write()
 
     def verify(self, arithmetic: str, part: str, asked: int) -> None:
-        """Every unit of the convolutions, or every output of ``fc``, of the images that the results do not count yet."""
+        """Verify every unit of the convolutions, or every output of ``fc``.
+
+        Only images that the results do not count yet are verified.
+        """
         nothing = {"images": 0, "seconds": 0.0, "environments": [], "layers": {}}
         run = self.entry["runs"].setdefault(arithmetic, {}).setdefault(part, nothing)
         first = run.get("first", run)["images"]
@@ -272,7 +304,14 @@ class _Study:
         precision = "-".join(str(d).removeprefix("torch.") for d in dict.fromkeys((dtype, accumulate)))
         keep = self.results.path.parent / f"{self.name}-{part}-{precision}.jsonl"
         what = f"{self.name}, {part}, {arithmetic}"
-        arguments = (self.network, x, terms, chosen.hashes, lambda share: self.report(what, share), keep)
+        arguments = (
+            self.network,
+            x,
+            terms,
+            chosen.hashes,
+            lambda share: self.report(what, share),
+            keep,
+        )
         with self._kept(run) as tallies:
             for _, checks in outputs_verified(*arguments) if part == "fc" else verified(*arguments, self.workers):
                 for name, check in checks.items():
@@ -281,7 +320,7 @@ class _Study:
         self.results.write()
 
     def orders(self) -> dict[str, Any]:
-        """The unit with the largest error of each convolution in float32, its terms summed in several ways."""
+        """For each convolution, sum the terms of its worst float32 unit in several ways."""
         images = dict(zip(self.images.hashes, self.images.pixels, strict=True))
         found = {}
         for name, layer in self.entry["runs"]["float32"]["convolutions"]["layers"].items():
@@ -291,7 +330,10 @@ class _Study:
         return found
 
     def alone(self) -> dict[str, int]:
-        """Units that the network's own rounding takes outside, on the images of the sums in float64."""
+        """Count the units with an error above 1 % from the network's own rounding alone.
+
+        The images are those of the runs that compare sums in float32 and float64.
+        """
         found = {}
         for part, run in self.entry["runs"]["float32 again"].items():
             x = self.subject.prepare(self.images[: run["images"]].unit_interval()).to(self.device)
@@ -300,12 +342,20 @@ class _Study:
 
     @contextmanager
     def _kept(self, run: dict[str, Any]) -> Iterator[dict[str, Tally]]:
-        """Tallies that go on from the first images of a run and go into it, also where it is stopped.
+        """Tallies that continue from the first images of a run.
 
-        Until the run is finished, what it counts may be any of its images; so it keeps the tallies of the first ones beside.
+        They are written into the run at the end, also if it is stopped. A stopped run may have
+        counted any of its images. Therefore the run also keeps the tallies of the first images
+        until it is finished.
         """
-        first = run.setdefault("first", {key: run[key] for key in ("images", "environments", "layers")})
-        started, tallies = time.monotonic(), {name: Tally.from_dict(entry) for name, entry in first["layers"].items()}
+        first = run.setdefault(
+            "first",
+            {key: run[key] for key in ("images", "environments", "layers")},
+        )
+        started, tallies = (
+            time.monotonic(),
+            {name: Tally.from_dict(entry) for name, entry in first["layers"].items()},
+        )
         try:
             yield tallies
         finally:
@@ -317,24 +367,36 @@ class _Study:
                 self.results.write()
 
 
-def accuracies(trained: Subject, folded: Subject, images: data.Images, device: str = "cpu") -> dict[str, int | float]:
-    """Shares of images that a network and its folded twin classify correctly [Wan2022, section 3.5.1.2]."""
+def accuracies(
+    trained: Subject,
+    folded: Subject,
+    images: data.Images,
+    device: str = "cpu",
+) -> dict[str, int | float]:
+    """Accuracy of a network and of its folded version [Wan2022, section 3.5.1.2]."""
     pair = {"trained": trained, "folded": folded}
     shares = {key: accuracy(s.module.to(device), images, s.prepare) for key, s in pair.items()}
     return {"images": len(images), **shares}
 
 
 def outputs_verified(
-    network: Network, x: Tensor, terms: Terms, names: Sequence[str], report: Callable[[float], None], keep: Path
+    network: Network,
+    x: Tensor,
+    terms: Terms,
+    names: Sequence[str],
+    report: Callable[[float], None],
+    keep: Path,
 ) -> Iterator[tuple[str, Checks]]:
-    """Name and errors of each image for fully connected layers, whose RM0 hyperplanes are computed for many images at once.
+    """Yield the name and the errors of each image for fully connected layers.
+
+    Their RM0 hyperplanes are computed for many images at once.
 
     Args:
         network: Traced network.
         x: Batch.
         terms: What is verified.
         names: Name of each image.
-        report: Called with the share that is done.
+        report: Called with the finished share.
         keep: File of finished images.
     """
     record = Record(keep, {**job_of(network, terms), "mode": "RM0"}, fits(network, terms))
@@ -350,13 +412,31 @@ def outputs_verified(
     report(1.0)
 
 
-def _outputs(network: Network, x: Tensor, terms: Terms, names: Sequence[str]) -> list[tuple[str, Checks]]:
+def _outputs(
+    network: Network,
+    x: Tensor,
+    terms: Terms,
+    names: Sequence[str],
+) -> list[tuple[str, Checks]]:
     """Name and errors of each image of a batch."""
     found: list[tuple[str, Checks]] = [(name, {}) for name in names]
     for layer in terms.layers:
-        planes = hyperplanes(network, x, layer, "RM0", None, terms.own_bias, terms.scale, terms.dtype)
+        planes = hyperplanes(
+            network,
+            x,
+            layer,
+            "RM0",
+            None,
+            terms.own_bias,
+            terms.scale,
+            terms.dtype,
+        )
         parts = products(planes, terms.accumulate)
         sums, magnitudes = parts.sum(-1), parts.abs().sum(-1)
-        for (_, checks), check in zip(found, checks_of(layer, planes.value, sums, magnitudes, names), strict=True):
+        for (_, checks), check in zip(
+            found,
+            checks_of(layer, planes.value, sums, magnitudes, names),
+            strict=True,
+        ):
             checks[layer] = check
     return found

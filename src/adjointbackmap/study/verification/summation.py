@@ -1,4 +1,4 @@
-"""The terms of a unit's inner product, and what their order and precision make of its error."""
+"""The terms of a unit's inner product, and how their order and precision change its error."""
 
 from collections.abc import Sequence
 from math import fsum
@@ -16,19 +16,28 @@ from adjointbackmap.planes.hyperplane import Hyperplanes, hyperplanes, relative_
 
 ORDERS = ("in turn", "by size", "pairwise", "float64 sums", "float64", "network alone")
 
-BATCH = 50  # images at once
+BATCH = 50  # images per forward pass
 
 
 def products(planes: Hyperplanes, dtype: torch.dtype) -> Tensor:
-    """The terms x h and b h of every unit, ``(N, *units, C * H * W + M)``, multiplied in ``dtype``."""
+    """The terms x h and b h of every unit, multiplied in ``dtype``.
+
+    The shape is ``(N, *units, C * H * W + M)``.
+    """
     biases = planes.network.biases_in(planes.x.dtype).vector
     factors = torch.cat([planes.x.flatten(1), biases.expand(len(planes.x), -1)], 1).to(dtype)
     parts = torch.cat([planes.image.flatten(-3), planes.bias], -1).to(dtype)
     return parts * factors.view(len(factors), *(1,) * (parts.dim() - 2), -1)
 
 
-def orders(network: Network, image: Tensor, place: Place, layer: str, scale: float) -> dict[str, Any]:
-    """Relative errors of one unit of a convolution when its terms are summed in several orders and precisions.
+def orders(
+    network: Network,
+    image: Tensor,
+    place: Place,
+    layer: str,
+    scale: float,
+) -> dict[str, Any]:
+    """Sum the terms of one unit of a convolution in several orders and precisions.
 
     Args:
         network: Traced network in float32.
@@ -38,9 +47,11 @@ def orders(network: Network, image: Tensor, place: Place, layer: str, scale: flo
         scale: The factor k of the pattern.
 
     Returns:
-        The place, the value, the sum of the terms' magnitudes, and the error for each of ``ORDERS``: in float32 one after the
-        other, from the smallest to the largest, in pairs; in float64 with the float32 hyperplane; all in float64; and, without
-        any hyperplane, that of the network's float32 value against its float64 value.
+        The place, the value, the sum of the terms' magnitudes, and a relative error for each of
+        ``ORDERS``. The first three sum in float32: one term after the other, from the smallest to
+        the largest, and in pairs. ``"float64 sums"`` sums in float64 with the float32 hyperplane.
+        ``"float64"`` computes everything in float64. ``"network alone"`` uses no hyperplane: it
+        compares the network's float32 value with its float64 value.
     """
     channel, row, column = place[1]
     arguments = (network, image, layer, "RM2", (row, column, channel), False, scale)
@@ -48,7 +59,7 @@ def orders(network: Network, image: Tensor, place: Place, layer: str, scale: flo
     value, terms = planes.value.cpu(), products(planes, torch.float32).flatten().cpu()
     sums = torch.tensor(
         [
-            np.add.accumulate(terms.numpy())[-1],  # torch's cumsum adds in float64
+            np.add.accumulate(terms.numpy())[-1],  # not torch.cumsum, which adds in float64
             np.add.accumulate(terms[terms.abs().argsort()].numpy())[-1],
             terms.sum(),
             fsum(products(planes, torch.float64).flatten().tolist()),
@@ -66,7 +77,9 @@ def orders(network: Network, image: Tensor, place: Place, layer: str, scale: flo
 
 
 def outside_alone(network: Network, images: Tensor, layers: Sequence[str]) -> dict[str, int]:
-    """Units of each layer, without own bias, whose float32 value is more than 1 % off the float64 one: no hyperplane is in it.
+    """Count units whose float32 value is more than 1 % off their float64 value, per layer.
+
+    The values are without the layer's own bias. No hyperplane is involved.
 
     Args:
         network: Traced network in float32.

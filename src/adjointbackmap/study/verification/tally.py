@@ -1,4 +1,4 @@
-"""Counts over images, and how far a share of units may be from that of all images."""
+"""Counts of units over images, and the confidence interval of their share."""
 
 from dataclasses import asdict, dataclass
 from math import sqrt
@@ -6,18 +6,18 @@ from typing import Any
 
 from adjointbackmap.exactness.layer_check import LayerCheck
 
-Z = 1.959964  # of the normal distribution, two-sided, 95 %
+Z = 1.959964  # two-sided 95 % quantile of the normal distribution
 
 
 @dataclass
 class Tally:
-    """The errors of a layer over some images, with what tells how much the images differ.
+    """The errors of a layer over some images, and how much the images differ.
 
     Attributes:
         check: Errors of all units.
-        images: How many images.
-        squares: Sum over the images of the squared number of units outside 1 %.
-        squares_signed: The same of the signed error.
+        images: Number of images.
+        squares: Sum over the images of the squared number of units with an error above 1 %.
+        squares_signed: The same for the signed error.
     """
 
     check: LayerCheck
@@ -34,32 +34,43 @@ class Tally:
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> "Tally":
-        """The tally that :meth:`to_dict` told of."""
+        """The tally that :meth:`to_dict` has converted."""
         check = LayerCheck.from_dict(entry["check"])
         return cls(check, entry["images"], entry["squares"], entry["squares_signed"])
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold: the figures, and the intervals that are made of them."""
+        """The counts and their intervals as JSON-compatible values."""
         check = self.check
         return {
             **asdict(self),
-            "interval": interval(check.units, check.units - check.within, self.images, self.squares),
-            "interval_signed": interval(check.units, check.units - check.within_signed, self.images, self.squares_signed),
+            "interval": interval(
+                check.units,
+                check.units - check.within,
+                self.images,
+                self.squares,
+            ),
+            "interval_signed": interval(
+                check.units,
+                check.units - check.within_signed,
+                self.images,
+                self.squares_signed,
+            ),
         }
 
 
 def interval(units: int, outside: int, images: int, squares: int) -> tuple[float, float]:
-    r"""95 % interval of the share of units that are not outside, which may crowd in some images.
+    r"""95 % interval of the share of units that are not outside.
 
-    Wilson's interval for as many independent units as tell the same as these: the units are divided by the design effect, which
-    is the variance of an image's count over that of independent units, and at least 1. Without any unit outside, the design
-    effect cannot be seen and is taken as 1: the lower end is then :math:`1 / (1 + 3.84 / \text{units})`, slightly below the rule
-    of three.
+    Units outside may be concentrated in a few images. Therefore the interval is Wilson's for a
+    smaller number of units: the number of units divided by the design effect. The design effect is
+    the variance of the count per image, divided by the variance for independent units. It is at
+    least 1. If no unit is outside, it cannot be estimated and is set to 1. The lower end is then
+    :math:`1 / (1 + 3.84 / \text{units})`, slightly below the rule of three.
 
     Args:
         units: Units of all images, the same number in each.
-        outside: How many are outside.
-        images: How many images.
+        outside: Number of units outside.
+        images: Number of images.
         squares: Sum over the images of the squared number of units outside.
 
     Example:
@@ -77,7 +88,9 @@ def interval(units: int, outside: int, images: int, squares: int) -> tuple[float
 
 
 def design_effect(units: int, outside: int, images: int, squares: int) -> float:
-    """How many times as much an image's count of units outside varies as if they were independent; at least 1.
+    """Variance of the count of units outside per image, relative to independent units.
+
+    It is at least 1.
 
     Example:
         >>> design_effect(units=2000, outside=20, images=2, squares=400)  # all of them in one of the two images
