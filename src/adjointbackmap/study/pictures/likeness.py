@@ -1,4 +1,4 @@
-"""What hyperplanes look like, in numbers: how alike two are, and how much high frequency they hold."""
+"""How similar hyperplanes are, and how much of their energy is at high frequencies."""
 
 from dataclasses import asdict
 from typing import Any
@@ -19,12 +19,15 @@ from adjointbackmap.study.setup import SCALE, Trained
 IMAGES, PLANES = "images", "hyperplanes"
 
 
-def mutual_angles(planes: Float[Tensor, "n *part"], others: Float[Tensor, "m *part"]) -> Float[Tensor, "n m"]:
-    """Angles in degrees between each hyperplane of one set and each of another, in float64.
+def mutual_angles(
+    planes: Float[Tensor, "n *part"],
+    others: Float[Tensor, "m *part"],
+) -> Float[Tensor, "n m"]:
+    """Angle in degrees between each hyperplane of one set and each of another, in float64.
 
     Args:
         planes: Image parts or bias parts, none of them zero.
-        others: The same of other units or images.
+        others: The same for other units or images.
 
     Example:
         >>> mutual_angles(torch.eye(2)[:1], torch.tensor([[2.0, 2.0], [0.0, -3.0]])).round().tolist()
@@ -35,36 +38,43 @@ def mutual_angles(planes: Float[Tensor, "n *part"], others: Float[Tensor, "m *pa
 
 
 def same_class(images: data.Images, planes: Hyperplanes) -> dict[str, Any]:
-    """How the hyperplanes of the first image's class differ at the first two images [Wan2022, section 2.5.3].
+    """Difference of a class's hyperplanes at two images [Wan2022, section 2.5.3].
 
     Args:
-        images: At least two images, the first two of one class.
-        planes: All RM0 hyperplanes of each.
+        images: At least two images, the first two of the same class.
+        planes: All RM0 hyperplanes of each image.
 
     Returns:
-        The class, and by part, ``"image"`` and ``"bias"``: the angle in degrees, and the length of the difference relative to
-        the mean length of the two; no bias part where there are no biases.
+        The class, and a dictionary for each of ``"image"`` and ``"bias"``: the angle in degrees,
+        and the norm of the difference relative to the mean of the two norms. There is no bias part
+        if the network has no biases.
     """
     label = int(images.labels[0])
     found: dict[str, Any] = {"class": images.classes[label]}
     for part in ("image", "bias") if len(planes.network.biases) else ("image",):
         first, second = getattr(planes, part)[:2, label].flatten(1).double()
         change = (first - second).norm() / ((first.norm() + second.norm()) / 2)
-        found[part] = {"angle": float(mutual_angles(first[None], second[None])), "change": float(change)}
+        found[part] = {
+            "angle": float(mutual_angles(first[None], second[None])),
+            "change": float(change),
+        }
     return found
 
 
 def by_position(trained: Trained, x: Float[Tensor, "1 c h w"], layer: str) -> dict[str, Any]:
-    """Angles between the RM2 hyperplanes of one channel at two positions, each on its own receptive field.
+    """Angles between the RM2 hyperplanes of one channel at different positions.
+
+    Each hyperplane is compared on its own receptive field.
 
     Args:
         trained: The network.
-        x: An image as the network takes it.
+        x: One image in the units of the network's input.
         layer: Name of a convolution.
 
     Returns:
-        The layer and its channel, the one that RM1 is largest for; how many positions have a field inside the image and a
-        hyperplane that is not zero; and of the angles of all pairs of these the quantiles.
+        The layer, the channel with the largest RM1 value, the number of positions, and the
+        quantiles of the angles over all pairs of positions. A position counts if its receptive
+        field lies inside the image and its hyperplane is not zero.
     """
     channel = int(hyperplanes(trained.network, x, layer, "RM1", scale=SCALE).value[0].argmax())
     units = (slice(None), slice(None), channel)
@@ -75,16 +85,21 @@ def by_position(trained: Trained, x: Float[Tensor, "1 c h w"], layer: str) -> di
         inside = ((part.corners >= 0) & (part.corners <= last)).all(-1)
         planes = part.values[0][inside & part.values[0].flatten(2).any(2)]
         first, second = torch.triu_indices(len(planes), len(planes), 1)
-        found |= {"positions": len(planes), "angles": _told(mutual_angles(planes, planes)[first, second])}
+        found |= {
+            "positions": len(planes),
+            "angles": _told(mutual_angles(planes, planes)[first, second]),
+        }
     return found
 
 
 def high_by_layer(trained: Trained, x: Float[Tensor, "n c h w"]) -> dict[str, list[float]]:
-    """Share of the energy above a quarter cycle per pixel, mean of the colours, of each RM1 hyperplane that is not zero.
+    """Share of the energy above a quarter cycle per pixel for each nonzero RM1 hyperplane.
+
+    The share is the mean of the three colours.
 
     Args:
         trained: The network.
-        x: Images as the network takes them.
+        x: Images in the units of the network's input.
 
     Returns:
         Name of a convolution -> a share for each of its channels and images.
@@ -96,25 +111,40 @@ def high_by_layer(trained: Trained, x: Float[Tensor, "n c h w"]) -> dict[str, li
     return found
 
 
-def over_many(trained: Trained, images: data.Images) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Spectra of many images and of the hyperplanes of their classes, and angles between the latter.
+def over_many(
+    trained: Trained,
+    images: data.Images,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Spectra of many images and of their classes' hyperplanes, and angles between hyperplanes.
 
     Args:
         trained: The network.
         images: Images that it classifies correctly.
 
     Returns:
-        ``"high"``, the share of the energy above a quarter cycle per pixel, and ``"mean"``, the mean frequency in cycles per
-        pixel, of each image and of each hyperplane, mean of the colours; and of the angles in degrees the quantiles over all
-        pairs of hyperplanes of ``"one class"`` and of ``"two classes"``. And the arrays of the radial profiles.
+        Two dictionaries. The first has ``"high"``, the share of the energy above a quarter cycle
+        per pixel, and ``"mean"``, the mean frequency in cycles per pixel. Both are given for each
+        image and each hyperplane, averaged over the colours. Its ``"angles"`` are the quantiles of
+        the angles in degrees over all pairs of hyperplanes of ``"one class"`` and of ``"two
+        classes"``. The second dictionary has the arrays of the radial profiles.
     """
     x = trained.input(images.unit_interval())
-    planes = hyperplanes(trained.network, x, "fc", "RM0", images.labels[:, None, None], scale=SCALE).image[:, 0]
+    planes = hyperplanes(
+        trained.network,
+        x,
+        "fc",
+        "RM0",
+        images.labels[:, None, None],
+        scale=SCALE,
+    ).image[:, 0]
     maps = {IMAGES: images.unit_interval(), PLANES: planes}
     measured = {"high": high_share, "mean": mean_frequency}
     found: dict[str, Any] = {key: {n: of(part).mean(1).tolist() for n, part in maps.items()} for key, of in measured.items()}
     first, second = torch.triu_indices(len(planes), len(planes), 1)
-    same, between = images.labels[first] == images.labels[second], mutual_angles(planes, planes)[first, second]
+    same, between = (
+        images.labels[first] == images.labels[second],
+        mutual_angles(planes, planes)[first, second],
+    )
     found["angles"] = {"one class": _told(between[same]), "two classes": _told(between[~same])}
     profiles = {name: radial_energy(part) for name, part in maps.items()}
     arrays = {f"profile of {name}": profile.share.mean(1).numpy() for name, profile in profiles.items()}
@@ -122,5 +152,5 @@ def over_many(trained: Trained, images: data.Images) -> tuple[dict[str, Any], di
 
 
 def _told(numbers: Tensor) -> dict[str, float]:
-    """The quantiles of some numbers, as JSON has them."""
+    """The quantiles of some numbers as JSON-compatible values."""
     return asdict(Quantiles.of(numbers.numpy()))

@@ -1,4 +1,4 @@
-"""Pictures of one network's hyperplanes at a few images: all classes, every reconstruction mode, bias parts by layer."""
+"""Pictures of one network's hyperplanes: all classes, all reconstruction modes, and bias parts."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from adjointbackmap.plots.units import SIDE
 from adjointbackmap.study.setup import SCALE, Trained
 
 Shown = dict[str, str]
-CLASSES = 10  # in a picture
+CLASSES = 10  # most classes in a picture
 RM0_FIGURES = {"vgg7-nobias-cifar10": "Fig. 2.6", "fixup-resnet20-nobias-cifar10": "Fig. 2.7"}
 
 
@@ -24,19 +24,27 @@ def convolutions(network: Network) -> list[Layer]:
 
 
 def early_and_late(network: Network) -> tuple[Layer, Layer]:
-    """Two convolutions for pictures: the second, and the one after the middle, of which a unit may still see a part alone."""
+    """Two convolutions for the pictures: the second, and the one after the middle.
+
+    A unit of the latter may still see only a part of the image.
+    """
     every = convolutions(network)
     return every[1], every[len(every) // 2 + 1]
 
 
-def draw(trained: Trained, images: data.Images, planes: Hyperplanes, folder: Path) -> Iterator[Shown]:
-    """Draw all pictures of a network; tell file, caption and published figure of each.
+def draw(
+    trained: Trained,
+    images: data.Images,
+    planes: Hyperplanes,
+    folder: Path,
+) -> Iterator[Shown]:
+    """Draw all pictures of a network, and yield file, caption and published figure of each.
 
     Args:
         trained: The network.
-        images: A few images; the grids are of the first.
-        planes: All RM0 hyperplanes of each.
-        folder: Where the files go.
+        images: A few images. The grids are of the first one.
+        planes: All RM0 hyperplanes of each image.
+        folder: Folder for the files.
     """
     names = [f"{images.classes[int(label)]} {h[:8]}" for label, h in zip(images.labels, images.hashes, strict=True)]
     for n, of in enumerate(names):
@@ -44,17 +52,35 @@ def draw(trained: Trained, images: data.Images, planes: Hyperplanes, folder: Pat
         one = hyperplanes(trained.network, planes.x[n], "fc", "RM0", np.array(chosen), scale=SCALE)
         which = "all classes" if len(images.classes) == len(chosen) else f"the {len(chosen)} classes with the largest outputs"
         heading = f"{trained.name}, {of}: hyperplanes of {which} (RM0)"
-        drawing = plots.class_hyperplanes(one, [images.classes[c] for c in chosen], images.unit_interval()[n], heading)
+        drawing = plots.class_hyperplanes(
+            one,
+            [images.classes[c] for c in chosen],
+            images.unit_interval()[n],
+            heading,
+        )
         published = RM0_FIGURES.get(trained.name, "")
-        yield _saved(drawing, folder / f"{trained.name}-classes-{n}.png", f"{published} ({'abc'[n]})" if published else "")
+        yield _saved(
+            drawing,
+            folder / f"{trained.name}-classes-{n}.png",
+            f"{published} ({'abc'[n]})" if published else "",
+        )
     if len(trained.network.biases):
         yield _bias_parts(trained, images.classes, planes, names[0], folder)
     for layer in early_and_late(trained.network):
         yield from _modes(trained, planes.x[:1], layer, names[0], folder)
 
 
-def _bias_parts(trained: Trained, classes: tuple[str, ...], planes: Hyperplanes, of: str, folder: Path) -> Shown:
-    """Near-square images of ten classes at most; strips where the number of biases is a prime one."""
+def _bias_parts(
+    trained: Trained,
+    classes: tuple[str, ...],
+    planes: Hyperplanes,
+    of: str,
+    folder: Path,
+) -> Shown:
+    """Bias parts of at most ten classes as near-square images.
+
+    They are strips if the number of biases is prime.
+    """
     vectors = {classes[c]: planes.bias[0, c] for c in largest(planes.value[0])}
     shape = "strip" if plots.near_square(planes.bias[0, 0]).shape[0] == 1 else "square"
     heading = f"{trained.name}, {of}: bias parts of the classes (RM0)"
@@ -62,7 +88,13 @@ def _bias_parts(trained: Trained, classes: tuple[str, ...], planes: Hyperplanes,
     return _saved(drawing, folder / f"{trained.name}-bias-parts.png")
 
 
-def _modes(trained: Trained, x: Float[Tensor, "1 c h w"], layer: Layer, of: str, folder: Path) -> Iterator[Shown]:
+def _modes(
+    trained: Trained,
+    x: Float[Tensor, "1 c h w"],
+    layer: Layer,
+    of: str,
+    folder: Path,
+) -> Iterator[Shown]:
     """RM1 to RM4 of a convolution at one image."""
     network, name = trained.network, layer.name
     summed = hyperplanes(network, x, name, "RM1", scale=SCALE)
@@ -80,7 +112,14 @@ def _modes(trained: Trained, x: Float[Tensor, "1 c h w"], layer: Layer, of: str,
             {},
         ),
         f"RM4: kernels of {name} at position ({middle}, {middle})": (
-            hyperplanes(network, x, name, "RM4", (middle, middle, slice(SIDE), slice(SIDE)), scale=SCALE),
+            hyperplanes(
+                network,
+                x,
+                name,
+                "RM4",
+                (middle, middle, slice(SIDE), slice(SIDE)),
+                scale=SCALE,
+            ),
             look,
         ),
     }
@@ -91,10 +130,10 @@ def _modes(trained: Trained, x: Float[Tensor, "1 c h w"], layer: Layer, of: str,
 
 
 def largest(outputs: Float[Tensor, " classes"]) -> list[int]:
-    """All ten classes; of more, those with the ten largest outputs.
+    """All classes if there are at most ten, otherwise the ten with the largest outputs.
 
     Args:
-        outputs: Of one image.
+        outputs: Outputs of one image.
 
     Example:
         >>> import torch
@@ -105,7 +144,7 @@ def largest(outputs: Float[Tensor, " classes"]) -> list[int]:
 
 
 def positions(layer: Layer) -> tuple[slice, slice]:
-    """Up to eight rows and columns of a layer's positions, spread evenly.
+    """At most eight rows and eight columns of a layer's positions, evenly spaced.
 
     Args:
         layer: A convolution.
@@ -120,7 +159,7 @@ def _saved(drawing: plots.Drawing, path: Path, published: str = "") -> Shown:
 
 
 def captioned(drawing: plots.Drawing) -> str:
-    """The heading of a figure and what its colours mean, for the caption on a page.
+    """Caption for a page: the heading of a figure, then the meaning of its colours.
 
     Args:
         drawing: The figure.

@@ -1,4 +1,4 @@
-"""What is around many images, and what a few of them use: kinks, class boundaries and sparsity, image by image."""
+"""Kinks, class boundaries and sparsity, computed and recorded for each image."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ Report = Callable[[float], None]
 
 
 def sparse_images(trained: Trained) -> int:
-    """How many images the sparsity of a network is told of: minutes each.
+    """Number of images for the sparsity of a network. Each image takes minutes.
 
     Args:
         trained: The network.
@@ -26,36 +26,41 @@ def sparse_images(trained: Trained) -> int:
 
 
 def regions(trained: Trained, images: data.Images, folder: Path, report: Report) -> dict[str, Any]:
-    """Nearest kink and nearest class boundary of each image in pixels, in float64; finished images stay.
+    """Nearest kink and nearest class boundary of each image in pixels, in float64.
+
+    Images in the record are not computed again.
 
     Args:
         trained: The network.
         images: Images that it classifies correctly.
-        folder: Of the record.
-        report: Called with the share that is done.
+        folder: Folder of the record.
+        report: Called with the finished share.
 
     Returns:
-        Hash of an image -> its seconds, and by norm what :func:`beside` tells.
+        Hash of an image -> its seconds, and the result of :func:`beside`.
     """
     network = None
 
     def one(image: data.Images) -> dict[str, Any]:
         nonlocal network
-        network = network or trained.subject.trace_in_pixels()  # takes seconds: only where an image is missing
+        # Tracing takes seconds, so it is done only if an image is missing.
+        network = network or trained.subject.trace_in_pixels()
         return beside(analyse(network, image.unit_interval().double(), most=1))
 
     return _recorded(trained, "regions", images, folder, one, report)
 
 
 def beside(found: Analysis) -> dict[str, Any]:
-    """By norm: distances to the nearest kink and boundary, whether the latter lies in the region, and what is behind it.
+    """The nearest kink and the nearest class boundary of one image, for each norm.
 
     Args:
-        found: What is beside one image.
+        found: Analysis of one image.
 
     Returns:
-        ``"kink"``, ``"boundary"``: distances, ``None`` where none can be reached; ``"ends region"``: whether the region ends at
-        the kink, as steps confirm; ``"in region"``; ``"changes"``: whether the network prefers the other class just after.
+        For each norm: ``"kink"`` and ``"boundary"`` are distances, or ``None`` if none can be
+        reached. ``"ends region"`` is whether the region ends at the kink, as confirmed by a step
+        to either side. ``"in region"`` is whether the boundary lies in the region. ``"changes"``
+        is whether the network prefers the other class just behind the boundary.
     """
     told: dict[str, Any] = {}
     for norm in NORMS:
@@ -71,16 +76,19 @@ def beside(found: Analysis) -> dict[str, Any]:
 
 
 def sparse(trained: Trained, images: data.Images, folder: Path, report: Report) -> dict[str, Any]:
-    """Counts of the RM4 hyperplanes of every convolution at each image [Wan2022, section 2.5.3]; finished images stay.
+    """Counts of the RM4 hyperplanes of every convolution at each image [Wan2022, section 2.5.3].
+
+    Images in the record are not computed again.
 
     Args:
         trained: The network.
         images: A few images.
-        folder: Of the record.
-        report: Called with the share that is done.
+        folder: Folder of the record.
+        report: Called with the finished share.
 
     Returns:
-        Hash of an image -> its seconds, and by layer the counts of :class:`adjointbackmap.analysis.fields.Sparsity`.
+        Hash of an image -> its seconds, and for each layer the counts of
+        :class:`adjointbackmap.analysis.fields.Sparsity`.
     """
 
     def one(image: data.Images) -> dict[str, Any]:
@@ -91,10 +99,10 @@ def sparse(trained: Trained, images: data.Images, folder: Path, report: Report) 
 
 
 def merged(images: Sequence[dict[str, Any]]) -> dict[str, Sparsity]:
-    """Counts of several images together, by layer.
+    """Sum the counts of several images, for each layer.
 
     Args:
-        images: What :func:`sparse` found for each.
+        images: Result of :func:`sparse` for each image.
     """
     total: dict[str, Sparsity] = {}
     for found in images:
@@ -104,16 +112,30 @@ def merged(images: Sequence[dict[str, Any]]) -> dict[str, Sparsity]:
 
 
 def _recorded(
-    trained: Trained, what: str, images: data.Images, folder: Path, one: Callable[[data.Images], Any], report: Report
+    trained: Trained,
+    what: str,
+    images: data.Images,
+    folder: Path,
+    one: Callable[[data.Images], Any],
+    report: Report,
 ) -> dict[str, Any]:
-    """What is found for each image, from a file of these weights; what is missing is computed and kept."""
+    """The result of ``one`` for each image.
+
+    Results are read from the record of these weights. Missing ones are computed and recorded.
+    """
     about = trained.about
-    record = Record(folder / f"{trained.name}-{what}-{about['weights sha256'][:8]}.jsonl", {**about, "what": what})
+    record = Record(
+        folder / f"{trained.name}-{what}-{about['weights sha256'][:8]}.jsonl",
+        {**about, "what": what},
+    )
     for n, hashed in enumerate(images.hashes):
         report(n / len(images))
         if hashed not in record.names:
             started = time.process_time()
             found = one(images[n])
-            record.append(hashed, {"seconds": round(time.process_time() - started, 2), "found": found})
+            record.append(
+                hashed,
+                {"seconds": round(time.process_time() - started, 2), "found": found},
+            )
     kept = dict(record.results())
     return {hashed: kept[hashed] for hashed in images.hashes}

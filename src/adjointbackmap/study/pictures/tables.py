@@ -1,4 +1,4 @@
-"""What the pictures tell in words and tables: the sentences of [Wan2022, section 2.5.3], each with its number."""
+"""The claims of [Wan2022, section 2.5.3] with measured numbers, and the tables of the pictures."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,11 +12,12 @@ from adjointbackmap.study.pictures.surroundings import merged
 from adjointbackmap.study.quantiles import Quantiles
 from adjointbackmap.study.results import Found
 
-ALIKE = 30.0  # degrees: two vectors of one length at this angle are half their length apart
+# Degrees. Two vectors of equal length at this angle are about half their length apart.
+ALIKE = 30.0
 
 
 def claims(name: str, found: Found) -> Iterator[Claim]:
-    """The sentences of section 2.5.3 and one of ours, each with its number.
+    """The claims of section 2.5.3 and one of our own, each with the measured numbers.
 
     Args:
         name: The network.
@@ -26,30 +27,32 @@ def claims(name: str, found: Found) -> Iterator[Claim]:
     first, last = (float(np.median(layers[layer])) for layer in (next(iter(layers)), list(layers)[-1]))
     yield Claim(
         f"{name}: the hyperplanes of a class at two of its images differ significantly (read: by more than {ALIKE:g} degrees).",
-        f"the two images of the class {same['class']}: {_change(same['image'])}; pairs of one class among "
-        f"{len(spectra['high'][IMAGES])} images: {Quantiles(**spectra['angles']['one class'])} degrees",
+        f"the two images of the class {same['class']}: {_change(same['image'])}; pairs of one "
+        f"class among {len(spectra['high'][IMAGES])} images: "
+        f"{Quantiles(**spectra['angles']['one class'])} degrees",
         same["image"]["angle"] > ALIKE,
         "seen in Figs. 2.6 and 2.7",
     )
     yield Claim(
-        f"{name}: hyperplanes have stronger amplitudes at high frequencies than images (read: a larger share of the energy above "
-        "0.25 cycles per pixel, for 95 % of the images).",
-        f"larger for {100 * higher(spectra):.1f} % of {len(spectra['high'][IMAGES])} images; median "
-        f"{100 * np.median(spectra['high'][PLANES]):.3g} % beside {100 * np.median(spectra['high'][IMAGES]):.3g} %",
+        f"{name}: hyperplanes have stronger amplitudes at high frequencies than images (read: a "
+        "larger share of the energy above 0.25 cycles per pixel, for 95 % of the images).",
+        f"larger for {100 * higher(spectra):.1f} % of {len(spectra['high'][IMAGES])} images; "
+        f"median {100 * np.median(spectra['high'][PLANES]):.3g} % beside "
+        f"{100 * np.median(spectra['high'][IMAGES]):.3g} %",
         higher(spectra) >= 0.95,
         "seen in Figs. 2.8 to 2.10",
     )
     yield Claim(
-        f"{name}: RM1 turns from shapes to irregular pixels as the layer goes high (read: more energy above 0.25 cycles per "
-        "pixel in the last convolution than in the first).",
+        f"{name}: RM1 turns from shapes to irregular pixels as the layer goes high (read: more "
+        "energy above 0.25 cycles per pixel in the last convolution than in the first).",
         f"median share {100 * first:.3g} % in {next(iter(layers))}, {100 * last:.3g} % in {list(layers)[-1]}",
         last > first,
     )
     for of in (each for each in found["positions"] if each.get("positions", 0) > 1):
         between = Quantiles(**of["angles"])
         yield Claim(
-            f"{name}: the same kernels show different hyperplanes at different positions of {of['layer']} (read: by more than "
-            f"{ALIKE:g} degrees).",
+            f"{name}: the same kernels show different hyperplanes at different positions of "
+            f"{of['layer']} (read: by more than {ALIKE:g} degrees).",
             f"RM2 of channel {of['channel']}, every pair of {of['positions']} positions: {between} degrees",
             between.median > ALIKE,
         )
@@ -92,7 +95,7 @@ def _region_claims(name: str, images: dict[str, Any]) -> Iterator[Claim]:
 
 
 def likeness_table(networks: dict[str, Found]) -> Table:
-    """How different the hyperplanes of one class are at two images, and of many pairs.
+    """Table of how different the hyperplanes of one class are at two images, and at many pairs.
 
     Args:
         networks: Results by network.
@@ -112,37 +115,53 @@ def likeness_table(networks: dict[str, Found]) -> Table:
         same, between = found["same class"], found["many"]["angles"]
         parts = [(same[part]["angle"], 100 * same[part]["change"]) if part in same else ("", "") for part in ("image", "bias")]
         cells = [f"{number:.3g}" if number != "" else "" for pair in parts for number in pair]
-        sheet.rows.append([name, same["class"], *cells, *(str(Quantiles(**between[k])) for k in ("one class", "two classes"))])
+        sheet.rows.append(
+            [
+                name,
+                same["class"],
+                *cells,
+                *(str(Quantiles(**between[k])) for k in ("one class", "two classes")),
+            ]
+        )
     caption = (
-        "Angles in degrees between the hyperplanes of a class at the two images of the pictures; difference: its length relative "
-        "to the mean length of the two. Last columns: angles between the image parts of the predicted classes of many images, "
-        "median and 5 to 95 % of all pairs."
+        "Angles in degrees between the hyperplanes of a class at the two images of the pictures; "
+        "difference: its length relative to the mean length of the two. Last columns: angles "
+        "between the image parts of the predicted classes of many images, median and 5 to 95 % "
+        "of all pairs."
     )
     return Table(sheet, caption)
 
 
 def frequency_table(networks: dict[str, Found]) -> Table:
-    """How much high frequency images and hyperplanes hold.
+    """Table of how much energy images and hyperplanes have at high frequencies.
 
     Args:
         networks: Results by network.
     """
-    head = ["network", "images", "above 0.25: image %", "hyperplane %", "mean frequency: image", "hyperplane", "higher in, %"]
+    head = [
+        "network",
+        "images",
+        "above 0.25: image %",
+        "hyperplane %",
+        "mean frequency: image",
+        "hyperplane",
+        "higher in, %",
+    ]
     sheet = Sheet("Spectra of images and of the predicted class's hyperplane", head)
     for name, found in networks.items():
         many = found["many"]
         cells = [str(Quantiles.of(many[key][of], f)) for key, f in (("high", 100.0), ("mean", 1.0)) for of in (IMAGES, PLANES)]
         sheet.rows.append([name, str(len(many["high"][IMAGES])), *cells, f"{100 * higher(many):.1f}"])
     caption = (
-        "Share of the energy (squared amplitude without DC, mean of the three channels) above 0.25 cycles per pixel, and mean "
-        "radial frequency in cycles per pixel: median and 5 to 95 % of the images. Higher in: images whose hyperplane has the "
-        "larger share."
+        "Share of the energy (squared amplitude without DC, mean of the three channels) above "
+        "0.25 cycles per pixel, and mean radial frequency in cycles per pixel: median and 5 to "
+        "95 % of the images. Higher in: images whose hyperplane has the larger share."
     )
     return Table(sheet, caption)
 
 
 def region_table(networks: dict[str, Found]) -> Table:
-    """How far many images are from the nearest kink and the nearest class boundary.
+    """Table of the distances of many images to the nearest kink and the nearest class boundary.
 
     Args:
         networks: Results by network.
@@ -167,15 +186,16 @@ def region_table(networks: dict[str, Found]) -> Table:
             )
             sheet.rows.append([name, norm, str(len(every)), kink, ends, boundary, inside, changes])
     caption = (
-        "Distances in pixels of [0, 1], median and 5 to 95 % of the images, in float64. Ends the region: the pattern is "
-        "the same just before the kink, and another just after. In the region: the same pattern on both sides of the boundary. "
-        "Changes: the network itself prefers the other class just after it."
+        "Distances in pixels of [0, 1], median and 5 to 95 % of the images, in float64. Ends the "
+        "region: the pattern is the same just before the kink, and another just after. In the "
+        "region: the same pattern on both sides of the boundary. Changes: the network itself "
+        "prefers the other class just after it."
     )
     return Table(sheet, caption)
 
 
 def sparsity_table(name: str, found: Found) -> Table:
-    """How many RM4 hyperplanes of each layer are zero, and how much of their receptive fields the others use.
+    """Table of the zero RM4 hyperplanes of each layer, and how much of their fields the others use.
 
     Args:
         name: The network.
@@ -188,16 +208,19 @@ def sparsity_table(name: str, found: Found) -> Table:
         shares = (layer.zero_share, layer.used_share, layer.full_share)
         sheet.rows.append([layer.layer, f"{layer.hyperplanes:,}", *(f"{100 * share:.2f}" for share in shares)])
     caption = (
-        "Field used: share of the pixels of all receptive fields, as far as they lie inside the image, where the hyperplane is "
-        "not zero in at least one channel; whole field used: hyperplanes that use every pixel."
+        "Field used: share of the pixels of all receptive fields, as far as they lie inside the "
+        "image, where the hyperplane is not zero in at least one channel; whole field used: "
+        "hyperplanes that use every pixel."
     )
     return Table(sheet, caption)
 
 
 def higher(many: Found) -> float:
-    """Share of the images whose hyperplane has a larger share of its energy at high frequencies.
+    """Share of the images whose hyperplane has more of its energy at high frequencies.
+
+    The comparison is with the share of the image itself.
 
     Args:
-        many: What :func:`adjointbackmap.study.pictures.likeness.over_many` found.
+        many: Result of :func:`adjointbackmap.study.pictures.likeness.over_many`.
     """
     return float(np.mean(np.array(many["high"][PLANES]) > np.array(many["high"][IMAGES])))
