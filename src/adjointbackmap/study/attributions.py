@@ -1,4 +1,7 @@
-"""Hyperplanes beside the attributions that users know: how far each is from reproducing the predicted class's logit."""
+"""Compare hyperplanes with common attribution methods.
+
+The comparison is how well each method's map sums to the logit of the predicted class.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -23,21 +26,26 @@ from adjointbackmap.study.results import Arrays, Found, keep, kept
 from adjointbackmap.study.setup import SCALE, Setup, Trained, read_json, write_json
 
 KEY = "attributions"
-MOST = 200  # images
-BATCH = 20  # images that are computed, and kept, at once
-STEPS = 50  # of integrated gradients, from an input of zeros
-SAMPLES = 200  # points of these that are computed at once
+MOST = 200  # images at most
+BATCH = 20  # images that are computed and recorded together
+STEPS = 50  # steps of integrated gradients, starting at an input of zeros
+SAMPLES = 200  # points of integrated gradients per forward pass
 
 SALIENCY, PRODUCT, INTEGRATED = "saliency", "input x gradient", "integrated gradients"
 FULLGRAD, OF_MODULES = "FullGrad", "FullGrad, biases of modules"
 IMAGE, WHOLE = "hyperplane, image part", "hyperplane, image and bias parts"
-COMPLETED, DIFFERENCE = f"{PRODUCT}, and the hyperplane's bias part", f"{INTEGRATED}, beside f(x) - f(0)"
+COMPLETED, DIFFERENCE = (
+    f"{PRODUCT}, and the hyperplane's bias part",
+    f"{INTEGRATED}, beside f(x) - f(0)",
+)
 ROWS = (SALIENCY, PRODUCT, COMPLETED, INTEGRATED, DIFFERENCE, FULLGRAD, OF_MODULES, IMAGE, WHOLE)
 MAPS = (SALIENCY, PRODUCT, INTEGRATED)
 
 
 def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
-    """Compare the methods on every network of a run; images that are finished for the same weights stay.
+    """Compare the methods on every network of a run.
+
+    Images that are finished for the same weights are not computed again.
 
     Args:
         setup: Networks, images and folder.
@@ -45,9 +53,15 @@ def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
     """
     for name in setup.networks:
         trained, untouched = setup.trained(name), models.load(name)
-        images, path = setup.many(name, min(MOST, 2 * setup.images)), setup.folder / KEY / f"{name}.json"
+        images, path = (
+            setup.many(name, min(MOST, 2 * setup.images)),
+            setup.folder / KEY / f"{name}.json",
+        )
         settings = {**trained.about, "steps": STEPS, "scale": SCALE}
-        record = Record(path.with_name(f"{name}-{trained.about['weights sha256'][:8]}.jsonl"), settings)
+        record = Record(
+            path.with_name(f"{name}-{trained.about['weights sha256'][:8]}.jsonl"),
+            settings,
+        )
         missing = [n for n, hashed in enumerate(images.hashes) if hashed not in record.names]
         for start in range(0, len(missing), BATCH):
             report(f"{name}: attributions", 1 - (len(missing) - start) / len(images))
@@ -55,18 +69,27 @@ def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
             for hashed, found in zip(part.hashes, sums(trained, untouched, part), strict=True):
                 record.append(hashed, found)
         one, finished = setup.one(name), dict(record.results())
-        settings |= {"image": one.hashes[0], "class": one.classes[int(one.labels)], "biases": len(trained.network.biases)}
+        settings |= {
+            "image": one.hashes[0],
+            "class": one.classes[int(one.labels)],
+            "biases": len(trained.network.biases),
+        }
         keep(path, settings, partial(maps, trained, untouched, one))
-        write_json(path, read_json(path) | {"images": {hashed: finished[hashed] for hashed in images.hashes}})
+        write_json(
+            path,
+            read_json(path) | {"images": {hashed: finished[hashed] for hashed in images.hashes}},
+        )
     report("attributions", 1.0)
 
 
 def sums(trained: Trained, untouched: nn.Module, images: data.Images) -> list[Found]:
-    """What the maps of each method sum to, beside the logit of the predicted class, image by image.
+    """The sum of each method's map and the logit of the predicted class, for each image.
 
     Args:
-        trained: The network; hyperplanes and FullGrad are those of the folded one, whose biases are parameters.
-        untouched: The same network as it was trained: its logits are to be reproduced, and Captum works on it.
+        trained: The network. Hyperplanes and FullGrad use its folded version, in which all biases
+            are parameters.
+        untouched: The same network as it was trained. Its logits are the reference, and Captum's
+            methods use it.
         images: Images.
     """
     x = trained.input(images.unit_interval())
@@ -77,8 +100,18 @@ def sums(trained: Trained, untouched: nn.Module, images: data.Images) -> list[Fo
     slopes, biases = full_gradients(trained.network, x, classes)
     pixels, none = (x * slopes).flatten(1).sum(1), x.new_zeros(len(x))
     owned = (part for name, part in biases.items() if _is_of_module(trained.network.model, name))
-    found[FULLGRAD], found[OF_MODULES] = pixels + sum(biases.values(), none), pixels + sum(owned, none)
-    parts = hyperplanes(trained.network, x, "fc", "RM0", classes[:, None, None], scale=SCALE).contributions()
+    found[FULLGRAD], found[OF_MODULES] = (
+        pixels + sum(biases.values(), none),
+        pixels + sum(owned, none),
+    )
+    parts = hyperplanes(
+        trained.network,
+        x,
+        "fc",
+        "RM0",
+        classes[:, None, None],
+        scale=SCALE,
+    ).contributions()
     found[IMAGE], found[WHOLE] = parts.image.flatten(1).sum(1), parts.total()[:, 0]
     return [
         {
@@ -91,14 +124,18 @@ def sums(trained: Trained, untouched: nn.Module, images: data.Images) -> list[Fo
 
 
 def captum_maps(
-    model: nn.Module, x: Float[Tensor, "n c h w"], classes: Int64[Tensor, " n"]
+    model: nn.Module,
+    x: Float[Tensor, "n c h w"],
+    classes: Int64[Tensor, " n"],
 ) -> dict[str, Float[Tensor, "n c h w"]]:
-    """Captum's maps for one class of each image: saliency (magnitudes), input x gradient, integrated gradients from zeros.
+    """Captum's attribution maps for one class of each image.
+
+    The methods are saliency (magnitudes), input x gradient, and integrated gradients from zeros.
 
     Args:
-        model: A module in eval mode that gives ``(N, classes)``.
-        x: Images as the model takes them.
-        classes: Class of each.
+        model: A module in eval mode with output ``(N, classes)``.
+        x: Images in the units of the module's input.
+        classes: One class for each image.
     """
     from captum.attr import InputXGradient, IntegratedGradients, Saliency
 
@@ -107,24 +144,33 @@ def captum_maps(
         SALIENCY: Saliency(model).attribute(inputs, target=classes),
         PRODUCT: InputXGradient(model).attribute(inputs, target=classes),
         INTEGRATED: IntegratedGradients(model).attribute(
-            inputs, baselines=0, target=classes, n_steps=STEPS, internal_batch_size=SAMPLES
+            inputs,
+            baselines=0,
+            target=classes,
+            n_steps=STEPS,
+            internal_batch_size=SAMPLES,
         ),
     }
     return {method: part.detach().to(x) for method, part in found.items()}
 
 
 def full_gradients(
-    network: Network, x: Float[Tensor, "n c h w"], classes: Int64[Tensor, " n"]
+    network: Network,
+    x: Float[Tensor, "n c h w"],
+    classes: Int64[Tensor, " n"],
 ) -> tuple[Float[Tensor, "n c h w"], dict[str, Float[Tensor, " n"]]]:
-    r"""FullGrad by autograd: :math:`f = \langle x | \nabla_x f \rangle + \sum_b b\, \partial f / \partial b` [Srinivas2019].
+    r"""FullGrad by autograd [Srinivas2019].
+
+    It is :math:`f = \langle x | \nabla_x f \rangle + \sum_b b\, \partial f / \partial b`.
 
     Args:
-        network: Traced network; it tells which parameters are biases, and nothing else.
+        network: Traced network. It is used only to find the parameters that are biases.
         x: Images.
-        classes: Class of each.
+        classes: One class for each image.
 
     Returns:
-        The gradient of the image, and for each parameter that is a bias what it adds to the class's output.
+        The gradient with respect to the image. Then, for each bias parameter, its contribution to
+        the output of the class.
     """
     named = dict(network.model.named_parameters())
     biases = {b.parameter: named[b.parameter].detach() for b in network.biases.values() if b.parameter}
@@ -139,13 +185,21 @@ def full_gradients(
 
 
 def _is_of_module(model: nn.Module, parameter: str) -> bool:
-    """Whether FullGrad's authors' code finds a bias: that of a convolution, linear layer or batch norm, no bare parameter."""
+    """Whether the code of FullGrad's authors includes a bias.
+
+    It includes the biases of convolutions, linear layers and batch norms, but no bare parameters.
+    """
     owner, _, name = parameter.rpartition(".")
-    return name == "bias" and isinstance(model.get_submodule(owner), nn.Conv2d | nn.Linear | nn.BatchNorm2d)
+    return name == "bias" and isinstance(
+        model.get_submodule(owner),
+        nn.Conv2d | nn.Linear | nn.BatchNorm2d,
+    )
 
 
 def maps(trained: Trained, untouched: nn.Module, image: data.Images) -> tuple[Found, Arrays]:
-    """What the pictures of one image show: its logit; the maps, the hyperplane, what the biases of each layer add.
+    """The logit of one image, and the arrays for its pictures.
+
+    The arrays are the maps, the hyperplane, and the contribution of each layer's biases.
 
     Args:
         trained: The network.
@@ -174,42 +228,50 @@ def maps(trained: Trained, untouched: nn.Module, image: data.Images) -> tuple[Fo
 
 
 def section(folder: Path) -> Section | None:
-    """What the comparison found, from the files of a folder; its pictures are drawn there.
+    """Build the report section from the result files, and draw its pictures into the folder.
 
     Args:
         folder: Folder of the results.
 
     Returns:
-        The section; ``None`` where there are no results.
+        The section, or ``None`` if there are no results.
     """
-    results = [result for result in kept(folder / KEY) if "images" in result[1]]  # what a stopped run lacks comes last
+    # The key "images" is written last: without it the run was stopped.
+    results = [result for result in kept(folder / KEY) if "images" in result[1]]
     if not results:
         return None
     networks = {name: found for name, found, _ in results}
     counts = ", ".join(f"{len(found['images'])} for {name}" for name, found in networks.items())
     ran = (
-        f"Test images that each network classifies correctly, drawn with the seed of the run: {counts}. The logit is that of the "
-        "predicted class, from the network as it was trained, in float32.",
-        "Saliency (magnitudes), input x gradient and integrated gradients are Captum's, on the network as it was trained, in its "
-        f"own input; integrated gradients start from an input of zeros and take {STEPS} steps by Gauss-Legendre. FullGrad "
-        "[Srinivas2019] is input x gradient and bias x gradient of the folded network by autograd, once with all its "
-        "biases and once with those of modules alone, which is what its authors' code finds: Fixup's scalars are no modules. "
-        f"Hyperplanes are those of the folded network at the pattern of {SCALE:g} [x; b].",
+        "Test images that each network classifies correctly, drawn with the seed of the run: "
+        f"{counts}. The logit is that of the predicted class, from the network as it was trained, "
+        "in float32.",
+        "Saliency (magnitudes), input x gradient and integrated gradients are Captum's, on the "
+        "network as it was trained, in its own input; integrated gradients start from an input "
+        f"of zeros and take {STEPS} steps by Gauss-Legendre. FullGrad [Srinivas2019] is input x "
+        "gradient and bias x gradient of the folded network by autograd, once with all its "
+        "biases and once with those of modules alone, which is what its authors' code finds: "
+        "Fixup's scalars are no modules. Hyperplanes are those of the folded network at the "
+        f"pattern of {SCALE:g} [x; b].",
     )
     errors = {name: relative_errors(found["images"].values()) for name, found in networks.items()}
-    blocks: list[Block] = [*claims(networks, errors), *(table(name, found) for name, found in errors.items())]
+    blocks: list[Block] = [
+        *claims(networks, errors),
+        *(table(name, found) for name, found in errors.items()),
+    ]
     for result in results:
         blocks += _pictures(folder, *result)
     return Section(KEY, "Beside the attributions that users know", ran, tuple(blocks))
 
 
 def relative_errors(images: Iterable[Found]) -> dict[str, np.ndarray]:
-    """``|sum - logit| / |logit|`` of every image by method, in the order of the table.
+    """``|sum - logit| / |logit|`` of every image for each method, in the order of the table.
 
-    That of input x gradient is also with the bias part of the hyperplane, that of integrated gradients beside f(x) - f(0).
+    Two rows are added. One is input x gradient plus the bias part of the hyperplane. The other
+    compares integrated gradients with f(x) - f(0).
 
     Args:
-        images: What :func:`sums` found for each.
+        images: Result of :func:`sums` for each image.
     """
     every = list(images)
     logits, zeros = (np.array([found[key] for found in every]) for key in ("logit", "at zero"))
@@ -221,46 +283,98 @@ def relative_errors(images: Iterable[Found]) -> dict[str, np.ndarray]:
 
 
 def table(name: str, errors: dict[str, np.ndarray]) -> Table:
-    """A row for each method: median of the errors, nine in ten of them, share within 1 %.
+    """Table with a row for each method.
+
+    The columns are the quantiles of the relative errors, and the share of images within 1 %.
 
     Args:
         name: The network.
-        errors: Its errors by method.
+        errors: Its errors for each method.
     """
-    sheet = Sheet(f"{name}: how far each method is from the logit", ["method", "relative error %", "within 1 %, %"])
+    sheet = Sheet(
+        f"{name}: how far each method is from the logit",
+        ["method", "relative error %", "within 1 %, %"],
+    )
     for method, found in errors.items():
         sheet.rows.append([method, str(Quantiles.of(found, 100.0)), f"{_within(found):.1f}"])
     caption = (
-        "Relative error: |sum of the map - logit| / |logit|, median and 5 to 95 % of the images. The sum of saliency's "
-        "magnitudes has no meaning, and claims none. Integrated gradients claim f(x) - f(0), the row below them."
+        "Relative error: |sum of the map - logit| / |logit|, median and 5 to 95 % of the images. "
+        "The sum of saliency's magnitudes has no meaning, and claims none. Integrated gradients "
+        "claim f(x) - f(0), the row below them."
     )
     return Table(sheet, caption)
 
 
 def claims(networks: dict[str, Found], errors: dict[str, dict[str, np.ndarray]]) -> Iterator[Claim]:
-    """Which methods reproduce the logit, for the networks with biases and for those without.
+    """Which methods reproduce the logit, for networks with biases and for those without.
 
     Args:
-        networks: Results by network.
-        errors: Errors by network and method.
+        networks: Results for each network.
+        errors: Errors for each network and method.
     """
     biased = [name for name, found in networks.items() if found["settings"]["biases"]]
     plain = [name for name in networks if name not in biased]
     everyone = list(networks)
-    yield _claim("The hyperplane's image part and bias part sum to the logit.", errors, everyone, WHOLE, True)
-    yield _claim("FullGrad with all biases of the folded network sums to it, too.", errors, everyone, FULLGRAD, True)
+    yield _claim(
+        "The hyperplane's image part and bias part sum to the logit.",
+        errors,
+        everyone,
+        WHOLE,
+        True,
+    )
+    yield _claim(
+        "FullGrad with all biases of the folded network sums to it, too.",
+        errors,
+        everyone,
+        FULLGRAD,
+        True,
+    )
     if biased:
-        yield _claim("Input x gradient alone does not where there are biases.", errors, biased, PRODUCT, False)
-        yield _claim("What it misses is the bias part: with that of the hyperplane it does.", errors, biased, COMPLETED, True)
-        yield _claim("Nor do integrated gradients from zeros, as f(0) is missing.", errors, biased, INTEGRATED, False)
+        yield _claim(
+            "Input x gradient alone does not where there are biases.",
+            errors,
+            biased,
+            PRODUCT,
+            False,
+        )
+        yield _claim(
+            "What it misses is the bias part: with that of the hyperplane it does.",
+            errors,
+            biased,
+            COMPLETED,
+            True,
+        )
+        yield _claim(
+            "Nor do integrated gradients from zeros, as f(0) is missing.",
+            errors,
+            biased,
+            INTEGRATED,
+            False,
+        )
     if plain:
-        yield _claim("Without biases input x gradient is the image part, and all of the logit.", errors, plain, PRODUCT, True)
+        yield _claim(
+            "Without biases input x gradient is the image part, and all of the logit.",
+            errors,
+            plain,
+            PRODUCT,
+            True,
+        )
     text = f"Integrated gradients reproduce f(x) - f(0), which is what they claim, with {STEPS} steps."
     yield _claim(text, errors, everyone, DIFFERENCE, True)
 
 
-def _claim(text: str, errors: dict[str, dict[str, np.ndarray]], names: list[str], method: str, complete: bool) -> Claim:
-    """Whether a method reproduces all logits, or fewer than half of them, of some networks."""
+def _claim(
+    text: str,
+    errors: dict[str, dict[str, np.ndarray]],
+    names: list[str],
+    method: str,
+    complete: bool,
+) -> Claim:
+    """A claim about some networks.
+
+    If ``complete``, it holds if the method reproduces all logits. Otherwise it holds if the method
+    reproduces fewer than half of them.
+    """
     shares = {name: _within(errors[name][method]) for name in names}
     measured = "; ".join(f"{name} {share:.1f} %, median {np.median(errors[name][method]):.2g}" for name, share in shares.items())
     holds = all(share == 100 if complete else share < 50 for share in shares.values())
@@ -268,12 +382,12 @@ def _claim(text: str, errors: dict[str, dict[str, np.ndarray]], names: list[str]
 
 
 def _within(errors: np.ndarray) -> float:
-    """Percent of the images with a relative error of at most 1 %."""
+    """Percentage of the images with a relative error of at most 1 %."""
     return 100 * float((errors <= SHARE_LIMIT).mean())
 
 
 def _pictures(folder: Path, name: str, found: Found, arrays: Arrays) -> Iterator[Picture]:
-    """The maps of one image side by side; what the biases of each layer add, where there are biases."""
+    """The maps of one image, and the contribution of each layer's biases if there are biases."""
     of = f"{name}, {found['settings']['class']} {found['settings']['image'][:8]}"
     shown = {key: torch.from_numpy(arrays[key]) for key in (*MAPS, "hyperplane", IMAGE)}
     below = {key: f"sum {float(part.double().sum()):.4g}" for key, part in shown.items() if key != "hyperplane"}
@@ -288,7 +402,12 @@ def _pictures(folder: Path, name: str, found: Found, arrays: Arrays) -> Iterator
             "hyperplane, b x H_b": dict(zip(layers, arrays["bias"].tolist(), strict=True)),
             "FullGrad, bias x gradient": dict(zip(layers, arrays[FULLGRAD].tolist(), strict=True)),
         }
-        drawing = plots.by_layer(values, f"{of}: what the biases of each layer add", "what is added to the logit", kind="bar")
+        drawing = plots.by_layer(
+            values,
+            f"{of}: what the biases of each layer add",
+            "what is added to the logit",
+            kind="bar",
+        )
         yield _saved(folder, f"{name}-biases", drawing)
 
 

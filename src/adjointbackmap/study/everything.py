@@ -1,4 +1,4 @@
-"""All experiments one after the other, and what they tell."""
+"""Run all experiments one after the other, and collect their report sections."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,13 +19,16 @@ from adjointbackmap.study.verification import page
 from adjointbackmap.study.verification import run as verification
 
 EXPERIMENTS = {module.KEY: module for module in (page, pictures, many, noise, targets, scaled, attributions)}
-"""Key -> the module whose ``section`` tells what was found; ``compute`` finds it, for ``page`` that of ``verification``."""
+"""Key -> the module with ``section``, which reports the results.
+
+The module also has ``compute``, which produces them. For ``page``, ``verification`` has it.
+"""
 
 ABOUT = "study.json"
 
 
 def check_experiments(keys: Sequence[str] | None) -> list[str]:
-    """The experiments to run, in their order; all if none is named.
+    """The experiments to run, in their order. If ``keys`` is empty, they are all.
 
     Raises:
         ValueError: If one is unknown.
@@ -38,12 +41,12 @@ def check_experiments(keys: Sequence[str] | None) -> list[str]:
 
 
 def run(setup: Setup, keys: Sequence[str], report: Callable[[str, float], None]) -> None:
-    """Run experiments; what the folder has of them is not computed again.
+    """Run experiments. Results that the folder already has are not computed again.
 
     Args:
         setup: Networks, images and folder.
         keys: Which experiments, see :func:`check_experiments`.
-        report: Called with what is computed and the share of it that is done.
+        report: Called with the current task and its finished share.
 
     Raises:
         ValueError: If the folder has results of other settings for a network of the run.
@@ -59,14 +62,16 @@ def run(setup: Setup, keys: Sequence[str], report: Callable[[str, float], None])
             try:
                 (verification if key == page.KEY else EXPERIMENTS[key]).compute(setup, report)
             except BaseException:
-                with suppress(DiskFull):  # of which the first error tells
+                with suppress(DiskFull):  # the first error already reports the full disk
                     _tell(setup, key, time.monotonic() - started)
                 raise
             _tell(setup, key, time.monotonic() - started)
 
 
 def _check_settings(setup: Setup) -> None:
-    """Whether what a folder has of a run's networks was computed with the run's settings.
+    """Check that the results in the folder were computed with the settings of the run.
+
+    Only results of the run's networks are checked.
 
     Raises:
         ValueError: If it was not.
@@ -81,12 +86,12 @@ def _check_settings(setup: Setup) -> None:
 
 
 def _before(folder: Path) -> dict[str, Any]:
-    """What a folder tells of its runs so far."""
+    """The folder's record of its runs so far."""
     return read_or_set_aside(folder / ABOUT) or {"settings": {}, "seconds": {}}
 
 
 def _tell(setup: Setup, key: str, seconds: float = 0.0) -> None:
-    """Add an experiment to what the folder tells of its runs."""
+    """Add an experiment to the folder's record of its runs."""
     before = _before(setup.folder)
     write_json(
         setup.folder / ABOUT,
@@ -95,13 +100,16 @@ def _tell(setup: Setup, key: str, seconds: float = 0.0) -> None:
             "date": time.strftime("%Y-%m-%d"),
             "environment": environment(),
             "settings": before["settings"] | dict.fromkeys(setup.networks, setup.settings),
-            "seconds": {**before["seconds"], key: round(before["seconds"].get(key, 0.0) + seconds, 1)},
+            "seconds": {
+                **before["seconds"],
+                key: round(before["seconds"].get(key, 0.0) + seconds, 1),
+            },
         },
     )
 
 
 def about(folder: Path) -> dict[str, Any]:
-    """What the folder tells of its runs.
+    """Read the folder's record of its runs.
 
     Raises:
         ValueError: If it holds no results of the study.
@@ -113,6 +121,6 @@ def about(folder: Path) -> dict[str, Any]:
 
 
 def sections(folder: Path) -> list[Section]:
-    """What the results in a folder tell, experiment by experiment; their figures are drawn anew."""
+    """Build the report section of each experiment from its results, and draw its figures again."""
     found = [module.section(folder) for module in EXPERIMENTS.values()]
     return [section for section in found if section is not None]

@@ -1,4 +1,4 @@
-"""How numbers over many images are told: the median, and where nine in ten of them lie."""
+"""Summary of numbers over many images: the median, and the range of the middle 90 %."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ class Quantiles:
     """The median of some numbers, and their 5 % and 95 % quantiles.
 
     Attributes:
-        low: Five percent lie below.
-        median: Half of them do.
-        high: Five percent lie above.
+        low: 5 % quantile.
+        median: 50 % quantile.
+        high: 95 % quantile.
 
     Example:
         >>> str(Quantiles.of(np.arange(101)))
@@ -28,7 +28,10 @@ class Quantiles:
 
     @classmethod
     def of(cls, numbers: Sequence[float] | np.ndarray, factor: float = 1.0) -> "Quantiles":
-        """Of some numbers, times a factor: 100 for percent; not a number where there are none."""
+        """Quantiles of some numbers, times a factor: 100 gives percent.
+
+        They are NaN if there are no numbers.
+        """
         found = np.quantile(np.asarray(numbers, float), ENDS) if len(numbers) else np.full(3, np.nan)
         return cls(*(factor * found).tolist())
 

@@ -1,4 +1,4 @@
-"""Numbers and arrays of each network in files beside each other: kept once, read for the page."""
+"""Numbers and arrays of each network, kept in two files next to each other."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -9,25 +9,33 @@ import numpy as np
 
 from adjointbackmap.exactness.journal import differences
 from adjointbackmap.files import disk
-from adjointbackmap.files.checked import DamagedFile, compare, read_or_set_aside, set_aside, sha256_of, shortened
+from adjointbackmap.files.checked import (
+    DamagedFile,
+    compare,
+    read_or_set_aside,
+    set_aside,
+    sha256_of,
+    shortened,
+)
 from adjointbackmap.study.published.columns import COLUMNS
 from adjointbackmap.study.setup import read_json, write_json
 
-ARRAYS = "arrays sha256"  # key of the checksum of the NPZ
+ARRAYS = "arrays sha256"  # key of the checksum of the NPZ file
 
 Found = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 
 
 def keep(path: Path, settings: Found, measure: Callable[[], tuple[Found, Arrays]]) -> None:
-    """Write numbers with their settings as JSON, and arrays as NPZ beside it; what is there is never replaced.
+    """Compute numbers and arrays unless the files exist. Numbers go to JSON, arrays to NPZ.
 
-    A damaged file is set aside, which is said, and both are made again.
+    Existing results are not replaced. A damaged file is set aside with a message, and both files
+    are made again.
 
     Args:
-        path: The JSON.
-        settings: What the numbers hang on, as JSON has it.
-        measure: Gives numbers and arrays.
+        path: Path of the JSON file.
+        settings: Settings that identify the results, as JSON-compatible values.
+        measure: Returns numbers and arrays.
 
     Raises:
         ValueError: If the file holds results of other settings.
@@ -41,12 +49,13 @@ def keep(path: Path, settings: Found, measure: Callable[[], tuple[Found, Arrays]
         return
     found, arrays = measure()
     content = disk.npz(arrays)
-    disk.write(path.with_suffix(".npz"), content)  # first: a run that is stopped leaves no numbers without arrays
+    # The arrays are written first: a stopped run then leaves no numbers without arrays.
+    disk.write(path.with_suffix(".npz"), content)
     write_json(path, {"settings": settings, **found, ARRAYS: hashlib.sha256(content).hexdigest()})
 
 
 def kept(folder: Path) -> Iterator[tuple[str, Found, Arrays]]:
-    """Name, numbers and arrays of each network of a folder, in the order of the study.
+    """Yield name, numbers and arrays of each network in a folder, in the order of the study.
 
     Raises:
         ValueError: If a file is damaged.
@@ -58,7 +67,10 @@ def kept(folder: Path) -> Iterator[tuple[str, Found, Arrays]]:
 
 
 def _whole(path: Path) -> Found | None:
-    """The numbers that are there with their arrays; ``None`` where one of the two is missing, or damaged, which is said."""
+    """The numbers if they and their arrays exist and are undamaged, otherwise ``None``.
+
+    A damaged file is set aside with a message.
+    """
     found = read_or_set_aside(path)
     arrays = path.with_suffix(".npz")
     if found is None or not arrays.exists():
@@ -72,11 +84,13 @@ def _whole(path: Path) -> Found | None:
 
 
 def _arrays(path: Path, found: Found) -> Arrays:
-    """The arrays of some numbers; results of older versions do not have their checksum, but that of each array.
+    """Read the arrays that belong to some numbers.
+
+    Results of older versions have no checksum of the file, only one of each array in it.
 
     Raises:
-        FileNotFoundError: If there are none.
-        DamagedFile: If they are damaged, or those of other numbers.
+        FileNotFoundError: If there is no file of arrays.
+        DamagedFile: If it is damaged, or belongs to other numbers.
     """
     advice = "run the same study again, which makes it anew"
     if not path.is_file():
@@ -86,16 +100,17 @@ def _arrays(path: Path, found: Found) -> Arrays:
         compare(sha256_of(path), found[ARRAYS], path, path.with_suffix(".json").name, advice)
     try:
         return dict(np.load(path, allow_pickle=False))
-    except Exception as error:  # what a damaged ZIP file raises
+    except Exception as error:  # a damaged ZIP file raises various errors
         msg = f"{path} must hold arrays. It could not be read ({shortened(error)}): {advice}."
         raise DamagedFile(msg) from error
 
 
 def run_words(name: str, found: Found) -> str:
-    """Network, weights, image, class and the attack of experiment 2, for the paragraph of what was run."""
+    """Describe a run of experiment 2 in words: network, weights, image, class and attack."""
     settings, attack = found["settings"], found["settings"]["attack"]
     steps = ", ".join(f"{s:.4g}" for s in (attack["step"] if isinstance(attack["step"], list) else [attack["step"]]))
     return (
-        f"{name} (weights {settings['weights sha256'][:8]}): image {settings['image'][:8]}, {found['classes'][found['label']]}; "
-        f"{attack['iterations']} steps of {steps} in pixels from 0 to 1; seed {settings['seed']}"
+        f"{name} (weights {settings['weights sha256'][:8]}): image {settings['image'][:8]}, "
+        f"{found['classes'][found['label']]}; {attack['iterations']} steps of {steps} in pixels "
+        f"from 0 to 1; seed {settings['seed']}"
     )

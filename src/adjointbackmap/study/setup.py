@@ -1,4 +1,4 @@
-"""What the experiments work on: the shipped networks, the test images and the folder of a run."""
+"""The shipped networks, the test images and the result folder that the experiments use."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from adjointbackmap.files.checked import read_sealed, sealed_text
 from adjointbackmap.sources import Source, Subject, load_subject
 from adjointbackmap.study.published.columns import COLUMNS
 
-SCALE = 1 / 8
-BATCH = 500
+SCALE = 1 / 8  # the factor k of the pattern
+BATCH = 500  # images per forward pass
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,16 @@ class Setup:
     """A run of the experiments.
 
     Attributes:
-        folder: Where results go: a folder for each experiment.
+        folder: Folder for results, with a subfolder for each experiment.
         networks: Names of shipped networks.
-        image: The image of the experiments on one image: a class for its first test image by hash that every shipped network
-            with these classes knows, or the first digits of an image's hash; ``None`` for the study's, see :func:`preset`. It
-            does not depend on the networks of the run.
-        images: How many images the experiments on many take.
-        seed: Of every draw.
+        image: The image of the experiments on one image: a class, or the first digits of an image's
+            hash. For a class, it is the first test image by hash that all shipped networks with
+            these classes classify correctly, so it does not depend on ``networks``. ``None`` is the
+            image of the study, see :func:`preset`.
+        images: Number of images of the experiments on many images.
+        seed: Seed of all draws.
         root: Folder of the official binary files.
-        sample: Whether the 200 test images of CIFAR-10 that ship stand for all test images.
+        sample: Whether to use only the 200 test images of CIFAR-10 that ship.
     """
 
     folder: Path
@@ -46,7 +47,7 @@ class Setup:
 
     @property
     def settings(self) -> str:
-        """What a reader must know to run it again; no path of a machine."""
+        """The settings needed to repeat the run, without paths of a machine."""
         pool = "the 200 test images that ship" if self.sample else "all test images"
         return f"image {self.image or 'of the study'}, {self.images} images, seed {self.seed}, drawn from {pool}"
 
@@ -55,10 +56,10 @@ class Setup:
         return Trained(name, self.root, self.sample and models.card(name)["dataset"] == "cifar10")
 
     def one(self, name: str) -> data.Images:
-        """The image of the experiments on one image, for a network: one that it classifies correctly.
+        """The image of the experiments on one image, which the network classifies correctly.
 
         Raises:
-            ValueError: If there is no such image, or the network does not know it.
+            ValueError: If there is no such image, or the network does not classify it correctly.
         """
         trained, asked = self.trained(name), self.image or preset(name)
         if asked in trained.images.classes:
@@ -72,17 +73,22 @@ class Setup:
         return found[:1]
 
     def many(self, name: str, count: int | None = None) -> data.Images:
-        """A seeded draw of images that a network classifies correctly; fewer where it knows fewer."""
+        """A seeded draw of images that a network classifies correctly; all if there are fewer."""
         trained = self.trained(name)
-        order = torch.randperm(len(trained.images), generator=torch.Generator().manual_seed(self.seed))
+        order = torch.randperm(
+            len(trained.images),
+            generator=torch.Generator().manual_seed(self.seed),
+        )
         return trained.images[order[trained.known[order]][: count or self.images]]
 
 
 def check_setup(names: Sequence[str] | None, images: int, sample: bool) -> tuple[str, ...]:
-    """The networks of a run in the order of the study; if none is named, all that are shipped and have images.
+    """The networks of a run, in the order of the study.
+
+    If ``names`` is empty, they are all shipped networks that have images.
 
     Raises:
-        ValueError: If one is not shipped, or there is no image to take.
+        ValueError: If a network is not available, or ``images`` is less than 1.
     """
     able = [n for n in COLUMNS if n in models.names() and not (sample and models.card(n)["dataset"] != "cifar10")]
     unknown = [name for name in names or () if name not in able]
@@ -96,7 +102,11 @@ def check_setup(names: Sequence[str] | None, images: int, sample: bool) -> tuple
 
 
 def preset(name: str) -> str:
-    """The class of the study's image: a horse for networks without bias, a bird for those with, an apple for CIFAR-100."""
+    """The class of the study's image.
+
+    It is a horse for networks without biases, a bird for those with biases, and an apple for
+    CIFAR-100.
+    """
     if models.card(name)["dataset"] == "cifar100":
         return "apple"
     return "horse" if "nobias" in name else "bird"
@@ -109,7 +119,7 @@ class Trained:
     Attributes:
         name: Its shipped name.
         root: Folder of the official binary files.
-        sample: Whether the 200 test images that ship stand for all of them.
+        sample: Whether to use only the 200 test images that ship.
     """
 
     name: str
@@ -123,11 +133,14 @@ class Trained:
 
     @property
     def known(self) -> Tensor:
-        """Which images it classifies correctly, ``(N,)``."""
+        """Which images the network classifies correctly, ``(N,)``."""
         return _known(self)
 
     def known_by_all(self, word: str) -> data.Images:
-        """The images of a class that every shipped network with these classes classifies correctly, by hash."""
+        """The images of a class that all shipped networks with these classes classify correctly.
+
+        They are in the order of their hashes.
+        """
         return _known_by_all(models.card(self.name)["dataset"], self.root, self.sample, word)
 
     @property
@@ -141,12 +154,12 @@ class Trained:
         return _network(self.name)
 
     def input(self, pixels: Tensor) -> Tensor:
-        """Pixels in [0, 1] as the network takes them."""
+        """Convert pixels in [0, 1] to the units of the network's input."""
         return self.subject.prepare(pixels)
 
     @property
     def about(self) -> dict[str, Any]:
-        """What tells results of other weights apart."""
+        """Name and weights hash, which identify the results of this network."""
         return {"network": self.name, "weights sha256": self.network.weights_hash()}
 
 
@@ -189,12 +202,12 @@ def _right(trained: Trained, images: data.Images) -> Tensor:
 
 
 def write_json(path: Path, found: Any) -> None:
-    """Replace a file of results in one step; its last key is its checksum."""
+    """Replace a file of results atomically. Its last key is its checksum."""
     disk.write(path, sealed_text(found))
 
 
 def read_json(path: Path) -> Any:
-    """What a file of results holds.
+    """Read a file of results.
 
     Raises:
         ValueError: If it is damaged.

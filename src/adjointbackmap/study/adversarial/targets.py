@@ -152,16 +152,17 @@ def measured(
     others: data.Images,
     seed: int,
 ) -> tuple[Found, Arrays]:
-    """The numbers of one network and one image, and the arrays that its pictures show.
+    """Compute the numbers of one network at one image, and the arrays for its pictures.
 
-    Arrays are those of the ten inputs in the order of their classes, the image itself in the place of its own, and then of
-    the ten images of other classes.
+    The first ten rows of the arrays are the attacked images in the order of their target classes.
+    The original image is at the position of its own class. The next ten rows are the images of
+    other classes.
 
     Args:
         trained: The network.
         image: The one image.
         others: Ten images of other classes.
-        seed: Of all draws.
+        seed: Seed of all draws.
     """
     label, pixels = int(image.labels), image.unit_interval()
     targets, attacked = attack_targets(trained, pixels, label, seed)
