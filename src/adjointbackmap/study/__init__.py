@@ -1,1 +1,1 @@
-"""The experiments of the dissertation, one file each."""
+"""The experiments of the dissertation."""

@@ -1,1 +1,1 @@
-"""Pictures of hyperplanes, their spectra, and what surrounds an image."""
+"""Pictures of hyperplanes, their spectra, and an image's surroundings."""

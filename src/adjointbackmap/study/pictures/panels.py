@@ -19,7 +19,7 @@ RM0_FIGURES = {"vgg7-nobias-cifar10": "Fig. 2.6", "fixup-resnet20-nobias-cifar10
 
 
 def convolutions(network: Network) -> list[Layer]:
-    """The convolutions of a network, in order."""
+    """The convolutions of a network, in the order of execution."""
     return [layer for layer in network.layers.values() if "RM4" in layer.modes]
 
 
@@ -95,7 +95,7 @@ def _modes(
     of: str,
     folder: Path,
 ) -> Iterator[Shown]:
-    """RM1 to RM4 of a convolution at one image."""
+    """Pictures of the modes RM1 to RM4 of a convolution at one image."""
     network, name = trained.network, layer.name
     summed = hyperplanes(network, x, name, "RM1", scale=SCALE)
     strongest, middle = int(summed.value[0].argmax()), layer.out_shape[1] // 2

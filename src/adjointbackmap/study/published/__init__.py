@@ -1,1 +1,1 @@
-"""What the dissertation published."""
+"""The published numbers of the dissertation."""

@@ -1,4 +1,4 @@
-"""The tables of the verification for a page, made from its results alone."""
+"""Tables and figures of the verification for a page, built only from its results."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -243,7 +243,7 @@ def compute(setup: Setup, report: Report) -> None:
 
 @dataclass(frozen=True)
 class _Study:
-    """The runs of one network."""
+    """The verification runs of one network."""
 
     name: str
     images: data.Images
@@ -418,7 +418,7 @@ def _outputs(
     terms: Terms,
     names: Sequence[str],
 ) -> list[tuple[str, Checks]]:
-    """Name and errors of each image of a batch."""
+    """Names and errors of the images of a batch."""
     found: list[tuple[str, Checks]] = [(name, {}) for name in names]
     for layer in terms.layers:
         planes = hyperplanes(
