@@ -12,7 +12,8 @@ from cases import Net, make, parameter
 from torch import Tensor, nn
 
 import adjointbackmap as abm
-from adjointbackmap.engine.network import batch_of, check_eval
+from adjointbackmap.capture.model_check import batch_of
+from adjointbackmap.engine.network import check_eval
 
 SHAPE = (2, 5, 5)
 Pair = namedtuple("Pair", ["scores", "aux"])

@@ -5,8 +5,9 @@ from torch import Tensor, nn
 
 from adjointbackmap.capture.fingerprints import attributes_read
 from adjointbackmap.capture.graph import capture
+from adjointbackmap.capture.model_check import batch_of
 from adjointbackmap.engine.auditing import audit as audit_network
-from adjointbackmap.engine.network import Network, batch_of, check_eval
+from adjointbackmap.engine.network import Network, check_eval
 from adjointbackmap.planes.patch_check import check_patches
 from adjointbackmap.planes.planner import plan
 
@@ -41,9 +42,8 @@ def trace(
         ['0', '1', 'output']
     """
     check_eval(model, ValueError)
-    batch = batch_of(example)
-    captured = capture(model, batch)
-    network = Network(model, captured, plan, until, output, attributes_read(model, batch))
+    captured = capture(model, example)
+    network = Network(model, captured, plan, until, output, attributes_read(model, batch_of(example)))
     if audit and network.device.type != "meta":
         noise = torch.randn(1, *network.in_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         x = noise.to(network.device, network.dtype)

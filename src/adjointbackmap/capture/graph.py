@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from adjointbackmap.capture.casting import tensors_of
 from adjointbackmap.capture.copies import structural_copy
 from adjointbackmap.capture.decompositions import decompositions
 from adjointbackmap.capture.inlining import CastingPart, inline
+from adjointbackmap.capture.model_check import advice, batch_of, is_exported, takes
 from adjointbackmap.capture.precision import exact, while_torch_sets
 from adjointbackmap.capture.process import CAPTURING, quiet
 from adjointbackmap.capture.readings import FixedBatch, Readings, Replay, readings_of
@@ -123,27 +124,34 @@ def capture(model: nn.Module, example: Tensor) -> Capture:
 
     Args:
         model: The module; it is left as it was.
-        example: A batch of at least two inputs.
+        example: A batch of inputs.
 
     Raises:
         CastingPart: If the module turns autocast on.
-        ValueError: If ``torch.export`` cannot follow the module, or the module changes its buffers.
+        TypeError: If the example is no tensor.
+        ValueError: If the module does not take the example, ``torch.export`` cannot follow it, or it changes its buffers.
     """
-    readings = _run(model, example)
+    batch = batch_of(example)
+    readings = _run(model, example, batch)
     copied = structural_copy(model)  # torch.export puts fake tensors into it
     wrapper = _Listened(copied, readings)
     wrapper.training = model.training
     shapes = ({0: torch.export.Dim("batch", max=MOST_IMAGES)},)
     try:
-        with CAPTURING, exact(example.device), while_torch_sets(), quiet():
-            exported = _exported(wrapper, example, shapes)
+        with CAPTURING, exact(batch.device), while_torch_sets(), quiet():
+            exported = _exported(wrapper, batch, shapes)
             inline(exported)
             with torch.no_grad():
                 exported = exported.run_decompositions(dict(decompositions()))
     except CastingPart:
         raise
     except Exception as error:
+        if _fixes_batch(error) and takes(_with_own_buffers(model), lambda: example[None]):
+            msg = f"The example must be a batch (N, ...). Got {tuple(example.shape)}, which is one image: pass example[None]."
+            raise ValueError(msg) from error
         msg = f"The model must be a graph that torch.export can capture for any batch size. Got {explained(error)}"
+        if _fixes_batch(error) and is_exported(model):
+            msg = "The model must take any batch size. Got an export that fixes it: export it with dynamic_shapes for the batch."
         raise ValueError(msg) from error
     return _read(exported, _first_names(model), readings.floats)
 
@@ -158,8 +166,8 @@ def _exported(wrapper: nn.Module, example: Tensor, shapes: Any) -> torch.export.
             return torch.export.export(wrapper, (example,), dynamic_shapes=shapes, strict=False)
 
 
-def _run(model: nn.Module, example: Tensor) -> Readings:
-    """Run a copy of the model on the example, whose buffers are its own: a forward may change them.
+def _run(model: nn.Module, example: Tensor, batch: Tensor) -> Readings:
+    """Run a copy of the model on the example as a batch, whose buffers are its own: a forward may change them.
 
     Returns:
         What it read from its parameters and buffers.
@@ -167,15 +175,20 @@ def _run(model: nn.Module, example: Tensor) -> Readings:
     Raises:
         ValueError: If the model does not take the example.
     """
-    buffers = {id(buffer) for buffer in model.buffers()}
-    copied = structural_copy(model, lambda tensor: tensor.clone() if id(tensor) in buffers else tensor)
+    copied = _with_own_buffers(model)
     try:
-        return readings_of(_Listened(copied), tensors_of(copied), example)
+        return readings_of(_Listened(copied), tensors_of(copied), batch)
     except Exception as error:
         shape = ", ".join(map(str, ("N", *example.shape[1:])))
-        reason = explained(error).removesuffix(".")
-        msg = f"The model must run on a batch of the example's shape ({shape}). Got {reason}: pass an example that it takes."
+        reason, what = explained(error).removesuffix("."), advice(copied, example)
+        msg = f"The model must run on a batch of the example's shape ({shape}). Got {reason}: {what}."
         raise ValueError(msg) from error
+
+
+def _with_own_buffers(model: nn.Module) -> nn.Module:
+    """A copy of a model to run: it may change its buffers."""
+    buffers = {id(buffer) for buffer in model.buffers()}
+    return structural_copy(model, lambda tensor: tensor.clone() if id(tensor) in buffers else tensor)
 
 
 def explained(error: Exception) -> str:
@@ -186,13 +199,17 @@ def explained(error: Exception) -> str:
     theirs = [f for f in frames if not any(Path(f.filename).is_relative_to(folder) for folder in inside)]
     theirs = [f for f in theirs if WRAPPER not in Path(f.filename).parts]
     where = f" at {theirs[-1].filename}:{theirs[-1].lineno} ({theirs[-1].line})" if theirs else ""
-    if "specialized it to be a constant" in str(error) or isinstance(error, FixedBatch):
+    if _fixes_batch(error):
         return f"a model that fixes the batch{where}: write x.shape[0] in place of len(x) or a number, and give a batch (N, ...)."
     if "data-dependent" in first or "DataDependent" in type(error).__name__:
         return f"a branch or a shape that depends on the data{where}: write it with torch.where."
     if "not a known type" in first:
         return f"{first.partition(',')[0].removeprefix('Found ')}: return a tensor, a tuple, a dict or a dataclass."
     return f"{type(error).__name__}: {first}{where}."
+
+
+def _fixes_batch(error: Exception) -> bool:
+    return "specialized it to be a constant" in str(error) or isinstance(error, FixedBatch)
 
 
 def named(result: Any) -> dict[str, Any]:
@@ -257,6 +274,8 @@ def _name_by_first(nodes: Sequence[torch.fx.Node], first: Mapping[str, str]) -> 
 
 def _read(exported: torch.export.ExportedProgram, first: Mapping[str, str], reads_floats: bool) -> Capture:
     *nodes, last = exported.graph.nodes
+    for node in nodes:
+        _write_by_kind(node)
     _name_by_first(nodes, first)
     signature, spec = exported.graph_signature, exported.call_spec.out_spec
     if signature.buffers_to_mutate:
@@ -278,6 +297,21 @@ def _read(exported: torch.export.ExportedProgram, first: Mapping[str, str], read
         names={n: _shown(target) for n, target in signature.inputs_to_lifted_tensor_constants.items()},
         reads_floats=reads_floats,
     )
+
+
+def _write_by_kind(node: torch.fx.Node) -> None:
+    """Write the general convolution of an exported and decomposed model as the one that it was."""
+    if str(node.target) == "aten.convolution.default":
+        x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = cast("tuple[Any, ...]", node.args)
+        op = getattr(torch.ops.aten, convolution_name(weight.meta["val"], transposed))
+        rest = (output_padding, groups, dilation) if transposed else (dilation, groups)
+        node.target = op.input if transposed else op.default
+        node.args = (x, weight, bias, stride, padding, *rest)
+
+
+def convolution_name(weight: Tensor, transposed: bool) -> str:
+    """The kind of a general convolution, such as ``conv2d``."""
+    return f"{'conv_transpose' if transposed else 'conv'}{weight.dim() - 2}d"
 
 
 def _shown(target: str) -> str:

@@ -22,10 +22,11 @@ from adjointbackmap.capture.graph import (
     op_name,
     source_of,
 )
+from adjointbackmap.capture.model_check import batch_of
 from adjointbackmap.capture.parametrizations import plain_copy
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.engine.auditing import TOLERANCE
-from adjointbackmap.engine.network import KERNEL_MODULES, batch_of, check_eval
+from adjointbackmap.engine.network import KERNEL_MODULES, check_eval
 from adjointbackmap.rules import RULES
 from adjointbackmap.rules.kernels import Kernel
 

@@ -27,6 +27,7 @@ from adjointbackmap.capture.graph import (
     pick,
     source_of,
 )
+from adjointbackmap.capture.model_check import check_kind, in_train_mode
 from adjointbackmap.capture.process import CAPTURING
 from adjointbackmap.engine.constants import depends_on_dtype
 from adjointbackmap.engine.plans import Plan
@@ -381,41 +382,10 @@ def _traced_again(
     return Network(model, capture(model, example), planner, until, output)
 
 
-def batch_of(example: Tensor) -> Tensor:
-    """An example as a batch of at least two: ``torch.export`` would fix a batch of one.
-
-    Raises:
-        TypeError: If it is no tensor.
-        ValueError: If it is no batch of floating numbers.
-    """
-    if not isinstance(example, Tensor):
-        msg = f"The example must be a torch.Tensor. Got {type(example).__name__}: a network has one input."
-        raise TypeError(msg)
-    if example.dim() < 2 or not example.is_floating_point() or not len(example):
-        msg = f"The example must be a batch (N, ...) of floating numbers. Got {tuple(example.shape)} of {example.dtype}."
-        raise ValueError(msg)
-    return example.detach().expand(max(2, len(example)), *example.shape[1:]).clone(memory_format=torch.contiguous_format)
-
-
 def check_eval(model: nn.Module, error: type[Exception]) -> None:
-    """Raise ``error`` if any module of a model is in train mode.
-
-    Raises:
-        TypeError: If it is no module, one whose code was compiled, or one with a sparse parameter or buffer.
-    """
-    if not isinstance(model, nn.Module):
-        msg = f"The model must be a torch.nn.Module. Got {type(model).__name__}: wrap it in one."
-        raise TypeError(msg)
-    compiled = [type(m).__name__ for m in model.modules() if isinstance(m, torch.jit.ScriptModule) or hasattr(m, "_orig_mod")]
-    if compiled:
-        msg = f"The model must be Python modules. Got {compiled[0]}, which is compiled: pass the module that it was made of."
-        raise TypeError(msg)
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    sparse = [f"{name} ({str(t.layout).removeprefix('torch.')})" for name, t in tensors if t.layout != torch.strided]
-    if sparse:
-        msg = f"Parameters and buffers must be dense. Got {', '.join(sparse[:3])}: register them with .to_dense()."
-        raise TypeError(msg)
-    training = [path or "the model itself" for path, module in model.named_modules() if module.training]
+    """Raise ``error`` if any module of a model is in train mode, and what :func:`check_kind` does."""
+    check_kind(model)
+    training = in_train_mode(model)
     if training:
         msg = f"The model must be in eval mode. Got train mode in {', '.join(training[:3])}: call model.eval() first."
         raise error(msg)

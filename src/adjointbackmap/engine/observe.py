@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from adjointbackmap.capture.casting import cast
 from adjointbackmap.capture.copies import structural_copy
-from adjointbackmap.capture.graph import call_name, listening, pick
+from adjointbackmap.capture.graph import call_name, convolution_name, listening, pick
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.engine.network import OUTPUT, Layer, Network
 
@@ -166,7 +166,9 @@ class _Kernels(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "_opname", None) or getattr(func, "__name__", "")  # an exported module calls ATen operations
+        if name == "convolution":
+            name = convolution_name(args[1], args[6])
         if name in FUNCTIONS:
             inside = f"{self.stack[-1]}/{name}"
             self.seen[inside] = self.seen.get(inside, -1) + 1
