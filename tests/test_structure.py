@@ -370,7 +370,7 @@ RUNS = "The model must run on a batch of the example's shape (N, "
 REFUSED_CODE = {
     "branch": (GRAPH, branch, "if x.sum() > 0:", "a branch or a shape that depends on the data", "write it with torch.where."),
     "loop": (GRAPH, loop, "for _ in range(int(x.abs().sum())):", "a branch or a shape that depends on the data", "torch.where."),
-    "error": (RUNS, fails, "return net.parts[0]", "AttributeError: 'Net' object has no attribute 'parts'", "that it takes."),
+    "error": (RUNS, fails, "return net.parts[0]", "AttributeError: 'Net' object has no attribute 'parts'", "one tensor."),
 }
 
 
@@ -390,7 +390,6 @@ def test_refused_code_is_shown_with_its_line(why, capfd):
 BATCHES = {
     "len": (lambda net, x: net.conv(x).reshape(len(x), -1), images()),
     "number": (lambda net, x: net.conv(x).reshape(2, -1), images()),
-    "example-without-a-batch": (lambda net, x: net.conv(x), images()[0]),
 }
 
 
