@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from damage import harm
 from safetensors.torch import load_file, save_file
+from test_cli import run as run  # the fixture
 from torch import nn
 
 from adjointbackmap import data, models
@@ -272,20 +272,25 @@ def test_json_of_an_older_version_has_no_checksum(tmp_path):
 # commands
 
 
+def tiny():
+    """What --model names in these tests."""
+    return nn.Conv2d(3, 2, 3)
+
+
 @pytest.mark.parametrize("kind", ["weights", "picture", "examples"])
-def test_commands_say_it_in_one_line(tmp_path, kind):
+def test_commands_say_it_in_one_line(run, tmp_path, monkeypatch, kind):
     """Status 2, and no traceback."""
-    (tmp_path / "mine.py").write_text("from torch import nn\n\n\ndef net():\n    return nn.Conv2d(3, 2, 3)\n")
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])  # however pytest imported it
+    monkeypatch.chdir(tmp_path)
     options = {
-        "weights": ["layers", "--model", "mine:net", "--weights", "bad.safetensors"],
+        "weights": ["layers", "--model", f"{__name__}:tiny", "--weights", "bad.safetensors"],
         "picture": ["map", "vgg7-cifar10", "--layer", "fc", "--mode", "RM0", "--image", "bad.png"],
         "examples": ["attack", "vgg7-cifar10", "--examples", "bad.npz"],
     }[kind]
     bad = next(option for option in options if option.startswith("bad."))
     (tmp_path / bad).write_bytes(b"\x89PNG\r\n\x1a\n and no more")
-    program = "import sys; from adjointbackmap.cli import main; sys.argv[1:] = sys.argv[1:]; main()"
-    done = subprocess.run([sys.executable, "-c", program, *options], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert bad in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    status, _, err = run(*options)
+    assert status == 2
+    assert "Traceback" not in err
+    assert bad in err
+    assert len(err.strip().splitlines()) == 1

@@ -17,11 +17,13 @@ from test_training import little_data as few_images
 from adjointbackmap import data, models
 from adjointbackmap.benchmark import runs as benchmark
 from adjointbackmap.benchmark.work import Settings
+from adjointbackmap.exactness.layer_check import LayerCheck
 from adjointbackmap.files.checked import DamagedFile, DamagedFileWarning, sealed_text
 from adjointbackmap.study import everything, results
 from adjointbackmap.study.published.columns import COLUMNS
 from adjointbackmap.study.setup import Setup, read_json, write_json
 from adjointbackmap.study.verification import run as verification
+from adjointbackmap.study.verification.tally import Tally
 from adjointbackmap.training import loop as training
 
 SEEDS = range(20)
@@ -187,8 +189,9 @@ def test_results_of_an_older_version_are_read(tmp_path):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_damaged_verification(tmp_path, seed):
     """Its images are kept beside, so that a truncated file is made again; what does not begin as ours is refused."""
-    found = verification.Results(tmp_path)
-    found.network(NAME, "0123")["runs"] = {"float32": {"fc": {"images": 3, "largest": 0.1 + 0.2}}}
+    found, tally = verification.Results(tmp_path), Tally(LayerCheck("fc"))
+    tally.add(LayerCheck("fc", units=10, within=9, within_signed=9, largest=0.1 + 0.2))
+    found.network(NAME, "0123")["runs"] = {"float32": {"fc": {"images": 1, "layers": {"fc": tally.to_dict()}}}}
     found.write()
     path = found.path
     expected = read_json(path)
@@ -222,6 +225,20 @@ def test_truncated_files_of_ours_are_made_again(tmp_path):
     (tmp_path / "verification.json").write_text("")
     with pytest.warns(DamagedFileWarning, match="verification.json is damaged"):
         assert verification.Results(tmp_path).found["networks"] == {}
+
+
+def test_results_that_are_none_are_one_sentence(tmp_path):
+    """Also those of an older version, which have no checksum."""
+    path = tmp_path / verification.RESULTS
+    for networks in ({NAME: {"runs": 3}}, {NAME: {"runs": {"float32": {"fc": {"layers": {"fc": {"units": 3}}}}}}}, {NAME: {}}):
+        path.write_text(json.dumps({"format": verification.FORMAT, "environments": [], "networks": networks}))
+        with pytest.raises(ValueError, match=r"must be a file that study verification wrote. Got .*: delete it or name another"):
+            verification.read(path)
+    path.unlink()
+    (tmp_path / "many").mkdir()
+    (tmp_path / "many" / f"{NAME}.json").write_text('{"image": {}}')
+    with pytest.raises(ValueError, match=r"many must hold results of study all. They could not be read \(KeyError: .*\): run it"):
+        everything.sections(tmp_path)
 
 
 def test_truncated_benchmark_is_measured_again(tmp_path):

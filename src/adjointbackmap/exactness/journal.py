@@ -116,7 +116,7 @@ class Record:
         return name, result
 
     def _checksum(self, name: str, result: Any) -> str:
-        return checksum([self.job, name, json.loads(json.dumps(result))])
+        return checksum([self.job, name, result])
 
     def _first_line(self) -> str:
         return _line({"job": self.job, CHECKSUM: checksum(self.job)})

@@ -8,7 +8,7 @@ from typing import Any
 
 import adjointbackmap
 from adjointbackmap.benchmark.timing import environment
-from adjointbackmap.files.checked import read_or_set_aside
+from adjointbackmap.files.checked import read_or_set_aside, shortened
 from adjointbackmap.files.disk import DiskFull, hold_folder, remove_partial
 from adjointbackmap.report.sections import Section
 from adjointbackmap.study import attributions
@@ -121,6 +121,17 @@ def about(folder: Path) -> dict[str, Any]:
 
 
 def sections(folder: Path) -> list[Section]:
-    """Build the report section of each experiment from its results, and draw its figures again."""
-    found = [module.section(folder) for module in EXPERIMENTS.values()]
+    """Build the report section of each experiment from its results, and draw its figures again.
+
+    Raises:
+        ValueError: If results are damaged, or not those of an experiment.
+    """
+    found = []
+    for key, module in EXPERIMENTS.items():
+        try:
+            found.append(module.section(folder))
+        except (KeyError, IndexError, TypeError, AttributeError) as error:  # of an older version, which has no checksum
+            reason = f"{type(error).__name__}: {shortened(error)}"
+            msg = f"{folder / key} must hold results of study all. They could not be read ({reason}): run it again elsewhere."
+            raise ValueError(msg) from error
     return [section for section in found if section is not None]

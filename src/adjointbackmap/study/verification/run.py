@@ -156,6 +156,13 @@ def _of_this_experiment(found: dict[str, Any], path: Path) -> dict[str, Any]:
     """
     if found.get("format") != FORMAT or "networks" not in found:
         raise ValueError(_no_results(path))
+    try:
+        for entry in found["networks"].values():
+            for part in (part for parts in entry["runs"].values() for part in parts.values()):
+                for layer in part["layers"].values():
+                    Tally.from_dict(layer)
+    except (KeyError, TypeError, AttributeError) as error:  # of an older version, which has no checksum
+        raise ValueError(_no_results(path)) from error
     return found
 
 
