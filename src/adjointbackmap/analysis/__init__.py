@@ -1,1 +1,1 @@
-"""What hyperplanes say of an image: kinks and class boundaries around it, effective receptive fields."""
+"""Analyses of hyperplanes: kinks and class boundaries near an image, effective fields."""

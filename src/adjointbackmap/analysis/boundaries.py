@@ -1,4 +1,7 @@
-"""Decision boundaries and kinks beside an image: how far they are, and whether the image's linear region holds them."""
+"""Distances from an image to decision boundaries and kinks.
+
+It is also tested whether they lie in the image's linear region.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,48 +15,62 @@ from adjointbackmap.engine.network import OUTPUT, Network, check_network
 from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.operators import operator
 
-AFFINE = 1e-9  # more than rounding makes of a margin in float64, relative to the sum of its terms' magnitudes
+# Tolerance for a margin in float64, relative to the sum of its terms' magnitudes. It is larger than
+# the error of rounding.
+AFFINE = 1e-9
 
 
 @dataclass(frozen=True)
 class Boundary(Plane):
     """The decision boundary between two classes in the image's linear region.
 
-    Its ``value`` is the margin of the first class over the second at the image.
+    Its ``value`` is the margin at the image: the score of the first class minus that of the second.
 
     Attributes:
         first: A class.
-        second: The other one.
+        second: Another class.
     """
 
     first: int
     second: int
 
     def margin(self, side: Side) -> float:
-        """By how much the untouched model prefers the first class at a point."""
+        """Score of the first class minus that of the second, from the model itself at a point."""
         return float(side.outputs[self.first] - side.outputs[self.second])
 
 
-def boundary(network: Network, x: Tensor, first: int, second: int, prepare: Prepare | None = None) -> Boundary:
-    r"""The decision boundary between two classes as it is in the linear region of an image [Wan2022, eqs. 2.14, 2.15].
+def boundary(
+    network: Network,
+    x: Tensor,
+    first: int,
+    second: int,
+    prepare: Prepare | None = None,
+) -> Boundary:
+    r"""The boundary between two classes in the linear region of an image.
 
-    With :math:`H = H_{first} - H_{second}` it is :math:`\langle [x; b] | H \rangle = 0`: weights :math:`H_I`, offset
-    :math:`\langle b | H_b \rangle`. For a network on prepared images :math:`x' = A x + a` it is given in the pixels of
-    :math:`x`: weights :math:`A^* H_I`, which is :math:`H_I / std` for a normalisation, offset
-    :math:`\langle a | H_I \rangle + \langle b | H_b \rangle`. In float64.
+    See [Wan2022, eqs. 2.14, 2.15]. All numbers are float64.
+
+    With :math:`H = H_{first} - H_{second}` the boundary is :math:`\langle [x; b] | H \rangle = 0`.
+    Its weights are :math:`H_I`, and its offset is :math:`\langle b | H_b \rangle`.
+
+    If the network reads prepared images :math:`x' = A x + a`, the boundary is given in the pixels
+    :math:`x`. Its weights are then :math:`A^* H_I`, which is :math:`H_I / std` for a normalisation.
+    Its offset is :math:`\langle a | H_I \rangle + \langle b | H_b \rangle`.
 
     Args:
-        network: Traced network whose output is one number for each class.
-        x: One image; with ``prepare``, in pixels.
+        network: Traced network whose output is one number per class.
+        x: One image; in pixels if ``prepare`` is given.
         first: A class.
         second: Another class.
-        prepare: The affine map from pixels to the network's input, such as ``models.preprocessing(name)``.
+        prepare: The affine map from pixels to the network's input, such as
+            ``models.preprocessing(name)``.
 
     Returns:
-        The boundary as a plane beside ``x``: positive where the network prefers ``first``.
+        The boundary as a plane. Its value is positive where the network prefers ``first``.
 
     Raises:
-        ValueError: If the network has no such classes, ``prepare`` is not affine, or ``x`` does not fit or is not one image.
+        ValueError: If the network has no such classes, ``prepare`` is not affine, or ``x`` does not
+            fit or is not one image.
 
     Example:
         >>> from adjointbackmap import trace
@@ -66,18 +83,25 @@ def boundary(network: Network, x: Tensor, first: int, second: int, prepare: Prep
     return boundaries(network, x, first, [second], prepare)[0]
 
 
-def boundaries(network: Network, x: Tensor, first: int, others: Sequence[int], prepare: Prepare | None = None) -> list[Boundary]:
-    """The decision boundaries between a class and some others, see :func:`boundary`.
+def boundaries(
+    network: Network,
+    x: Tensor,
+    first: int,
+    others: Sequence[int],
+    prepare: Prepare | None = None,
+) -> list[Boundary]:
+    """The decision boundaries between one class and several others, see :func:`boundary`.
 
     Args:
-        network: Traced network whose output is one number for each class.
-        x: One image; with ``prepare``, in pixels.
+        network: Traced network whose output is one number per class.
+        x: One image; in pixels if ``prepare`` is given.
         first: A class.
         others: Other classes.
         prepare: The affine map from pixels to the network's input.
 
     Raises:
-        ValueError: If the network has no such classes, ``prepare`` is not affine, or ``x`` does not fit or is not one image.
+        ValueError: If the network has no such classes, ``prepare`` is not affine, or ``x`` does not
+            fit or is not one image.
     """
     count = _classes(network)
     wrong = [c for c in (first, *others) if not 0 <= c < count]
@@ -96,10 +120,10 @@ def boundaries(network: Network, x: Tensor, first: int, others: Sequence[int], p
 
 
 def _classes(network: Network) -> int:
-    """How many classes a network has.
+    """Number of classes of a network.
 
     Raises:
-        ValueError: If its output is not one number for each.
+        ValueError: If its output is not one number per class.
     """
     check_network(network)
     shape = network.layers[OUTPUT].out_shape
@@ -110,18 +134,27 @@ def _classes(network: Network) -> int:
 
 
 def _in_pixels(made: list[Boundary], prepare: Prepare, pixels: Tensor) -> list[Boundary]:
-    """Boundaries on prepared images as those on the images themselves.
+    """Boundaries on prepared images, converted to boundaries on pixels.
 
     Raises:
         ValueError: If the map is not affine.
     """
     constant, back = prepare(torch.zeros_like(pixels))[0], torch.func.vjp(prepare, pixels)[1]
     found = [
-        replace(b, x=pixels[0], weights=back(b.weights[None])[0][0], offset=b.offset + float((constant * b.weights).sum()))
+        replace(
+            b,
+            x=pixels[0],
+            weights=back(b.weights[None])[0][0],
+            offset=b.offset + float((constant * b.weights).sum()),
+        )
         for b in made
     ]
     for before, after in zip(made, found, strict=True):
-        scale, old, new = float((after.x * after.weights).abs().sum()) + abs(after.offset), before.value, after.value
+        scale, old, new = (
+            float((after.x * after.weights).abs().sum()) + abs(after.offset),
+            before.value,
+            after.value,
+        )
         if abs(new - old) > AFFINE * scale:
             msg = (
                 f"prepare must be an affine map of the pixels. Got a margin of {new:.3g}, not {old:.3g}: trace it with the model."
@@ -132,13 +165,15 @@ def _in_pixels(made: list[Boundary], prepare: Prepare, pixels: Tensor) -> list[B
 
 @dataclass(frozen=True)
 class Analysis:
-    """What is beside one image, by norm: ``"l2"`` and ``"linf"``.
+    """The kinks and class boundaries near one image, keyed by norm: ``"l2"`` and ``"linf"``.
 
     Attributes:
-        predicted: The class that the network says.
-        kinks: The nearest kink of all units, where the linear region ends; without an entry if no kink can be reached.
-        boundaries: The boundaries to all other classes that can be reached, the nearest first.
-        unmeasured: Operations whose kinks are not measured, see :class:`adjointbackmap.analysis.kinks.KinkDistances`.
+        predicted: The class that the network predicts.
+        kinks: The nearest kink of all units, where the linear region ends. A norm has no entry if
+            no kink can be reached.
+        boundaries: The boundaries to all other classes that can be reached, nearest first.
+        unmeasured: Operations whose kinks are not measured, see
+            :class:`adjointbackmap.analysis.kinks.KinkDistances`.
     """
 
     predicted: int
@@ -148,21 +183,23 @@ class Analysis:
 
 
 def analyse(network: Network, x: Tensor, most: int | None = None) -> Analysis:
-    """Exact distances from an image to the nearest kink of any unit and to each class boundary, in float64.
+    """Exact distances from an image to its nearest kink and to each class boundary, in float64.
 
-    The nearest kinks are looked for by a sweep in float32, and computed in float64.
+    A sweep in float32 finds the nearest kinks. Their distances are then computed in float64.
 
-    A boundary is that of the image's linear region: where ``in_region`` is true the network itself changes its mind there, as
-    the points just before and just after it show; else the region ends before it. For distances in pixels, trace the
-    normalisation together with the model.
+    A boundary is computed for the image's linear region. If ``in_region`` is true, the predicted
+    class really changes there: the outputs just before and just after the boundary show it.
+    Otherwise the region ends before the boundary. For distances in pixels, trace the normalisation
+    together with the model.
 
     Args:
-        network: Traced network whose output is one number for each class.
+        network: Traced network whose output is one number per class.
         x: One image.
-        most: How many boundaries, the nearest ones, are stepped to in each norm; by default all.
+        most: Number of boundaries to step to in each norm, nearest first; by default all.
 
     Raises:
-        ValueError: If the output is not one number for each class, or ``x`` does not fit or is not one image.
+        ValueError: If the output is not one number per class, or ``x`` does not fit or is not one
+            image.
 
     Example:
         >>> from adjointbackmap import trace
@@ -172,7 +209,9 @@ def analyse(network: Network, x: Tensor, most: int | None = None) -> Analysis:
         (True, 2)
     """
     count, distances = _classes(network), kink_distances(network, x, sweep=torch.float32)
-    predicted = int(record(network, distances.x[None], [network.layers[OUTPUT]]).outputs[OUTPUT].argmax())
+    predicted = int(
+        record(network, distances.x[None], [network.layers[OUTPUT]]).outputs[OUTPUT].argmax(),
+    )
     planes = boundaries(network, distances.x, predicted, [c for c in range(count) if c != predicted]) if count > 1 else []
     reachable = [plane for plane in planes if plane.weights.any()]
     nearest = {norm: distances.nearest(norm) for norm in NORMS}

@@ -1,4 +1,4 @@
-"""Planes beside an image in its linear region: how far they are, and what happens just before and just after them."""
+"""Planes near an image in its linear region: distances, and outputs on both sides of a plane."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,19 +14,22 @@ from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.pattern import check_images, record_pattern
 
 NORMS = ("l2", "linf")
-BESIDE = 1e-6  # of a step: where "just before" and "just after" a plane are
+# The points "just before" and "just after" a plane are this share of the step away from it.
+BESIDE = 1e-6
 
 Prepare = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Plane:
-    r"""The points :math:`z` with :math:`\langle z | weights \rangle + offset = 0`, and an image beside them.
+    r"""The points :math:`z` with :math:`\langle z | weights \rangle + offset = 0`.
+
+    The plane belongs to an image, from which distances are measured.
 
     Attributes:
         x: The image, ``(C, H, W)``.
-        weights: Of its shape.
-        offset: What the biases add.
+        weights: Coefficients, in the shape of the image.
+        offset: Contribution of the biases.
 
     Example:
         >>> plane = Plane(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 1.0]), -1.0)
@@ -40,7 +43,7 @@ class Plane:
 
     @property
     def value(self) -> float:
-        """What the image gives; its sign tells the side."""
+        """Value at the image; its sign says on which side of the plane the image lies."""
         return float((self.x * self.weights).sum()) + self.offset
 
     def distance(self, norm: str) -> float:
@@ -53,10 +56,13 @@ class Plane:
         return abs(self.value) / size if size else float("inf")
 
     def step(self, norm: str) -> Float[Tensor, "*in"]:
-        """The shortest step from the image onto the plane: along the weights in l2, along their signs in linf.
+        """The shortest step from the image onto the plane.
+
+        In l2 it follows the weights, in linf their signs.
 
         Raises:
-            ValueError: If the norm is neither ``"l2"`` nor ``"linf"``, or no step leads there.
+            ValueError: If the norm is neither ``"l2"`` nor ``"linf"``, or the plane cannot be
+                reached.
         """
         if not self.weights.any():
             msg = "A plane that can be reached must have weights. Got zeros: its distance is infinite."
@@ -66,10 +72,10 @@ class Plane:
 
 
 def _dual(norm: str) -> int:
-    """Order of the norm of the weights that a distance is divided by.
+    """Order of the dual norm: a distance is divided by this norm of the weights.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If the norm is unknown.
     """
     if norm not in NORMS:
         msg = f"norm must be one of {', '.join(NORMS)}. Got {norm!r}."
@@ -82,11 +88,11 @@ P = TypeVar("P", bound=Plane)
 
 @dataclass(frozen=True)
 class Side:
-    """A point beside a plane.
+    """A point close to a plane.
 
     Attributes:
-        same: Whether the activation pattern is that of the image.
-        outputs: What the untouched model gives there.
+        same: Whether its activation pattern is that of the image.
+        outputs: Outputs of the model itself at the point.
     """
 
     same: bool
@@ -95,13 +101,13 @@ class Side:
 
 @dataclass(frozen=True)
 class Reached(Generic[P]):
-    """A plane, and the points just before and just after it on the shortest way.
+    """A plane, and the points just before and just after it on the shortest step.
 
     Attributes:
         plane: The plane.
         norm: ``"l2"`` or ``"linf"``.
-        before: One millionth of the step before it.
-        after: One millionth of the step after it.
+        before: The point one millionth of the step before the plane.
+        after: The point one millionth of the step after the plane.
     """
 
     plane: P
@@ -116,26 +122,34 @@ class Reached(Generic[P]):
 
     @property
     def in_region(self) -> bool:
-        """Whether the step ends in the image's linear region, so that the plane is there what it says."""
+        """Whether the step ends in the image's linear region, where the plane is exact."""
         return self.before.same and self.after.same
 
     @property
     def ends_region(self) -> bool:
-        """Whether the linear region ends at the plane: the pattern is the same before it, another after it."""
+        """Whether the linear region ends at the plane.
+
+        The activation pattern is then that of the image before the plane, and another one after it.
+        """
         return self.before.same and not self.after.same
 
 
-def reach(network: Network, planes: Sequence[P], norm: str, prepare: Prepare | None = None) -> list[Reached[P]]:
-    """Step from an image to just before and just after each of its planes.
+def reach(
+    network: Network,
+    planes: Sequence[P],
+    norm: str,
+    prepare: Prepare | None = None,
+) -> list[Reached[P]]:
+    """Evaluate the model just before and just after each plane.
 
     Args:
         network: Traced network.
-        planes: Planes of one image, each of which can be reached.
+        planes: Planes of one image; each of them can be reached.
         norm: ``"l2"`` or ``"linf"``.
-        prepare: The map from the image's pixels to the input of the network, if it is none itself.
+        prepare: Map from the image's pixels to the network's input; the identity by default.
 
     Raises:
-        ValueError: If a plane cannot be reached, or the norm is neither.
+        ValueError: If a plane cannot be reached, or the norm is unknown.
     """
     if not planes:
         return []
@@ -150,9 +164,10 @@ def reach(network: Network, planes: Sequence[P], norm: str, prepare: Prepare | N
 
 
 def _as_first(network: Network, images: Tensor) -> Tensor:
-    """Which of the images after the first have its activation pattern."""
+    """Which of the other images have the activation pattern of the first one."""
     pattern = record_pattern(network, images, dtype=images.dtype)
     same = torch.ones(len(images) - 1, dtype=torch.bool, device=images.device)
-    for gate in (g for gates in pattern.gates.values() for g in gates if len(g) > 1):  # a constant mask has one for all
+    # a constant mask has a single row for all images
+    for gate in (g for gates in pattern.gates.values() for g in gates if len(g) > 1):
         same &= (gate[1:] == gate[:1]).flatten(1).all(1)
     return same

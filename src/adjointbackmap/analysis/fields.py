@@ -1,4 +1,4 @@
-"""Which part of its receptive field a hyperplane uses: effective fields of units, and sparsity by layer."""
+"""Effective receptive fields of units, and the sparsity of RM4 hyperplanes per layer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,12 +24,13 @@ from adjointbackmap.rules.base import Shape
 
 @dataclass(frozen=True)
 class EffectiveFields:
-    """The pixels that units use, beside those that they could depend on.
+    """The pixels that units use, and the pixels that they could depend on.
 
     Attributes:
-        theoretical: Extent of each unit's receptive field inside the image along its axes, ``(*units, axes)``.
-        effective: Extent of the box around the pixels that its hyperplane uses, ``(N, *units, axes)``; 0 for none.
-        used: Share of the pixels of the theoretical field that the hyperplane uses, ``(N, *units)``.
+        theoretical: Extent of each unit's receptive field inside the image, ``(*units, axes)``.
+        effective: Extent of the bounding box of the pixels that the hyperplane uses,
+            ``(N, *units, axes)``; 0 if it uses none.
+        used: Share of the theoretical field's pixels that the hyperplane uses, ``(N, *units)``.
     """
 
     theoretical: Int[Tensor, "*units axes"]
@@ -38,13 +39,13 @@ class EffectiveFields:
 
 
 def effective_fields(planes: Hyperplanes) -> EffectiveFields:
-    """Effective receptive fields of units from their hyperplanes [Luo2016], beside the theoretical ones.
+    """Effective and theoretical receptive fields of units, from their hyperplanes [Luo2016].
 
-    A pixel is used where the image part is not zero in at least one channel. The theoretical field is that of the layers'
-    geometry, without what lies outside the image.
+    A pixel is used if the image part is not zero in at least one channel. The theoretical field
+    follows from the geometry of the layers and is cut to the image.
 
     Args:
-        planes: Hyperplanes of a layer on images with positions.
+        planes: Hyperplanes of a layer, on images with positions.
 
     Raises:
         ValueError: If the images have no positions.
@@ -66,7 +67,7 @@ def effective_fields(planes: Hyperplanes) -> EffectiveFields:
 
 
 def _extent(used: Tensor) -> Tensor:
-    """From the first to the last of ``(..., places)`` that is true."""
+    """Distance from the first to the last true element of ``(..., places)``, both included."""
     places = torch.arange(1, used.shape[-1] + 1, device=used.device)
     last = (used * places).amax(-1)
     first = torch.where(used, places, used.shape[-1] + 1).amin(-1)
@@ -74,7 +75,10 @@ def _extent(used: Tensor) -> Tensor:
 
 
 def _used(planes: Hyperplanes) -> Tensor:
-    """Which pixels units use, ``(N, *units, *pixels)``; those of the patch where image parts are patches."""
+    """Which pixels the units use, ``(N, *units, *pixels)``.
+
+    If image parts are patches, the pixels are those of the patch.
+    """
     part = planes.image_part
     axes = planes.x.dim() - 2
     return ((part.values if isinstance(part, Patches) else part) != 0).any(-1 - axes)
@@ -93,36 +97,45 @@ def _theoretical(planes: Hyperplanes) -> Tensor:
     extents = torch.tensor(image).expand(*planes.units.shape, len(image)).clone()
     places = planes.units.coordinates()
     positions = [place[0] for name, place in places.items() if is_position(name)]
-    for a, inside in enumerate(_inside(planes.network, planes.network.layer(planes.layer)) if positions else []):
+    for a, inside in enumerate(
+        _inside(planes.network, planes.network.layer(planes.layer)) if positions else [],
+    ):
         extents[..., a] = inside[positions[a]]
     return extents.to(planes.value.device)
 
 
 def _inside(network: Network, layer: Layer) -> list[Tensor]:
-    """Extent of the receptive field of each position of a layer inside the image, for each axis; none without a field."""
+    """Extent of each position's receptive field inside the image, one tensor per axis.
+
+    The list is empty if the layer has no field.
+    """
     field, image = network.program().fields[layer.value.slot], network.in_shape[1:]
-    if field == ():  # it does not depend on the image
+    if field == ():  # the layer does not depend on the image
         return [torch.zeros(count, dtype=torch.int64) for count in layer.out_shape[1:]]
     extents = []
     for axis, count, extent in zip(field or (), layer.out_shape[1:], image, strict=False):
         ends = [(ceil(p * axis.step + axis.low), floor(p * axis.step + axis.high)) for p in range(count)]
-        extents.append(torch.tensor([max(0, min(extent - 1, last) - max(0, first) + 1) for first, last in ends]))
+        extents.append(
+            torch.tensor(
+                [max(0, min(extent - 1, last) - max(0, first) + 1) for first, last in ends],
+            )
+        )
     return extents
 
 
 @dataclass
 class Sparsity:
-    """How many of a layer's RM4 hyperplanes are zero, and how much of their receptive fields the others use.
+    """How many of a layer's RM4 hyperplanes are zero, and how much of their field the others use.
 
-    Counts of other images are added by :meth:`merge`.
+    :meth:`merge` adds the counts of other images.
 
     Attributes:
         layer: Name of the layer.
-        hyperplanes: RM4 hyperplanes, over all images.
-        zero: How many have an image part of zeros.
-        full: How many use every pixel of their receptive field.
-        pixels: Pixels of all receptive fields inside the image.
-        used: How many of these are used: not zero in at least one channel.
+        hyperplanes: Number of RM4 hyperplanes, over all images.
+        zero: Number of hyperplanes whose image part is zero.
+        full: Number of hyperplanes that use every pixel of their receptive field.
+        pixels: Number of pixels of all receptive fields, inside the image.
+        used: Number of these pixels that are used: not zero in at least one channel.
     """
 
     layer: str
@@ -148,7 +161,11 @@ class Sparsity:
         return self.full / self.hyperplanes
 
     def add(self, used: Tensor, pixels: Tensor) -> None:
-        """Count some hyperplanes: used pixels ``(N, *units)``, and pixels of their receptive fields, which broadcasts."""
+        """Count some hyperplanes.
+
+        ``used`` holds used pixels ``(N, *units)``; ``pixels`` holds the sizes of the receptive
+        fields and broadcasts to it.
+        """
         pixels = pixels.expand_as(used)
         self.hyperplanes += used.numel()
         self.zero += int((used == 0).sum())
@@ -168,13 +185,15 @@ def sparsity(
     layers: str | nn.Module | Sequence[str | nn.Module] | None = None,
     report: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Sparsity]:
-    """Sparsity of the RM4 hyperplanes by layer [Wan2022, section 2.5.3], from one sweep for each image.
+    """Sparsity of the RM4 hyperplanes per layer [Wan2022, section 2.5.3].
+
+    One sweep per image serves all layers.
 
     Args:
         network: Traced network.
         x: Image or batch.
         layers: Names or modules of convolutions; by default all.
-        report: Called with the share of the sweeps that is done.
+        report: Called with the share of the sweeps that are done.
 
     Returns:
         Name of a layer -> its counts.
@@ -208,11 +227,15 @@ def sparsity(
     return counts
 
 
-def _queries(network: Network, x: Tensor, layers: str | nn.Module | Sequence[str | nn.Module] | None) -> list[Query]:
-    """All RM4 hyperplanes of some layers.
+def _queries(
+    network: Network,
+    x: Tensor,
+    layers: str | nn.Module | Sequence[str | nn.Module] | None,
+) -> list[Query]:
+    """One query for the RM4 hyperplanes of each layer.
 
     Raises:
-        ValueError: If a layer has none, or none is given.
+        ValueError: If a layer has no RM4 hyperplanes, or no layer is given.
     """
     check_network(network)
     every = [layer.name for layer in network.distinct_layers() if "RM4" in layer.modes]
@@ -224,20 +247,27 @@ def _queries(network: Network, x: Tensor, layers: str | nn.Module | Sequence[str
 
 
 def _is_swept(query: Query) -> bool:
-    """Whether tangents of windows give a layer's hyperplanes."""
+    """Whether a sweep of window tangents computes a layer's hyperplanes."""
     return query.readout.apart is not None and len(query.network.in_shape) > 1
 
 
 def _pixels(query: Query) -> Tensor:
-    """Pixels of the receptive field of each position of a layer inside the image."""
+    """Number of pixels of each position's receptive field inside the image."""
     inside = _inside(query.network, query.layer)
     if not inside:
         return torch.tensor(prod(query.network.in_shape[1:]), device=query.network.device)
     return torch.stack(torch.meshgrid(*inside, indexing="ij")).prod(0).to(query.network.device)
 
 
-def _used_by_sweep(queries: Sequence[Query], pattern: ActivationPattern, report: Callable[[float], None]) -> list[Tensor]:
-    """How many pixels each RM4 hyperplane uses at one image, ``(in-channels * out-channels, *positions)`` for each layer."""
+def _used_by_sweep(
+    queries: Sequence[Query],
+    pattern: ActivationPattern,
+    report: Callable[[float], None],
+) -> list[Tensor]:
+    """How many pixels each RM4 hyperplane uses at one image.
+
+    Each layer has counts ``(in-channels * out-channels, *positions)``.
+    """
     readouts = [query.readout for query in queries]
     sweep = Sweep(pattern, [r.source for r in readouts], [r.apart for r in readouts if r.apart])
     device = pattern.network.device

@@ -1,4 +1,7 @@
-"""Where the linear region of an image ends: the distance to the kinks of every unit, from one sweep over all units."""
+"""Distance from an image to the kinks of all units, and so to the end of its linear region.
+
+One sweep over all units gives the norms that the distances need.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,12 +38,14 @@ from adjointbackmap.rules.piecewise import (
 from adjointbackmap.rules.pooling import AdaptiveMaxPooling, Largest, MaxPooling, Taken, Winner
 from adjointbackmap.rules.sorting import OrderStatistic, RunningMaximum, Sort, TopK
 
-MARGIN = 1.01  # kinks up to this many times as far as the nearest are computed again: far more than a float32 sweep is off
-AT_ONCE = 32  # of one operation
+# Kinks within this factor of the smallest distance are computed again. The factor is far larger
+# than the error of a float32 sweep.
+MARGIN = 1.01
+AT_ONCE = 32  # kinks of one operation that are computed again in one batch
 
 
 def kinks_of(rule: Rule) -> tuple[float, ...]:
-    """Where a function of one number has its kinks or jumps; none for other operations.
+    """Kinks or jumps of a function of one number; an empty tuple for any other operation.
 
     Example:
         >>> from adjointbackmap.rules.piecewise import ReLU6
@@ -62,10 +67,10 @@ def kinks_of(rule: Rule) -> tuple[float, ...]:
 
 
 class Gap(Rule):
-    """The first value minus the second, zero at the kink of a maximum of both.
+    """The first value minus the second. It is zero at the kink of their maximum.
 
     Args:
-        dims: Dimensions that the first value lacks.
+        dims: Dimensions that the first value lacks and the second has.
     """
 
     def __init__(self, dims: Sequence[int] = ()) -> None:
@@ -79,13 +84,13 @@ class Gap(Rule):
         return first - second
 
     def positional(self) -> bool:
-        """Where both have all dimensions."""
+        """Whether both values have all dimensions."""
         return not self.dims
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A value of which every unit has kinks: its name, where it is, and the kinks' places."""
+    """A value whose units have kinks: its name, its place in the program and its kinks."""
 
     name: str
     value: Value
@@ -94,31 +99,39 @@ class Watched:
 
 @dataclass(frozen=True)
 class Extended(ActivationPattern):
-    """An activation pattern whose program has steps for the gaps of its maxima, too."""
+    """An activation pattern whose program also computes the gaps of its maxima."""
 
     steps: Program
 
     @property
     def program(self) -> Program:
-        """The network's steps, and the gaps."""
+        """The network's steps, followed by the gaps."""
         return self.steps
 
     def to(self, dtype: torch.dtype) -> "Extended":
-        """The same gates in another dtype: none is set anew."""
+        """The same gates in another dtype; no gate is computed again."""
         own = self.network.program(dtype)
         gaps = self.steps.steps[len(own.steps) :]
         gates = {slot: tuple(g.to(dtype) if g.is_floating_point() else g for g in found) for slot, found in self.gates.items()}
-        return Extended(self.network, dtype, self.images, gates, Program(own.image, own.device, own.steps + gaps, own.entries))
+        return Extended(
+            self.network,
+            dtype,
+            self.images,
+            gates,
+            Program(own.image, own.device, own.steps + gaps, own.entries),
+        )
 
 
 class _Watch:
-    """Goes through the steps of a pattern once and collects the values that have kinks."""
+    """One pass over the steps of a pattern that collects the values with kinks."""
 
     def __init__(self, pattern: ActivationPattern) -> None:
         own = pattern.program
         self.pattern, self.gates = pattern, dict(pattern.gates)
         self.program = Program(own.image, own.device, list(own.steps), own.entries)
-        self.slots = max([IMAGE, *(e.slot for e in own.entries), *(s.output.slot for s in own.steps)])
+        self.slots = max(
+            [IMAGE, *(e.slot for e in own.entries), *(s.output.slot for s in own.steps)],
+        )
         self.names: dict[int, str] = {}
         self.found: list[Watched] = []
         self.unmeasured: list[str] = []
@@ -136,11 +149,17 @@ class _Watch:
         if kinks_of(rule):
             self.keep(self.name(step), step.inputs[0], kinks_of(rule))
         elif isinstance(rule, Maximum):
-            self.keep(self.name(step), step.inputs[0] if len(step.inputs) == 1 else self.put(Gap(), step.inputs, output.shape))
+            self.keep(
+                self.name(step),
+                step.inputs[0] if len(step.inputs) == 1 else self.put(Gap(), step.inputs, output.shape),
+            )
         elif isinstance(rule, Largest | Winner | OrderStatistic):
             dims = rule.dims if isinstance(rule, Largest) else [rule.dim]
             gap = Gap(() if rule.keepdim else dims)
-            self.keep(self.name(step), self.put(gap, (output, step.inputs[0]), step.inputs[0].shape))
+            self.keep(
+                self.name(step),
+                self.put(gap, (output, step.inputs[0]), step.inputs[0].shape),
+            )
         elif isinstance(rule, Sort | TopK | RunningMaximum):
             self.order(rule, step)
         elif isinstance(rule, MaxPooling):
@@ -151,18 +170,26 @@ class _Watch:
             self.unmeasured.append(self.name(step))
 
     def order(self, rule: Sort | TopK | RunningMaximum, step: Step) -> None:
-        """What is sorted: neighbours. The first of it: each of these and every element. What runs: the winner and the next."""
+        """Watch an operation that orders elements.
+
+        A sort has a kink where two neighbours are equal. ``topk`` has one where one of the k
+        largest equals another element. A running maximum has one where the winner equals the next
+        element.
+        """
         x, out, length = step.inputs[0], step.output, step.inputs[0].shape[rule.dim - 1]
         if isinstance(rule, TopK):
             for n in range(rule.options["k"]):
-                self.keep(f"{self.name(step)}[{n}]", self.put(Gap(), (self.part(rule, out, n, n + 1), x), x.shape))
+                self.keep(
+                    f"{self.name(step)}[{n}]",
+                    self.put(Gap(), (self.part(rule, out, n, n + 1), x), x.shape),
+                )
         elif length > 1:
             first = self.part(rule, out, 0, length - 1)
             second = self.part(rule, out if isinstance(rule, Sort) else x, 1, length)
             self.keep(self.name(step), self.put(Gap(), (first, second), first.shape))
 
     def part(self, rule: Taken, value: Value, start: int, stop: int) -> Value:
-        """A part of a value along the dimension of a rule."""
+        """A slice of a value along the dimension of a rule."""
         shape = (*value.shape[: rule.dim - 1], stop - start, *value.shape[rule.dim :])
         return self.put(Slice(len(shape) - 1, rule.dim, start, stop, 1), (value,), shape)
 
@@ -184,11 +211,17 @@ class _Watch:
 
 
 def _window(rule: MaxPooling, step: Step, winners: Tensor) -> Iterator[Tensor]:
-    """For each element of a pooling window, its flat place at every position; the winner's where it is outside the map."""
+    """For each element of a pooling window, its flat index in the map at every position.
+
+    Where an element lies outside the map, the index is that of the winner.
+    """
     extents = step.inputs[0].shape[1:]
     axes = [_places(rule, a, n, m) for a, (n, m) in enumerate(zip(extents, step.output.shape[1:], strict=True))]
     for element in product(*(range(places.shape[1]) for places in axes)):
-        grid = torch.meshgrid(*(places[:, k] for places, k in zip(axes, element, strict=True)), indexing="ij")
+        grid = torch.meshgrid(
+            *(places[:, k] for places, k in zip(axes, element, strict=True)),
+            indexing="ij",
+        )
         flat, inside = torch.zeros_like(grid[0]), torch.ones_like(grid[0], dtype=torch.bool)
         for place, extent in zip(grid, extents, strict=True):
             flat, inside = flat * extent + place, inside & (place >= 0)
@@ -196,7 +229,10 @@ def _window(rule: MaxPooling, step: Step, winners: Tensor) -> Iterator[Tensor]:
 
 
 def _places(rule: MaxPooling, axis: int, extent: int, count: int) -> Tensor:
-    """Places of a window's elements along an axis, ``(positions, elements)``; -1 outside the map."""
+    """Indices of a window's elements along one axis, ``(positions, elements)``.
+
+    An element outside the map has index -1.
+    """
     position = torch.arange(count)
     if isinstance(rule, AdaptiveMaxPooling):
         first, stop = position * extent // count, -(-(position + 1) * extent // count)
@@ -209,12 +245,12 @@ def _places(rule: MaxPooling, axis: int, extent: int, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Kink(Plane):
-    """The kink of one unit as a plane in the image's linear region.
+    """The kink of one unit, as a plane in the image's linear region.
 
     Attributes:
-        name: Which operation, see :class:`KinkDistances`.
-        unit: The unit in the shape of the operation's distances.
-        at: Place of the kink: the unit's own value there.
+        name: Name of the operation, see :class:`KinkDistances`.
+        unit: Index of the unit in the operation's distances.
+        at: Value of the unit at the kink.
     """
 
     name: str
@@ -226,12 +262,15 @@ class Kink(Plane):
 class KinkDistances:
     """Distance from an image to the nearest kink of every unit.
 
-    An operation has the name of its layer, or that of the layer it reads and its own, such as ``conv1.relu``; the windows of a
-    max pooling have a part for each of their elements, ``pool[0]``, ``pool[1]``, ...
+    An operation has the name of its layer. If it has no layer, its name is that of the layer that
+    it reads and its own, such as ``conv1.relu``. A max pooling has one entry for each element of
+    its windows: ``pool[0]``, ``pool[1]``, ...
 
     Attributes:
-        distances: Name of an operation -> distances of its units, l2 and l-infinity, ``(2, *units)``.
-        unmeasured: Names of operations whose kinks are not measured: comparisons and masks, and rules of the user's own.
+        distances: Name of an operation -> l2 and l-infinity distances of its units,
+            ``(2, *units)``.
+        unmeasured: Operations whose kinks are not measured: comparisons, masks, and rules that the
+            user has added.
         x: The image, ``(C, H, W)``.
     """
 
@@ -242,15 +281,17 @@ class KinkDistances:
     watched: tuple[Watched, ...]
 
     def nearest(self, norm: str) -> Kink | None:
-        """The nearest kink of all units, where the linear region ends; ``None`` if no kink can be reached.
+        """The nearest kink of all units, where the linear region ends.
 
-        Kinks that are about as near as the nearest are computed again by cotangents, so that a sweep in float32 is enough.
+        The result is ``None`` if no kink can be reached. Kinks whose distance is close to the
+        smallest one are computed again with cotangents. A sweep in float32 is therefore accurate
+        enough.
 
         Args:
             norm: ``"l2"`` or ``"linf"``.
 
         Raises:
-            RuntimeError: If the model was changed since.
+            RuntimeError: If the model has changed since the network was traced.
         """
         self.pattern.network.check_unchanged()
         left = [(watched, self.distances[watched.name][NORMS.index(norm)].flatten().clone()) for watched in self.watched]
@@ -266,7 +307,7 @@ class KinkDistances:
         return nearest
 
     def _kinks(self, watched: Watched, flat: list[int]) -> list[Kink]:
-        """Kinks of units of one operation."""
+        """The kinks of some units of one operation."""
         if not flat:
             return []
         shape, rows = watched.value.shape, torch.arange(len(flat))
@@ -285,28 +326,33 @@ class KinkDistances:
 
 
 def kink_distances(
-    network: Network, x: Tensor, dtype: torch.dtype | str = torch.float64, sweep: torch.dtype | str | None = None
+    network: Network,
+    x: Tensor,
+    dtype: torch.dtype | str = torch.float64,
+    sweep: torch.dtype | str | None = None,
 ) -> KinkDistances:
     r"""Exact distance from an image to the kinks of every unit, inside its linear region.
 
-    There every unit is :math:`c([x; b]) = \langle [x; b] | H \rangle`, so with the biases as they are its kink at :math:`a` is
-    :math:`|c - a| / \lVert H_I \rVert_2` away in l2, and :math:`|c - a| / \lVert H_I \rVert_1` in l-infinity. The norms are
-    summed column by column from the sweep over all units. Of a maximum it is the difference of the winner and another element
-    whose zero is the kink. The least of all distances is the distance to the end of the linear region.
+    In the region every unit is :math:`c([x; b]) = \langle [x; b] | H \rangle`. The biases are
+    fixed. The kink at :math:`a` is therefore :math:`|c - a| / \lVert H_I \rVert_2` away in l2, and
+    :math:`|c - a| / \lVert H_I \rVert_1` in l-infinity. The sweep over all units adds up the norms
+    column by column. For a maximum we measure where winner - competitor = 0. The smallest of all
+    distances is the distance to the end of the linear region.
 
     Args:
         network: Traced network.
         x: One image.
-        dtype: Of the arithmetic.
-        sweep: Of the sweep that the norms are summed from, by default ``dtype``. In float32 it takes a third of the time; the
-            gates and the units' values stay those of ``dtype``, and :meth:`KinkDistances.nearest` is as exact. A model that casts
-            is swept in ``dtype`` all the same.
+        dtype: Dtype of the arithmetic.
+        sweep: Dtype of the sweep that computes the norms; by default ``dtype``. A sweep in float32
+            takes a third of the time. The gates and the values of the units stay in ``dtype``, and
+            :meth:`KinkDistances.nearest` is as exact. A model that casts is always swept in
+            ``dtype``.
 
     Returns:
-        The distances; infinite where no step moves the unit.
+        The distances. A distance is infinite where no change of the image moves the unit.
 
     Raises:
-        ValueError: If ``x`` does not fit the network or is more than one image.
+        ValueError: If ``x`` does not fit the network, or is more than one image.
 
     Example:
         >>> from adjointbackmap import trace
@@ -330,45 +376,58 @@ def kink_distances(
     for watched in watch.found:
         slot = watched.value.slot
         value, signs = cast("Tensor", values[slot])[0], infinite[slot]
-        if signs is not None:  # no step reaches a kink that is infinitely far
+        if signs is not None:  # an infinite unit never reaches its kink
             value = value.masked_fill(signs[0] != 0, torch.inf)
         distances[watched.name] = _distances(value, watched.kinks, sums[slot])
-    return KinkDistances(distances, tuple(dict.fromkeys(watch.unmeasured)), images[0], pattern, tuple(watch.found))
+    return KinkDistances(
+        distances,
+        tuple(dict.fromkeys(watch.unmeasured)),
+        images[0],
+        pattern,
+        tuple(watch.found),
+    )
 
 
 def signs_of(program: Program) -> dict[int, Tensor]:
-    """Signs of the infinite constants by slot."""
+    """Signs of the infinite constants, keyed by slot."""
     return {s.output.slot: s.rule.value.sign() for s in program.steps if isinstance(s.rule, Infinite)}
 
 
 def one_image(network: Network, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """An image as a batch of one.
+    """One image as a batch.
 
     Raises:
-        ValueError: If there are several.
+        ValueError: If there is more than one image.
     """
     images = check_images(network, x, dtype)
     if len(images) != 1:
         msg = f"x must be one image: each has a linear region of its own. Got {len(images)}: call it for each."
         raise ValueError(msg)
-    return images.clone()  # results hold it
+    return images.clone()  # results keep it, and the caller may write into x
 
 
 def _distances(value: Tensor, kinks: tuple[float, ...], sums: Tensor) -> Tensor:
-    """Distances ``(2, *units)`` to the nearest of the kinks."""
+    """Distances ``(2, *units)`` to the nearest of the given kinks."""
     gap = torch.stack([(value - kink).abs() for kink in kinks]).amin(0)
     norms = torch.stack([sums[0].sqrt(), sums[1]])
     return torch.where(norms > 0, gap / norms, torch.inf)
 
 
-def _squares_and_sizes(pattern: Extended, x: Tensor, targets: dict[int, Value]) -> dict[int, Tensor]:
-    """Sums of the squares and of the absolute values of the image parts of all units, ``(2, *units)`` by slot."""
+def _squares_and_sizes(
+    pattern: Extended,
+    x: Tensor,
+    targets: dict[int, Value],
+) -> dict[int, Tensor]:
+    """Sums over each unit's image part: of squares and of magnitudes, ``(2, *units)`` per slot."""
     sums = {slot: x.new_zeros(2, *value.shape) for slot, value in targets.items()}
     if x.dim() == 2:
         for b in basis(pattern, {IMAGE}):
             for slot, columns in push(pattern, b.tangents, targets.values()).items():
                 if columns is not None:
-                    sums[slot] += _squares_and_magnitudes(columns, columns.flatten(1)).view(2, *columns.shape[1:])
+                    sums[slot] += _squares_and_magnitudes(columns, columns.flatten(1)).view(
+                        2,
+                        *columns.shape[1:],
+                    )
         return sums
     sweep = Sweep(pattern, targets.values())
     for group in sweep.groups():
@@ -381,5 +440,5 @@ def _squares_and_sizes(pattern: Extended, x: Tensor, targets: dict[int, Value]) 
 
 
 def _squares_and_magnitudes(_: Tensor, rows: Tensor) -> Tensor:
-    """Sums over the tangents alone, ``(2, *batch, n)``: no factor is in a norm."""
+    """Sums over the tangents, ``(2, *batch, n)``. A norm uses no factors."""
     return torch.stack([rows.square().sum(-2), rows.abs().sum(-2)])
