@@ -1,7 +1,7 @@
-"""Attacks on images: the basic iterative method, towards a target, and towards the least likely class.
+"""Attacks on images: the basic iterative method, also towards a target or the least likely class.
 
-Images, steps, radii and norms are in pixels; ``prepare`` maps pixels to the model's input, so that one attack means the same
-for networks with and without normalisation.
+Images, steps, radii and norms are in pixels. ``prepare`` maps pixels to the model's input. One
+attack is therefore the same for networks with and without normalisation.
 """
 
 from dataclasses import KW_ONLY, dataclass, replace
@@ -16,22 +16,25 @@ from adjointbackmap.engine.network import check_eval
 from adjointbackmap.examples import BATCH, Attacked, examine, finite_batch, forward, scores_of
 
 STUDY_STEP, STUDY_STEP_NORMALISED = 0.008, 0.04
-STUDY_MOST_STEPS = 100  # of experiment 1, which stops at the first success
-STUDY_STEPS = 10  # of experiment 2, which goes beyond it
-AFFINE = 1e-4  # more than rounding makes of an affine map in float32, relative to its largest number
+STUDY_MOST_STEPS = 100  # limit of experiment 1, which stops at the first success
+STUDY_STEPS = 10  # steps of experiment 2, which does not stop at a success
+# Tolerance for an affine map in float32, relative to its largest number. It is larger than the error
+# of rounding.
+AFFINE = 1e-4
 
 PerChannel = float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Attack:
-    """How far and how often an attack steps, in pixels.
+    """The steps of an attack and their limits, in pixels.
 
     Attributes:
-        step: Length of a step in each pixel; one number, or one for each channel.
-        iterations: How many steps at most.
-        until_success: Whether an image stops at its first success; else it takes all steps.
-        radius: How far each pixel may move in all; one number, or one for each channel. Without it, only the box holds.
+        step: Length of a step in each pixel; one number, or one number per channel.
+        iterations: Largest number of steps.
+        until_success: Whether an image stops at its first success. Otherwise it takes all steps.
+        radius: Largest total change of a pixel; one number, or one number per channel. Without it,
+            only the box limits a pixel.
         box: Smallest and largest value of a pixel.
 
     Raises:
@@ -51,7 +54,11 @@ class Attack:
 
     def __post_init__(self) -> None:
         radius = () if self.radius is None else _numbers(self.radius)
-        for name, numbers in (("step", _numbers(self.step)), ("radius", radius), ("iterations", (self.iterations,))):
+        for name, numbers in (
+            ("step", _numbers(self.step)),
+            ("radius", radius),
+            ("iterations", (self.iterations,)),
+        ):
             if not all(number > 0 and isfinite(number) for number in numbers):
                 msg = f"{name} must be positive. Got {getattr(self, name)}."
                 raise ValueError(msg)
@@ -68,25 +75,29 @@ def basic_iterative(
     prepare: Prepare | None = None,
     targets: Tensor | None = None,
 ) -> Attacked:
-    r"""The basic iterative method [Kurakin2017, section 2.2], or towards a target.
+    r"""The basic iterative method [Kurakin2017, section 2.2]; with targets, towards these.
 
-    :math:`X_0 = X`, :math:`X_{n+1} = Clip_{X, r}(X_n + a \, sign \nabla_X J(X_n, y))` with the cross-entropy :math:`J` of the
-    label :math:`y`; with targets :math:`X_{n+1} = Clip_{X, r}(X_n - a \, sign \nabla_X J(X_n, t))`. Success is another class
-    than the label, or the target.
+    With the cross-entropy :math:`J` of the label :math:`y`, the images are :math:`X_0 = X` and
+    :math:`X_{n+1} = Clip_{X, r}(X_n + a \, sign \nabla_X J(X_n, y))`. With a target :math:`t` they
+    are :math:`X_{n+1} = Clip_{X, r}(X_n - a \, sign \nabla_X J(X_n, t))`. An attack succeeds when
+    the predicted class is not the label, or is the target.
 
     Args:
-        model: Any module in eval mode that gives ``(N, classes)``; it is left as it is.
+        model: Any module in eval mode that gives ``(N, classes)``; it is not changed.
         pixels: Images ``(N, C, H, W)`` in the attack's box.
         labels: Class of each image ``(N,)``.
         attack: Steps and limits.
-        prepare: Map from pixels to the model's input, such as ``models.preprocessing(name)``; the identity if left out.
-        targets: Class that each image is to get ``(N,)``.
+        prepare: Map from pixels to the model's input, such as ``models.preprocessing(name)``; the
+            identity by default.
+        targets: Class that the attack aims at for each image ``(N,)``.
 
     Returns:
-        The attacked images, measured again by :func:`examine`. ``steps`` is 0 where an image needs none.
+        The attacked images, measured by :func:`examine`. ``steps`` is 0 for an image that needs no
+        step.
 
     Raises:
-        ValueError: If the model is in train mode, the images, classes or limits do not fit, or a target is the image's label.
+        ValueError: If the model is in train mode, the images, classes or limits do not fit, or a
+            target is the label of its image.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False)).eval()
@@ -108,17 +119,23 @@ def basic_iterative(
     return _attacked(model, start, wanted, attack, prepare, -1)
 
 
-def least_likely(model: nn.Module, pixels: Tensor, attack: Attack, prepare: Prepare | None = None) -> Attacked:
+def least_likely(
+    model: nn.Module,
+    pixels: Tensor,
+    attack: Attack,
+    prepare: Prepare | None = None,
+) -> Attacked:
     r"""The iterative least-likely class method [Kurakin2017, section 2.3].
 
     The target is the class that the model finds least likely for the image itself,
-    :math:`y_{LL} = argmin_y p(y | X)`; then as :func:`basic_iterative` with it.
+    :math:`y_{LL} = argmin_y p(y | X)`. The steps are those of :func:`basic_iterative` with this
+    target.
 
     Args:
-        model: Any module in eval mode that gives ``(N, classes)``; it is left as it is.
+        model: Any module in eval mode that gives ``(N, classes)``; it is not changed.
         pixels: Images ``(N, C, H, W)`` in the attack's box.
         attack: Steps and limits.
-        prepare: Map from pixels to the model's input; the identity if left out.
+        prepare: Map from pixels to the model's input; the identity by default.
 
     Raises:
         ValueError: If the model is in train mode, or the images or limits do not fit.
@@ -134,7 +151,9 @@ def least_likely(model: nn.Module, pixels: Tensor, attack: Attack, prepare: Prep
 
 
 def kurakin_iterations(radius: float) -> int:
-    """How many steps of one grey level the papers take: ``min(255 radius + 4, 1.25 * 255 radius)`` [Kurakin2017, section 2.2].
+    """Number of steps of one grey level: ``min(255 radius + 4, 1.25 * 255 radius)``.
+
+    See [Kurakin2017, section 2.2].
 
     Raises:
         ValueError: If the radius is not positive.
@@ -147,19 +166,22 @@ def kurakin_iterations(radius: float) -> int:
         msg = f"radius must be positive. Got {radius}."
         raise ValueError(msg)
     levels = 255 * radius
-    return max(1, int(min(levels + 4, 1.25 * levels) + 1e-9))  # 10 steps for 8 / 255, whatever 255 * (8 / 255) is
+    # 255 * (8 / 255) may round below 8; 1e-9 keeps its 10 steps.
+    return max(1, int(min(levels + 4, 1.25 * levels) + 1e-9))
 
 
 def pixel_steps(step: float, pixels: Tensor, prepare: Prepare) -> tuple[float, ...]:
-    """A step in units of the model's input as steps in pixels, one for each channel: ``step * std`` for a normalisation.
+    """A step in units of the model's input, converted to pixels: one number per channel.
+
+    For a normalisation it is ``step * std``.
 
     Args:
-        step: Length in the model's input.
-        pixels: Images ``(N, C, H, W)``, for their shape.
-        prepare: An affine map of each pixel by itself, with a factor for each channel.
+        step: Length of the step in the model's input.
+        pixels: Images ``(N, C, H, W)``; only their shape matters.
+        prepare: An affine map that acts on each pixel alone, with one factor per channel.
 
     Raises:
-        ValueError: If ``prepare`` is another map.
+        ValueError: If ``prepare`` is not such a map.
 
     Example:
         >>> pixel_steps(0.5, torch.rand(1, 2, 4, 4), lambda pixels: (pixels - 0.5) / torch.tensor([0.25, 0.5]).view(2, 1, 1))
@@ -180,18 +202,22 @@ def pixel_steps(step: float, pixels: Tensor, prepare: Prepare) -> tuple[float, .
 
 
 def study_attack(experiment: int, pixels: Tensor, prepare: Prepare | None = None) -> Attack:
-    """The attacks of the study [Wan2022, section 4.2]: steps of 0.04 in normalised images, of 0.008 in those that are not.
+    """The attacks of the study [Wan2022, section 4.2].
 
-    Experiment 1 stops at the first success, for :func:`basic_iterative`; experiment 2 takes ten steps towards a target and
-    so goes beyond it, for :func:`basic_iterative` with targets or :func:`least_likely`. The study tells no number of steps.
+    Steps are 0.04 in normalised images and 0.008 in images without normalisation.
+
+    Experiment 1 is for :func:`basic_iterative` and stops at the first success. Experiment 2 is for
+    :func:`basic_iterative` with targets or :func:`least_likely`. It takes ten steps towards a
+    target, even after a success. The study states no number of steps.
 
     Args:
         experiment: 1 or 2.
-        pixels: Images ``(N, C, H, W)``, for their shape.
-        prepare: Map from pixels to the model's input; the identity if left out.
+        pixels: Images ``(N, C, H, W)``; only their shape matters.
+        prepare: Map from pixels to the model's input; the identity by default.
 
     Raises:
-        ValueError: If there is no such experiment, or ``prepare`` is no affine map by channel.
+        ValueError: If there is no such experiment, or ``prepare`` is not an affine map with one
+            factor per channel.
 
     Example:
         >>> study_attack(1, torch.rand(1, 3, 32, 32)).step
@@ -210,8 +236,18 @@ def study_attack(experiment: int, pixels: Tensor, prepare: Prepare | None = None
     return Attack(step, iterations=STUDY_MOST_STEPS if first else STUDY_STEPS, until_success=first)
 
 
-def _attacked(model: nn.Module, pixels: Tensor, classes: Tensor, attack: Attack, prepare: Prepare | None, sign: int) -> Attacked:
-    """Climb the loss of the classes, or descend it where the sign is -1, and measure what comes of it."""
+def _attacked(
+    model: nn.Module,
+    pixels: Tensor,
+    classes: Tensor,
+    attack: Attack,
+    prepare: Prepare | None,
+    sign: int,
+) -> Attacked:
+    """Attack in batches, and measure the attacked images.
+
+    Sign 1 increases the loss of the classes; sign -1 decreases it.
+    """
     parts = zip(pixels.split(BATCH), classes.split(BATCH), strict=True)
     found = [_iterate(model, images, of_images, attack, prepare, sign) for images, of_images in parts]
     adversarial, steps = (torch.cat(each) for each in zip(*found, strict=True))
@@ -219,15 +255,20 @@ def _attacked(model: nn.Module, pixels: Tensor, classes: Tensor, attack: Attack,
 
 
 def _iterate(
-    model: nn.Module, pixels: Tensor, classes: Tensor, attack: Attack, prepare: Prepare | None, sign: int
+    model: nn.Module,
+    pixels: Tensor,
+    classes: Tensor,
+    attack: Attack,
+    prepare: Prepare | None,
+    sign: int,
 ) -> tuple[Tensor, Tensor]:
-    """Step by step: the images, and how many steps each one took."""
+    """Take the steps. The result is the images, and the number of steps of each image."""
     found, steps = pixels.clone(), torch.zeros_like(classes)
     step, (lower, upper) = sign * _per_channel(attack.step, "step", pixels), _limits(attack, pixels)
     left = torch.arange(len(pixels), device=pixels.device)
     for _ in range(attack.iterations):
         scores, slopes = _slopes(model, found[left], classes[left], prepare)
-        if attack.until_success:  # on with those that still have the label, or not yet the target
+        if attack.until_success:  # continue with images without success
             going = (scores.argmax(1) == classes[left]) == (sign == 1)
             left, slopes = left[going], slopes[going]
         if not len(left):
@@ -237,8 +278,16 @@ def _iterate(
     return found, steps
 
 
-def _slopes(model: nn.Module, pixels: Tensor, classes: Tensor, prepare: Prepare | None) -> tuple[Tensor, Tensor]:
-    """Scores, and the gradient of each image's cross-entropy by its pixels; no other gradient is computed."""
+def _slopes(
+    model: nn.Module,
+    pixels: Tensor,
+    classes: Tensor,
+    prepare: Prepare | None,
+) -> tuple[Tensor, Tensor]:
+    """Scores, and the gradient of each image's cross-entropy with respect to its pixels.
+
+    No other gradient is computed.
+    """
     pixels = pixels.detach().requires_grad_()
     with torch.enable_grad():
         scores = forward(model, pixels, prepare)
@@ -247,7 +296,7 @@ def _slopes(model: nn.Module, pixels: Tensor, classes: Tensor, prepare: Prepare 
 
 
 def _start(model: nn.Module, pixels: Tensor, attack: Attack) -> Tensor:
-    """The images that an attack starts from.
+    """The images that an attack starts from, after checks.
 
     Raises:
         ValueError: If the model is in train mode, or the images do not fit or are outside the box.
@@ -261,10 +310,10 @@ def _start(model: nn.Module, pixels: Tensor, attack: Attack) -> Tensor:
 
 
 def _classes(classes: Tensor, what: str, pixels: Tensor, count: int) -> Tensor:
-    """Classes on the images' device.
+    """Classes on the device of the images, after checks.
 
     Raises:
-        ValueError: If there is not one for each image, or the model has no such class.
+        ValueError: If there is not one class per image, or the model has no such class.
     """
     if classes.shape != pixels.shape[:1] or classes.dtype != torch.int64 or classes.min() < 0 or classes.max() >= count:
         got = f"{tuple(classes.shape)} of {classes.dtype}" + (f", {classes.tolist()[:5]} ..." if classes.dim() == 1 else "")
@@ -274,7 +323,7 @@ def _classes(classes: Tensor, what: str, pixels: Tensor, count: int) -> Tensor:
 
 
 def _limits(attack: Attack, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value of every pixel: of the box, and of the ball around the image."""
+    """Bounds of every pixel, from the box and from the ball around the image."""
     low, high = attack.box
     if attack.radius is None:
         return torch.full_like(pixels, low), torch.full_like(pixels, high)
@@ -283,10 +332,10 @@ def _limits(attack: Attack, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _per_channel(value: PerChannel, what: str, pixels: Tensor) -> Tensor:
-    """A number for each channel, ``(C or 1, 1, 1)``.
+    """One number per channel, ``(C or 1, 1, 1)``.
 
     Raises:
-        ValueError: If there are not as many as channels.
+        ValueError: If the number of values is neither 1 nor the number of channels.
     """
     numbers = _numbers(value)
     if len(numbers) not in (1, pixels.shape[1]):

@@ -1,4 +1,7 @@
-"""Captum's dialect: hyperplanes by the call that users of ``NeuronGradient``, ``Saliency`` and ``InputXGradient`` know."""
+"""Hyperplanes through an interface like that of Captum.
+
+Users of ``NeuronGradient``, ``Saliency`` and ``InputXGradient`` know the call.
+"""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,20 +21,23 @@ from adjointbackmap.tracing import trace
 
 Target = int | slice | tuple | list | Tensor | Callable[[Tensor], Tensor] | None
 SHAPES_KEPT = 4  # input shapes whose traced networks are kept
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # of a callable target's constant part, relative
+# Largest constant part of a callable target, relative to its terms, that counts as zero.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 
 class AdjointBackMap:
-    r"""Hyperplanes of a model's output or of one of its layers, called as an attribution method of Captum is.
+    r"""Hyperplanes of a model's output or of one of its layers, called like a method of Captum.
 
-    The image part of a hyperplane is the gradient of the chosen unit. Captum stops there; ``return_bias=True`` gives the
-    bias part too, and the two together reproduce the unit's value: :math:`\langle x | H_I \rangle + \langle b | H_b \rangle`.
+    The image part of a hyperplane is the gradient of the chosen unit. Captum gives only this part.
+    With ``return_bias=True`` the bias part is returned too. The two together reproduce the value of
+    the unit: :math:`\langle x | H_I \rangle + \langle b | H_b \rangle`.
 
     Args:
         model: Any module that :func:`adjointbackmap.trace` takes, in eval mode.
-        layer: A module of the model, or the name of a layer such as ``"conv:1"`` for the second call of a module; ``None``
-            for the model's output. What comes after the layer does not count.
-        multiply_by_inputs: Whether to give the contributions x * H_I and b * H_b in place of H_I and H_b.
+        layer: A module of the model, or the name of a layer such as ``"conv:1"`` for the second
+            call of a module; ``None`` for the model's output. Later layers have no influence.
+        multiply_by_inputs: Whether to return the contributions x * H_I and b * H_b instead of H_I
+            and H_b.
 
     Raises:
         ValueError: If ``layer`` is not a module of the model.
@@ -48,7 +54,13 @@ class AdjointBackMap:
         True
     """
 
-    def __init__(self, model: nn.Module, layer: nn.Module | str | None = None, *, multiply_by_inputs: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: nn.Module | str | None = None,
+        *,
+        multiply_by_inputs: bool = False,
+    ) -> None:
         self.model = model
         self.layer = layer
         self.multiply_by_inputs = multiply_by_inputs
@@ -66,27 +78,31 @@ class AdjointBackMap:
         additional_forward_args: Any = None,
         attribute_to_neuron_input: bool = False,
     ) -> Tensor | tuple:
-        """Hyperplanes of one unit, or of one sum of units, for each input.
+        """Hyperplanes of one unit, or of a sum of units, for each input.
 
         Args:
-            inputs: A batch ``(N, C, H, W)``, or a tuple of one.
-            target: The unit: an int where the layer is flat, a tuple of ints or slices over its dimensions, a callable of
-                its output, a tensor ``(N,)`` or list with a unit for each input, or ``None`` where it has one unit. Units that
-                a slice takes are summed. A callable, such as ``lambda out: out[:, 3] - out[:, 5]``, gives one number for each
-                input or one for all, and must be linear around the layer's output.
-            neuron_selector: Another name for ``target``, as ``NeuronGradient`` calls it.
-            return_bias: Whether to give the bias part as well; its entries are those of ``self.network(inputs).biases``.
-            abs: Whether to give the absolute value of the image part, as ``Saliency`` does by default.
-            additional_forward_args: Must be ``None``: a network is a function of one image.
-            attribute_to_neuron_input: Must be ``False``: a hyperplane is one of a layer's output.
+            inputs: A batch ``(N, C, H, W)``, or a tuple that holds one batch.
+            target: The unit. An int chooses a unit of a flat layer. A tuple of ints or slices
+                indexes the layer's dimensions; the units of a slice are summed. A tensor ``(N,)``
+                or a list has one unit per input. ``None`` is for a layer of one unit. A callable,
+                such as ``lambda out: out[:, 3] - out[:, 5]``, maps the layer's output to one number
+                per input or to one number in all. It must be linear around the layer's output.
+            neuron_selector: Another name for ``target``, used by ``NeuronGradient``.
+            return_bias: Whether to return the bias part too. Its entries are ordered as in
+                ``self.network(inputs).biases``.
+            abs: Whether to return the absolute value of the image part, the default of
+                ``Saliency``.
+            additional_forward_args: Must be ``None``: a network takes one image and nothing else.
+            attribute_to_neuron_input: Must be ``False``: a hyperplane belongs to the output of a
+                layer.
 
         Returns:
-            The image part in the shape and dtype of ``inputs``, a tuple of it where they are a tuple; with ``return_bias``,
-            this and the bias part ``(N, M)``.
+            The image part in the shape and dtype of ``inputs``, as a tuple if they are a tuple.
+            With ``return_bias``, a pair of the image part and the bias part ``(N, M)``.
 
         Raises:
-            ValueError: If the target does not choose units of the layer, is given under both names, the layer's module is
-                called more than once, or the inputs do not fit the model.
+            ValueError: If the target does not choose units of the layer or is given under both
+                names, the module is called more than once, or the inputs do not fit the model.
         """
         _refuse_other_inputs(inputs, additional_forward_args, attribute_to_neuron_input)
         if target is not None and neuron_selector is not None:
@@ -106,7 +122,9 @@ class AdjointBackMap:
         return (given, bias) if return_bias else given
 
     def network(self, inputs: Tensor) -> Network:
-        """The traced network for inputs of this shape: traced once, and again when the model has changed.
+        """The traced network for inputs of this shape.
+
+        The model is traced once per shape, and again after it has changed.
 
         Args:
             inputs: A batch ``(N, C, H, W)``; only its shape and dtype matter.
@@ -114,7 +132,7 @@ class AdjointBackMap:
         return self._query(inputs.detach()).network
 
     def _query(self, x: Tensor) -> Query:
-        """What is wanted of the network for inputs of a shape; it checks the model, once for a call."""
+        """The query for inputs of one shape. It also checks the model, once per call."""
         known = self._networks.get(tuple(x.shape[1:]))
         if known is not None:
             with suppress(RuntimeError):  # the model has changed
@@ -125,15 +143,16 @@ class AdjointBackMap:
         return self._kept(x, Query.of(network, x, OUTPUT))
 
     def _kept(self, x: Tensor, query: Query) -> Query:
-        """Keep the network of a query as the one used last."""
-        networks, shape = dict(self._networks), tuple(x.shape[1:])  # another thread may be here, too
+        """Store the network of a query as the most recently used one."""
+        # The copy is changed and then assigned, since another thread may run this method too.
+        networks, shape = dict(self._networks), tuple(x.shape[1:])
         networks.pop(shape, None)
         self._networks = dict([*networks.items(), (shape, query.network)][-SHAPES_KEPT:])
         return query
 
 
 def _name(model: nn.Module, layer: nn.Module | str | None) -> str | None:
-    """Name of a module in the network's layers, ``None`` for the model's output.
+    """Name of a module among the network's layers; ``None`` for the model's output.
 
     Raises:
         ValueError: If the layer is not a module of the model.
@@ -152,7 +171,9 @@ def _other(layer: object) -> str:
 
 
 def _check_called_once(model: nn.Module, path: str, x: Tensor) -> None:
-    """Raise where a module alone does not tell which of its calls is meant; Captum takes the last.
+    """Raise if the model calls a module more than once.
+
+    The module alone does not say which call is meant. Captum takes the last one.
 
     Raises:
         ValueError: If the model calls the module more than once; the message names the calls.
@@ -170,11 +191,16 @@ def _check_called_once(model: nn.Module, path: str, x: Tensor) -> None:
         raise ValueError(msg)
 
 
-def _refuse_other_inputs(inputs: Tensor | tuple[Tensor, ...], forward_args: object, to_input: bool) -> None:
-    """Raise on what Captum takes and a function of one image has not.
+def _refuse_other_inputs(
+    inputs: Tensor | tuple[Tensor, ...],
+    forward_args: object,
+    to_input: bool,
+) -> None:
+    """Raise for arguments of Captum that a function of one image does not have.
 
     Raises:
-        ValueError: If there are several inputs, arguments beside them, or a layer's input is asked for.
+        ValueError: If there are several inputs or additional arguments, or a layer's input is asked
+            for.
     """
     if isinstance(inputs, tuple) and len(inputs) != 1:
         msg = f"inputs must be one tensor, or a tuple of one. Got {len(inputs)}: wrap the model in a module of one input."
@@ -191,10 +217,15 @@ def _indicator(linear: LayerOperator, target: Target) -> Tensor:
     """The cotangent that is 1 at the chosen units of each image.
 
     Raises:
-        ValueError: If a target chooses no unit, or several without a slice.
+        ValueError: If a target chooses no unit, or several units without a slice.
     """
     pattern, shape = linear.pattern, linear.out_shape
-    cotangent = torch.zeros(pattern.images, *shape, dtype=pattern.dtype, device=pattern.network.device)
+    cotangent = torch.zeros(
+        pattern.images,
+        *shape,
+        dtype=pattern.dtype,
+        device=pattern.network.device,
+    )
     for row, index in zip(cotangent, _indices(target, pattern.images), strict=True):
         try:
             count = row[index].numel()
@@ -208,10 +239,10 @@ def _indicator(linear: LayerOperator, target: Target) -> Tensor:
 
 
 def _indices(target: Target, images: int) -> list[tuple]:
-    """One index for each image.
+    """One index per image.
 
     Raises:
-        ValueError: If a list or tensor has not one target for each image.
+        ValueError: If a list or tensor does not have one target per image.
     """
     each: Any = target
     if isinstance(target, Tensor):
@@ -224,10 +255,13 @@ def _indices(target: Target, images: int) -> list[tuple]:
 
 
 def _slopes(query: Query, choose: Callable[[Tensor], Tensor]) -> Tensor:
-    """The cotangent of a callable: its gradient by the layer's output, which the untouched model computes.
+    """The cotangent of a callable target: its gradient with respect to the layer's output.
+
+    The model itself computes that output.
 
     Raises:
-        ValueError: If it does not give one number for each image or one for all, or is not linear there.
+        ValueError: If the callable does not return one number per image or one number in all, or is
+            not linear there.
     """
     output = record(query.network, query.images, [query.layer]).outputs[OUTPUT]
     output = output.detach().requires_grad_()
@@ -256,7 +290,10 @@ def _curved(slopes: Tensor, output: Tensor) -> bool:
 
 
 def _has_constant(chosen: Tensor, slopes: Tensor, output: Tensor) -> bool:
-    """Whether the numbers are more than the inner product of slopes and output, which would be missing from the hyperplane."""
+    """Whether a callable target has a constant part.
+
+    It is what the inner product of slopes and output lacks. The hyperplane would lack it too.
+    """
     products = (slopes * output).flatten(1)
     sums = products.sum(1) if chosen.numel() > 1 else products.sum()
     return bool(((chosen.view_as(sums) - sums).abs() > TOLERANCE[output.dtype] * products.abs().sum()).any())

@@ -1,4 +1,4 @@
-"""Adversarial examples from anywhere, and what is measured of them: classes, norms of the noise, the box."""
+"""Adversarial examples from any source, and measurements of them: classes, noise and box."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ from adjointbackmap.engine.network import check_eval
 from adjointbackmap.files.checked import check_file, shortened
 from adjointbackmap.files.weights import read_safetensors, read_torch
 
-BATCH = 128  # images that are computed at once
+BATCH = 128  # images per forward pass
 KEYS = ("adversarial", "adv_inputs")  # the second is what torchattacks saves
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """Images before and after an attack, as :func:`examine` has measured them.
+    """Images before and after an attack, as measured by :func:`examine`.
 
     Attributes:
         pixels: The images, ``(N, C, H, W)``.
         adversarial: The attacked images.
-        before: Class of each image, as the model says.
-        after: Class of each attacked image.
+        before: Predicted class of each image.
+        after: Predicted class of each attacked image.
         l2: Euclidean norm of each image's noise, in float64.
-        linf: Its largest magnitude.
-        inside: Whether all pixels of the attacked image are in the box.
-        steps: How many steps each image took; none for examples from elsewhere.
+        linf: Largest magnitude of each image's noise, in float64.
+        inside: Whether all pixels of each attacked image are in the box.
+        steps: Number of steps of each image; ``None`` for examples from another source.
     """
 
     pixels: Float[Tensor, "n c h w"]
@@ -45,11 +45,11 @@ class Attacked:
 
     @property
     def noise(self) -> Float[Tensor, "n c h w"]:
-        """What the attack added."""
+        """Difference that the attack added."""
         return self.adversarial - self.pixels
 
     def fooled(self, labels: Int64[Tensor, " n"]) -> Bool[Tensor, " n"]:
-        """Which images the model had right, and has wrong after the attack."""
+        """Which images the model classifies correctly before the attack and wrongly after it."""
         return (self.before == labels.to(self.before)) & (self.after != labels.to(self.after))
 
 
@@ -60,13 +60,15 @@ def examine(
     prepare: Prepare | None = None,
     box: tuple[float, float] = (0.0, 1.0),
 ) -> Attacked:
-    """Measure adversarial examples from anywhere: classes by new forward passes, norms of the noise, the box.
+    """Measure adversarial examples: predicted classes, norms of the noise, and the box.
+
+    New forward passes compute the classes.
 
     Args:
         model: Any module in eval mode that gives ``(N, classes)``.
         pixels: Images ``(N, C, H, W)``.
-        adversarial: The attacked images; they are brought to the dtype and device of ``pixels`` first.
-        prepare: Map from pixels to the model's input; the identity if left out.
+        adversarial: The attacked images. They are converted to the dtype and device of ``pixels``.
+        prepare: Map from pixels to the model's input; the identity by default.
         box: Smallest and largest value of a pixel.
 
     Raises:
@@ -85,20 +87,33 @@ def examine(
         msg = f"adversarial must have the images' shape {tuple(images.shape)}. Got {tuple(changed.shape)}."
         raise ValueError(msg)
     before, after = (scores_of(model, x, prepare).argmax(1) for x in (images, changed))
-    images, changed = images.clone(), changed.clone()  # the result holds them
+    # The result keeps the images, and the caller may write into its own.
+    images, changed = images.clone(), changed.clone()
     noise = (changed.double() - images.double()).flatten(1)
     inside = ((changed >= box[0]) & (changed <= box[1])).flatten(1).all(1)
-    return Attacked(images, changed, before, after, noise.square().sum(1).sqrt(), noise.abs().amax(1), inside)
+    return Attacked(
+        images,
+        changed,
+        before,
+        after,
+        noise.square().sum(1).sqrt(),
+        noise.abs().amax(1),
+        inside,
+    )
 
 
 def read_examples(path: str | Path) -> Float[Tensor, "n c h w"]:
-    """Adversarial examples from a file: ``.safetensors``, ``.npy``, ``.npz``, or ``.pt`` that ``torch.load`` reads as weights.
+    """Read adversarial examples from a ``.safetensors``, ``.npy``, ``.npz`` or ``.pt`` file.
 
-    A file that its card ``NAME.json`` or a list ``SHA256SUMS`` beside it knows is compared with its checksum.
-    Of several arrays it takes ``adversarial``, or ``adv_inputs``, which torchattacks saves. Bytes become pixels in [0, 1].
+    ``torch.load`` must be able to read a ``.pt`` file as weights only.
+
+    If a card ``NAME.json`` or a list ``SHA256SUMS`` in the same folder has a checksum of the file,
+    it is compared. If the file has several arrays, ``adversarial`` is read, or else ``adv_inputs``,
+    the name that torchattacks uses. Bytes are converted to pixels in [0, 1].
 
     Raises:
-        ValueError: If the file is of another kind or damaged, has no such array, or none of finite images ``(N, C, H, W)``.
+        ValueError: If the file is of another kind or damaged, has no such array, or the array does
+            not hold finite images ``(N, C, H, W)``.
         FileNotFoundError: If there is no such file.
     """
     path = Path(path)
@@ -111,7 +126,7 @@ def read_examples(path: str | Path) -> Float[Tensor, "n c h w"]:
     check_file(path)
     try:
         found = _READERS[path.suffix](path)
-    except Exception as error:  # each reader has errors of its own
+    except Exception as error:  # each reader raises its own types of errors
         msg = f"{path} must hold arrays. It could not be read: {shortened(error, 80)}: write it again."
         raise ValueError(msg) from error
     if isinstance(found, dict):
@@ -124,17 +139,19 @@ def read_examples(path: str | Path) -> Float[Tensor, "n c h w"]:
 
 
 def examples_of(made: Any, pixels: Tensor, labels: Tensor) -> Float[Tensor, "n c h w"]:
-    """Adversarial examples of another library, for :func:`examine`.
+    """Adversarial examples from another library, in a form for :func:`examine`.
 
     Args:
-        made: An attack that is called with images and labels, as those of torchattacks; or what an attack of Foolbox returned,
-            ``(raw, clipped, success)``, of which ``clipped`` is taken; or a tensor, of torch or eagerpy.
+        made: One of three. An attack that is called with images and labels, as in torchattacks. The
+            result of an attack of Foolbox, ``(raw, clipped, success)``, of which ``clipped`` is
+            taken. A tensor of torch or eagerpy.
         pixels: Images ``(N, C, H, W)``.
         labels: Class of each image.
 
     Raises:
-        ValueError: If Foolbox was given several epsilons, or the result has another shape or is not finite.
-        TypeError: If it is none of these.
+        ValueError: If the result of Foolbox has several epsilons, or the examples have another
+            shape or are not finite.
+        TypeError: If ``made`` is none of these.
 
     Example:
         >>> examples_of(lambda images, labels: (images + 0.1).clamp(0, 1), torch.zeros(1, 1, 1, 1), torch.tensor([0])).item()
@@ -159,14 +176,18 @@ def examples_of(made: Any, pixels: Tensor, labels: Tensor) -> Float[Tensor, "n c
     return images.clone()
 
 
-def scores_of(model: nn.Module, pixels: Tensor, prepare: Prepare | None) -> Float[Tensor, "n classes"]:
-    """Scores of each class, without gradients."""
+def scores_of(
+    model: nn.Module,
+    pixels: Tensor,
+    prepare: Prepare | None,
+) -> Float[Tensor, "n classes"]:
+    """Class scores of images, computed in batches without gradients."""
     with torch.no_grad():
         return torch.cat([forward(model, part, prepare) for part in pixels.split(BATCH)])
 
 
 def forward(model: nn.Module, pixels: Tensor, prepare: Prepare | None) -> Tensor:
-    """Scores of each class.
+    """Class scores of images.
 
     Raises:
         ValueError: If the model gives something else.
@@ -181,10 +202,10 @@ def forward(model: nn.Module, pixels: Tensor, prepare: Prepare | None) -> Tensor
 
 
 def finite_batch(images: Tensor, what: str) -> Tensor:
-    """Images, detached.
+    """The images, detached, after checks.
 
     Raises:
-        ValueError: If they are no batch of finite images.
+        ValueError: If they are not a batch of finite images.
     """
     if images.dim() != 4 or not images.numel() or not images.is_floating_point():
         msg = f"{what} must be floating-point images (N, C, H, W). Got {tuple(images.shape)} of {images.dtype}."

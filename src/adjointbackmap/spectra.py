@@ -1,4 +1,4 @@
-"""Spectra of images and hyperplanes: amplitudes by frequency, and how much of the energy is at high ones."""
+"""Spectra of images and hyperplanes: amplitudes per frequency, and shares of the energy."""
 
 from dataclasses import dataclass
 from math import sqrt
@@ -7,17 +7,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-LOWEST = -4.0  # log amplitudes stop here: a ten-thousandth of the map's largest
+LOWEST = -4.0  # smaller log amplitudes become this: 1/10000 of the map's largest
 HIGHEST_FREQUENCY = sqrt(0.5)  # cycles per pixel, at the corner of the spectrum
 
 
 @dataclass(frozen=True)
 class RadialProfile:
-    """Energy by radial frequency.
+    """Energy per radial frequency.
 
     Attributes:
         frequency: Middle of each bin in cycles per pixel, ``(bins,)``.
-        share: Share of each map's energy in the bin, ``(*n, bins)``: sums to 1, or to 0 for a constant map.
+        share: Share of each map's energy in the bin, ``(*n, bins)``. The shares sum to 1, or to 0
+            for a constant map.
     """
 
     frequency: Float[Tensor, " bins"]
@@ -25,17 +26,20 @@ class RadialProfile:
 
 
 def log_amplitude(maps: Float[Tensor, "*n h w"]) -> Float[Tensor, "*n h w"]:
-    r"""Centred log amplitude of each map without DC [Wan2022, Figs. 2.8-2.10], frequency zero at ``(h // 2, w // 2)``.
+    r"""Centred log amplitude of each map without DC [Wan2022, Figs. 2.8-2.10].
 
-    :math:`\log_{10} \max(|F| / \max |F|,\ 10^{-4})`, where F is the discrete Fourier transform with F(0, 0) = 0: from -4, which
-    a zero amplitude has too, to 0 at the map's largest. It does not change when a map is multiplied by a number, so that
-    images and hyperplanes, which have different units, can be compared.
+    Frequency zero is at ``(h // 2, w // 2)``.
+
+    The value is :math:`\log_{10} \max(|F| / \max |F|,\ 10^{-4})`, where F is the discrete Fourier
+    transform with F(0, 0) = 0. It ranges from -4, also for a zero amplitude, to 0 at the map's
+    largest amplitude. Multiplying a map by a number does not change it. Images and hyperplanes,
+    which have different units, can therefore be compared.
 
     Args:
-        maps: Images, hyperplanes or channels of these.
+        maps: Images, hyperplanes, or their channels.
 
     Raises:
-        ValueError: If these are no maps of floating numbers.
+        ValueError: If these are not maps of floating-point numbers.
 
     Example:
         >>> log_amplitude(torch.tensor([[1.0, 0.0], [0.0, 1.0]])).tolist()  # a chessboard: the highest frequency alone
@@ -45,15 +49,16 @@ def log_amplitude(maps: Float[Tensor, "*n h w"]) -> Float[Tensor, "*n h w"]:
 
 
 def radial_energy(maps: Float[Tensor, "*n h w"], bins: int | None = None) -> RadialProfile:
-    """Share of each map's energy (squared amplitude without DC) by radial frequency.
+    """Share of each map's energy (squared amplitude without DC) per radial frequency.
 
     Args:
-        maps: Images, hyperplanes or channels of these.
-        bins: Bins of one width up to the highest frequency, sqrt(1/2) cycles per pixel, from half the lowest one on; by
-            default half as many as the smaller side has pixels.
+        maps: Images, hyperplanes, or their channels.
+        bins: Number of bins of equal width. They go from half the lowest frequency to the highest
+            one, sqrt(1/2) cycles per pixel. The default is half the number of pixels of the smaller
+            side.
 
     Raises:
-        ValueError: If these are no maps of floating numbers, or there is no bin.
+        ValueError: If these are not maps of floating-point numbers, or there is no bin.
 
     Example:
         >>> wave = torch.cos(2 * torch.pi * torch.arange(16) / 4).expand(16, 16)  # a quarter cycle per pixel
@@ -66,21 +71,27 @@ def radial_energy(maps: Float[Tensor, "*n h w"], bins: int | None = None) -> Rad
     if bins < 1:
         msg = f"bins must be at least 1. Got {bins}."
         raise ValueError(msg)
-    edges = torch.linspace(0.5 / max(maps.shape[-2:]), HIGHEST_FREQUENCY, bins + 1, dtype=torch.float64)
+    edges = torch.linspace(
+        0.5 / max(maps.shape[-2:]),
+        HIGHEST_FREQUENCY,
+        bins + 1,
+        dtype=torch.float64,
+    )
     bin_of = torch.bucketize(_radius(maps), edges[1:-1].to(maps.device), right=True).flatten()
     share = energy.new_zeros(*maps.shape[:-2], bins).index_add(-1, bin_of, energy.flatten(-2))
     return RadialProfile(((edges[1:] + edges[:-1]) / 2).to(maps), share)
 
 
 def high_share(maps: Float[Tensor, "*n h w"], above: float = 0.25) -> Float[Tensor, "*n"]:
-    """Share of each map's energy, without DC, above a radial frequency in cycles per pixel; 0 for a constant map.
+    """Share of each map's energy above a radial frequency, without DC; 0 for a constant map.
 
     Args:
-        maps: Images, hyperplanes or channels of these.
-        above: The frequency; by default that of waves of four pixels, half the highest along a row.
+        maps: Images, hyperplanes, or their channels.
+        above: The frequency in cycles per pixel. The default belongs to waves of four pixels: half
+            the highest frequency along a row.
 
     Raises:
-        ValueError: If these are no maps of floating numbers, or no frequency can lie above.
+        ValueError: If these are not maps of floating-point numbers, or no frequency can lie above.
 
     Example:
         >>> high_share(torch.tensor([[1.0, 0.0], [0.0, 1.0]])).tolist()
@@ -93,13 +104,15 @@ def high_share(maps: Float[Tensor, "*n h w"], above: float = 0.25) -> Float[Tens
 
 
 def mean_frequency(maps: Float[Tensor, "*n h w"]) -> Float[Tensor, "*n"]:
-    """Mean radial frequency of each map in cycles per pixel, weighted by energy, without DC; 0 for a constant map.
+    """Mean radial frequency of each map in cycles per pixel; 0 for a constant map.
+
+    Frequencies are weighted by their energy, without DC.
 
     Args:
-        maps: Images, hyperplanes or channels of these.
+        maps: Images, hyperplanes, or their channels.
 
     Raises:
-        ValueError: If these are no maps of floating numbers.
+        ValueError: If these are not maps of floating-point numbers.
 
     Example:
         >>> round(mean_frequency(torch.tensor([[1.0, 0.0], [1.0, 0.0]])).item(), 3)
@@ -109,10 +122,12 @@ def mean_frequency(maps: Float[Tensor, "*n h w"]) -> Float[Tensor, "*n"]:
 
 
 def _amplitude(maps: Tensor) -> Tensor:
-    """Amplitudes as shares of the map's largest, frequency zero first; DC and what is rounding beside the map's sum are zero.
+    """Amplitudes relative to the map's largest, with frequency zero first.
+
+    DC is set to zero. Amplitudes within the rounding error of the map's sum are set to zero too.
 
     Raises:
-        ValueError: If these are no maps of floating numbers.
+        ValueError: If these are not maps of floating-point numbers.
     """
     if maps.dim() < 2 or not maps.is_floating_point() or 0 in maps.shape[-2:]:
         msg = f"Maps must be floating numbers of shape (..., H, W). Got {tuple(maps.shape)} of {maps.dtype}."
@@ -125,7 +140,7 @@ def _amplitude(maps: Tensor) -> Tensor:
 
 
 def _energy(maps: Tensor) -> Tensor:
-    """Share of the energy at every frequency, frequency zero first; zeros for a constant map."""
+    """Share of the energy at each frequency, frequency zero first; zeros for a constant map."""
     energy = _amplitude(maps).square()
     return _shares(energy, energy.sum((-2, -1), keepdim=True))
 
@@ -135,6 +150,9 @@ def _shares(parts: Tensor, whole: Tensor) -> Tensor:
 
 
 def _radius(maps: Tensor) -> Tensor:
-    """Radial frequency of every place of the spectrum in cycles per pixel, ``(h, w)``; in float64, so that 1/4 is 1/4."""
+    """Radial frequency at each place of the spectrum in cycles per pixel, ``(h, w)``.
+
+    It is float64, so that 1/4 is exactly 1/4.
+    """
     rows, columns = (torch.fft.fftfreq(n, 1 / n, dtype=torch.float64, device=maps.device) / n for n in maps.shape[-2:])
     return torch.hypot(rows[:, None], columns)
