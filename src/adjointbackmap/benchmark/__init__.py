@@ -1,4 +1,6 @@
-"""Speed and memory beside named peers: what is measured, how, against whom, and the tables; in the order of the flow.
+"""Benchmarks of speed and memory, compared with other libraries.
 
-``networks`` -> ``timing`` -> ``peers`` -> ``work`` -> ``table`` -> ``runs``, which the command ``adjointbackmap bench`` calls.
+The modules in the order of the flow: ``networks`` (what is measured), ``timing`` (how), ``peers``
+(the other libraries), ``work`` (the entries), ``table`` and ``runs``. The command
+``adjointbackmap bench`` calls ``runs``.
 """

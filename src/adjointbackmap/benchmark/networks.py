@@ -1,4 +1,7 @@
-"""The networks that are measured: two of the study, a ResNet-18 at 224 x 224, and two families that grow."""
+"""The networks of the benchmark.
+
+They are two of the study, a ResNet-18 at 224 x 224, and two families of growing networks.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ from adjointbackmap.engine.network import Network
 from adjointbackmap.tracing import trace
 
 IMAGES = 64
-WIDTH = 16  # channels of the networks that grow
+WIDTH = 16  # channels of the growing networks
 
 
 class BasicBlock(nn.Module):
@@ -22,9 +25,18 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
-        self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
-        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.conv1, self.bn1 = (
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.conv2, self.bn2 = (
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        shortcut = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 1, stride, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
         self.downsample = nn.Identity() if inputs == outputs else shortcut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,12 +74,16 @@ def stack() -> nn.Sequential:
 
 
 def blocks(depth: int) -> nn.Sequential:
-    """A convolution and some residual blocks of one resolution."""
-    return nn.Sequential(nn.Conv2d(3, WIDTH, 3, padding=1), nn.ReLU(), *(BasicBlock(WIDTH, WIDTH) for _ in range(depth)))
+    """A convolution and ``depth`` residual blocks, all at one resolution."""
+    return nn.Sequential(
+        nn.Conv2d(3, WIDTH, 3, padding=1),
+        nn.ReLU(),
+        *(BasicBlock(WIDTH, WIDTH) for _ in range(depth)),
+    )
 
 
 def with_random_weights(build: Callable[[], nn.Module]) -> nn.Module:
-    """A network in which no layer is zero and no batch norm is trivial; the same on every call."""
+    """A network without zero layers or trivial batch norms; the same on every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build().eval()
@@ -94,7 +110,10 @@ class Subject:
 
 
 def built(name: str) -> tuple[nn.Module, int]:
-    """The module of a name, such as ``resnet18``, ``side/64`` or ``depth/8``, and the side of its images."""
+    """The module of a name, and the side of its images.
+
+    Such a name is ``resnet18``, ``side/64`` or ``depth/8``.
+    """
     family, _, size = name.partition("/")
     if family == "side":
         return with_random_weights(stack), int(size)
@@ -103,12 +122,18 @@ def built(name: str) -> tuple[nn.Module, int]:
     if family == "resnet18":
         return with_random_weights(ResNet18), 224
     shipped = f"{name}-cifar10"
-    return models.load(shipped) if shipped in models.names() else with_random_weights(partial(models.build, name)), 32
+    return (
+        models.load(shipped) if shipped in models.names() else with_random_weights(partial(models.build, name)),
+        32,
+    )
 
 
 @lru_cache(maxsize=2)
 def prepared(name: str) -> Subject:
-    """A network, folded and traced, and images of the sample, enlarged where it takes larger ones."""
+    """A network, folded and traced, and images of the sample.
+
+    The images are enlarged if the network takes larger ones.
+    """
     model, side = built(name)
     pixels = data.sample()[: IMAGES if side == 32 else 2].unit_interval()
     x = pixels if side == 32 else F.interpolate(pixels, (side, side), mode="bilinear")
@@ -117,5 +142,5 @@ def prepared(name: str) -> Subject:
 
 
 def kernel_names(name: str) -> list[str]:
-    """The convolutions and linear layers of a network."""
+    """Names of the convolutions and linear layers of a network."""
     return [n for n, module in built(name)[0].named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]

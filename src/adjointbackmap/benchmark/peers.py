@@ -1,7 +1,8 @@
-"""What others would do for the same hyperplanes, each in the way that is fastest for it.
+"""Other libraries that can compute the same hyperplanes, each used in its fastest way.
 
-A peer computes some units of a layer, spread over it, or some columns of all units; ``chunk`` is how many it batches.
-It gives image parts ``(units, pixels)`` and bias parts ``(units, biases)``, the latter ``None`` where it has none.
+A peer computes some units of a layer, evenly spaced, or some columns of all units. ``chunk`` is the
+number of units or columns in one batch. The result has image parts ``(units, pixels)`` and bias
+parts ``(units, biases)``. The bias parts are ``None`` if the peer does not compute them.
 """
 
 import copy
@@ -20,18 +21,18 @@ Planes = tuple[Tensor, Tensor | None]
 
 
 class Reached(Exception):
-    """Ends a forward pass."""
+    """Raised to end a forward pass early."""
 
 
 class UpTo(nn.Module):
-    """A model that ends at the last of some layers and gives their outputs, flat and one after the other."""
+    """A model that ends at the last of some layers and returns their outputs, flat and joined."""
 
     def __init__(self, model: nn.Module, layers: tuple[str, ...]) -> None:
         super().__init__()
         self.model, self.layers = model, layers
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the layers give for images, ``(N, units)``."""
+        """Outputs of the layers for some images, ``(N, units)``."""
         seen: list[Tensor] = []
 
         def keep(module: nn.Module, given: tuple, out: Tensor) -> None:
@@ -52,14 +53,14 @@ class UpTo(nn.Module):
 
 @dataclass(frozen=True)
 class Work:
-    """Units of layers of a folded network at one image or several, as autograd sees them.
+    """Units of layers of a folded network, for one or more images, as autograd sees them.
 
     Attributes:
         model: The folded network; a copy of it is used.
         layers: Names of the layers.
         x: The images, ``(N, C, H, W)``.
-        numbers: Which units, as places in the flat output; ``None`` for all.
-        memory_format: A name of ``FORMATS``, for the kernels and the images.
+        numbers: Indices of the units in the flat output; ``None`` for all.
+        memory_format: A key of ``FORMATS``, for the kernels and the images.
     """
 
     model: nn.Module
@@ -70,7 +71,7 @@ class Work:
 
     @cached_property
     def module(self) -> UpTo:
-        """The network up to the layers, without gradients of its kernels."""
+        """The network up to the layers; its kernels need no gradients."""
         model = copy.deepcopy(self.model).requires_grad_(False)
         return UpTo(model.to(memory_format=FORMATS[self.memory_format]), self.layers)  # type: ignore[call-overload]
 
@@ -81,14 +82,18 @@ class Work:
 
     @cached_property
     def biases(self) -> dict[str, Tensor]:
-        """The biases that the layers depend on, by name."""
+        """The biases that the layers depend on, keyed by name."""
         every = {n: p.detach().clone().requires_grad_() for n, p in self.module.named_parameters() if n.endswith("bias")}
-        used = torch.autograd.grad(self(self.images[:1], every).sum(), list(every.values()), allow_unused=True)
+        used = torch.autograd.grad(
+            self(self.images[:1], every).sum(),
+            list(every.values()),
+            allow_unused=True,
+        )
         return {n: b.detach() for (n, b), g in zip(every.items(), used, strict=True) if g is not None}
 
     @cached_property
     def vector(self) -> Tensor:
-        """The image and the biases in one vector, the extended input."""
+        """The extended input: the image and the biases in one vector."""
         return torch.cat([self.x[0].flatten(), *(b.flatten() for b in self.biases.values())])
 
     @cached_property
@@ -99,36 +104,41 @@ class Work:
         return BoundedModule(copy.deepcopy(self.module), self.x, device="cpu", verbose=0)
 
     def __call__(self, x: Tensor, biases: dict[str, Tensor]) -> Tensor:
-        """What the layers give for images and biases."""
+        """Outputs of the layers for some images and biases."""
         return functional_call(self.module, biases, (x,))
 
     def forward(self) -> Tensor:
-        """One pass, as every peer needs it once."""
+        """One forward pass; every peer needs it once."""
         return self(self.images, self.biases)
 
     def at(self, vector: Tensor) -> Tensor:
-        """What the layers give for one extended input."""
-        pixels, *parts = vector.split([self.x[0].numel(), *(b.numel() for b in self.biases.values())])
+        """Outputs of the layers for one extended input."""
+        pixels, *parts = vector.split(
+            [self.x[0].numel(), *(b.numel() for b in self.biases.values())],
+        )
         biases = {name: part.view(b.shape) for (name, b), part in zip(self.biases.items(), parts, strict=True)}
         return self(pixels.view(self.x[:1].shape), biases)[0]
 
     @cached_property
     def units(self) -> Tensor:
-        """Places of the units in the flat output."""
+        """Indices of the units in the flat output."""
         return torch.arange(self.forward().shape[1]) if self.numbers is None else self.numbers
 
     def spread(self, count: int) -> Tensor:
-        """Places of some units, evenly over all."""
+        """Indices of ``count`` units, evenly spaced."""
         return self.units[:: len(self.units) // count][:count]
 
     def recorded(self, count: int) -> tuple[Tensor, list[Tensor]]:
-        """Some units with the graph behind them, and the image and biases that they depend on."""
-        leaves = [self.images.detach().clone().requires_grad_(), *(b.clone().requires_grad_() for b in self.biases.values())]
+        """Some units with their autograd graph, and the image and biases that they depend on."""
+        leaves = [
+            self.images.detach().clone().requires_grad_(),
+            *(b.clone().requires_grad_() for b in self.biases.values()),
+        ]
         out = self(leaves[0], dict(zip(self.biases, leaves[1:], strict=True)))
         return out[0, self.spread(count)], leaves
 
     def with_outputs(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What the layers give, the images, and the outputs of the modules that add the biases."""
+        """Outputs of the layers, the images, and outputs of the modules that add the biases."""
         kept, images = [], x.detach().clone().requires_grad_()
         modules = [self.module.get_submodule(name.removesuffix(".bias")) for name in self.biases]
         handles = [m.register_forward_hook(lambda module, given, out: kept.append(out), prepend=True) for m in modules]
@@ -139,14 +149,18 @@ class Work:
 
 
 def parts_of(gradients: tuple[Tensor, ...]) -> Planes:
-    """Image and bias parts from gradients by units ``(units, *shape)``: of the images, then of what biases are added to."""
+    """Image and bias parts from gradients of several units, each ``(units, *shape)``.
+
+    The first gradient is that of the images. The others are those of the outputs that the biases
+    are added to.
+    """
     image, *others = gradients
     biases = [g.flatten(2).sum(2) if g.dim() > 2 else g for g in others]
     return image.flatten(1), torch.cat(biases, 1)
 
 
 def joined(blocks: list[Planes]) -> Planes:
-    """Blocks of units as one."""
+    """Blocks of units, joined into one."""
     images, biases = zip(*blocks, strict=True)
     return torch.cat(images), None if biases[0] is None else torch.cat(biases)
 
@@ -154,7 +168,10 @@ def joined(blocks: list[Planes]) -> Planes:
 def by_jacrev(work: Work, units: int, chunk: int) -> Planes:
     """``torch.func.jacrev`` over the image and the biases."""
     places = work.spread(units)
-    image, biases = jacrev(lambda x, b: work(x, b)[0, places], (0, 1), chunk_size=chunk)(work.images, work.biases)
+    image, biases = jacrev(lambda x, b: work(x, b)[0, places], (0, 1), chunk_size=chunk)(
+        work.images,
+        work.biases,
+    )
     return image.flatten(1), torch.cat([b.flatten(1) for b in biases.values()], 1)
 
 
@@ -163,19 +180,27 @@ def by_batched_grad(work: Work, units: int, chunk: int) -> Planes:
     out, leaves = work.recorded(units)
     blocks = torch.eye(units).split(chunk)
     return joined(
-        [parts_of(torch.autograd.grad(out, leaves, block, retain_graph=True, is_grads_batched=True)) for block in blocks]
+        [
+            parts_of(
+                torch.autograd.grad(out, leaves, block, retain_graph=True, is_grads_batched=True),
+            )
+            for block in blocks
+        ]
     )
 
 
 def by_loop(work: Work, units: int, chunk: int = 1) -> Planes:
-    """One backward pass for each unit."""
+    """One backward pass per unit."""
     out, leaves = work.recorded(units)
     found = [torch.autograd.grad(unit, leaves, retain_graph=True) for unit in out]
     return parts_of(tuple(torch.stack(parts) for parts in zip(*found, strict=True)))
 
 
 def by_repeating(work: Work, units: int, chunk: int) -> Planes:
-    """The image repeated, a unit of each copy, one backward pass; biases from the gradients where they are added."""
+    """One backward pass over copies of the image, with one unit per copy.
+
+    The bias parts are the gradients at the places where the biases are added.
+    """
 
     def block(places: Tensor) -> Planes:
         out, leaves = work.with_outputs(work.images.expand(len(places), -1, -1, -1))
@@ -185,9 +210,10 @@ def by_repeating(work: Work, units: int, chunk: int) -> Planes:
 
 
 def by_jacfwd(work: Work, columns: int, chunk: int) -> Tensor:
-    """``torch.func.jacfwd`` over some scalars of the extended input: columns ``(all units, columns)``.
+    """``torch.func.jacfwd`` over some scalars of the extended input, ``(all units, columns)``.
 
-    In blocks, since it batches all that it is given. It takes every tangent through the whole network.
+    It runs in blocks, since one call batches all of its columns. Each tangent passes through the
+    whole network.
     """
     vector = work.vector
 
@@ -201,7 +227,7 @@ def by_jacfwd(work: Work, columns: int, chunk: int) -> Tensor:
 
 
 def by_neuron_gradient(work: Work, units: int, chunk: int = 1) -> Planes:
-    """Captum's ``NeuronGradient``: a call for each unit."""
+    """Captum's ``NeuronGradient``, with one call per unit."""
     from captum.attr import NeuronGradient
 
     model = work.module.model
@@ -212,13 +238,20 @@ def by_neuron_gradient(work: Work, units: int, chunk: int = 1) -> Planes:
 
 
 def by_crown(work: Work, units: int, chunk: int) -> Planes:
-    """auto_LiRPA's linear bound at eps 0, where it is the affine map itself; intervals bound the inner layers."""
+    """auto_LiRPA's linear bound at eps 0, where it equals the affine map.
+
+    Interval bounds are used for the inner layers.
+    """
     from auto_LiRPA import BoundedTensor, PerturbationLpNorm
 
     bounded, outputs = work.bounded, work.forward().shape[1]
     ball = BoundedTensor(work.x, PerturbationLpNorm(norm=float("inf"), eps=0.0))
     end, start = bounded.output_name[0], bounded.input_name[0]
-    options: dict[str, Any] = {"return_A": True, "needed_A_dict": {end: {start}}, "bound_upper": False}
+    options: dict[str, Any] = {
+        "return_A": True,
+        "needed_A_dict": {end: {start}},
+        "bound_upper": False,
+    }
 
     def block(places: Tensor) -> Planes:
         seeds = torch.zeros(1, len(places), outputs)
@@ -229,18 +262,21 @@ def by_crown(work: Work, units: int, chunk: int) -> Planes:
     return joined([block(places) for places in work.spread(units).split(chunk)])
 
 
-# ten classes of a batch of images: parts (images, classes, pixels) and (images, classes, biases)
+# ten classes of a batch; parts are (images, classes, pixels) and (images, classes, biases)
 
 
 def classes_by_jacrev(work: Work, images: int, chunk: int) -> Planes:
-    """``vmap`` of ``jacrev``: all classes of some images, ``chunk`` images at once."""
+    """``vmap`` of ``jacrev``: all classes of some images, in batches of ``chunk`` images."""
     jacobian = jacrev(lambda x, b: work(x[None], b)[0], (0, 1))
     image, biases = vmap(jacobian, (0, None), chunk_size=chunk)(work.images[:images], work.biases)
     return image.flatten(2), torch.cat([b.flatten(2) for b in biases.values()], 2)
 
 
 def classes_by_grad(work: Work, images: int, chunk: int = 1) -> Planes:
-    """One backward pass for each class, all images at once; autograd sums the biases' parts over the images."""
+    """One backward pass per class for all images.
+
+    Autograd sums the bias parts over the images.
+    """
     x = work.images[:images].detach().clone().requires_grad_()
     out = work(x, work.biases)
     found = [torch.autograd.grad(scores.sum(), x, retain_graph=True)[0].flatten(1) for scores in out.T]
@@ -248,7 +284,10 @@ def classes_by_grad(work: Work, images: int, chunk: int = 1) -> Planes:
 
 
 def classes_by_fullgrad(work: Work, images: int, chunk: int = 1) -> Planes:
-    """FullGrad of each class, all images at once: gradients of the images, and where biases are added [Srinivas2019]."""
+    """FullGrad of each class for all images at once [Srinivas2019].
+
+    It takes the gradients of the images and those at the places where biases are added.
+    """
     out, leaves = work.with_outputs(work.images[:images])
     found = [parts_of(torch.autograd.grad(scores.sum(), leaves, retain_graph=True)) for scores in out.T]
     image, bias = zip(*found, strict=True)
@@ -256,7 +295,10 @@ def classes_by_fullgrad(work: Work, images: int, chunk: int = 1) -> Planes:
 
 
 def classes_by_input_x_gradient(work: Work, images: int, chunk: int = 1) -> Planes:
-    """Captum's ``InputXGradient``: a call for each class, all images at once; image parts times the image."""
+    """Captum's ``InputXGradient``, with one call per class for all images.
+
+    Its image parts are multiplied by the image.
+    """
     from captum.attr import InputXGradient
 
     method, x = InputXGradient(work.module.model), work.images[:images]
@@ -267,13 +309,13 @@ def classes_by_input_x_gradient(work: Work, images: int, chunk: int = 1) -> Plan
 
 @dataclass(frozen=True)
 class Peer:
-    """A peer.
+    """Another library or method that computes hyperplanes.
 
     Attributes:
-        call: Takes the work, how many units, columns or images, and how many at once.
-        gives: Which parts.
-        chunks: What to try for ``chunk``.
-        of: What is counted: units, columns, or images.
+        call: Takes the work, the number of units, columns or images, and the number in one batch.
+        gives: The parts that it computes.
+        chunks: Values of ``chunk`` to try.
+        of: What the numbers count: units, columns, or images.
         needs: The library that must be installed.
         times_image: Whether its image parts are multiplied by the image.
     """
@@ -300,11 +342,22 @@ PEERS = {
     "repeated image": Peer(by_repeating, chunks=CHUNKS),
     "backward per unit": Peer(by_loop),
     "Captum NeuronGradient": Peer(by_neuron_gradient, ONLY_IMAGE, needs="captum"),
-    "auto_LiRPA at eps 0": Peer(by_crown, "image, biases in one number", CHUNKS, needs="auto_LiRPA"),
+    "auto_LiRPA at eps 0": Peer(
+        by_crown,
+        "image, biases in one number",
+        CHUNKS,
+        needs="auto_LiRPA",
+    ),
 }
 CLASS_PEERS = {
     "vmap of jacrev": Peer(classes_by_jacrev, chunks=(4, 8, 16, 64), of="images"),
     "FullGrad": Peer(classes_by_fullgrad, of="images"),
     "backward per class": Peer(classes_by_grad, ONLY_IMAGE, of="images"),
-    "Captum InputXGradient": Peer(classes_by_input_x_gradient, ONLY_IMAGE, of="images", needs="captum", times_image=True),
+    "Captum InputXGradient": Peer(
+        classes_by_input_x_gradient,
+        ONLY_IMAGE,
+        of="images",
+        needs="captum",
+        times_image=True,
+    ),
 }

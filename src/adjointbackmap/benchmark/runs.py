@@ -1,4 +1,4 @@
-"""A benchmark in a file: finished entries are kept, so that a stopped one goes on."""
+"""A benchmark stored in a file. Finished entries are kept, so that a stopped run can continue."""
 
 import os
 import time
@@ -18,10 +18,10 @@ PLACE = Place("<!-- speed: written by adjointbackmap bench -->", "<!-- speed: en
 
 
 def settings_for(quick: bool, repeats: int | None) -> Settings:
-    """The settings of a quick look or of a whole run.
+    """The settings of a quick look or of a full run.
 
     Raises:
-        ValueError: If there is no run.
+        ValueError: If the number of repeats is less than one.
     """
     chosen = QUICK if quick else Settings()
     if repeats is not None and repeats < 1:
@@ -31,10 +31,11 @@ def settings_for(quick: bool, repeats: int | None) -> Settings:
 
 
 def opened(out: Path, settings: Settings) -> dict:
-    """What a file holds, or nothing yet.
+    """The content of a file, or an empty result if there is none.
 
     Raises:
-        ValueError: If the file is none of this benchmark, or was measured elsewhere.
+        ValueError: If the file is not one of this benchmark, or was measured elsewhere or with
+            other settings.
     """
     here = {"format": FORMAT, "quick": settings.quick, "environment": environment()}
     msg = f"--out must be a file of this benchmark, or a new one. Got {out}: delete it or name another file."
@@ -54,7 +55,11 @@ def opened(out: Path, settings: Settings) -> dict:
 
 
 def bench(
-    out: Path, only: str = "", quick: bool = False, repeats: int | None = None, report: Callable[[str, float], None] | None = None
+    out: Path,
+    only: str = "",
+    quick: bool = False,
+    repeats: int | None = None,
+    report: Callable[[str, float], None] | None = None,
 ) -> dict:
     """Measure every entry that the file lacks.
 
@@ -82,14 +87,18 @@ def bench(
 
 
 def _measured(
-    out: Path, settings: Settings, order: dict[str, Measure], only: str, report: Callable[[str, float], None] | None
+    out: Path,
+    settings: Settings,
+    order: dict[str, Measure],
+    only: str,
+    report: Callable[[str, float], None] | None,
 ) -> dict:
     """Measure what a file lacks that no other process writes to."""
     found = opened(out, settings)
     wanted = [name for name in order if only in name and name not in found["entries"]]
     run = time.strftime("%Y-%m-%d %H:%M:%S")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the peers' libraries
+        warnings.simplefilter("ignore")  # the peers' libraries warn
         if wanted:
             warm_up(settings)
         for i, name in enumerate(wanted):
@@ -102,7 +111,7 @@ def _measured(
 
 
 def entry_of(measure: Measure, settings: Settings) -> dict:
-    """One entry, with what was asked for, the load of the machine before it, and the seconds that it took."""
+    """One entry, with its settings, the machine's load before it, and its duration in seconds."""
     load, started = os.getloadavg()[0], time.perf_counter()
     entry = {**measure(settings), "repeats": settings.repeats, "load": load}
     return {**entry, "took": round(time.perf_counter() - started, 1)}

@@ -1,4 +1,4 @@
-"""The tables of a benchmark, each made from the entries of its file: for a page, or for the terminal."""
+"""The tables of a benchmark, made from the entries of its file, for a page or for the terminal."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from adjointbackmap.benchmark.peers import CLASS_PEERS, PEERS
 from adjointbackmap.benchmark.work import STUDY
 from adjointbackmap.report.sheets import Sheet
 
-DEFECT = 1.5
+DEFECT = 1.5  # largest ratio of the plan's choice to our fastest method that is accepted
 WHOLE = "image and bias"
 Entries = dict[str, dict]
 
@@ -18,27 +18,27 @@ Entries = dict[str, dict]
 
 
 def seconds_of(way: dict) -> str:
-    """A time, with a star where it was extrapolated."""
+    """A time as text, with a star if it was extrapolated."""
     return f"{way['seconds']:.3g} s{'*' if 'measured' in way else ''}" if "seconds" in way else "left out"
 
 
 def mib_of(way: dict) -> str:
-    """Peak memory."""
+    """Peak memory as text."""
     return "not told" if way.get("mib") is None else f"{way['mib']:,.0f} MiB"
 
 
 def products_of(way: dict) -> str:
-    """Multiply-adds."""
+    """Multiply-adds as text."""
     return f"{way['multiply_adds'] / 1e9:.3g} G" if "multiply_adds" in way else ""
 
 
 def ratio(slower: dict | None, faster: dict) -> float:
-    """How many times as long one takes as the other; NaN where one is missing."""
+    """Ratio of two times, slower / faster; NaN if one is missing."""
     return slower["seconds"] / faster["seconds"] if slower and "seconds" in slower and "seconds" in faster else math.nan
 
 
 def times(value: float) -> str:
-    """A ratio."""
+    """A ratio as text."""
     return "-" if math.isnan(value) else f"{value:.3g} x"
 
 
@@ -46,36 +46,48 @@ def times(value: float) -> str:
 
 
 def best_of(entry: dict, peer: bool, whole: bool = True) -> tuple[str, dict]:
-    """The fastest of our methods, or of the peers, of those that give image and bias parts unless told otherwise."""
+    """The fastest of our methods, or of the peers.
+
+    With ``whole``, only those count that compute image and bias parts.
+    """
     ways = {n: w for n, w in entry["ways"].items() if "seconds" in w and w.get("peer", False) == peer and n != "verify"}
     able = {n: w for n, w in ways.items() if not whole or w.get("gives", WHOLE) == WHOLE}
     return min(able.items(), key=lambda item: item[1]["seconds"], default=("none", {}))
 
 
 def planned(entry: dict) -> dict:
-    """The way that the plan chose."""
+    """The method that the plan chose."""
     return entry["ways"][entry["plan"]]
 
 
 def plan_distance(entry: dict) -> float:
-    """How many times as long as the best of our methods the plan's choice takes; infinite where it gave nothing."""
+    """Time of the plan's choice divided by that of our fastest method.
+
+    It is infinite if the plan's choice gave no time.
+    """
     return ratio(planned(entry), best_of(entry, peer=False)[1]) if "seconds" in planned(entry) else math.inf
 
 
 def defects(found: dict) -> list[str]:
-    """The entries in which the plan's choice is more than the limit slower than the best of our methods."""
+    """Entries in which the plan's choice is much slower than our fastest method.
+
+    The limit is the ratio ``DEFECT``.
+    """
     far = {n: plan_distance(e) for n, e in found["entries"].items() if e.get("full")}
     return [f"{n} ({distance:.2f})" for n, distance in far.items() if distance > DEFECT]
 
 
 def layer_entries(known: Entries, name: str) -> list[dict]:
-    """The entries of every layer of a network; none where one is missing."""
+    """The entries of all layers of a network; empty if one is missing."""
     found = [known.get(f"{name}/{layer}") for layer in kernel_names(name)] if any(n.startswith(name) for n in known) else []
     return [e for e in found if e] if all(found) else []
 
 
 def whole_network(known: Entries, name: str) -> tuple[dict[str, dict], dict[str, dict]]:
-    """Every layer of one image: ours, and the peers'; jacrev is added over the layers."""
+    """All layers of one image: times of our methods, and times of the peers.
+
+    The times of jacrev are added over the layers.
+    """
     layers, ways = layer_entries(known, name), known.get(f"{name}/layers", {}).get("ways", {})
     our = {n: w for n, w in ways.items() if not w.get("peer") and "seconds" in w}
     our |= known.get(f"{name}/verify", {}).get("ways", {})
@@ -83,12 +95,16 @@ def whole_network(known: Entries, name: str) -> tuple[dict[str, dict], dict[str,
     added = [e["ways"]["jacrev"] for e in layers]
     if added and all("seconds" in w for w in added):
         most = max((w["mib"] for w in added if w["mib"] is not None), default=None)
-        peers["jacrev, layer by layer"] = {"seconds": sum(w["seconds"] for w in added), "mib": most, "measured": "added"}
+        peers["jacrev, layer by layer"] = {
+            "seconds": sum(w["seconds"] for w in added),
+            "mib": most,
+            "measured": "added",
+        }
     return our, peers
 
 
 def exponent(sizes: list[int], values: Sequence[int | float]) -> str:
-    """Slope of a straight line through the logarithms: by which power of the size a figure grows."""
+    """The power of the size with which a figure grows: the slope of a line in logarithms."""
     pairs = [(math.log(s), math.log(v)) for s, v in zip(sizes, values, strict=True) if v and v > 0]
     if len({p[0] for p in pairs}) < 2:
         return "-"
@@ -101,17 +117,30 @@ def exponent(sizes: list[int], values: Sequence[int | float]) -> str:
 
 
 def aims(known: Entries) -> Sheet:
-    """What the project wants, and what was reached."""
+    """The aims of the project, and the figures that were reached."""
     sheet = Sheet("Aims", ["work", "held against", "aim", "measured", "reached"])
 
     def add(work: str, against: str, aim: int, value: float, unit: str = "x") -> None:
         reached = "not measured" if math.isnan(value) else "yes" if value >= aim else "no"
-        sheet.rows.append([work, against, f"{aim:g} {unit}", "-" if math.isnan(value) else f"{value:.3g} {unit}", reached])
+        sheet.rows.append(
+            [
+                work,
+                against,
+                f"{aim:g} {unit}",
+                "-" if math.isnan(value) else f"{value:.3g} {unit}",
+                reached,
+            ]
+        )
 
     for name, aim in (("vgg7/conv1", 400), ("vgg7/conv3", 100), ("vgg7/conv5", 15)):
         if name in known:
             title, peer = best_of(known[name], peer=True)
-            add(f"{name}, all units", f"the fastest peer, {title}", aim, ratio(peer, planned(known[name])))
+            add(
+                f"{name}, all units",
+                f"the fastest peer, {title}",
+                aim,
+                ratio(peer, planned(known[name])),
+            )
     for name, aim in (("vgg7", 100), ("resnet20", 120)):
         our, peers = whole_network(known, name)
         for title, peer in sorted(peers.items(), key=lambda item: item[1]["seconds"]):
@@ -119,7 +148,12 @@ def aims(known: Entries) -> Sheet:
     for name in STUDY:
         if f"{name}/classes" in known:
             entry, title = known[f"{name}/classes"], "Captum InputXGradient"
-            add(f"{name}, ten classes of a batch", f"{title} (image only)", 2, ratio(entry["ways"][title], planned(entry)))
+            add(
+                f"{name}, ten classes of a batch",
+                f"{title} (image only)",
+                2,
+                ratio(entry["ways"][title], planned(entry)),
+            )
         if f"{name}/sweep" in known and "machine/rate" in known:
             share = 100 * known[f"{name}/sweep"]["gflops"]["touching"] / known["machine/rate"]["gflops"]
             add(f"{name}, windowed sweep", "the rate of a plain convolution", 80, share, "%")
@@ -127,10 +161,20 @@ def aims(known: Entries) -> Sheet:
 
 
 def summary(known: Entries) -> Sheet:
-    """A row for each layer and batch: the plan's choice beside the fastest peer."""
-    head = ["work", "hyperplanes", "plan", "multiply-adds", "time", "memory", "plan / best method", "jacrev"]
+    """One row per layer and batch: the plan's choice and the fastest peer."""
+    head = [
+        "work",
+        "hyperplanes",
+        "plan",
+        "multiply-adds",
+        "time",
+        "memory",
+        "plan / best method",
+        "jacrev",
+    ]
     sheet = Sheet(
-        "The plan's choice beside the fastest peer that gives image and bias parts", [*head, "best peer", "ratio to it"]
+        "The plan's choice beside the fastest peer that gives image and bias parts",
+        [*head, "best peer", "ratio to it"],
     )
     for name, e in known.items():
         if "plan" not in e or "size" in e:
@@ -139,29 +183,55 @@ def summary(known: Entries) -> Sheet:
         jacrev = next((seconds_of(w) for n, w in e["ways"].items() if "jacrev" in n), "-")
         distance = f"{plan_distance(e):.2f}" + (" (defect)" if plan_distance(e) > DEFECT else "") if e["full"] else "-"
         cost = [products_of(way), seconds_of(way), mib_of(way), distance, jacrev]
-        row = [f"{name}, {e['mode']}", e["which"], e["plan"], *cost, f"{title}, {seconds_of(peer)}", times(ratio(peer, way))]
+        row = [
+            f"{name}, {e['mode']}",
+            e["which"],
+            e["plan"],
+            *cost,
+            f"{title}, {seconds_of(peer)}",
+            times(ratio(peer, way)),
+        ]
         sheet.rows.append(row)
     return sheet
 
 
 def totals(known: Entries) -> Sheet:
-    """Every layer of one image, beside the peers."""
+    """All layers of one image: our methods and the peers."""
     sheet = Sheet(
-        "Every layer of one image", ["network", "hyperplanes", "ours", "time", "memory", "peer", "time", "memory", "ratio"]
+        "Every layer of one image",
+        ["network", "hyperplanes", "ours", "time", "memory", "peer", "time", "memory", "ratio"],
     )
     for name in STUDY:
         our, peers = whole_network(known, name)
-        units = next((f"{known[n]['units']:,}" for n in (f"{name}/layers", f"{name}/verify") if n in known), "")
+        units = next(
+            (f"{known[n]['units']:,}" for n in (f"{name}/layers", f"{name}/verify") if n in known),
+            "",
+        )
         for way, w in our.items():
             for peer, p in peers.items():
-                figures = [way, seconds_of(w), mib_of(w), peer, seconds_of(p), mib_of(p), times(ratio(p, w))]
+                figures = [
+                    way,
+                    seconds_of(w),
+                    mib_of(w),
+                    peer,
+                    seconds_of(p),
+                    mib_of(p),
+                    times(ratio(p, w)),
+                ]
                 sheet.rows.append([name, units, *figures])
     return sheet
 
 
 def rates(known: Entries) -> Sheet:
-    """The rate of the windowed sweep beside that of a plain convolution."""
-    head = ["work", "multiply-adds", "time", "memory", "GFLOP/s", "share of the best plain convolution"]
+    """The rates of the windowed sweep and of a plain convolution."""
+    head = [
+        "work",
+        "multiply-adds",
+        "time",
+        "memory",
+        "GFLOP/s",
+        "share of the best plain convolution",
+    ]
     sheet = Sheet("The windowed sweep of all layers beside a plain 3 x 3 convolution", head)
     plain = known.get("machine/rate", {}).get("gflops", math.nan)
     for name in STUDY:
@@ -170,7 +240,14 @@ def rates(known: Entries) -> Sheet:
             way, shares = e["ways"]["sweep"], {k: 100 * v / plain for k, v in e["gflops"].items()}
             share = f"{shares['products']:.0f} %; {shares['touching']:.0f} % of those that touch a window"
             sheet.rows.append(
-                [f"{name}, sweep", products_of(way), seconds_of(way), mib_of(way), f"{e['gflops']['products']:.0f}", share]
+                [
+                    f"{name}, sweep",
+                    products_of(way),
+                    seconds_of(way),
+                    mib_of(way),
+                    f"{e['gflops']['products']:.0f}",
+                    share,
+                ]
             )
     for channels, way in known.get("machine/rate", {}).get("ways", {}).items():
         figures = [products_of(way), seconds_of(way), mib_of(way), f"{way['gflops']:.0f}"]
@@ -179,15 +256,38 @@ def rates(known: Entries) -> Sheet:
 
 
 def growing(known: Entries, family: str, title: str) -> Sheet:
-    """Cost against a size, and the power of the size by which each figure grows."""
-    head = ["size", "hyperplanes", "plan", "multiply-adds", "time", "memory", "all layers verified", "memory", "jacrev"]
+    """Cost for each size, and the power of the size with which each figure grows."""
+    head = [
+        "size",
+        "hyperplanes",
+        "plan",
+        "multiply-adds",
+        "time",
+        "memory",
+        "all layers verified",
+        "memory",
+        "jacrev",
+    ]
     sheet = Sheet(title, [*head, "ratio to it"])
     found = [e for n, e in known.items() if n.startswith(f"{family}/")]
     nothing: dict = {}
     for e in found:
-        way, check, peer = planned(e), e["ways"].get("verify", nothing), e["ways"].get("jacrev", nothing)
+        way, check, peer = (
+            planned(e),
+            e["ways"].get("verify", nothing),
+            e["ways"].get("jacrev", nothing),
+        )
         ours = [e["which"], e["plan"], products_of(way), seconds_of(way), mib_of(way)]
-        sheet.rows.append([str(e["size"]), *ours, seconds_of(check), mib_of(check), seconds_of(peer), times(ratio(peer, way))])
+        sheet.rows.append(
+            [
+                str(e["size"]),
+                *ours,
+                seconds_of(check),
+                mib_of(check),
+                seconds_of(peer),
+                times(ratio(peer, way)),
+            ]
+        )
     if not found:
         return sheet
 
@@ -204,35 +304,70 @@ def growing(known: Entries, family: str, title: str) -> Sheet:
 
 
 def peers(known: Entries) -> Sheet:
-    """What each peer gives, and how far its hyperplanes are from ours."""
-    sheet = Sheet("Peers", ["peer", "gives", "counted from some", "largest difference to ours", "fastest in", "left out in"])
+    """The parts that each peer computes, and how far its hyperplanes are from ours."""
+    sheet = Sheet(
+        "Peers",
+        [
+            "peer",
+            "gives",
+            "counted from some",
+            "largest difference to ours",
+            "fastest in",
+            "left out in",
+        ],
+    )
     for title, peer in {**PEERS, **CLASS_PEERS}.items():
         ways = {n: e["ways"][title] for n, e in known.items() if title in e["ways"]}
         worst = max((w["difference"] for w in ways.values() if "difference" in w), default=None)
         fastest = [n for n in ways if known[n].get("full") and best_of(known[n], peer=True, whole=False)[0] == title]
         left = [f"{n}: {w['left_out']}" for n, w in ways.items() if "left_out" in w]
         reasons = f"{len(left)} of {len(ways)}" + (f" ({left[0]})" if left else "")
-        figures = ["not measured" if worst is None else f"{worst:.1e}", ", ".join(fastest) or "-", reasons.replace("|", "/")]
+        figures = [
+            "not measured" if worst is None else f"{worst:.1e}",
+            ", ".join(fastest) or "-",
+            reasons.replace("|", "/"),
+        ]
         sheet.rows.append([title, peer.gives, peer.of, *figures])
     return sheet
 
 
 def everything(known: Entries) -> Sheet:
-    """Every way of the entries that have all."""
-    head = ["work", "way", "gives", "multiply-adds", "time", "memory", "ratio to the plan's choice", "settings", "measured"]
+    """All methods of the entries that have every method."""
+    head = [
+        "work",
+        "way",
+        "gives",
+        "multiply-adds",
+        "time",
+        "memory",
+        "ratio to the plan's choice",
+        "settings",
+        "measured",
+    ]
     sheet = Sheet("Every way", head)
     for name, e in known.items():
         for title, w in e["ways"].items() if e.get("full") else ():
             if "left_out" in w:
-                sheet.rows.append([name, title, *[""] * 6, f"left out: {w['left_out']}".replace("|", "/")])
+                sheet.rows.append(
+                    [name, title, *[""] * 6, f"left out: {w['left_out']}".replace("|", "/")],
+                )
                 continue
             figures = [products_of(w), seconds_of(w), mib_of(w), times(ratio(w, planned(e)))]
-            sheet.rows.append([name, title, w.get("gives", WHOLE), *figures, w.get("settings", ""), w.get("measured", "all")])
+            sheet.rows.append(
+                [
+                    name,
+                    title,
+                    w.get("gives", WHOLE),
+                    *figures,
+                    w.get("settings", ""),
+                    w.get("measured", "all"),
+                ]
+            )
     return sheet
 
 
 def short(known: Entries) -> list[Sheet]:
-    """The tables for the terminal, those that have rows."""
+    """The tables for the terminal, without empty ones."""
     sides = "Growth with the side of the image: four convolutions of 16 channels, the last one's units"
     depths = "Growth with depth: residual blocks of two convolutions of 16 channels at 32 x 32, the last convolution's units"
     grown = growing(known, "side", sides), growing(known, "depth", depths)
@@ -245,9 +380,12 @@ def sheets(known: Entries) -> list[Sheet]:
 
 
 def where_measured(found: dict) -> str:
-    """Machine, versions and processes of the figures."""
+    """The machine, the versions and the processes of the figures."""
     env, known = found["environment"], found["entries"]
-    runs, repeats = {e["run"] for e in known.values()}, min((e["repeats"] for e in known.values()), default=0)
+    runs, repeats = (
+        {e["run"] for e in known.values()},
+        min((e["repeats"] for e in known.values()), default=0),
+    )
     machine = f"{env['cpu']}, {env['cores']} cores, {env['threads']} threads, torch {env['torch']}, Python {env['python']}"
     others = ", ".join(f"{name} {number}" for name, number in env["peers"].items()) or "no other peer"
     loads = [e["load"] for e in known.values()]
@@ -258,7 +396,7 @@ def where_measured(found: dict) -> str:
 
 
 def markdown(found: dict) -> str:
-    """Where it was measured, and the tables."""
+    """The machine and all tables as Markdown."""
     note = "time of some units, columns or images extrapolated to all; its memory is that of those that were measured"
     tables = [sheet.markdown() for sheet in sheets(found["entries"])]
     return "\n\n".join([where_measured(found), *tables, f"\\* {note}."])

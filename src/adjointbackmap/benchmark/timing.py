@@ -1,4 +1,4 @@
-"""Time, memory and multiply-adds of a call, and the machine that they were measured on."""
+"""Time, memory and multiply-adds of a call, and the machine that runs it."""
 
 import ctypes
 import importlib.util
@@ -23,17 +23,19 @@ Run = Callable[[], object]
 
 
 def clock(run: Run) -> float:
-    """Seconds of a run."""
+    """Duration of a run in seconds."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
 
 
 def kernel_says(file: str, field: str) -> int:
-    """A line of a file below /proc in bytes, such as VmHWM of self/status, the peak of the resident set.
+    """A field of a file in /proc, in bytes.
+
+    An example is VmHWM of self/status, the peak of the resident set.
 
     Raises:
-        OSError: If this system does not tell.
+        OSError: If this system has no such field.
     """
     for line in Path("/proc", file).read_text().splitlines():
         if line.startswith(f"{field}:"):
@@ -43,10 +45,14 @@ def kernel_says(file: str, field: str) -> int:
 
 
 def growth(run: Run) -> float | None:
-    """MiB by which the resident set grows during a run, result included; ``None`` where the system does not tell."""
+    """Growth of the resident set during a run in MiB, with the result.
+
+    It is ``None`` if the system does not report it.
+    """
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before must not hide what is taken
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        # Freed memory goes back to the system: the run could use it again, and nothing would grow.
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = kernel_says("self/status", "VmRSS")
     except (OSError, AttributeError):
         run()
@@ -57,16 +63,25 @@ def growth(run: Run) -> float | None:
 
 @contextmanager
 def within_memory() -> Iterator[None]:
-    """A call that wants most of what the machine has left fails with an error, and is not killed."""
+    """Limit the memory of a call.
+
+    A call that wants more than most of the free memory raises an error. Without the limit, the
+    system would kill the process.
+    """
     import resource
 
     try:
-        limit = kernel_says("self/status", "VmSize") + int(SHARE_OF_MEMORY * kernel_says("meminfo", "MemAvailable"))
+        limit = kernel_says("self/status", "VmSize") + int(
+            SHARE_OF_MEMORY * kernel_says("meminfo", "MemAvailable"),
+        )
     except OSError:
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (limit if before[1] < 0 else min(limit, before[1]), before[1]))
+    resource.setrlimit(
+        resource.RLIMIT_AS,
+        (limit if before[1] < 0 else min(limit, before[1]), before[1]),
+    )
     try:
         yield
     finally:
@@ -74,16 +89,27 @@ def within_memory() -> Iterator[None]:
 
 
 def measured(run: Run, repeats: int) -> dict:
-    """Median time of some runs, and the memory of the one before them, which is left out of the times."""
+    """Median time of several runs, and the memory of one run before them.
+
+    The run for the memory does not count for the time.
+    """
     mib = growth(run)
     times = [clock(run) for _ in range(repeats)]
     while repeats > 1 and sum(times) < 0.3 and len(times) < 10 * repeats:
         times.append(clock(run))
-    return {"seconds": statistics.median(times), "fastest": min(times), "runs": len(times), "mib": mib}
+    return {
+        "seconds": statistics.median(times),
+        "fastest": min(times),
+        "runs": len(times),
+        "mib": mib,
+    }
 
 
 def extrapolated(found: dict, fixed: float, count: int, total: int, of: str) -> dict:
-    """The time of all from that of some; what is needed once, such as the pass forward, is counted once."""
+    """The time of all units or columns, from that of some.
+
+    The fixed part, such as the forward pass, is counted once.
+    """
     if count == total:
         return found
     scaled = {key: fixed + max(0.0, found[key] - fixed) * total / count for key in ("seconds", "fastest")}
@@ -91,9 +117,12 @@ def extrapolated(found: dict, fixed: float, count: int, total: int, of: str) -> 
 
 
 class Counter(TorchDispatchMode):
-    """Counts the multiply-adds of convolutions and matrix products, and those of them that read a tangent's window.
+    """Counts the multiply-adds of convolutions and matrix products.
 
-    A convolution that pads its windows multiplies zeros at their edges: those products are not touching.
+    ``touching`` counts those that read a tangent's window.
+
+    A convolution that pads its windows multiplies zeros at their edges. ``touching`` leaves these
+    products out.
     """
 
     products = 0
@@ -107,8 +136,17 @@ class Counter(TorchDispatchMode):
             given, weight, _, stride, *_, groups = args
             products = out.numel() * weight[0].numel()
             self.products += products
-            self.touching += min(products, given.numel() * weight[:, 0].numel() // groups // prod(stride))
-        elif func in (aten.mm.default, aten.mm.out, aten.bmm.default, aten.addmm.default, aten.baddbmm.default):
+            self.touching += min(
+                products,
+                given.numel() * weight[:, 0].numel() // groups // prod(stride),
+            )
+        elif func in (
+            aten.mm.default,
+            aten.mm.out,
+            aten.bmm.default,
+            aten.addmm.default,
+            aten.baddbmm.default,
+        ):
             matrix: Tensor = args[-2]
             self.products += out.numel() * matrix.shape[-1]
             self.touching += out.numel() * matrix.shape[-1]
@@ -116,7 +154,7 @@ class Counter(TorchDispatchMode):
 
 
 def environment(device: str = "cpu") -> dict:
-    """What makes figures comparable: the machine, with its card where that computes, and the versions."""
+    """What makes figures comparable: the machine, its GPU if that is used, and the versions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

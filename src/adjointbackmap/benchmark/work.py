@@ -1,4 +1,4 @@
-"""What is measured: each entry is one piece of work, done by our methods and by the peers."""
+"""The entries of the benchmark: each is one piece of work, for our methods and for the peers."""
 
 import statistics
 from collections.abc import Callable
@@ -19,11 +19,13 @@ from adjointbackmap.capture.precision import exact
 from adjointbackmap.engine.sweep import Sweep
 from adjointbackmap.planes.planner import METHODS
 
-WRONG = 1e-2  # of the largest entry: what differs more from ours is not the same hyperplanes
-CHECKED = 8  # units at which every peer is compared with ours
+# A peer whose parts differ from ours by more than this share of our largest entry is left out: it
+# computes other hyperplanes.
+WRONG = 1e-2
+CHECKED = 8  # units for the comparison of each peer with our methods
 MEMORY = "4GiB"
 ALL = None
-# Early, middle and late layers of each network, and which of their units: all where they fit into MEMORY.
+# Early, middle and late layers of each network, with all of their units if these fit into MEMORY.
 CHOSEN: dict[str, dict[str, Any]] = {
     "vgg7": {"conv1": ALL, "conv3": ALL, "conv5": ALL},
     "resnet20": {"conv1": ALL, "conv9": ALL, "conv17": ALL},
@@ -35,7 +37,7 @@ CHOSEN: dict[str, dict[str, Any]] = {
     },
 }
 REFUSALS = (ValueError, RuntimeError, MemoryError)
-STUDY = ("vgg7", "resnet20")  # of these every layer, the ten classes and the verification are measured
+STUDY = ("vgg7", "resnet20")  # measured in full: every layer, the ten classes, the verification
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,16 @@ class Settings:
     """How much is measured.
 
     Attributes:
-        quick: Whether these are the settings of a look, not of figures to keep.
-        repeats: Runs of which the median is taken.
-        few: Units of a peer, from which the time of all is extrapolated.
-        some: The same of a method of ours that takes as long as there are units.
-        images: Images of the classes.
-        networks: Names of ``CHOSEN``.
-        sides: Sides of the images of the network that grows.
-        depths: Residual blocks of the network that grows.
-        most: A run of ours whose cost is more multiply-adds is left out: about half a minute on two cores.
+        quick: Whether the run is a quick look, whose figures are not kept.
+        repeats: Number of runs; the median of their times is taken.
+        few: Number of a peer's units to measure; the time of all units is extrapolated.
+        some: The same for our methods whose time is proportional to the number of units.
+        images: Number of images in the entry for the classes.
+        networks: Keys of ``CHOSEN``.
+        sides: Image sides of the family of growing networks.
+        depths: Numbers of residual blocks of the family of growing networks.
+        most: Largest cost of one of our runs in multiply-adds, about half a minute on two cores.
+            Runs that cost more are left out.
     """
 
     quick: bool = False
@@ -72,24 +75,24 @@ QUICK = Settings(True, 1, 16, 32, 8, ("vgg7",), (32, 64), (2, 4), 2e11)
 
 
 def mode_of(layer: abm.Layer) -> str:
-    """The mode whose units are the layer's."""
+    """The mode with one hyperplane per unit of the layer."""
     return "RM0" if len(layer.out_shape) == 1 else "RM2"
 
 
 def numbers_of(layer: abm.Layer, units: Any) -> Tensor:
-    """Places of chosen units in the layer's flat output."""
+    """Indices of the chosen units in the layer's flat output."""
     every = torch.arange(prod(layer.out_shape)).view(layer.out_shape).movedim(0, -1)
     return (every if units is ALL else every[units]).flatten().sort().values
 
 
 def units_at(layer: abm.Layer, numbers: Tensor) -> tuple[Tensor, ...]:
-    """Units at places of the flat output, in the order of the mode."""
+    """Units at some indices of the flat output, in the axis order of the mode."""
     channel, *positions = torch.unravel_index(numbers, layer.out_shape)
     return (*positions, channel)
 
 
 def able(network: abm.Network, layer: str, units: Any = ALL) -> list[str]:
-    """Our methods that apply."""
+    """Our methods that can compute these units."""
     found = []
     for method in METHODS:
         try:
@@ -100,8 +103,11 @@ def able(network: abm.Network, layer: str, units: Any = ALL) -> list[str]:
     return found
 
 
-def attempt(measure: Callable[[], dict], errors: type[Exception] | tuple[type[Exception], ...] = REFUSALS) -> dict:
-    """A measurement, or why there is none: what does not fit into memory or is refused, in its own words."""
+def attempt(
+    measure: Callable[[], dict],
+    errors: type[Exception] | tuple[type[Exception], ...] = REFUSALS,
+) -> dict:
+    """A measurement, or the error message that explains why there is none."""
     try:
         with within_memory():
             return measure()
@@ -110,12 +116,15 @@ def attempt(measure: Callable[[], dict], errors: type[Exception] | tuple[type[Ex
 
 
 def too_much(cost: int, settings: Settings) -> dict:
-    """Why a run is left out."""
+    """The reason for leaving out a run that costs too much."""
     return {"left_out": f"the plan counts {cost / 1e9:,.0f} G, the most is {settings.most / 1e9:,.0f} G"}
 
 
 def ours(subject: Subject, layer: str, units: Any, method: str, settings: Settings) -> dict:
-    """Units of a layer at one image by one of our methods; from some, where multiply-adds are proportional to the units."""
+    """Measure one of our methods on the units of a layer, for one image.
+
+    If its multiply-adds are proportional to the number of units, only some units are measured.
+    """
     network, known = subject.network, subject.network.layer(layer)
     mode, numbers = mode_of(known), numbers_of(known, units)
     planned = network.plan(layer, mode, units, method=method)
@@ -123,7 +132,15 @@ def ours(subject: Subject, layer: str, units: Any, method: str, settings: Settin
     few = numbers[:: max(1, len(numbers) // settings.some)][: settings.some]
     part = network.plan(layer, mode, units_at(known, few), method=method)
     proportional = part.multiply_adds * len(numbers) == planned.multiply_adds * len(few)
-    call = partial(abm.hyperplanes, network, subject.x[:1], layer, mode, method=method, memory=MEMORY)
+    call = partial(
+        abm.hyperplanes,
+        network,
+        subject.x[:1],
+        layer,
+        mode,
+        method=method,
+        memory=MEMORY,
+    )
     if proportional and len(numbers) > 2 * settings.some:
         one = measured(partial(call, units=units_at(known, few[:1])), settings.repeats)["seconds"]
         found = measured(partial(call, units=units_at(known, few)), settings.repeats)
@@ -143,7 +160,10 @@ def all_layers(network: abm.Network, x: Tensor) -> dict[str, abm.Hyperplanes]:
 
 
 def tuned(peer: Peer, work: Work, least: int, most: int) -> tuple[Work, int]:
-    """The memory format and chunk with which a peer is fastest, each tried once; the first run of a format is left out."""
+    """The memory format and chunk that are fastest for a peer.
+
+    Each pair is tried once. The first run in a format is a warm-up and is not timed.
+    """
     tries = [(replace(work, memory_format=f), chunk) for f in FORMATS for chunk in peer.chunks if chunk <= max(least, most)]
     tries = tries or [(replace(work, memory_format=f), most) for f in FORMATS]
     speeds, warm = [], set()
@@ -158,7 +178,10 @@ def tuned(peer: Peer, work: Work, least: int, most: int) -> tuple[Work, int]:
 
 
 def seconds_or_never(run: Callable[[], object]) -> float:
-    """Seconds of a run; infinite where it fails, with a chunk that does not fit into memory for instance."""
+    """Duration of a run in seconds; infinite if it fails.
+
+    It fails, for example, if a chunk does not fit into memory.
+    """
     try:
         return clock(run)
     except (RuntimeError, MemoryError):
@@ -166,7 +189,7 @@ def seconds_or_never(run: Callable[[], object]) -> float:
 
 
 def difference(peer: Peer, found: Any, ours: tuple[Tensor, Tensor], image: Tensor) -> float:
-    """Largest difference of a peer's parts to ours, relative to our largest entry."""
+    """Largest difference between a peer's parts and ours, relative to our largest entry."""
     if peer.of == "columns":
         pairs = [(found, torch.cat(ours, -1)[..., : found.shape[-1]])]
     else:
@@ -178,41 +201,84 @@ def difference(peer: Peer, found: Any, ours: tuple[Tensor, Tensor], image: Tenso
 
 
 def planes_at(subject: Subject, layer: str, units: Any, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Our hyperplanes of some units, ``(units, pixels)`` and ``(units, biases)``, by the method of the whole work."""
+    """Our hyperplanes of some units: ``(units, pixels)`` and ``(units, biases)``.
+
+    The method is the one that the plan chooses for all of the work.
+    """
     known = subject.network.layer(layer)
     planned = subject.network.plan(layer, mode_of(known), units)
     method = planned.method if units is ALL and planned.bytes < 2**30 else None
-    planes = abm.hyperplanes(subject.network, subject.x[:1], layer, mode_of(known), units_at(known, numbers), method=method)
+    planes = abm.hyperplanes(
+        subject.network,
+        subject.x[:1],
+        layer,
+        mode_of(known),
+        units_at(known, numbers),
+        method=method,
+    )
     return planes.image[0].flatten(1), planes.bias_part[0]
 
 
-def peer_way(peer: Peer, work: Work, checked: Tensor, planes: tuple[Tensor, Tensor], settings: Settings) -> dict:
-    """A peer with its best settings, from some units or columns, held against our hyperplanes of the checked units."""
+def peer_way(
+    peer: Peer,
+    work: Work,
+    checked: Tensor,
+    planes: tuple[Tensor, Tensor],
+    settings: Settings,
+) -> dict:
+    """Measure a peer with its best settings, on some units or columns.
+
+    Its hyperplanes of the checked units are compared with ours.
+    """
     total = len(work.vector) if peer.of == "columns" else len(work.units)
     least = min(settings.few, total)
     best, chunk = tuned(peer, work, least, total)
     batch = min(chunk, total) if peer.of == "columns" else len(checked)
     found = peer.call(best, batch, min(batch, chunk))
-    worst = difference(peer, found[checked] if peer.of == "columns" else found, planes, work.x[0].flatten())
+    worst = difference(
+        peer,
+        found[checked] if peer.of == "columns" else found,
+        planes,
+        work.x[0].flatten(),
+    )
     if not worst < WRONG:
         return {"left_out": f"its hyperplanes differ by {worst:.1g} of the largest entry"}
     count = min(total, max(least, chunk))
     fixed = statistics.median([clock(best.forward) for _ in range(5)])
     run = measured(partial(peer.call, best, count, chunk), settings.repeats)
-    facts = {"peer": True, "gives": peer.gives, "settings": f"{best.memory_format}, chunk {chunk}", "difference": worst}
+    facts = {
+        "peer": True,
+        "gives": peer.gives,
+        "settings": f"{best.memory_format}, chunk {chunk}",
+        "difference": worst,
+    }
     return {**extrapolated(run, fixed, count, total, peer.of), **facts}
 
 
-def peer_ways(subject: Subject, layer: str, units: Any, peers: dict[str, Peer], settings: Settings) -> dict:
-    """Peers at units of a layer; what is not installed is named as left out."""
-    work = Work(subject.model, (layer,), subject.x[:1], None if units is ALL else numbers_of(subject.network.layer(layer), units))
+def peer_ways(
+    subject: Subject,
+    layer: str,
+    units: Any,
+    peers: dict[str, Peer],
+    settings: Settings,
+) -> dict:
+    """Measure all peers on units of a layer. A peer that is not installed is listed as left out."""
+    work = Work(
+        subject.model,
+        (layer,),
+        subject.x[:1],
+        None if units is ALL else numbers_of(subject.network.layer(layer), units),
+    )
     checked = work.spread(min(CHECKED, len(work.units)))
     planes = planes_at(subject, layer, units, checked)
     return {title: of_peer(peer, partial(peer_way, peer, work, checked, planes, settings)) for title, peer in peers.items()}
 
 
 def of_peer(peer: Peer, measure: Callable[[], dict]) -> dict:
-    """A measurement of a peer, or why there is none; other libraries have no type of their own for what they cannot do."""
+    """A measurement of a peer, or the reason why there is none.
+
+    Other libraries have no error type of their own for what they do not support.
+    """
     if peer.is_missing:
         return {"left_out": f"{peer.needs} is not installed"}
     return attempt(measure, Exception if peer.needs else REFUSALS)
@@ -222,13 +288,28 @@ def of_peer(peer: Peer, measure: Callable[[], dict]) -> dict:
 
 
 def layer_entry(name: str, layer: str, settings: Settings) -> dict:
-    """Units of a layer: all methods and peers for the chosen layers, the plan's choice and jacrev for the others."""
+    """The entry of one layer.
+
+    For a chosen layer it has all methods and peers. For another layer it has the plan's choice and
+    jacrev.
+    """
     subject, chosen = prepared(name), CHOSEN.get(name, {})
-    network, known, units, full = subject.network, subject.network.layer(layer), chosen.get(layer), layer in chosen
+    network, known, units, full = (
+        subject.network,
+        subject.network.layer(layer),
+        chosen.get(layer),
+        layer in chosen,
+    )
     planned = network.plan(layer, mode_of(known), units)
     methods = able(network, layer, units) if full else [planned.method]
     ways = {m: attempt(partial(ours, subject, layer, units, m, settings)) for m in methods}
-    ways |= peer_ways(subject, layer, units, PEERS if full else {"jacrev": PEERS["jacrev"]}, settings)
+    ways |= peer_ways(
+        subject,
+        layer,
+        units,
+        PEERS if full else {"jacrev": PEERS["jacrev"]},
+        settings,
+    )
     number, total = len(numbers_of(known, units)), prod(known.out_shape)
     which = f"{number:,}" if number == total else f"{number:,} of {total:,}"
     facts = {"units": number, "which": which, "mode": mode_of(known), "full": full}
@@ -236,23 +317,28 @@ def layer_entry(name: str, layer: str, settings: Settings) -> dict:
 
 
 def growing_entry(name: str, settings: Settings) -> dict:
-    """The last layer of a network that grows, and the verification of all of its layers."""
+    """The last layer of a growing network, and the verification of all its layers."""
     network, x = prepared(name).network, prepared(name).x[:1]
     last = [layer.name for layer in network.distinct_layers() if layer.kernel is not None][-1]
     entry = layer_entry(name, last, settings)
-    entry["ways"]["verify"] = attempt(lambda: measured(lambda: abm.verify(network, x), settings.repeats))
+    entry["ways"]["verify"] = attempt(
+        lambda: measured(lambda: abm.verify(network, x), settings.repeats),
+    )
     return {**entry, "size": int(name.partition("/")[2])}
 
 
 def verify_entry(name: str, settings: Settings) -> dict:
-    """Every unit of every layer of one image verified."""
+    """The verification of every unit of every layer, for one image."""
     network, x = prepared(name).network, prepared(name).x[:1]
     units = sum(check.units for check in abm.verify(network, x).values())
-    return {"units": units, "ways": {"abm.verify": measured(lambda: abm.verify(network, x), settings.repeats)}}
+    return {
+        "units": units,
+        "ways": {"abm.verify": measured(lambda: abm.verify(network, x), settings.repeats)},
+    }
 
 
 def layers_entry(name: str, settings: Settings) -> dict:
-    """Every hyperplane of every layer of one image, and jacfwd with every layer as its output."""
+    """All hyperplanes of all layers for one image, and jacfwd with all layers as its output."""
     subject = prepared(name)
     network, layers = subject.network, tuple(kernel_names(name))
     units = sum(prod(network.layer(layer).out_shape) for layer in layers)
@@ -260,12 +346,14 @@ def layers_entry(name: str, settings: Settings) -> dict:
     last = numbers_of(network.layer(layers[-1]), ALL)
     checked, planes = units - len(last) + last, planes_at(subject, layers[-1], ALL, last)
     ways = {"all layers": measured(lambda: all_layers(network, subject.x[:1]), settings.repeats)}
-    ways["jacfwd, every layer at once"] = attempt(partial(peer_way, PEERS["jacfwd"], work, checked, planes, settings))
+    ways["jacfwd, every layer at once"] = attempt(
+        partial(peer_way, PEERS["jacfwd"], work, checked, planes, settings),
+    )
     return {"units": units, "ways": ways}
 
 
 def classes_entry(name: str, settings: Settings) -> dict:
-    """RM0 of every class for a batch of images."""
+    """The RM0 hyperplanes of every class, for a batch of images."""
     subject = prepared(name)
     network, x = subject.network, subject.x[: settings.images]
     best, ways = network.plan("fc", "RM0"), {}
@@ -274,35 +362,56 @@ def classes_entry(name: str, settings: Settings) -> dict:
     planes = abm.hyperplanes(network, x, "fc", "RM0")
     for title, peer in CLASS_PEERS.items():
         ways[title] = of_peer(peer, partial(class_peer, peer, subject, planes, settings))
-    facts = {"units": planes.value.numel(), "which": f"{planes.value.numel():,}", "mode": "RM0", "full": True}
+    facts = {
+        "units": planes.value.numel(),
+        "which": f"{planes.value.numel():,}",
+        "mode": "RM0",
+        "full": True,
+    }
     return {**facts, "plan": best.method, "explained": str(best), "ways": ways}
 
 
 def our_classes(subject: Subject, method: str, settings: Settings) -> dict:
-    """Every class by one of our methods; from one image where all are too much."""
+    """Measure one of our methods on every class.
+
+    One image is measured if all images cost too much.
+    """
     planned, count = subject.network.plan("fc", "RM0", method=method), settings.images
     images = count if planned.cost * count <= settings.most else 1
     if planned.cost > settings.most:
         return too_much(planned.cost, settings)
-    found = measured(partial(abm.hyperplanes, subject.network, subject.x[:images], "fc", "RM0", method=method), settings.repeats)
+    found = measured(
+        partial(abm.hyperplanes, subject.network, subject.x[:images], "fc", "RM0", method=method),
+        settings.repeats,
+    )
     counts = {"multiply_adds": planned.multiply_adds * count, "cost": planned.cost * count}
     return {**extrapolated(found, 0.0, images, count, "images"), **counts}
 
 
 def class_peer(peer: Peer, subject: Subject, planes: abm.Hyperplanes, settings: Settings) -> dict:
-    """A peer at every class of the images."""
+    """Measure a peer on every class of the images."""
     count = len(planes.x)
     best, chunk = tuned(peer, Work(subject.model, ("fc",), planes.x), count, count)
     found = peer.call(best, count, chunk)
-    worst = difference(peer, found, (planes.image.flatten(2), planes.bias_part), planes.x.flatten(1)[:, None])
+    worst = difference(
+        peer,
+        found,
+        (planes.image.flatten(2), planes.bias_part),
+        planes.x.flatten(1)[:, None],
+    )
     if not worst < WRONG:
         return {"left_out": f"its hyperplanes differ by {worst:.1g} of the largest entry"}
-    facts = {"peer": True, "gives": peer.gives, "settings": f"{best.memory_format}, chunk {chunk}", "difference": worst}
+    facts = {
+        "peer": True,
+        "gives": peer.gives,
+        "settings": f"{best.memory_format}, chunk {chunk}",
+        "difference": worst,
+    }
     return {**measured(partial(peer.call, best, count, chunk), settings.repeats), **facts}
 
 
 def sweep_entry(name: str, settings: Settings) -> dict:
-    """The windowed sweep of one image that serves every layer, and the rate that it reaches."""
+    """The windowed sweep for all layers of one image, and its rate."""
     network, x = prepared(name).network, prepared(name).x[:1]
     pattern = abm.record_pattern(network, x)
     targets = [layer.value for layer in network.distinct_layers()]
@@ -329,7 +438,11 @@ def rate_entry(settings: Settings) -> dict:
         with torch.no_grad():
             found = measured(partial(F.conv2d, x, w, padding=1), settings.repeats)
         products = x.numel() * channels * 9
-        ways[f"{channels} channels"] = {**found, "multiply_adds": products, "gflops": 2e-9 * products / found["seconds"]}
+        ways[f"{channels} channels"] = {
+            **found,
+            "multiply_adds": products,
+            "gflops": 2e-9 * products / found["seconds"],
+        }
     return {"ways": ways, "gflops": max(w["gflops"] for w in ways.values())}
 
 
@@ -337,7 +450,7 @@ Measure = Callable[[Settings], dict]
 
 
 def entries(settings: Settings) -> dict[str, Measure]:
-    """Name and measurement of everything, in the order of the tables."""
+    """All entries in the order of the tables: name -> measurement."""
     found: dict[str, Measure] = {"machine/rate": rate_entry}
     for name in settings.networks:
         whole = name in STUDY and not settings.quick
@@ -354,8 +467,24 @@ def entries(settings: Settings) -> dict[str, Measure]:
 
 
 def warm_up(settings: Settings) -> None:
-    """Everything once on a small layer, so that imports and the first use of a kernel are in no figure."""
+    """Run everything once on a small layer.
+
+    Imports and the first use of a kernel then count in no figure.
+    """
     subject, tiny = prepared("side/32"), replace(settings, repeats=1, few=2, some=2)
     for method in able(subject.network, "0"):
-        abm.hyperplanes(subject.network, subject.x[:1], "0", "RM2", (0, 0, slice(None)), method=method)
-    peer_ways(subject, "0", (0, 0, slice(None)), {n: replace(p, chunks=(2,)) for n, p in PEERS.items()}, tiny)
+        abm.hyperplanes(
+            subject.network,
+            subject.x[:1],
+            "0",
+            "RM2",
+            (0, 0, slice(None)),
+            method=method,
+        )
+    peer_ways(
+        subject,
+        "0",
+        (0, 0, slice(None)),
+        {n: replace(p, chunks=(2,)) for n, p in PEERS.items()},
+        tiny,
+    )
