@@ -1,4 +1,4 @@
-"""Pictures of images, hyperplanes and what is measured of them: data in, :class:`Drawing` out."""
+"""Pictures of images, hyperplanes and measurements. Data go in, a :class:`Drawing` comes out."""
 
 from adjointbackmap.plots.biases import bias_parts, near_square
 from adjointbackmap.plots.classes import class_hyperplanes, differences
@@ -10,8 +10,8 @@ from adjointbackmap.plots.images import attacked, attributions
 from adjointbackmap.plots.scale import SIGNED, Scale, centred
 from adjointbackmap.plots.units import MOST_PANELS, kernel_hyperplanes, unit_hyperplanes
 
-__all__ = [  # noqa: RUF022 - by what they draw
-    # what every picture is made of, and how it is written
+__all__ = [  # noqa: RUF022 - grouped by what is drawn
+    # common parts of all pictures, and saving
     "Drawing",
     "save",
     "Scale",
@@ -28,7 +28,7 @@ __all__ = [  # noqa: RUF022 - by what they draw
     # images
     "attacked",
     "attributions",
-    # what is measured
+    # measurements
     "spectra",
     "radial_profiles",
     "points",

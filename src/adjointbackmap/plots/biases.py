@@ -1,4 +1,4 @@
-"""Bias parts of hyperplanes as near-square images or strips, cut by layer."""
+"""Bias parts of hyperplanes as near-square images or strips, with lines between the layers."""
 
 from collections.abc import Mapping, Sequence
 from math import isqrt
@@ -11,7 +11,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from adjointbackmap.engine.network import Biases
-from adjointbackmap.plots.drawing import MEDIUM, SMALL, WIDTH, Drawing, colour_bar, finished, new_figure
+from adjointbackmap.plots.drawing import (
+    MEDIUM,
+    SMALL,
+    WIDTH,
+    Drawing,
+    colour_bar,
+    finished,
+    new_figure,
+)
 from adjointbackmap.plots.scale import Scale
 
 COLUMNS = 4
@@ -19,7 +27,9 @@ UNIT = "activation per unit of bias"
 
 
 def near_square(vector: Float[Tensor, " m"]) -> np.ndarray:
-    """A bias part ``(M,)`` as the image nearest to a square: 384 become 24 x 16, a prime number becomes a strip.
+    """A bias part ``(M,)`` as an image that is as close to a square as possible.
+
+    384 numbers become 24 x 16. A prime number of them becomes a strip.
 
     Example:
         >>> import torch
@@ -31,19 +41,28 @@ def near_square(vector: Float[Tensor, " m"]) -> np.ndarray:
 
 
 def bias_parts(
-    vectors: Mapping[str, Float[Tensor, " m"]], biases: Biases, title: str, shape: str = "square", normalised: bool = False
+    vectors: Mapping[str, Float[Tensor, " m"]],
+    biases: Biases,
+    title: str,
+    shape: str = "square",
+    normalised: bool = False,
 ) -> Drawing:
-    """Bias parts on one scale with the layers' names and lines between the layers [Wan2022, Figs. 4.6-4.8].
+    """Bias parts on one scale, with lines between the layers [Wan2022, Figs. 4.6-4.8].
+
+    The names of the layers are shown too.
 
     Args:
         vectors: Heading -> bias part ``(M,)``.
-        biases: The network's biases: their names, and where each lies.
+        biases: The network's biases: their names, and the place of each in the vectors.
         title: Heading of the figure.
-        shape: ``"square"`` for a near-square image each, read row by row; ``"strip"`` for a row each of one image.
-        normalised: Whether colours go from the smallest to the largest number; else zero is at the centre.
+        shape: ``"square"`` for one near-square image per bias part, read row by row; ``"strip"``
+            for one image with one row per bias part.
+        normalised: Whether colours go from the smallest to the largest number. Otherwise zero is at
+            the centre.
 
     Raises:
-        ValueError: If the shape is none of these, there is no vector, or one has another length than the biases.
+        ValueError: If the shape is unknown, there is no vector, or a vector does not have one
+            number per bias.
     """
     if shape not in ("square", "strip"):
         msg = f"shape must be square or strip. Got {shape!r}."
@@ -60,18 +79,27 @@ def bias_parts(
         "layers": np.array(biases.names),
         "starts": np.array([part.slice.start for part in biases.values()]),
     }
-    figure = (_squares if shape == "square" else _strips)(values, list(vectors), biases, scale, title)
+    figure = (_squares if shape == "square" else _strips)(
+        values,
+        list(vectors),
+        biases,
+        scale,
+        title,
+    )
     return finished(figure, numbers, f"{described(biases)}: {scale.words(UNIT, channels=False)}")
 
 
 def described(biases: Biases) -> str:
-    """How many biases are drawn, and where lines are, for a caption."""
+    """Text for a caption: the number of biases, and where lines are drawn."""
     lines = f", lines between the {len(biases.names)} layers," if _are_cut(biases) else ""
     return f"{len(biases)} biases{lines} on one scale"
 
 
 def cut(axes: Axes, biases: Biases, columns: int, linewidth: float = 0.7) -> None:
-    """Lines between the layers of biases that are drawn row by row; none where each is a part of its own."""
+    """Draw lines between the layers of biases that are shown row by row.
+
+    No line is drawn if each bias is a layer of its own.
+    """
     for part in list(biases.values())[1:] if _are_cut(biases) else ():
         row, column = divmod(part.slice.start, columns)
         across = [-0.5, column - 0.5, column - 0.5, columns - 0.5]
@@ -82,8 +110,14 @@ def _are_cut(biases: Biases) -> bool:
     return len(biases) > len(biases.names) > 1
 
 
-def _squares(values: np.ndarray, titles: Sequence[str], biases: Biases, scale: Scale, title: str) -> Figure:
-    """An image for each bias part; the first of each row has the layers' names."""
+def _squares(
+    values: np.ndarray,
+    titles: Sequence[str],
+    biases: Biases,
+    scale: Scale,
+    title: str,
+) -> Figure:
+    """One image per bias part. The first image of each row has the names of the layers."""
     images = [near_square(torch.from_numpy(v)) for v in values]
     height, width = images[0].shape
     rows, columns = -(-len(images) // COLUMNS), min(len(images), COLUMNS)
@@ -102,8 +136,14 @@ def _squares(values: np.ndarray, titles: Sequence[str], biases: Biases, scale: S
     return figure
 
 
-def _strips(values: np.ndarray, titles: Sequence[str], biases: Biases, scale: Scale, title: str) -> Figure:
-    """One image with a row for each bias part and the layers' names below."""
+def _strips(
+    values: np.ndarray,
+    titles: Sequence[str],
+    biases: Biases,
+    scale: Scale,
+    title: str,
+) -> Figure:
+    """One image with one row per bias part. The names of the layers are below it."""
     figure = new_figure(WIDTH, 1.8 + 0.3 * len(values), title)
     axes = figure.add_subplot()
     drawn = scale.show(axes, values)
@@ -118,7 +158,10 @@ def _strips(values: np.ndarray, titles: Sequence[str], biases: Biases, scale: Sc
 
 
 def _labels(biases: Biases, most: int) -> tuple[list[str], list[float]]:
-    """Names of the layers and the middles of their biases, without those that would stand too close to the one before."""
+    """Names of the layers, and the middles of their biases.
+
+    A name that would be too close to the one before is left out.
+    """
     names: list[str] = []
     middles: list[float] = []
     for name, part in biases.items():

@@ -1,4 +1,4 @@
-"""The hyperplanes of all classes, and what changes between two of their kind."""
+"""Hyperplanes of all classes, and differences between two sets of hyperplanes."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,15 @@ from torch import Tensor
 from adjointbackmap.engine.network import Biases
 from adjointbackmap.planes.hyperplane import Hyperplanes
 from adjointbackmap.plots.biases import UNIT, cut, described, near_square
-from adjointbackmap.plots.drawing import MEDIUM, SMALL, WIDTH, Drawing, colour_bar, finished, new_figure
+from adjointbackmap.plots.drawing import (
+    MEDIUM,
+    SMALL,
+    WIDTH,
+    Drawing,
+    colour_bar,
+    finished,
+    new_figure,
+)
 from adjointbackmap.plots.scale import PIXELS, Scale, drawable
 
 COLUMNS = 5
@@ -18,21 +26,28 @@ IMAGE_UNIT = "activation per unit of input"
 
 
 def class_hyperplanes(
-    planes: Hyperplanes, classes: Sequence[str], pixels: Float[Tensor, "c h w"], title: str, normalised: bool = False
+    planes: Hyperplanes,
+    classes: Sequence[str],
+    pixels: Float[Tensor, "c h w"],
+    title: str,
+    normalised: bool = False,
 ) -> Drawing:
-    """The image, the RM0 hyperplane of every class, and their bias parts, image parts and bias parts each on one scale.
+    """The image, the RM0 hyperplane of every class, and their bias parts.
 
-    The heading of a class is its value; that of the largest is bold [Wan2022, Figs. 2.6, 2.7].
+    All image parts share one scale, and so do all bias parts.
+
+    The heading of a class is its value. The largest value is bold [Wan2022, Figs. 2.6, 2.7].
 
     Args:
         planes: All RM0 hyperplanes of one image.
         classes: Names of the classes.
         pixels: The image ``(3, H, W)`` in [0, 1].
         title: Heading of the figure.
-        normalised: Whether colours go from the smallest to the largest number, as in the study; else zero is at the centre.
+        normalised: Whether colours go from the smallest to the largest number, as in the study.
+            Otherwise zero is at the centre.
 
     Raises:
-        ValueError: If there is not one name for each hyperplane.
+        ValueError: If there is not one name per hyperplane.
     """
     if planes.value[0].numel() != len(classes) or planes.mode != "RM0":
         msg = f"Classes must be those of the RM0 hyperplanes. Got {len(classes)} for {planes.value[0].numel()} of {planes.mode}."
@@ -48,7 +63,12 @@ def class_hyperplanes(
     shown = []
     for i, name in enumerate(classes):
         row, column = i // COLUMNS * each, i % COLUMNS + 2
-        scale.show(figure.add_subplot(grid[row, column]), image[i], f"{name}\n{value[i]:.2f}", bold=i == int(value.argmax()))
+        scale.show(
+            figure.add_subplot(grid[row, column]),
+            image[i],
+            f"{name}\n{value[i]:.2f}",
+            bold=i == int(value.argmax()),
+        )
         if squares:
             shown.append(figure.add_subplot(grid[row + 1, column]))
             drawn = bias_scale.show(shown[-1], squares[i])
@@ -57,7 +77,12 @@ def class_hyperplanes(
     if squares:
         colour_bar(figure, drawn, shown, f"bias part, {UNIT}")
         caption += f"; {described(planes.network.biases)}: {bias_scale.words(UNIT, channels=False)}"
-    numbers = {"pixels": pixels.cpu().numpy(), "image": image, "bias": bias.cpu().numpy(), "value": value}
+    numbers = {
+        "pixels": pixels.cpu().numpy(),
+        "image": image,
+        "bias": bias.cpu().numpy(),
+        "value": value,
+    }
     return finished(figure, numbers | {"classes": np.array(classes)}, caption)
 
 
@@ -69,18 +94,20 @@ def differences(
     rows: tuple[str, str] = ("original", "adversarial"),
     biases: Biases | None = None,
 ) -> Drawing:
-    """Two sets of parts in two rows on one scale, and below them second - first on its own [Wan2022, Figs. 4.2, 4.6].
+    """Two sets of parts in two rows on one scale, and a row of second - first below.
+
+    The differences have a scale of their own [Wan2022, Figs. 4.2, 4.6].
 
     Args:
         first: Image parts ``(K, C, H, W)`` or bias parts ``(K, M)`` of at most ten units.
-        second: The same of another input.
+        second: The parts of the same units for another input.
         names: Names of the units.
         title: Heading of the figure.
-        rows: What the two sets are.
-        biases: The network's biases, for lines between the layers of bias parts.
+        rows: Headings of the two sets.
+        biases: The network's biases, for the lines between layers in bias parts.
 
     Raises:
-        ValueError: If shapes or names do not fit together, or there are too many.
+        ValueError: If shapes or names do not fit together, or there are too many units.
     """
     if first.shape != second.shape or not 0 < len(names) == len(first) <= MOST_DIFFERENCES:
         msg = (
@@ -91,7 +118,9 @@ def differences(
     panels = [_panels(parts) for parts in (first, second, second - first)]
     scales = [Scale.of(panels[0] + panels[1])] * 2 + [Scale.of(panels[2])]
     figure = new_figure(WIDTH, 1.4 + 3 * WIDTH / max(4, len(names)), title)
-    for r, (heading, row, scale) in enumerate(zip((*rows, "difference"), panels, scales, strict=True)):
+    for r, (heading, row, scale) in enumerate(
+        zip((*rows, "difference"), panels, scales, strict=True),
+    ):
         for c, (name, panel) in enumerate(zip(names, row, strict=True)):
             axes = figure.add_subplot(3, len(names), r * len(names) + c + 1)
             scale.show(axes, panel, name if r == 0 else "", SMALL)
@@ -103,7 +132,11 @@ def differences(
     both, own = (scale.words(unit, channels) for scale in scales[1:])
     caption = f"{rows[0]} and {rows[1]} on one scale: {both}; {rows[1]} - {rows[0]} on its own: {own}"
     numbers = {"first": first, "second": second, "difference": second - first}
-    return finished(figure, {n: t.cpu().numpy() for n, t in numbers.items()} | {"names": np.array(names)}, caption)
+    return finished(
+        figure,
+        {n: t.cpu().numpy() for n, t in numbers.items()} | {"names": np.array(names)},
+        caption,
+    )
 
 
 def _panels(parts: Tensor) -> list[np.ndarray]:

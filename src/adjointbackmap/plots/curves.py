@@ -1,19 +1,27 @@
-"""How a training went: loss and validation accuracy by epoch."""
+"""Curves of a training: loss and validation accuracy per epoch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from adjointbackmap.plots.drawing import COLOURS, MEDIUM, SMALL, WIDTH, Drawing, finished, new_figure
+from adjointbackmap.plots.drawing import (
+    COLOURS,
+    MEDIUM,
+    SMALL,
+    WIDTH,
+    Drawing,
+    finished,
+    new_figure,
+)
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]], title: str) -> Drawing:
-    """Loss and validation accuracy by epoch; a circle marks the epoch whose weights are kept.
+    """Loss and validation accuracy per epoch; a circle marks the epoch whose weights are kept.
 
     Args:
-        rows: Lines of a training's ``log.jsonl``: ``epoch``, ``loss`` and ``validation``, a share or None where the epoch
-            has none.
+        rows: Lines of a training's ``log.jsonl`` with ``epoch``, ``loss`` and ``validation``. The
+            last is a share, or None if the epoch has none.
         title: Heading of the figure.
 
     Raises:
@@ -22,7 +30,10 @@ def training_curves(rows: Sequence[Mapping[str, Any]], title: str) -> Drawing:
     if not rows:
         msg = "There must be at least one finished epoch to draw. Got none."
         raise ValueError(msg)
-    epoch, loss = np.array([row["epoch"] for row in rows]), np.array([row["loss"] for row in rows], dtype=float)
+    epoch, loss = (
+        np.array([row["epoch"] for row in rows]),
+        np.array([row["loss"] for row in rows], dtype=float),
+    )
     validation = np.array([row["validation"] for row in rows], dtype=float)  # None becomes NaN
     known = np.isfinite(validation)
     figure = new_figure(WIDTH, 4.0, title)
@@ -34,7 +45,14 @@ def training_curves(rows: Sequence[Mapping[str, Any]], title: str) -> Drawing:
     caption = "loss: on augmented images, with every term that is trained on"
     if known.any():
         best = int(np.nanargmax(validation))
-        right.plot(epoch[best], 100 * validation[best], "o", color=COLOURS[0], markersize=9, fillstyle="none")
+        right.plot(
+            epoch[best],
+            100 * validation[best],
+            "o",
+            color=COLOURS[0],
+            markersize=9,
+            fillstyle="none",
+        )
         caption += f"; circle: epoch {epoch[best]}, whose weights are kept, {100 * validation[best]:.2f} %"
     for axes in (left, right):
         axes.set_xlabel("epoch", fontsize=MEDIUM)

@@ -1,4 +1,4 @@
-"""A picture with the numbers that it shows, and how both are written."""
+"""A picture together with its numbers, and how both are written to files."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -14,21 +14,25 @@ from matplotlib.figure import Figure
 
 from adjointbackmap.files import disk
 
-WIDTH = 9.0  # inches of a full figure: fonts of 8 points are 8 pixels high where the figure is shown 700 pixels wide
+# Inches of a full figure. Shown 700 pixels wide, a font of 8 points is then about 8 pixels high.
+WIDTH = 9.0
 SMALL, MEDIUM, LARGE = 8.0, 9.0, 11.0  # sizes of fonts in points
-COLOURS = ("#d7191c", "black", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by the colour-blind
+# Colour-blind readers can distinguish these.
+COLOURS = ("#d7191c", "black", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "o^sDvPX"
-FORMATS: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}}  # with what makes a file the same every time
+# Formats, with the metadata that make the same picture give the same file.
+FORMATS: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}}
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and what it shows.
+    """A figure and its numbers.
 
     Attributes:
         figure: The figure.
-        numbers: What is drawn, before it became colours: name -> array.
-        caption: What the colours mean: the scale, its units, where zero is. It stands below the figure too.
+        numbers: The drawn numbers, before they became colours: name -> array.
+        caption: Meaning of the colours: the scale, its units, and the colour of zero. It is also
+            written below the figure.
     """
 
     figure: Figure
@@ -44,34 +48,45 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 
 def finished(figure: Figure, numbers: dict[str, np.ndarray], caption: str) -> Drawing:
-    """The drawing, with its caption below the figure."""
+    """The drawing of a figure, with its caption written below the figure."""
     figure.supxlabel(wrapped(caption, figure.get_figwidth(), SMALL), fontsize=SMALL)
     return Drawing(figure, numbers, caption)
 
 
-def colour_bar(figure: Figure, drawn: Any, axes: Sequence[Axes], label: str, shrink: float = 0.6) -> None:
-    """A bar that tells what the colours mean."""
+def colour_bar(
+    figure: Figure,
+    drawn: Any,
+    axes: Sequence[Axes],
+    label: str,
+    shrink: float = 0.6,
+) -> None:
+    """A bar that shows the meaning of the colours."""
     bar = figure.colorbar(drawn, ax=axes, shrink=shrink, aspect=25)
     bar.set_label(label, fontsize=SMALL)
     bar.ax.tick_params(labelsize=SMALL)
 
 
 def save(
-    drawing: Drawing | Figure, path: Path, numbers: Mapping[str, np.ndarray] | None = None, formats: Sequence[str] = ("png",)
+    drawing: Drawing | Figure,
+    path: Path,
+    numbers: Mapping[str, np.ndarray] | None = None,
+    formats: Sequence[str] = ("png",),
 ) -> Path:
-    """Write a picture, and the numbers that it shows as ``.npz`` beside it; the same picture gives the same files.
+    """Write a picture, and its numbers to an ``.npz`` file of the same name.
+
+    The same picture always gives the same files.
 
     Args:
         drawing: The picture.
-        path: Where the first format is written; files of the others differ in their suffix.
-        numbers: Arrays by name, by default those of the drawing; a figure alone has none.
+        path: Path of the first format. The files of other formats differ only in their suffix.
+        numbers: Arrays keyed by name. The default is the numbers of the drawing; a figure has none.
         formats: ``"png"``, ``"svg"`` or both.
 
     Returns:
-        Where the first format is.
+        Path of the first format.
 
     Raises:
-        ValueError: If a format is none of these, or there is none.
+        ValueError: If a format is unknown, or there is no format.
     """
     if not formats or not set(formats) <= set(FORMATS):
         msg = f"formats must be some of {', '.join(FORMATS)}. Got {', '.join(formats) or 'none'}."
@@ -90,5 +105,8 @@ def save(
 
 
 def wrapped(text: str, width: float, size: float) -> str:
-    """Text in lines that fit a width in inches: a letter of the default font is about 0.55 of its size wide."""
+    """Text in lines that fit a width in inches.
+
+    A letter of the default font is about 0.55 of the font size wide.
+    """
     return "\n".join(textwrap.wrap(text, int(width * 72 / (0.55 * size))))

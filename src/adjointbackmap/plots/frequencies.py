@@ -1,4 +1,4 @@
-"""Spectra of images and hyperplanes: pictures of the amplitudes, and lines of the energy by frequency."""
+"""Spectra of images and hyperplanes: pictures of amplitudes, and lines of energy per frequency."""
 
 from collections.abc import Mapping
 
@@ -30,10 +30,12 @@ BAND = (0.1, 0.9)
 
 
 def spectra(maps: Mapping[str, Float[Tensor, "3 h w"]], title: str) -> Drawing:
-    """A row for each map: the map, and the log amplitudes of its channels without DC [Wan2022, Figs. 2.8-2.10].
+    """One row per map: the map, and the log amplitudes of its channels without DC.
 
-    All spectra have one scale, see :func:`adjointbackmap.spectra.log_amplitude`; below each stands how much of its energy
-    lies above a quarter cycle per pixel.
+    See [Wan2022, Figs. 2.8-2.10].
+
+    All spectra share one scale, see :func:`adjointbackmap.spectra.log_amplitude`. Below each
+    spectrum is the share of its energy above a quarter cycle per pixel.
 
     Args:
         maps: Heading -> image in [0, 1] or hyperplane, ``(3, H, W)``.
@@ -47,7 +49,10 @@ def spectra(maps: Mapping[str, Float[Tensor, "3 h w"]], title: str) -> Drawing:
         msg = f"There must be maps of one shape. Got {', '.join(map(str, sorted(shapes))) or 'none'}."
         raise ValueError(msg)
     stacked = torch.stack(list(maps.values()))
-    amplitudes, shares = log_amplitude(stacked).cpu().numpy(), high_share(stacked, ABOVE).cpu().numpy()
+    amplitudes, shares = (
+        log_amplitude(stacked).cpu().numpy(),
+        high_share(stacked, ABOVE).cpu().numpy(),
+    )
     figure = new_figure(WIDTH, 1.2 + 2.1 * len(maps), title)
     shown: list[Axes] = []
     for r, (name, part) in enumerate(zip(maps, stacked.cpu().numpy(), strict=True)):
@@ -64,15 +69,22 @@ def spectra(maps: Mapping[str, Float[Tensor, "3 h w"]], title: str) -> Drawing:
         f"share of its energy above {ABOVE:g} cycles per pixel. Maps: images from 0 to 1; signed ones each on its own scale, "
         "grey is zero"
     )
-    numbers = {"maps": stacked.cpu().numpy(), "log_amplitude": amplitudes, "high_share": shares, "titles": np.array(list(maps))}
+    numbers = {
+        "maps": stacked.cpu().numpy(),
+        "log_amplitude": amplitudes,
+        "high_share": shares,
+        "titles": np.array(list(maps)),
+    }
     return finished(figure, numbers, caption)
 
 
 def radial_profiles(profiles: Mapping[str, RadialProfile], title: str) -> Drawing:
-    """A line of the share of the energy by radial frequency for each profile; the band holds most of its maps.
+    """One line per profile: the share of the energy at each radial frequency.
+
+    A band shows the range of most of the profile's maps.
 
     Args:
-        profiles: Heading -> profile of one map or of many, of which the mean is drawn.
+        profiles: Heading -> profile of one or more maps; the line is their mean.
         title: Heading of the figure.
 
     Raises:
@@ -89,11 +101,20 @@ def radial_profiles(profiles: Mapping[str, RadialProfile], title: str) -> Drawin
         share = profile.share.cpu().numpy().reshape(-1, len(frequency))
         numbers |= {f"frequency_{i}": frequency, f"share_{i}": share}
         axes.plot(
-            frequency, share.mean(0), color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=4, label=name
+            frequency,
+            share.mean(0),
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=4,
+            label=name,
         )
         if len(share) > 1:
             axes.fill_between(
-                frequency, *np.quantile(share, BAND, axis=0), color=COLOURS[i % len(COLOURS)], alpha=0.15, linewidth=0
+                frequency,
+                *np.quantile(share, BAND, axis=0),
+                color=COLOURS[i % len(COLOURS)],
+                alpha=0.15,
+                linewidth=0,
             )
     axes.set_yscale("log")
     axes.set_xlabel("radial frequency in cycles per pixel", fontsize=MEDIUM)
@@ -105,5 +126,5 @@ def radial_profiles(profiles: Mapping[str, RadialProfile], title: str) -> Drawin
 
 
 def _scale_of(part: np.ndarray) -> Scale:
-    """That of pixels where nothing is below zero or above one, else zero at the centre."""
+    """The scale of pixels if all numbers are from 0 to 1, otherwise one with zero at its centre."""
     return PIXELS if part.min() >= 0 and part.max() <= 1 else Scale.of([part])

@@ -1,27 +1,41 @@
-"""Groups of points, as tSNE and factor analysis place them, and numbers by layer."""
+"""Groups of points, such as those of tSNE and factor analysis, and numbers per layer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from adjointbackmap.plots.drawing import COLOURS, MARKERS, MEDIUM, SMALL, WIDTH, Drawing, finished, new_figure, wrapped
+from adjointbackmap.plots.drawing import (
+    COLOURS,
+    MARKERS,
+    MEDIUM,
+    SMALL,
+    WIDTH,
+    Drawing,
+    finished,
+    new_figure,
+    wrapped,
+)
 
-HEIGHT = 4.4  # inches of a figure by layer
+HEIGHT = 4.4  # inches of a figure of numbers per layer
 Interval = tuple[float, float, float]
 """A number, and the two ends of its interval."""
 
 
 def points(groups: Mapping[str, np.ndarray], title: str, axes: Sequence[str]) -> Drawing:
-    """Groups of points in two or three dimensions of one unit, red, black, blue and so on [Wan2022, Figs. 4.4, 4.5].
+    """Groups of points in two or three dimensions of the same unit [Wan2022, Figs. 4.4, 4.5].
+
+    The colours of the groups are red, black, blue and so on.
 
     Args:
-        groups: Name -> points ``(n, 2)`` or ``(n, 3)``; the first group, the adversarial one, is red and lies on top.
+        groups: Name -> points ``(n, 2)`` or ``(n, 3)``. The first group, the adversarial one, is
+            red and is drawn on top.
         title: Heading of the figure.
         axes: Names of the dimensions, two or three.
 
     Raises:
-        ValueError: If there is no group, or one has other dimensions than ``axes``.
+        ValueError: If there is no group, or the points of a group have another number of dimensions
+            than ``axes``.
     """
     wrong = [f"{name} {found.shape}" for name, found in groups.items() if found.ndim != 2 or found.shape[1] != len(axes)]
     if wrong or not groups or len(axes) not in (2, 3):
@@ -31,8 +45,17 @@ def points(groups: Mapping[str, np.ndarray], title: str, axes: Sequence[str]) ->
     figure = new_figure(WIDTH * 0.75, 5.6, title)
     drawn = figure.add_subplot(projection="3d" if len(axes) == 3 else None)
     for i, (name, found) in enumerate(groups.items()):
-        look: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "s": 36}
-        look |= {"edgecolors": "white", "linewidths": 0.4, "zorder": len(groups) - i + 2, "label": f"{name} ({len(found)})"}
+        look: dict[str, Any] = {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "s": 36,
+        }
+        look |= {
+            "edgecolors": "white",
+            "linewidths": 0.4,
+            "zorder": len(groups) - i + 2,
+            "label": f"{name} ({len(found)})",
+        }
         drawn.scatter(*found.T, **look)
     for dimension, name in zip("xyz", axes, strict=False):
         getattr(drawn, f"set_{dimension}label")(name, fontsize=MEDIUM)
@@ -41,23 +64,34 @@ def points(groups: Mapping[str, np.ndarray], title: str, axes: Sequence[str]) ->
     drawn.legend(loc="upper left", fontsize=MEDIUM)
     caption = "all axes have one scale, so that distances can be compared; numbers in brackets: how many points"
     numbers = {f"points_{i}": found for i, found in enumerate(groups.values())}
-    return finished(figure, numbers | {"groups": np.array(list(groups)), "axes": np.array(axes)}, caption)
+    return finished(
+        figure,
+        numbers | {"groups": np.array(list(groups)), "axes": np.array(axes)},
+        caption,
+    )
 
 
 def by_layer(
-    values: Mapping[str, Mapping[str, float | Interval]], title: str, quantity: str, kind: str = "line", log: bool = False
+    values: Mapping[str, Mapping[str, float | Interval]],
+    title: str,
+    quantity: str,
+    kind: str = "line",
+    log: bool = False,
 ) -> Drawing:
-    """Numbers by layer: where a difference begins, how many gates flip; a series each, with intervals where it has them.
+    """Numbers per layer, such as the number of gates that flip.
+
+    Each series is one line or one set of bars, with intervals if it has any.
 
     Args:
-        values: Series -> layer -> a number, or a median with the low and high end of its interval.
+        values: Series -> layer -> a number, or a median with the low and the high end of its
+            interval.
         title: Heading of the figure.
         quantity: What the numbers are, with their unit.
         kind: ``"line"`` or ``"bar"``.
         log: Whether the numbers' axis is logarithmic.
 
     Raises:
-        ValueError: If the kind is none of these, or there is no number.
+        ValueError: If the kind is unknown, or there is no number.
     """
     layers = list(dict.fromkeys(layer for series in values.values() for layer in series))
     if kind not in ("line", "bar") or not layers:
@@ -79,20 +113,36 @@ def by_layer(
         if kind == "bar":
             axes.bar(np.arange(len(layers)) + beside, middle, width, ecolor="0.4", **look)
         else:
-            axes.errorbar(np.arange(len(layers)) + beside, middle, marker=MARKERS[i % len(MARKERS)], markersize=5, **look)
-    axes.set_xticks(range(len(layers)), layers, fontsize=SMALL, rotation=90 if len(layers) > 10 else 0)
-    axes.set_ylabel(wrapped(quantity, 0.6 * HEIGHT, MEDIUM), fontsize=MEDIUM)  # names of layers stand below
+            axes.errorbar(
+                np.arange(len(layers)) + beside,
+                middle,
+                marker=MARKERS[i % len(MARKERS)],
+                markersize=5,
+                **look,
+            )
+    axes.set_xticks(
+        range(len(layers)),
+        layers,
+        fontsize=SMALL,
+        rotation=90 if len(layers) > 10 else 0,
+    )
+    # The names of the layers, below the axes, need the rest of the height.
+    axes.set_ylabel(wrapped(quantity, 0.6 * HEIGHT, MEDIUM), fontsize=MEDIUM)
     axes.tick_params(axis="y", labelsize=SMALL)
     axes.set_yscale("log" if log else "linear")
     axes.legend(fontsize=MEDIUM)
     given = any(np.isfinite(found[:, 1]).any() for found in table.values())
     caption = f"layers in the order of execution{'; whiskers: the interval of each number' if given else ''}"
     numbers = {f"series_{i}": found for i, found in enumerate(table.values())}
-    return finished(figure, numbers | {"series": np.array(list(table)), "layers": np.array(layers)}, caption)
+    return finished(
+        figure,
+        numbers | {"series": np.array(list(table)), "layers": np.array(layers)},
+        caption,
+    )
 
 
 def _interval(value: float | Interval | None) -> Sequence[float]:
-    """A number and the ends of its interval, NaN where there is none."""
+    """A number and the two ends of its interval; NaN for a missing number or end."""
     missing = float("nan")
     if value is None:
         return (missing, missing, missing)

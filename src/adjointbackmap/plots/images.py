@@ -1,4 +1,4 @@
-"""Images beside what was done to them: adversarial noise, attributions."""
+"""An image together with adversarial noise or with attributions."""
 
 from collections.abc import Mapping
 
@@ -19,14 +19,14 @@ def attacked(
     labels: tuple[str, str] = ("original", "adversarial"),
     factor: float = 10.0,
 ) -> Drawing:
-    """An image, the noise that was added, the noise enlarged, and the adversarial image [Wan2022, Fig. 1.1].
+    """An image, its noise, the enlarged noise, and the adversarial image [Wan2022, Fig. 1.1].
 
     Args:
         pixels: The image in [0, 1].
         adversarial: The adversarial image in [0, 1].
         title: Heading of the figure.
-        labels: What the network sees in the two.
-        factor: How much the noise is enlarged.
+        labels: Predicted classes of the two images.
+        factor: Factor by which the noise is enlarged.
 
     Raises:
         ValueError: If the images have different shapes.
@@ -46,22 +46,31 @@ def attacked(
     for i, (heading, (scale, panel)) in enumerate(panels.items()):
         scale.show(figure.add_subplot(1, len(panels), i + 1), panel, heading)
     caption = f"noise: grey is zero, black and white -0.5 and 0.5 of the pixels' [0, 1]; its largest is {np.abs(noise).max():.3g}"
-    return finished(figure, {"pixels": before, "adversarial": after, "noise": noise, "factor": np.array(factor)}, caption)
+    return finished(
+        figure,
+        {"pixels": before, "adversarial": after, "noise": noise, "factor": np.array(factor)},
+        caption,
+    )
 
 
 def attributions(
-    pixels: Float[Tensor, "c h w"], maps: Mapping[str, Float[Tensor, "c h w"]], numbers: Mapping[str, str], title: str
+    pixels: Float[Tensor, "c h w"],
+    maps: Mapping[str, Float[Tensor, "c h w"]],
+    numbers: Mapping[str, str],
+    title: str,
 ) -> Drawing:
-    """An image beside the maps that several methods give for it, each on its own scale: they have different units.
+    """An image and the maps that several methods give for it.
+
+    Each map has a scale of its own, since the methods have different units.
 
     Args:
         pixels: The image in [0, 1].
         maps: Method -> its map.
-        numbers: Method -> what to write below its map.
+        numbers: Method -> text below its map.
         title: Heading of the figure.
 
     Raises:
-        ValueError: If a number is of no method.
+        ValueError: If a number belongs to no method.
     """
     unknown = sorted(set(numbers) - set(maps))
     if unknown:
@@ -75,7 +84,14 @@ def attributions(
         scale = Scale.of([part])
         axes = figure.add_subplot(rows, columns, i)
         scale.show(axes, part, method)
-        axes.set_xlabel(f"±{scale.high:.3g}" + (f"\n{numbers[method]}" if method in numbers else ""), fontsize=SMALL)
+        axes.set_xlabel(
+            f"±{scale.high:.3g}" + (f"\n{numbers[method]}" if method in numbers else ""),
+            fontsize=SMALL,
+        )
     caption = "maps: grey is zero, black and white are the numbers ± below each, its own largest magnitude"
-    arrays = {"pixels": drawable(pixels, 0), "maps": np.stack(list(drawn.values())), "methods": np.array(list(drawn))}
+    arrays = {
+        "pixels": drawable(pixels, 0),
+        "maps": np.stack(list(drawn.values())),
+        "methods": np.array(list(drawn)),
+    }
     return finished(figure, arrays, caption)

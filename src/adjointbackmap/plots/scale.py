@@ -1,4 +1,4 @@
-"""What the colours of signed maps mean: one scale for all panels that are compared."""
+"""Scales of colours for signed maps. Panels that are compared share one scale."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ SIGNED = "RdBu_r"  # red is positive, blue negative, white zero
 
 @dataclass(frozen=True)
 class Scale:
-    """The numbers at the two ends of the colours.
+    """The numbers at the two ends of the colour range.
 
     Attributes:
-        low: Black, or the darkest blue.
-        high: White, or the darkest red.
-        colour_map: Name of matplotlib's colours for maps of one channel.
+        low: Number that is black or the darkest blue.
+        high: Number that is white or the darkest red.
+        colour_map: Name of matplotlib's colour map for maps of one channel.
     """
 
     low: float
@@ -30,12 +30,14 @@ class Scale:
 
     @classmethod
     def of(cls, parts: Iterable[np.ndarray], normalised: bool = False) -> "Scale":
-        """The scale of some panels: zero at its centre, or the study's normalisation of all of them together to [0, 1].
+        """The scale of several panels.
+
+        Zero is at its centre, or the study's normalisation maps all panels together to [0, 1].
 
         Args:
-            parts: What the panels show.
-            normalised: Whether the ends are the smallest and the largest number [Wan2022, section 4.3.1]; else zero is at
-                the centre.
+            parts: Data of the panels.
+            normalised: Whether the ends are the smallest and the largest number [Wan2022, section
+                4.3.1]. Otherwise zero is at the centre.
 
         Example:
             >>> found = [Scale.of([np.array([-1.0, 3.0])], normalised) for normalised in (False, True)]
@@ -43,7 +45,10 @@ class Scale:
             [(-3.0, 3.0), (-1.0, 3.0)]
         """
         sized = [p for p in parts if p.size]
-        low, high = (min((float(p.min()) for p in sized), default=0.0), max((float(p.max()) for p in sized), default=0.0))
+        low, high = (
+            min((float(p.min()) for p in sized), default=0.0),
+            max((float(p.max()) for p in sized), default=0.0),
+        )
         if normalised:
             return cls(low, high if high > low else low + 1.0, "gray")
         limit = max(-low, high) or 1.0
@@ -53,10 +58,23 @@ class Scale:
         """A map with three channels ``(3, H, W)`` as colours ``(H, W, 3)`` from 0 to 1."""
         return ((np.moveaxis(part, 0, -1) - self.low) / (self.high - self.low)).clip(0, 1)
 
-    def show(self, axes: Axes, part: np.ndarray, title: str = "", size: float = MEDIUM, bold: bool = False) -> AxesImage:
+    def show(
+        self,
+        axes: Axes,
+        part: np.ndarray,
+        title: str = "",
+        size: float = MEDIUM,
+        bold: bool = False,
+    ) -> AxesImage:
         """Draw a map: ``(3, H, W)`` in its own colours, ``(H, W)`` in the colour map."""
         colours = self.colours(part) if part.ndim == 3 else part
-        drawn = axes.imshow(colours, cmap=self.colour_map, vmin=self.low, vmax=self.high, interpolation="nearest")
+        drawn = axes.imshow(
+            colours,
+            cmap=self.colour_map,
+            vmin=self.low,
+            vmax=self.high,
+            interpolation="nearest",
+        )
         axes.set_aspect("equal" if part.shape[-2] > 1 else "auto")
         axes.set_title(title, fontsize=size, fontweight="bold" if bold else "normal")
         axes.set_xticks([])
@@ -84,7 +102,9 @@ PIXELS = Scale(0.0, 1.0, "gray")
 
 
 def centred(part: Float[Tensor, "c h w"], scale: float) -> np.ndarray:
-    """A signed image part ``(C, H, W)`` as colours ``(H, W, C)`` with zero at mid-grey and ``scale`` at white.
+    """A signed image part ``(C, H, W)`` as colours ``(H, W, C)``.
+
+    Zero is mid-grey and ``scale`` is white.
 
     Example:
         >>> import torch
@@ -95,11 +115,14 @@ def centred(part: Float[Tensor, "c h w"], scale: float) -> np.ndarray:
 
 
 def drawable(parts: Tensor, units: int = 1) -> np.ndarray:
-    """Parts ``(*units, ...)`` as maps that can be drawn: three channels stay, other channels are summed, the rest is flat.
+    """Parts ``(*units, ...)`` as maps that can be drawn.
+
+    Three channels stay, other numbers of channels are summed, and parts without rows and columns
+    are flat.
 
     Args:
         parts: Image parts.
-        units: How many dimensions are those of the units.
+        units: Number of dimensions of the units.
 
     Example:
         >>> import torch

@@ -1,4 +1,7 @@
-"""Image parts of a layer's units in a grid: at their positions, by channel, or by in-channel and kernel."""
+"""Image parts of a layer's units in a grid.
+
+The grid is ordered by position, by channel, or by in-channel and kernel.
+"""
 
 from math import ceil, floor, prod
 
@@ -16,34 +19,54 @@ from adjointbackmap.plots.scale import Scale, drawable
 
 MOST_PANELS = 64
 OUTLINE = "gold"
-SIDE = 8  # panels in a row or column, so that their headings can be read
+SIDE = 8  # most panels in a row or column; headings of more could not be read
 
 
 def unit_hyperplanes(
-    planes: Hyperplanes, title: str, normalised: bool = False, outline: bool = False, crop: bool = False
+    planes: Hyperplanes,
+    title: str,
+    normalised: bool = False,
+    outline: bool = False,
+    crop: bool = False,
 ) -> Drawing:
-    """Image parts of up to 64 units of the first image, in a grid on one scale; headings are the units' values.
+    """Image parts of up to 64 units of the first image, in a grid on one scale.
 
-    Units of two dimensions of at most eight each are laid out as rows and columns: those of one channel at their positions.
-    Others follow one another, each named by its place.
+    The heading of a panel is the value of its unit.
+
+    Units of two dimensions of at most eight each fill rows and columns. Examples are the units of
+    one channel at their positions. Other units follow one another, and each heading names the unit.
 
     Args:
         planes: Hyperplanes of any mode.
         title: Heading of the figure.
-        normalised: Whether colours go from the smallest to the largest number, as in the study; else zero is at the centre.
+        normalised: Whether colours go from the smallest to the largest number, as in the study.
+            Otherwise zero is at the centre.
         outline: Whether to draw the receptive field of each unit.
-        crop: Whether to draw each unit's patch alone, where image parts are patches.
+        crop: Whether to draw only the patch of each unit, if image parts are patches.
     """
     shape = planes.units.shape
     units = np.arange(prod(shape))
     laid_out = len(shape) == 2 and max(shape) <= SIDE and set(planes.units.names) <= set(planes.units.dims)
-    return _grid(planes, units.reshape(shape) if laid_out else units[:MOST_PANELS], title, normalised, outline, crop)
+    return _grid(
+        planes,
+        units.reshape(shape) if laid_out else units[:MOST_PANELS],
+        title,
+        normalised,
+        outline,
+        crop,
+    )
 
 
 def kernel_hyperplanes(
-    planes: Hyperplanes, title: str, normalised: bool = False, outline: bool = False, crop: bool = False
+    planes: Hyperplanes,
+    title: str,
+    normalised: bool = False,
+    outline: bool = False,
+    crop: bool = False,
 ) -> Drawing:
-    """RM3 hyperplanes, or RM4 at one position, of up to 8 x 8 kernels: rows are in-channels, columns out-channels.
+    """RM3 hyperplanes, or RM4 hyperplanes at one position, of up to 8 x 8 kernels.
+
+    Rows are in-channels, and columns are out-channels.
 
     Args:
         planes: Hyperplanes of in-channels by out-channels.
@@ -67,13 +90,16 @@ def kernel_hyperplanes(
 
 
 def receptive_fields(planes: Hyperplanes, chosen: np.ndarray) -> np.ndarray:
-    """First row, first column, rows and columns of the receptive fields of some units inside the image, ``(k, 4)``.
+    """Receptive fields of some units, cut to the image, ``(k, 4)``.
 
-    It is that of the layers' geometry; of units without a position, the whole image.
+    The columns are the first row, the first column, the number of rows and the number of columns.
+
+    A field follows from the geometry of the layers. For a unit without a position it is the whole
+    image.
 
     Args:
         planes: Hyperplanes on images with rows and columns.
-        chosen: Numbers of units.
+        chosen: Flat indices of the units.
 
     Raises:
         ValueError: If the images have no rows and columns.
@@ -93,11 +119,24 @@ def receptive_fields(planes: Hyperplanes, chosen: np.ndarray) -> np.ndarray:
     return np.concatenate([first, last - first + 1], 1)
 
 
-def _grid(planes: Hyperplanes, units: np.ndarray, title: str, normalised: bool, outline: bool, crop: bool) -> Drawing:
-    """Panels of the units with these numbers: in rows and columns, or one after the other."""
+def _grid(
+    planes: Hyperplanes,
+    units: np.ndarray,
+    title: str,
+    normalised: bool,
+    outline: bool,
+    crop: bool,
+) -> Drawing:
+    """Panels of the units with these flat indices.
+
+    A matrix of indices gives rows and columns; a vector gives panels one after the other.
+    """
     chosen = units.flatten()
     parts, corners = _parts(planes, torch.from_numpy(chosen), crop)
-    image, places = drawable(parts), {n: p[0].reshape(-1)[chosen].numpy() for n, p in planes.units.coordinates().items()}
+    image, places = (
+        drawable(parts),
+        {n: p[0].reshape(-1)[chosen].numpy() for n, p in planes.units.coordinates().items()},
+    )
     numbers = {"image": image, "value": planes.value[0].reshape(-1)[chosen].cpu().numpy(), **places}
     if crop:
         numbers["corners"] = corners
@@ -106,25 +145,44 @@ def _grid(planes: Hyperplanes, units: np.ndarray, title: str, normalised: bool, 
     scale = Scale.of(image, normalised)
     rows, columns = units.shape if units.ndim == 2 else (-(-len(chosen) // SIDE), min(len(chosen), SIDE))
     panel = (WIDTH - 0.5) / max(columns, 4) * min(1.0, max(0.3, image.shape[-2] / image.shape[-1]))
-    figure = new_figure(WIDTH, 1.1 + rows * (panel + (0.25 if units.ndim == 2 else 0.4)), _title(title, planes, units))
+    figure = new_figure(
+        WIDTH,
+        1.1 + rows * (panel + (0.25 if units.ndim == 2 else 0.4)),
+        _title(title, planes, units),
+    )
     named, headings = _headings(planes, places, units)
     for i, value in enumerate(numbers["value"]):
         axes = figure.add_subplot(rows, columns, i + 1)
-        scale.show(axes, image[i], headings[i] + (f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"), SMALL)
+        scale.show(
+            axes,
+            image[i],
+            headings[i] + (f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"),
+            SMALL,
+        )
         if units.ndim == 2 and i % columns == 0:
             axes.set_ylabel(_named(planes.units.names[0], places, i), fontsize=SMALL)
         if outline:
             _outline(axes, numbers["fields"][i], corners[i])
     caption = f"headings: {named}{'; outlined: receptive field' if outline else ''}"
-    return finished(figure, numbers, f"{caption}; one scale: {scale.words(IMAGE_UNIT, image.ndim == 4)}")
+    return finished(
+        figure,
+        numbers,
+        f"{caption}; one scale: {scale.words(IMAGE_UNIT, image.ndim == 4)}",
+    )
 
 
 def _parts(planes: Hyperplanes, chosen: Tensor, crop: bool) -> tuple[Tensor, np.ndarray]:
-    """Image parts ``(k, ...)`` of some units of the first image, and the row and column of their first pixels, ``(k, 2)``."""
+    """Image parts ``(k, ...)`` of some units of the first image.
+
+    With them come the row and column of their first pixels, ``(k, 2)``.
+    """
     part, units = planes.image_part, len(planes.units.shape)
     if not isinstance(part, Patches):
         return part[0].reshape(-1, *part.shape[1 + units :])[chosen], np.zeros((len(chosen), 2), int)
-    values, corners = part.values[0].reshape(-1, *part.values.shape[1 + units :])[chosen], part.corners.reshape(-1, 2)[chosen]
+    values, corners = (
+        part.values[0].reshape(-1, *part.values.shape[1 + units :])[chosen],
+        part.corners.reshape(-1, 2)[chosen],
+    )
     if crop:
         return values, corners.numpy()
     return Patches(values[None], corners, part.image).dense()[0], np.zeros_like(corners.numpy())
@@ -138,8 +196,16 @@ def _title(title: str, planes: Hyperplanes, units: np.ndarray) -> str:
     return f"{title} (first {' x '.join(map(str, units.shape))} of {of} units)"
 
 
-def _headings(planes: Hyperplanes, places: dict[str, np.ndarray], units: np.ndarray) -> tuple[str, list[str]]:
-    """What stands above the panels, in words, and above each panel's value: a table's columns, or where units differ."""
+def _headings(
+    planes: Hyperplanes,
+    places: dict[str, np.ndarray],
+    units: np.ndarray,
+) -> tuple[str, list[str]]:
+    """What the headings show, in words, and the heading above each panel's value.
+
+    Panels in rows and columns name their column. Others name the coordinates in which the units
+    differ.
+    """
     if units.ndim == 2:
         across = planes.units.names[1]
         return "value", [f"{_named(across, places, i)}\n" if i < units.shape[1] else "" for i in range(units.size)]
@@ -153,7 +219,7 @@ def _named(dimension: str, places: dict[str, np.ndarray], i: int) -> str:
 
 
 def _words(dimension: str) -> str:
-    """``out_row`` is a row, ``in_channel`` an in-channel."""
+    """A dimension in words: ``out_row`` is a row, ``in_channel`` an in-channel."""
     return dimension.removeprefix("out_").replace("col", "column").replace("_", "-")
 
 
