@@ -1,1 +1,1 @@
-"""One self-contained page from the results of the study: no network, no server, no other file is needed to read it."""
+"""The results of the study as one page, which needs no network, server or other file."""

@@ -1,4 +1,7 @@
-"""Sections -> Markdown: claims and tables for a page of the documentation, with the results that they are made from."""
+"""Sections to Markdown: claims and tables for a page of the documentation.
+
+The results that they are made from are copied too.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,11 +12,11 @@ from adjointbackmap.report.sections import Claim, Section, Table
 from adjointbackmap.report.sheets import Place, Sheet
 
 PLACE = Place("<!-- study: written by adjointbackmap report -->", "<!-- study: end -->")
-APART = "verification"  # has a page of its own, which study verification writes
+APART = "verification"  # the command ``study verification`` writes a page of its own for it
 
 
 def markdown(sections: Sequence[Section]) -> str:
-    """What was run, the claims and the tables of each section; pictures are in the report.
+    """The runs, the claims and the tables of each section. Pictures are only in the report.
 
     Args:
         sections: What the experiments found.
@@ -40,16 +43,18 @@ def _of_section(section: Section) -> Iterator[str]:
 
 
 def _cell(text: str) -> str:
-    """Text that may stand in a cell: its bars are no borders."""
+    """Text for a table cell: its bars are escaped, so that they do not end the cell."""
     return text.replace("|", "\\|")
 
 
 def write_document(folder: Path, sections: Sequence[Section], page: Path) -> list[Path]:
-    """Put claims and tables into the place of a page, and the results into a folder beside it; not those of the verification.
+    """Write claims and tables into the place of a page, and copy the results.
+
+    The copies go into a folder next to the page. The section of the verification is left out.
 
     Args:
         folder: The results.
-        sections: What they tell.
+        sections: The sections that belong to the results.
         page: A page with the two lines of :data:`PLACE`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Sections -> HTML: templates with autoescape, pictures and scripts inside the page."""
+"""Sections to HTML. Templates escape text; pictures and scripts are part of the page."""
 
 import base64
 import json
@@ -20,12 +20,13 @@ def write_report(folder: Path, sections: Sequence[Section], about: dict[str, Any
     """Write ``report.html`` into the folder of the results.
 
     Args:
-        folder: The results, to which the paths of the pictures are relative.
+        folder: The results; paths of pictures are relative to it.
         sections: What the experiments found.
-        about: What was run: ``environment``, ``settings`` by network, ``seconds`` by experiment, ``version``, ``date``.
+        about: Facts on the runs: ``environment``, ``settings`` per network, ``seconds`` per
+            experiment, ``version``, ``date``.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
         FileNotFoundError: If a picture of a section is not in the folder.
@@ -37,9 +38,22 @@ def render(folder: Path, sections: Sequence[Section], about: dict[str, Any]) -> 
     """The page as text, see :func:`write_report`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    env = Environment(loader=PackageLoader("adjointbackmap.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    env.filters.update(plain=plain, inline=lambda path: inline(folder / path), kind=kind, mark=lambda holds: MARKS[holds])
-    env.filters.update(numbers=lambda path: _beside(folder, path, ".npz"), vector=lambda path: _beside(folder, path, ".svg"))
+    env = Environment(
+        loader=PackageLoader("adjointbackmap.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    env.filters.update(
+        plain=plain,
+        inline=lambda path: inline(folder / path),
+        kind=kind,
+        mark=lambda holds: MARKS[holds],
+    )
+    env.filters.update(
+        numbers=lambda path: _beside(folder, path, ".npz"),
+        vector=lambda path: _beside(folder, path, ".svg"),
+    )
     claims = [(s, [block for block in s.blocks if isinstance(block, Claim)]) for s in sections]
     told = [claim.holds for _, of_section in claims for claim in of_section]
     scenes = [block for section in sections for block in section.blocks if isinstance(block, Scene)]
@@ -56,7 +70,7 @@ def render(folder: Path, sections: Sequence[Section], about: dict[str, Any]) -> 
 
 
 def kind(block: Block) -> str:
-    """The name of a block's class in small letters: the macro that draws it.
+    """The name of a block's class in lower case. The macro that draws the block has this name.
 
     Example:
         >>> kind(Claim("Black is white.", "0 of 10", False))
@@ -66,10 +80,10 @@ def kind(block: Block) -> str:
 
 
 def inline(path: Path) -> str:
-    """A picture as an address that holds the picture itself.
+    """A picture as a data URL, which holds the picture itself.
 
     Raises:
-        FileNotFoundError: If it is not there.
+        FileNotFoundError: If there is no such file.
     """
     if not path.is_file():
         msg = (
@@ -80,11 +94,11 @@ def inline(path: Path) -> str:
 
 
 def _beside(folder: Path, picture: Path, suffix: str) -> str:
-    """The file of the same name with another suffix, as a link; empty if it is not there."""
+    """A link to the file of the same name with another suffix; empty if there is none."""
     path = picture.with_suffix(suffix)
     return path.as_posix() if (folder / path).is_file() else ""
 
 
 def _for_script(figure: dict[str, Any]) -> str:
-    """JSON that may stand inside a script of a page."""
+    """JSON that is safe inside a script element of a page."""
     return json.dumps(figure).replace("</", "<\\/")

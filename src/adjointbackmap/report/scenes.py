@@ -1,4 +1,4 @@
-"""Points in three dimensions as figures of Plotly, which the reader turns with a finger or the mouse."""
+"""Points in three dimensions as Plotly figures, which the reader can turn."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ COLOURS = ("#c8102e", "#222222", "#1f6fb2", "#2e8b57")
 
 
 def plotly_script() -> str:
-    """Plotly's JavaScript, so that the page needs no network."""
+    """Plotly's JavaScript. With it the page needs no network."""
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs()

@@ -1,4 +1,7 @@
-"""What an experiment tells: claims, tables, pictures and scenes in the order of reading, made from its results alone."""
+"""Sections of the report: claims, tables, pictures and scenes in the order of reading.
+
+They are made from the results of an experiment alone.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +11,13 @@ from adjointbackmap.report.sheets import Sheet
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the dissertation, or of ours, tested by a number.
+    """A sentence of the dissertation, or one of ours, and the number that tests it.
 
     Attributes:
         text: The sentence.
-        measured: The number that tests it, with what it is of.
-        holds: Whether the number bears the sentence out; ``None`` where it cannot tell.
-        published: The number that was published, where there is one.
+        measured: The number that tests it, and what it measures.
+        holds: Whether the number supports the sentence; ``None`` if it cannot decide.
+        published: The published number, if there is one.
     """
 
     text: str
@@ -28,9 +31,9 @@ class Table:
     """A table and its caption.
 
     Attributes:
-        sheet: The table; its title heads it.
-        caption: What it shows, and what its columns are.
-        published: The table of the dissertation that stands beside it.
+        sheet: The table; its title is the heading.
+        caption: What the table shows, and what its columns are.
+        published: The table of the dissertation to compare it with.
     """
 
     sheet: Sheet
@@ -40,12 +43,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure in files beside each other: PNG, SVG, and the numbers that it shows as NPZ.
+    """A figure as three files of one name: PNG, SVG, and its numbers as NPZ.
 
     Attributes:
         path: The PNG, relative to the folder of the results.
-        caption: What it shows: scale, units, where zero is.
-        published: The figures of the dissertation that it stands for.
+        caption: What it shows: the scale, units, and the colour of zero.
+        published: The figures of the dissertation that it corresponds to.
     """
 
     path: Path
@@ -59,7 +62,7 @@ class Scene:
 
     Attributes:
         groups: Name of a group -> its points ``(n, 3)``; the first group is drawn in red.
-        labels: Name of a group -> a word for each of its points.
+        labels: Name of a group -> a label for each of its points.
         title: Heading.
         caption: What it shows.
     """
@@ -75,12 +78,12 @@ Block = Claim | Table | Picture | Scene
 
 @dataclass(frozen=True)
 class Section:
-    """One experiment on one page.
+    """One experiment, shown on one page.
 
     Attributes:
         key: Its name in files and links.
         title: Heading.
-        ran: What was run, on what, with which settings; a paragraph each.
+        ran: What was run, with which data and settings; one string per paragraph.
         blocks: What it found, in the order of reading.
     """
 

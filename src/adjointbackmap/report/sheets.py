@@ -1,4 +1,7 @@
-"""Tables as data: for a page in Markdown, for the terminal, for a report; and the places of pages where they go."""
+"""Tables as data, for a Markdown page, the terminal or a report.
+
+A :class:`Place` is where tables go in a page.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +28,7 @@ class Sheet:
     rows: list[list[str]] = field(default_factory=list)
 
     def markdown(self) -> str:
-        """Lines for a page.
+        """The table as Markdown.
 
         Example:
             >>> print(Sheet("Losses", ["layer", "loss"], [["conv1", "0.5"]]).markdown())
@@ -40,10 +43,10 @@ class Sheet:
         return "\n".join([*heading, *(f"| {' | '.join(cells)} |" for cells in lines)])
 
     def rich(self, columns: int | None = None) -> "Table":
-        """A table for the terminal, without the marks of Markdown.
+        """The table for the terminal, without Markdown marks.
 
         Args:
-            columns: Only so many columns.
+            columns: Number of columns to show; by default all.
         """
         from rich.table import Table
 
@@ -54,7 +57,7 @@ class Sheet:
 
 
 def plain(cell: str) -> str:
-    r"""A cell without the marks of Markdown.
+    r"""The text of a cell without Markdown marks.
 
     Example:
         >>> plain(r"**short** of \\|e\\|")
@@ -65,7 +68,7 @@ def plain(cell: str) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where tables go in a page: between two lines, which are comments that a reader does not see.
+    """The place for tables in a page, between two comment lines that a reader does not see.
 
     Attributes:
         begin: The line above.
@@ -76,16 +79,16 @@ class Place:
     end: str
 
     def check(self, page: Path) -> None:
-        """Whether a page has this place.
+        """Raise if a page does not have this place.
 
         Raises:
-            ValueError: If it has not.
+            ValueError: If the page does not have it.
         """
         if not page.is_file() or self.begin not in page.read_text() or self.end not in page.read_text():
             msg = f"--docs must be a page with the lines {self.begin} and {self.end}. Got {page}: add them to it."
             raise ValueError(msg)
 
     def fill(self, page: Path, text: str) -> None:
-        """Put text into the place, for what is there."""
+        """Replace the text in the place."""
         before, _, rest = page.read_text().partition(self.begin)
         write(page, f"{before}{self.begin}\n\n{text}\n\n{self.end}{rest.partition(self.end)[2]}")
