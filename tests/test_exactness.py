@@ -198,32 +198,34 @@ class Interrupted(Exception):
     """Raised inside a model's forward."""
 
 
+BROKEN: list[bool] = []
+
+
 def fails(net, x):
-    """Fail after a part has run, if the model is broken.
+    """Fail after a part has run, while it is broken.
 
     Raises:
         Interrupted: If so.
     """
     x = net.conv(x)
-    if net.broken:
+    if BROKEN:
         raise Interrupted
     return net.act(x)
 
 
 @contextmanager
-def broken(model):
-    """A model whose forward fails."""
-    model.broken = True
+def broken():
+    """A time in which the forward fails, though nothing of the model changes."""
+    BROKEN.append(True)
     try:
         yield
     finally:
-        model.broken = False
+        BROKEN.clear()
 
 
 def failing_model():
     """A model that can be made to fail in the midst of its forward, and an image."""
     model = Net(fails, conv=nn.Conv2d(1, 2, 3), act=nn.ReLU()).double().eval()
-    model.broken = False
     return model, torch.randn(1, 1, 5, 5, dtype=torch.float64)
 
 
@@ -231,7 +233,7 @@ def test_model_is_left_as_it_was_by_a_failing_trace():
     """An exception during the trace leaves no hook."""
     model, x = failing_model()
     before = snapshot(model)
-    with broken(model), pytest.raises(ValueError, match="Interrupted"):
+    with broken(), pytest.raises(ValueError, match="Interrupted"):
         abm.trace(model, x)
     assert_untouched(model, before)
 
@@ -241,7 +243,7 @@ def test_model_is_left_as_it_was_by_a_failing_forward():
     model, x = failing_model()
     network = abm.trace(model, x)
     before = snapshot(model)
-    with broken(model), pytest.raises(Interrupted):
+    with broken(), pytest.raises(Interrupted):
         abm.hyperplanes(network, x, "conv", "RM2")
     assert_untouched(model, before)
     assert abm.reconstruction_test(abm.hyperplanes(network, x, "conv", "RM2"))["error"] <= 1e-12

@@ -8,6 +8,7 @@ import torch
 
 import adjointbackmap as abm
 from adjointbackmap import data, models, plots
+from adjointbackmap.analysis import boundaries, crossings
 from adjointbackmap.analysis.fields import Sparsity, sparsity
 from adjointbackmap.report.sections import Claim, Picture, Table
 from adjointbackmap.study.pictures import panels, surroundings
@@ -30,9 +31,9 @@ def fast():
 
     def near(network, image, most):
         counted.append("regions")
-        planes = abm.analysis.boundaries(network, image, 0, [1, 2])
-        reached = {norm: abm.regions.reach(network, planes, norm) for norm in ("l2", "linf")}
-        return abm.analysis.Analysis(0, {}, reached, ())
+        planes = boundaries.boundaries(network, image, 0, [1, 2])
+        reached = {norm: crossings.reach(network, planes, norm) for norm in ("l2", "linf")}
+        return boundaries.Analysis(0, {}, reached, ())
 
     patch.setattr(surroundings, "sparsity", few)
     patch.setattr(surroundings, "analyse", near)
