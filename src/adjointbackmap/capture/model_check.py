@@ -103,10 +103,11 @@ def advice(model: nn.Module, example: Tensor) -> str:
 
 
 def takes(model: nn.Module, example: Callable[[], Tensor]) -> bool:
-    """Whether a model runs on a batch of two images of an example."""
+    """Whether a model runs on a batch of two images of an example, and gives as many outputs."""
     try:
+        batch = batch_of(example())
         with torch.no_grad():
-            model(batch_of(example()))
+            given = model(batch)
     except Exception:  # whatever a model raises, it does not take it
         return False
-    return True
+    return not isinstance(given, Tensor) or given.shape[:1] == batch.shape[:1]
