@@ -104,17 +104,50 @@ def changed(net: nn.Module, x: Tensor) -> Tensor:
     return net.conv(x) * float(scales[0])
 
 
+def copied(net: nn.Module, x: Tensor) -> Tensor:
+    """A constant's method that copies the data."""
+    return net.conv(x) * float(net.a.new_tensor(x).max())
+
+
+def by_a_number(net: nn.Module, x: Tensor) -> Tensor:
+    """A tensor that is made of a number of the data."""
+    return net.conv(x) * float(torch.tensor(x.abs().max().item()) + net.a * 0)
+
+
+def filled_with_data(net: nn.Module, x: Tensor) -> Tensor:
+    """A tensor of the image's shape that is filled with a number of the image."""
+    return net.conv(x) * torch.zeros_like(x)[:, :1].fill_(x.abs().amax())
+
+
 DATA = {
+    "copied": copied,
+    "in a tensor": by_a_number,
+    "made of data": lambda net, x: net.conv(x) * torch.full_like(x, x.max()).sum().item(),
+    "filled with data": filled_with_data,
     "sum": lambda net, x: net.conv(x) * float(x.sum() > 0),
     "written into a constant": changed,
     "whole batch": lambda net, x: net.conv(x) if torch.equal(x, net.conv(x)) else x,
 }
 
 
+AT_ITS_LINE = r"Got a branch or a shape that depends on the data at .*test_readings\.py"
+REFUSED = {"made of data": "must be piecewise affine", "filled with data": "must be piecewise affine"}
+
+
 @pytest.mark.parametrize("kind", DATA)
 def test_a_number_read_from_data_is_refused_with_the_line(kind):
-    with pytest.raises(ValueError, match=r"Got a branch or a shape that depends on the data at .*test_readings\.py"):
+    with pytest.raises(ValueError, match=REFUSED.get(kind, AT_ITS_LINE)):
         abm.trace(net(DATA[kind]), torch.rand(2, *MAPS))
+
+
+OUTSIDE = torch.tensor(0.5)
+
+
+def test_a_number_of_a_tensor_that_no_module_holds_is_refused_with_what_to_do():
+    model = net(lambda net, x: net.conv(x) * float(OUTSIDE))
+    message = r"no parameter, buffer or attribute .*test_readings\.py.*: register it as a buffer\."
+    with pytest.raises(ValueError, match=message):
+        abm.trace(model, torch.rand(2, *MAPS))
 
 
 def test_the_number_of_images_as_an_integer_is_refused_with_what_to_write():

@@ -20,7 +20,7 @@ from adjointbackmap.capture.inlining import CastingPart, inline
 from adjointbackmap.capture.model_check import advice, batch_of, is_exported, takes
 from adjointbackmap.capture.precision import exact, while_torch_sets
 from adjointbackmap.capture.process import CAPTURING, quiet
-from adjointbackmap.capture.readings import FixedBatch, Readings, Replay, readings_of
+from adjointbackmap.capture.readings import FixedBatch, ForeignTensor, Readings, Replay, readings_of
 
 CLONE = "aten.clone.default"
 ROOT = "model"  # name of the user's module inside the one that is exported
@@ -194,13 +194,16 @@ def _with_own_buffers(model: nn.Module) -> nn.Module:
 def explained(error: Exception) -> str:
     """The first line of an error, the line of the model's code that caused it, and what to do where that is known."""
     first = next((line for line in str(error).splitlines() if line.strip()), "")
-    inside = (Path(torch.__file__).parent, Path(__file__).parent)
+    inside = (Path(torch.__file__).parent, Path(__file__).parents[1])
     frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_file()]
     theirs = [f for f in frames if not any(Path(f.filename).is_relative_to(folder) for folder in inside)]
     theirs = [f for f in theirs if WRAPPER not in Path(f.filename).parts]
     where = f" at {theirs[-1].filename}:{theirs[-1].lineno} ({theirs[-1].line})" if theirs else ""
     if _fixes_batch(error):
         return f"a model that fixes the batch{where}: write x.shape[0] in place of len(x) or a number, and give a batch (N, ...)."
+    if isinstance(error, ForeignTensor):
+        what = "a number of a tensor that is no parameter, buffer or attribute of a module"
+        return f"{what}{where}: register it as a buffer."
     if "data-dependent" in first or "DataDependent" in type(error).__name__:
         return f"a branch or a shape that depends on the data{where}: write it with torch.where."
     if "not a known type" in first:

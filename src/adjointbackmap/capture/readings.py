@@ -4,7 +4,7 @@
 ``torch.export`` does not look at. One run of the model with real tensors finds them.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,16 +41,22 @@ TAKES_NUMBERS = {
     "repeat_interleave",
 }
 
-# Functions whose values are constants whatever the data: they read its shape, dtype or device alone.
-SHAPE_ONLY = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
-LIKE_FIRST = {"to", "type_as", "expand_as", "view_as", "reshape_as", "new_tensor"}
+# Functions that read only the shape, dtype or device of their first argument ...
+SHAPE_ONLY = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "new_tensor"}
+# ... or of what comes after it.
+LIKE_FIRST = {"to", "type_as", "expand_as", "view_as", "reshape_as"}
 
 MORE_IMAGES = 3  # between two runs: an integer that is a multiple of N, plus a number, shows itself
 FROM_DATA = object()  # in the place of a value that depends on the image
+FOREIGN = object()  # in the place of a value of a tensor that neither the model nor its forward holds
 
 
 class FixedBatch(Exception):
     """A forward turns the number of images into an integer of Python, which no graph for any batch size can hold."""
+
+
+class ForeignTensor(Exception):
+    """A forward reads a number of a tensor that is no parameter, buffer or attribute of a module."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +101,8 @@ class Readings:
 
 def _for_any_batch(one: Any, two: Any, images: int, more: int) -> Any:
     """The value of two runs: the same, an integer for each number of images, or ``FROM_DATA``."""
-    if one is FROM_DATA or two is FROM_DATA or type(one) is not type(two):
-        return FROM_DATA
+    if _is_unknown(one) or _is_unknown(two) or type(one) is not type(two):
+        return one if one is two else FROM_DATA
     if isinstance(one, list | tuple):
         if len(one) != len(two):
             return FROM_DATA
@@ -112,17 +118,26 @@ def _for_any_batch(one: Any, two: Any, images: int, more: int) -> Any:
     return FROM_DATA if rest else PerBatch(slope, one - slope * images)
 
 
+def _is_unknown(value: Any) -> bool:
+    return value is FROM_DATA or value is FOREIGN
+
+
 class Reader(TorchFunctionMode):
     """Keeps what a run with real tensors reads from constants.
 
+    What is not known to be a constant counts as data. Once Python has a number of the data, tensors that are made
+    afterwards are not known: they may be made of that number.
+
     Args:
         constants: The parameters, buffers and other tensors of the model.
-        images: Images of the run.
+        images: The images of the run.
     """
 
-    def __init__(self, constants: Iterable[Tensor], images: int) -> None:
+    def __init__(self, constants: Iterable[Tensor], images: Tensor) -> None:
         super().__init__()
-        self.readings = Readings(images)
+        self.readings = Readings(len(images))
+        self.made = {_memory(images)}  # memory of data, as far as it was seen
+        self.has_read_data = False
         self.known: dict[int, Tensor] = {}  # memory of a constant -> a tensor there, which keeps it from being used again
         for constant in constants:
             self._know(constant)
@@ -135,26 +150,31 @@ class Reader(TorchFunctionMode):
         of_constants = self._is_constant(name, tensors)
         numbers = _read_by(name, args, kwargs)
         if numbers is not None:
-            known = all(_memory(t) in self.known for t in numbers)
-            self.readings.found.append((name, [_values(t) for t in numbers] if known else FROM_DATA))
+            self._keep(name, [_values(t) for t in numbers], numbers)
         output = func(*args, **kwargs)
         if name == LIST or name in NUMBERS:
-            self._keep_numbers(args[0], of_constants)
+            # A list is read number by number, as a tensor that is captured gives it.
+            for number in args[0].detach().flatten().tolist():
+                self._keep(NUMBER, number, tensors)
         elif name in READS or (name in PLACES and tensors):
-            self.readings.found.append((name, _kept(output) if of_constants else FROM_DATA))
+            self._keep(name, _kept(output), tensors)
         if of_constants:
             for tensor in _tensors_in(output):
                 self._know(tensor)
         else:
+            self.made.update(_memory(tensor) for tensor in _tensors_in(output))
             for tensor, version in before:
                 if _version(tensor) != version:  # data was written into it
                     self.known.pop(_memory(tensor), None)
         return output
 
-    def _keep_numbers(self, tensor: Tensor, is_constant: bool) -> None:
-        """A list is read number by number, as a tensor that is captured gives it."""
-        for number in tensor.detach().flatten().tolist():
-            self.readings.found.append((NUMBER, number if is_constant else FROM_DATA))
+    def _keep(self, name: str, value: Any, read: Sequence[Tensor]) -> None:
+        """Keep a value that was read from tensors, if all of them are constants."""
+        unknown = {_memory(tensor) for tensor in read} - self.known.keys()
+        if unknown:
+            value = FROM_DATA if unknown & self.made else FOREIGN
+            self.has_read_data = True
+        self.readings.found.append((name, value))
 
     def _know(self, tensor: Tensor) -> None:
         memory = _memory(tensor)
@@ -162,9 +182,9 @@ class Reader(TorchFunctionMode):
             self.known[memory] = tensor
 
     def _is_constant(self, name: str, tensors: list[Tensor]) -> bool:
-        if name in SHAPE_ONLY:
-            return True
-        read = tensors[:1] if name in LIKE_FIRST else tensors
+        if self.has_read_data:
+            return False
+        read = tensors[:1] if name in LIKE_FIRST else tensors[1:] if name in SHAPE_ONLY else tensors
         return all(_memory(t) in self.known for t in read)
 
 
@@ -187,17 +207,19 @@ class Replay(TorchFunctionMode):
         numbers = _read_by(name, args, kwargs)
         if numbers is not None:
             values = self._next(name)
-            if values is not FROM_DATA:
+            if not _is_unknown(values):
                 args, kwargs = _with_numbers(args, kwargs, numbers, values)
         if name in NUMBERS:
             value = self._next(NUMBER)
+            if value is FOREIGN:
+                raise ForeignTensor
             if isinstance(value, torch.SymInt) and name != NUMBER:  # Python takes no symbol for an int
                 raise FixedBatch
-            if value is not FROM_DATA:
+            if not _is_unknown(value):
                 return NUMBERS[name](value)
         elif name in READS or (name in PLACES and _tensors_in((args, kwargs))):
             value = self._next(name)
-            if value is not FROM_DATA:
+            if not _is_unknown(value):
                 return value
         return func(*args, **kwargs)
 
@@ -313,12 +335,13 @@ def readings_of(run: Callable[[Tensor], Any], constants: Iterable[Tensor], examp
     constants = list(constants)
 
     def once(x: Tensor) -> Readings:
-        with torch.no_grad(), Reader(constants, len(x)) as reader:
+        with torch.no_grad(), Reader(constants, x) as reader:
             run(x)
         return reader.readings
 
     first = once(example.clone())
-    if all(value is FROM_DATA for _, value in first.found):
+    if all(_is_unknown(value) for _, value in first.found):
         return first
-    more = example[:1].expand(len(example) + MORE_IMAGES, *example.shape[1:]).clone()
+    other = example[:1].flip(-1) / 2  # another image, in the range of the example's
+    more = other.expand(len(example) + MORE_IMAGES, *example.shape[1:]).clone()
     return first.joined(once(more))

@@ -197,7 +197,7 @@ class Constants:
         """
         symbol = node.meta["val"]
         batch = self.capture.image.meta["val"].shape[0].node.expr
-        if symbol.node.expr.free_symbols - batch.free_symbols:
+        if not isinstance(symbol, SYMBOLS) or symbol.node.expr.free_symbols - batch.free_symbols:
             msg = "its shape or a number in it is read from the data"
             raise Refused(msg)
         return symbol.node.pytype(symbol.node.expr.subs(batch, 1))

@@ -306,8 +306,11 @@ class _Lowering:
 
     def _depends_on_image(self, node: torch.fx.Node) -> bool:
         kind = str(node.target)
-        read = node.all_input_nodes[:1] if kind in LIKE_SECOND else node.all_input_nodes
-        return kind not in SHAPE_ONLY and any(n.name in self.found for n in read)
+        first, rest = node.args[:1], (*node.args[1:], *node.kwargs.values())
+        read = rest if kind in SHAPE_ONLY else first if kind in LIKE_SECOND else (*first, *rest)
+        nodes: list[torch.fx.Node] = []
+        torch.fx.map_arg(read, nodes.append)
+        return any(n.name in self.found for n in nodes)
 
     def _in_dtype(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
