@@ -365,6 +365,12 @@ def _scattered(x: Tensor, dim: int) -> Tensor:
     return x.scatter_add(dim, places, 0.5 * x)
 
 
+def _unpooled(x: Tensor) -> Tensor:
+    """The maxima at their places; the size is given, for a map may have an odd one."""
+    maxima, places = F.max_pool2d(x, 2, return_indices=True)
+    return F.max_unpool2d(maxima, places, 2, output_size=x.shape[2:])
+
+
 def _masked(x: Tensor) -> Tensor:
     """Every second column replaced by a number, and what is small by zero."""
     x = x.clone()
@@ -407,7 +413,7 @@ def mixing(draw: Draw, shape: Shape) -> nn.Module:
         lambda: nn.ChannelShuffle(2),
         lambda: Function("unfold", lambda x: F.unfold(x, 2, padding=1)),
         lambda: Function("unfold and fold", lambda x: F.fold(F.unfold(x, 2) * 1.5, tuple(shape[1:]), 2)),
-        lambda: Function("unpooled", lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2)),
+        lambda: Function("unpooled", lambda x: _unpooled(x)),
         lambda: Function("pooling of order 1", lambda x: F.lp_pool2d(x, 1, 2)),
         lambda: Function("einsum", lambda x, m: torch.einsum("nchw,cd->ndhw", x, m), parameter(shape[0], 2)),
     ]

@@ -52,3 +52,24 @@ def test_error_that_is_no_rounding_is_still_found(cancelling):
     planes.value[:] += 1e-9
     with pytest.raises(RuntimeError, match="reconstruction"):
         abm.reconstruction_test(planes)
+
+
+def test_dot_test_of_what_cancels_is_relative_to_what_cancelled(cancelling):
+    """Forward and adjoint are each a few roundings, and not the same ones."""
+    network, x = cancelling
+    assert abm.dot_test(abm.operator(network, x, "output"))["error"] <= 1e-12
+
+
+def test_adjoint_that_is_no_transpose_is_still_found(cancelling, monkeypatch):
+    """A wrong adjoint fails the dot test, though the output cancels."""
+    network, x = cancelling
+    operator = abm.operator(network, x, "output")
+    right = type(operator).adjoint
+
+    def wrong(self, cotangent):
+        image, bias = right(self, cotangent)
+        return image + 1e-6, bias
+
+    monkeypatch.setattr(type(operator), "adjoint", wrong)
+    with pytest.raises(RuntimeError, match="dot test"):
+        abm.dot_test(operator)

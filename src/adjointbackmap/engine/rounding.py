@@ -14,7 +14,12 @@ DRAWS = 8  # of random factors: their mean square is within a factor of ten of w
 SHARE = 1e-2  # of what came along the paths: below it the terms of a hyperplane have cancelled
 
 
-def path_sizes(pattern: ActivationPattern, x: Tensor, targets: Iterable[Value]) -> dict[int, Tensor]:
+def path_sizes(
+    pattern: ActivationPattern,
+    x: Tensor,
+    targets: Iterable[Value],
+    bias: Tensor | None = None,
+) -> dict[int, Tensor]:
     r"""Size of what is summed along the paths to every unit, whether it cancels or not.
 
     Each value is taken as the root of the sum of squares :math:`\sum_j L_{ij}^2 s_j^2` of its inputs'
@@ -28,6 +33,7 @@ def path_sizes(pattern: ActivationPattern, x: Tensor, targets: Iterable[Value]) 
         pattern: Activation pattern of N images.
         x: The images ``(N, *in_shape)``, in the pattern's dtype.
         targets: Values to stop at.
+        bias: A bias vector for each image, ``(N, M)``; by default the network's own.
 
     Returns:
         Slot of a target -> sizes ``(N, *shape)``.
@@ -37,8 +43,13 @@ def path_sizes(pattern: ActivationPattern, x: Tensor, targets: Iterable[Value]) 
     last = {value.slot: n for n, step in enumerate(steps) for value in step.inputs}
     kept = {target.slot for target in targets}
     sizes = {IMAGE: x.abs()}
+    start = 0
     for entry in pattern.program.entries:
-        sizes[entry.slot] = entry.value.abs().expand(len(x), *entry.value.shape)
+        stop = start + entry.value.numel()
+        own = entry.value.expand(len(x), *entry.value.shape)
+        given = own if bias is None else bias[:, start:stop].reshape(own.shape)
+        sizes[entry.slot] = given.abs()
+        start = stop
     generator = torch.Generator().manual_seed(0)
     for n, step in enumerate(steps):
         if not step.inputs:  # an infinite constant is no term of any sum

@@ -23,8 +23,13 @@ class Infinite(Rule):
         self.value = value
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Never called: without inputs there is no tangent."""
-        raise NotImplementedError
+        """Refuse: without inputs there is no tangent.
+
+        Raises:
+            RuntimeError: Always.
+        """
+        msg = "An infinite constant must stay out of sums of tangents. Got one: please report this network."
+        raise RuntimeError(msg)
 
     def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
         """No input has a cotangent."""
