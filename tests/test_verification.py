@@ -38,9 +38,9 @@ def test_scale_of_the_study_is_the_default(traced_case, monkeypatch):
     """The pattern is taken at k = 1/8 unless asked otherwise."""
     traced, module, seen = traced_case("plain-conv-chain"), verification, []
 
-    def spy(network, x, scale):
+    def spy(network, x, scale, *rest):
         seen.append(scale)
-        return pattern_of(network, x, scale)
+        return pattern_of(network, x, scale, *rest)
 
     monkeypatch.setattr(module, "pattern_of", spy)
     abm.verify(traced.network, traced.x[:1])
@@ -116,7 +116,7 @@ def test_altered_model_is_found(monkeypatch):
 def test_images_may_be_computed_at_once(traced, monkeypatch):
     """What one batch of images gives is what each image alone gives."""
     alone = abm.verify(traced.network, traced.x)
-    monkeypatch.setattr(runs, "images_at_once", lambda program: len(traced.x))
+    monkeypatch.setattr(runs, "images_at_once", lambda *given: len(traced.x))
     for name, check in abm.verify(traced.network, traced.x).items():
         assert (check.units, check.within, check.zero) == (alone[name].units, alone[name].within, alone[name].zero)
         assert check.scaled <= 1e-12

@@ -275,7 +275,7 @@ class Network:
             >>> from adjointbackmap import trace
             >>> network = trace(torch.nn.Conv2d(3, 4, 3).eval(), torch.rand(1, 3, 8, 8))
             >>> print(network.plan("output", "RM2", units=(0, 0, 0)))
-            adjoint: 1 cotangents, 3.89e-06 GMAC, 0.0 MiB
+            adjoint: 1 cotangents, 3.89e-06 GMAC, 0.0 MiB, workspace 0.0 MiB
         """
         return self._planner(self, layer, mode, units, own_bias, method)
 

@@ -27,7 +27,7 @@ class Recorded:
     outputs: dict[str, Tensor]
 
 
-def record(network: Network, images: Tensor, layers: Sequence[Layer]) -> Recorded:
+def record(network: Network, images: Tensor, layers: Sequence[Layer], at_once: int = IMAGES_AT_ONCE) -> Recorded:
     """Run the untouched model and keep what goes into and comes out of layers.
 
     Nothing of the trace is used but the layers' names: a change of the model's forward shows here. The model's own code runs
@@ -38,6 +38,7 @@ def record(network: Network, images: Tensor, layers: Sequence[Layer]) -> Recorde
         network: Traced network.
         images: Batch ``(N, *in_shape)`` in the dtype of the pass.
         layers: Layers to keep.
+        at_once: Images in one call of the model.
 
     Returns:
         What was recorded.
@@ -46,7 +47,7 @@ def record(network: Network, images: Tensor, layers: Sequence[Layer]) -> Recorde
         RuntimeError: If the model did not call a layer.
     """
     with exact(images.device):
-        found = [record_call(network, part, layers) for part in images.split(IMAGES_AT_ONCE)]
+        found = [record_call(network, part, layers) for part in images.split(at_once)]
     if len(found) == 1:
         return found[0]
     inputs = {name: torch.cat([f.inputs[name] for f in found]) for name in found[0].inputs}

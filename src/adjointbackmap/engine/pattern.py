@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import torch
@@ -24,12 +24,15 @@ class ActivationPattern:
         dtype: The dtype that it was recorded in.
         images: Number of images N.
         gates: Slot of a step's output -> gates, each ``(N, *shape)``.
+        most: Largest batch of tangents or cotangents, of all images together; ``None`` for the
+            one that is fast.
     """
 
     network: Network
     dtype: torch.dtype
     images: int
     gates: dict[int, Gates]
+    most: int | None = field(default=None, kw_only=True)
 
     @property
     def program(self) -> Program:
@@ -39,7 +42,8 @@ class ActivationPattern:
     @property
     def chunk(self) -> int:
         """Tangents or cotangents for each image that are computed as one batch."""
-        return max(1, self.program.chunk // self.images)
+        fast = self.program.chunk
+        return max(1, (fast if self.most is None else min(fast, self.most)) // self.images)
 
     def equal(self, other: "ActivationPattern") -> bool:
         """Whether every gate and every winner is the same, bit for bit."""
@@ -80,7 +84,7 @@ def record_pattern(
     return pattern_of(network, check_images(network, x, dtype), check_scale(scale))
 
 
-def pattern_of(network: Network, images: Tensor, scale: float) -> ActivationPattern:
+def pattern_of(network: Network, images: Tensor, scale: float, most: int | None = None) -> ActivationPattern:
     """The pattern of :func:`record_pattern`, where the model, the images and k were checked before."""
     program = network.program(images.dtype)
     gates: dict[int, Gates] = {}
@@ -92,7 +96,7 @@ def pattern_of(network: Network, images: Tensor, scale: float) -> ActivationPatt
             if found:
                 gates[step.output.slot] = found
             values[step.output.slot] = value_of(program, step, found, inputs, len(images))
-    return ActivationPattern(network, images.dtype, len(images), gates)
+    return ActivationPattern(network, images.dtype, len(images), gates, most=most)
 
 
 def extended_input(program: Program, images: Tensor, scale: float = 1.0) -> dict[int, Tensor]:

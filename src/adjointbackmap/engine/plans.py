@@ -12,6 +12,7 @@ class Plan:
         vectors: Cotangents or tangents.
         multiply_adds: Of the convolutions and products.
         bytes: Size of the result.
+        workspace: Bytes that the largest batch takes while it is computed, about.
         cost: Multiply-adds, and what steps and numbers take beside them, in the same unit.
     """
 
@@ -19,9 +20,11 @@ class Plan:
     vectors: int
     multiply_adds: int
     bytes: int
+    workspace: int
     cost: int
 
     def __str__(self) -> str:
         kind = "cotangents" if self.method == "adjoint" else "tangents"
         work = f"{self.multiply_adds / 1e9:.3g} GMAC, {self.bytes / 2**20:,.1f} MiB"
-        return f"{self.method}: {self.vectors:,} {kind}, {work}"
+        workspace = f"workspace {self.workspace / 2**20:,.1f} MiB"
+        return f"{self.method}: {self.vectors:,} {kind}, {work}, {workspace}"

@@ -6,6 +6,7 @@ move the windows' corners. What has no spatial rule, and a window that is as lar
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import cast
@@ -29,6 +30,7 @@ from adjointbackmap.engine.windows import (
     seen_by,
     strides_of,
 )
+from adjointbackmap.engine.workspace import block_shape, bytes_of_vector, held, on_windows
 from adjointbackmap.rules import Value
 from adjointbackmap.rules.base import Local, gated, laid_out, unfilled
 from adjointbackmap.rules.kernels import Convolution
@@ -47,6 +49,54 @@ def sums_of_products(factors: Tensor, rows: Tensor) -> Tensor:
     return torch.stack([factors[..., None, :] @ rows, factors.abs()[..., None, :] @ rows.abs()]).squeeze(-2)
 
 
+@dataclass(frozen=True)
+class Batches:
+    """How many pixels go into a batch of windows.
+
+    Attributes:
+        strides: Distance of the pixels of one batch along each axis.
+        fast: Pixels of a batch that is fast.
+        within: Pixels of the largest batch that fits into the memory; ``None`` without a bound.
+        bytes_of_pixel: Bytes that a pixel takes, of all images and in-channels.
+    """
+
+    strides: tuple[int, ...]
+    fast: int
+    within: int | None
+    bytes_of_pixel: int
+
+    @classmethod
+    def of(
+        cls,
+        program: Program,
+        targets: Sequence[Value],
+        after: Sequence[Step],
+        images: int,
+        dtype: torch.dtype,
+        room: int | None,
+    ) -> "Batches":
+        """The batches of a sweep, see :class:`Sweep` for targets, steps after them, and room."""
+        steps = [*program.upstream(targets), *after]
+        channels, *image = program.image.shape
+        values = [program.image, *(step.output for step in steps)]
+        strides = strides_of([program.fields[value.slot] for value in values], len(image))
+        size = on_windows(program.fields, strides)
+        vectors = images * channels  # of one pixel
+        fast = _batch(program) // (vectors * max(1, *map(size, values)))
+        numbers = held(steps, size, {target.slot for target in targets})
+        each = vectors * bytes_of_vector(numbers, dtype.itemsize)
+        return cls(strides, fast, None if room is None else max(1, room // each), each)
+
+    def pixels(self, count: Sequence[int]) -> int:
+        """Pixels of a batch: those of a row at least, if the memory has room for them.
+
+        Args:
+            count: Pixels of one geometry along each axis.
+        """
+        most = max(1, self.fast, prod(count[1:]))
+        return most if self.within is None else min(most, self.within)
+
+
 class Sweep:
     """Tangents of every pixel of some images, and what they reach of some values.
 
@@ -54,14 +104,22 @@ class Sweep:
         pattern: The activation pattern of the images.
         targets: The values.
         after: Steps that are taken from these by :meth:`step`: batches leave room for them.
+        room: Bytes that a batch may take; ``None`` for the batch that is fast.
     """
 
-    def __init__(self, pattern: ActivationPattern, targets: Iterable[Value], after: Iterable[Step] = ()) -> None:
+    def __init__(
+        self,
+        pattern: ActivationPattern,
+        targets: Iterable[Value],
+        after: Iterable[Step] = (),
+        room: int | None = None,
+    ) -> None:
         self.pattern, self.targets = pattern, list(targets)
+        self.after, self.room = list(after), room
         program = pattern.program
         self.steps = program.upstream(self.targets)
         self.fields = program.fields
-        self.values = [program.image, *(s.output for s in (*self.steps, *after))]
+        self.values = [program.image, *(s.output for s in (*self.steps, *self.after))]
         self.dead = mostly_dead(pattern, self.steps)
         self.alive: dict[int, AliveConvolution] = {}
         self.last = {i.slot: n for n, step in enumerate(self.steps) for i in step.inputs}
@@ -69,27 +127,19 @@ class Sweep:
 
     def groups(self, pixels: Sequence[range] | None = None) -> Iterator[Group]:
         """The image's pixels, or those of a range of rows and of columns, in groups small enough for a batch."""
-        channels, *image = self.values[IMAGE].shape
+        _, *image = self.values[IMAGE].shape
         pixels = pixels or [range(n) for n in image]
-        strides = strides_of([self.fields[value.slot] for value in self.values], len(image))
-        each = self.pattern.images * channels * self._largest_window(Group.of_one(strides))
-        batch = _batch(self.pattern.program)
+        pattern = self.pattern
+        batches = Batches.of(pattern.program, self.targets, self.after, pattern.images, pattern.dtype, self.room)
+        strides = batches.strides
         for first in product(*(p[:s] for p, s in zip(pixels, strides, strict=True))):
-            count = tuple(-(-(p.stop - f) // s) for p, f, s in zip(pixels, first, strides, strict=True))
-            rows = max(1, batch // max(1, each * prod(count[1:])))
-            for start in range(0, count[0], rows):
-                part = (min(rows, count[0] - start), *count[1:])
-                corner = (first[0] + start * strides[0], *first[1:])
-                yield Group(tuple(range(f, f + n * s, s) for f, n, s in zip(corner, part, strides, strict=True)))
-
-    def _largest_window(self, group: Group) -> int:
-        largest = 1
-        for value in self.values:
-            spans = group.spans(self.fields[value.slot])
-            whole = prod(value.shape)
-            windowed = whole if spans is None else value.shape[0] * prod(max(0, s.size) for s in spans)
-            largest = max(largest, min(whole, windowed))
-        return largest
+            axes = [range(f, p.stop, s) for p, f, s in zip(pixels, first, strides, strict=True)]
+            count = [len(axis) for axis in axes]
+            sizes = block_shape(count, batches.pixels(count))
+            starts = (range(0, n, size) for n, size in zip(count, sizes, strict=True))
+            for start in product(*starts):
+                parts = zip(axes, start, sizes, strict=True)
+                yield Group(tuple(axis[at : at + size] for axis, at, size in parts))
 
     def run(self, group: Group) -> dict[int, Tangents]:
         """The tangents of a group's pixels at every target, by slot."""
@@ -266,12 +316,25 @@ class Sweep:
         return F.pad(summed, padding(made, everywhere))
 
 
-def images_at_once(program: Program) -> int:
-    """Images whose tangents of one group are a batch: on the CPU one, since larger batches gain nothing there."""
+def images_at_once(program: Program, room: int | None = None, itemsize: int = 4) -> int:
+    """Images whose tangents of one group are a batch.
+
+    On the CPU it is one image: larger batches gain nothing there.
+
+    Args:
+        program: The network's steps.
+        room: Bytes that a batch may take; ``None`` for the batch that is fast.
+        itemsize: Bytes of a number.
+    """
+    if program.device.type == "cpu":
+        return 1
     channels, *image = program.image.shape
     strides = strides_of(program.fields.values(), len(image))
-    each = program.largest * channels * prod(-(-n // s) for n, s in zip(image, strides, strict=True))
-    return 1 if program.device.type == "cpu" else max(1, _batch(program) // each)
+    # of one group of pixels of one image
+    vectors = channels * prod(-(-n // s) for n, s in zip(image, strides, strict=True))
+    fast = _batch(program) // (program.largest * vectors)
+    each = vectors * bytes_of_vector(held(program.steps), itemsize)
+    return max(1, fast if room is None else min(fast, room // each))
 
 
 def _batch(program: Program) -> int:

@@ -14,6 +14,7 @@ from adjointbackmap.engine.pattern import ActivationPattern, check_images, check
 from adjointbackmap.engine.program import IMAGE
 from adjointbackmap.engine.rounding import SHARE, drawn, path_sizes, scale_of_rounding
 from adjointbackmap.engine.sweep import Sweep, sums_of_products
+from adjointbackmap.engine.workspace import held, vectors_within
 from adjointbackmap.exactness.layer_check import SHARE_LIMIT, LayerCheck, checks_of, larger
 from adjointbackmap.planes.hyperplane import Hyperplanes
 from adjointbackmap.planes.query import Query
@@ -178,6 +179,7 @@ class Terms:
         scale: The factor k of the pattern.
         dtype: Of the network's values and the hyperplanes.
         accumulate: Of the inner products.
+        memory: Bytes that a batch of tangents may take; ``None`` for the batch that is fast.
     """
 
     layers: tuple[str, ...]
@@ -185,6 +187,7 @@ class Terms:
     scale: float
     dtype: torch.dtype
     accumulate: torch.dtype
+    memory: int | None = None
 
 
 def verify_images(
@@ -211,13 +214,14 @@ def verify_images(
     x = check_images(network, images, terms.dtype)
     layers = [network.layer(key) for key in terms.layers]
     network.check_unchanged()
-    pattern = pattern_of(network, x, check_scale(terms.scale))
+    most = vectors_within(terms.memory, held(network.program(x.dtype).steps), x.dtype.itemsize)
+    pattern = pattern_of(network, x, check_scale(terms.scale), most)
     kernels = {layer.name: network.kernel(layer, x.dtype) for layer in layers if layer.kernel is not None and not terms.own_bias}
     targets = {layer.name: kernels[layer.name].sum if layer.name in kernels else layer.value for layer in layers}
     checks: list[dict[str, LayerCheck]] = [{} for _ in names]
     with exact(x.device):
         recorded = record(network, x, layers)
-        totals = _inner_products(network, x, pattern, targets, terms.accumulate, report)
+        totals = _inner_products(network, x, pattern, targets, terms, report)
         paths = path_sizes(pattern, x, targets.values())
         for key, (sums, terms_of_units) in totals.items():
             scales = scale_of_rounding(terms_of_units, paths[targets[key].slot])
@@ -232,20 +236,22 @@ def _inner_products(
     x: Tensor,
     pattern: ActivationPattern,
     targets: dict[str, Value],
-    accumulate: torch.dtype,
+    terms: Terms,
     report: Callable[[float], None],
 ) -> dict[str, Tensor]:
     """Sums of x h and of |x h| for every unit of the targets, ``(2, N, *units)`` each.
 
     A bias's tangent starts at its own layer, a pixel's is windowed.
     """
+    accumulate = terms.accumulate
     totals = {name: x.new_zeros(2, len(x), *value.shape, dtype=accumulate) for name, value in targets.items()}
     entries = network.biases_in(x.dtype).vector.expand(len(x), -1)
     extended = torch.cat([x.flatten(1), entries], 1).to(accumulate)
     biases = reached(pattern.program, targets.values()) - {IMAGE}
     _add_columns(pattern, extended, basis(pattern, biases), targets, totals)
     if x.dim() > 2:
-        _add_pixels(x.to(accumulate), Sweep(pattern, targets.values()), targets, totals, report)
+        sweep = Sweep(pattern, targets.values(), room=terms.memory)
+        _add_pixels(x.to(accumulate), sweep, targets, totals, report)
     else:
         _add_columns(pattern, extended, basis(pattern, {IMAGE}), targets, totals)
     report(1.0)

@@ -23,6 +23,7 @@ from adjointbackmap.exactness.checks import Terms, verify_images
 from adjointbackmap.exactness.journal import Record
 from adjointbackmap.exactness.layer_check import LayerCheck
 from adjointbackmap.files.disk import hold_file
+from adjointbackmap.planes.query import bytes_of
 from adjointbackmap.tracing import trace
 
 Checks = dict[str, LayerCheck]
@@ -45,6 +46,7 @@ def verify(
     names: Sequence[str] | None = None,
     keep: str | os.PathLike | None = None,
     workers: int | str | None = None,
+    memory: str | float | int | None = None,
 ) -> Checks:
     r"""Hold every unit of every layer against its explicit hyperplane, [Wan2022, eqs. 3.27-3.29].
 
@@ -65,6 +67,8 @@ def verify(
             taken from it, each other one is written to it when it is finished.
         workers: How many processes on this machine share the images, or the address of a Dask scheduler such as
             ``tcp://10.0.0.1:8786``; by default this process alone computes.
+        memory: Bytes that a batch of tangents may take in each process, such as ``"64MiB"``; by
+            default the batch is the one that is fast.
 
     Returns:
         Name of a layer -> its errors.
@@ -81,7 +85,7 @@ def verify(
         >>> {name: check.share for name, check in verify(trace(model, x), x).items()}
         {'0': 1.0, '1': 1.0}
     """
-    terms = terms_of(network, layers, own_bias, scale, dtype, accumulate)
+    terms = terms_of(network, layers, own_bias, scale, dtype, accumulate, memory)
     x = check_images(network, images, terms.dtype)
     if names is None:
         names = [image_hash(image) for image in images.reshape(x.shape)]
@@ -171,6 +175,7 @@ def terms_of(
     scale: float | str = 1 / 8,
     dtype: torch.dtype | str | None = None,
     accumulate: torch.dtype | str | None = None,
+    memory: str | float | int | None = None,
 ) -> Terms:
     """What is verified, with what is left out filled in; the arguments are those of :func:`verify`.
 
@@ -181,7 +186,9 @@ def terms_of(
     chosen = network.distinct_layers() if layers is None else [network.layer(name) for name in several(layers)]
     precision = dtype_of(dtype) or network.dtype
     names = tuple(layer.name for layer in chosen)
-    return Terms(names, own_bias, check_scale(scale), precision, dtype_of(accumulate) or precision)
+    sums = dtype_of(accumulate) or precision
+    room = None if memory is None else bytes_of(memory)
+    return Terms(names, own_bias, check_scale(scale), precision, sums, room)
 
 
 def job_of(network: Network, terms: Terms) -> dict[str, Any]:
@@ -238,7 +245,8 @@ def _computed_by_workers(
 
 def _batches(network: Network, images: dict[str, Tensor], terms: Terms) -> Iterator[Batch]:
     """Names and images that are computed at once."""
-    size, names = images_at_once(network.program(terms.dtype)), list(images)
+    program, names = network.program(terms.dtype), list(images)
+    size = images_at_once(program, terms.memory, terms.dtype.itemsize)
     for start in range(0, len(names), size):
         part = names[start : start + size]
         yield part, torch.stack([images[name] for name in part])

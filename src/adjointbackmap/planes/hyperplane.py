@@ -14,7 +14,7 @@ from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.patches import BLOCK, Patches
 from adjointbackmap.engine.pattern import check_images
 from adjointbackmap.planes.methods import compute
-from adjointbackmap.planes.planner import plan_queries
+from adjointbackmap.planes.planner import images_at_once, plan_queries
 from adjointbackmap.planes.query import Query
 from adjointbackmap.planes.units import Selection, input_names
 
@@ -252,7 +252,8 @@ def hyperplanes(
         method: ``"adjoint"`` (a cotangent for each hyperplane), ``"basis"`` (a tangent for each scalar of [x; b]),
             ``"coloured"`` (one for all pixels that no unit sees together) or ``"windowed"`` (one for each pixel, only on
             the windows that it reaches); by default the one that :func:`plan` finds cheapest.
-        memory: Largest size of the result, in bytes or such as ``"2GiB"``; ``None`` for no bound.
+        memory: Bytes for the result and for the batches that compute it, or a size such as ``"2GiB"``;
+            ``None`` for no bound. A batch has one vector at least, see ``workspace`` of :func:`plan`.
 
     Returns:
         ``image`` of shape ``(N, *units, C, H, W)``, ``bias`` of shape ``(N, *units, M)`` and ``value`` of shape
@@ -293,7 +294,8 @@ def hyperplanes(
 def planes_of(queries: Sequence[Query], methods: Sequence[str]) -> list[Hyperplanes]:
     """The hyperplanes of queries at the same images, each by its method, with the values of the untouched model."""
     first = queries[0]
-    recorded = record(first.network, first.images, [query.layer for query in queries])
+    layers = [query.layer for query in queries]
+    recorded = record(first.network, first.images, layers, images_at_once(queries, methods))
     return [
         Hyperplanes(
             image_part=parts.image,

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adjointbackmap.capture.precision import exact
-from adjointbackmap.engine.observe import IMAGES_AT_ONCE
 from adjointbackmap.engine.operators import basis, pull, push, reached
 from adjointbackmap.engine.patches import Patches
 from adjointbackmap.engine.pattern import ActivationPattern, pattern_of
 from adjointbackmap.engine.program import IMAGE, KernelCall
 from adjointbackmap.engine.sweep import Sweep
 from adjointbackmap.engine.windows import put
+from adjointbackmap.planes.planner import images_at_once, vectors_at_once
 from adjointbackmap.planes.query import Query
 
 
@@ -31,11 +31,12 @@ class Parts:
 def compute(queries: Sequence[Query], methods: Sequence[str]) -> list[Parts]:
     """The hyperplanes of queries at the same images, each by its method; all that are windowed share one sweep."""
     first = queries[0]
-    step = 1 if "windowed" in methods else IMAGES_AT_ONCE
+    most = min(vectors_at_once(q, method) for q, method in zip(queries, methods, strict=True))
+    step = 1 if "windowed" in methods else images_at_once(queries, methods)
     found: list[list[Parts]] = [[] for _ in queries]
     windowed = [query for query, method in zip(queries, methods, strict=True) if method == "windowed"]
     for start, images in enumerate(first.images.split(step)):
-        pattern = pattern_of(first.network, images, first.scale)
+        pattern = pattern_of(first.network, images, first.scale, most)
         part = slice(start * step, start * step + len(images))
         with exact(images.device):
             swept = iter(_windowed(windowed, pattern))
@@ -74,8 +75,9 @@ def _cat(parts: list[Tensor]) -> Tensor:
 def _adjoint(query: Query, pattern: ActivationPattern, flat: Tensor) -> Parts:
     """One cotangent per unit gives its hyperplane."""
     readout = query.readout
-    if readout.rows is not None:
-        return _by_rows(query, pattern, readout.rows.to(flat.device))
+    rows_of_units = readout.rows
+    if rows_of_units is not None:
+        return _by_rows(query, pattern, rows_of_units.to(flat.device))
     step = pattern.chunk
     image, bias = _empty(query, pattern, flat.shape[1])
     for k in range(0, flat.shape[1], step):
@@ -215,7 +217,9 @@ def _windowed(queries: Sequence[Query], pattern: ActivationPattern) -> list[Part
     if not queries:
         return []
     readouts, geometries = [query.readout for query in queries], [query.patches for query in queries]
-    sweep = Sweep(pattern, [r.source for r in readouts], [r.apart for r in readouts if r.apart])
+    after = [r.apart for r in readouts if r.apart]
+    room = min((query.room for query in queries if query.room is not None), default=None)
+    sweep = Sweep(pattern, [r.source for r in readouts], after, room)
     wholes = [_room(query, pattern) for query in queries]
     reaching = [geometry.reached() for geometry in geometries]
     pixels = [range(min(r.start for r in axis), max(r.stop for r in axis)) for axis in zip(*reaching, strict=True)]

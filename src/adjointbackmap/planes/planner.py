@@ -8,9 +8,17 @@ from typing import Any, cast
 from torch import nn
 
 from adjointbackmap.engine.network import Network
+from adjointbackmap.engine.observe import IMAGES_AT_ONCE
 from adjointbackmap.engine.plans import Plan
 from adjointbackmap.engine.program import KernelCall, Step
-from adjointbackmap.engine.windows import Group, strides_of
+from adjointbackmap.engine.sweep import Batches
+from adjointbackmap.engine.workspace import (
+    bytes_of_vector,
+    held,
+    on_windows,
+    vectors_within,
+    whole,
+)
 from adjointbackmap.planes.query import Query
 from adjointbackmap.rules.kernels import Kernel
 
@@ -57,13 +65,7 @@ def plan_query(query: Query) -> Plan:
     Raises:
         ValueError: If the method is unknown, or cannot give these hyperplanes.
     """
-    able = [name for name in METHODS if _is_able(query, name)]
-    if query.method is not None and query.method not in able:
-        what = f"layer {query.layer.name!r} in {query.mode}"
-        msg = f"method must be one of {', '.join(able)} for {what}. Got {query.method!r}: choose one of these, or leave it out."
-        raise ValueError(msg)
-    wanted = able if query.method is None else [query.method]
-    return min((_PLANS[name](query) for name in wanted), key=lambda plan: plan.cost)
+    return min((_PLANS[name](query) for name in able_methods(query)), key=lambda plan: plan.cost)
 
 
 def plan_queries(queries: Sequence[Query]) -> list[Plan]:
@@ -81,11 +83,20 @@ def plan_queries(queries: Sequence[Query]) -> list[Plan]:
     return own if apart <= together else [s or o for o, s in zip(own, swept, strict=True)]
 
 
-def plans_of(query: Query) -> dict[str, Plan]:
-    """What each method that can give the hyperplanes needs, or the one that is asked for."""
-    if query.method is not None:
-        return {query.method: plan_query(query)}
-    return {name: _PLANS[name](query) for name in METHODS if _is_able(query, name)}
+def able_methods(query: Query) -> list[str]:
+    """The methods that can give the hyperplanes, or the one that is asked for.
+
+    Raises:
+        ValueError: If the one that is asked for is unknown, or cannot give them.
+    """
+    able = [name for name in METHODS if _is_able(query, name)]
+    if query.method is None:
+        return able
+    if query.method not in able:
+        what = f"layer {query.layer.name!r} in {query.mode}"
+        msg = f"method must be one of {', '.join(able)} for {what}. Got {query.method!r}: choose one of these, or leave it out."
+        raise ValueError(msg)
+    return [query.method]
 
 
 def _is_able(query: Query, method: str) -> bool:
@@ -106,6 +117,33 @@ def _work(steps: list[Step], shares: dict[int, float] | None = None) -> tuple[fl
     return products, numbers
 
 
+def vectors_at_once(query: Query, method: str) -> int:
+    """Tangents or cotangents in a batch of a method, of all images together."""
+    within = vectors_within(query.room, _held(query, method), query.dtype.itemsize)
+    return query.program.chunk if within is None else min(within, query.program.chunk)
+
+
+def images_at_once(queries: Sequence[Query], methods: Sequence[str]) -> int:
+    """Images in one call of the model, and in one batch."""
+    together = (vectors_at_once(q, method) for q, method in zip(queries, methods, strict=True))
+    return min(IMAGES_AT_ONCE, *together)
+
+
+def _held(query: Query, method: str) -> int:
+    """Largest count of numbers that one vector of a batch has in memory."""
+    readout, program, image = query.readout, query.program, prod(query.network.in_shape)
+    if method != "adjoint":
+        return held(readout.steps(), kept={readout.source.slot}) + image
+    bias = sum(entry.value.numel() for entry in program.entries)
+    if readout.mode not in ("RM3", "RM4"):
+        return held(program.upstream([readout.target])) + image + bias
+    kernel = cast("KernelCall", readout.kernel)
+    # A seed is a map of the layer, or one for each tap of the kernel; it is then read and masked.
+    taps = 0 if readout.row_count is None else readout.taps
+    seeds = max(taps * prod(readout.target.shape[1:]), whole(readout.target))
+    return max(held(program.upstream([kernel.input])), seeds + 2 * whole(kernel.input)) + image + bias
+
+
 def _planned(query: Query, method: str, vectors: int, work: tuple[float, float], batches: float) -> Plan:
     """The cost of some vectors through a network, each of which takes some products and numbers."""
     images, itemsize = len(query.images), query.dtype.itemsize
@@ -114,19 +152,23 @@ def _planned(query: Query, method: str, vectors: int, work: tuple[float, float],
     numbers += 2 * size / itemsize  # the result, written and read
     steps = len(query.readout.steps())
     cost = products + NUMBER_COST * numbers + STEP_COST * batches * steps
-    return Plan(method, vectors, round(images * products), images * size, round(images * cost))
+    in_batch = min(vectors * min(images, IMAGES_AT_ONCE), vectors_at_once(query, method))
+    workspace = in_batch * bytes_of_vector(_held(query, method), itemsize)
+    return Plan(method, vectors, round(images * products), images * size, workspace, round(images * cost))
 
 
 def _plan_adjoint(query: Query) -> Plan:
     readout, program = query.readout, query.program
     vectors = query.units.count
     work = _work(program.upstream([readout.target]))
-    found = _planned(query, "adjoint", vectors, work, vectors / program.chunk)
-    if readout.rows is None:
+    at_once = vectors_at_once(query, "adjoint")
+    found = _planned(query, "adjoint", vectors, work, vectors / at_once)
+    if readout.row_count is None:
         return found
     kernel = cast("KernelCall", readout.kernel)
-    vectors = len(readout.rows.unique()) * readout.taps
-    rows = _planned(query, "adjoint", vectors, _work(program.upstream([kernel.input])), vectors / program.chunk)
+    vectors = readout.row_count * readout.taps
+    work = _work(program.upstream([kernel.input]))
+    rows = _planned(query, "adjoint", vectors, work, vectors / at_once)
     # then each unit weights the taps of its row
     length = prod(query.part_shape) + readout.entries.numel()
     weighted = len(query.images) * query.units.count * readout.taps * length
@@ -135,32 +177,38 @@ def _plan_adjoint(query: Query) -> Plan:
 
 def _plan_basis(query: Query) -> Plan:
     vectors = prod(query.network.in_shape) + query.readout.entries.numel()
-    return _planned(query, "basis", vectors, _work(query.readout.steps()), vectors / query.program.chunk)
+    batches = vectors / vectors_at_once(query, "basis")
+    return _planned(query, "basis", vectors, _work(query.readout.steps()), batches)
 
 
 def _plan_coloured(query: Query) -> Plan:
     vectors = prod(query.part_shape) + query.readout.entries.numel()
-    return _planned(query, "coloured", vectors, _work(query.readout.steps()), vectors / query.program.chunk)
+    batches = vectors / vectors_at_once(query, "coloured")
+    return _planned(query, "coloured", vectors, _work(query.readout.steps()), batches)
 
 
 def _plan_windowed(query: Query) -> Plan:
-    """One pixel's windows stand for all; biases are counted as if each went through half of the network."""
-    program, fields = query.program, query.program.fields
-    steps, entries = query.readout.steps(), query.readout.entries.numel()
-    slots = [program.image.slot, *(step.output.slot for step in steps)]
-    strides = strides_of([fields[slot] for slot in slots], len(query.network.in_shape) - 1)
-    pixel = Group.of_one(strides)
-    shares = {}
-    for step in steps:
-        spans, whole = pixel.spans(fields[step.output.slot]), prod(step.output.shape[1:])
-        windowed = whole if spans is None else prod(max(0, s.size) for s in spans)
-        shares[step.output.slot] = min(1.0, windowed / whole)
-    pixels = query.network.in_shape[0] * prod(map(len, query.patches.reached()))
+    """One pixel's windows count for all; a bias counts as if it went through half of the network."""
+    program, readout = query.program, query.readout
+    steps, entries = readout.steps(), readout.entries.numel()
+    after = [readout.apart] if readout.apart else []
+    batches = Batches.of(program, [readout.source], after, 1, query.dtype, query.room)
+    size = on_windows(program.fields, batches.strides)
+    shares = {step.output.slot: size(step.output) / whole(step.output) for step in steps}
+    reached = [len(axis) for axis in query.patches.reached()]
+    pixels = query.network.in_shape[0] * prod(reached)
     vectors = pixels + entries
-    on_windows, on_maps = _work(steps, shares), _work(steps)
-    products, numbers = ((w * pixels + m * entries / 2) / max(1, vectors) for w, m in zip(on_windows, on_maps, strict=True))
-    batches = prod(strides) + entries / program.chunk
-    return _planned(query, "windowed", vectors, (products, numbers), batches)
+    parts = zip(_work(steps, shares), _work(steps), strict=True)  # on windows, on whole maps
+    products, numbers = ((w * pixels + m * entries / 2) / max(1, vectors) for w, m in parts)
+    count = [-(-n // stride) for n, stride in zip(reached, batches.strides, strict=True)]
+    fast = min(replace(batches, within=None).pixels(count), prod(count))
+    together = min(batches.pixels(count), fast)
+    at_once = vectors_at_once(query, "windowed")
+    sweeps = prod(batches.strides) * fast / together + entries / at_once
+    found = _planned(query, "windowed", vectors, (products, numbers), sweeps)
+    each = bytes_of_vector(_held(query, "windowed"), query.dtype.itemsize)
+    workspace = max(min(entries, at_once) * each, together * batches.bytes_of_pixel)
+    return replace(found, workspace=workspace)
 
 
 _PLANS: dict[str, Callable[[Query], Plan]] = {

@@ -204,23 +204,53 @@ class Query:
         """Bytes of one hyperplane: image part, bias part and value."""
         return (prod(self.part_shape) + self.readout.entries.numel() + 1) * self.dtype.itemsize
 
+    @property
+    def room(self) -> int | None:
+        """Bytes of the memory that the result leaves for a batch; ``None`` without a bound."""
+        if self.memory == UNBOUNDED:
+            return None
+        result = self.bytes_each * self.units.count * len(self.images)
+        return max(0, self.memory - result)
+
     def values(self, recorded: Recorded) -> Tensor:
         """The units' values from what the untouched model computed, ``(N, *units)``."""
         output = recorded.outputs[self.layer.name]
-        with exact(output.device):
-            everything = self._merged(output) if self.own_bias else self._without_bias(recorded)
         images = len(output)
         flat = self.units.numbers(slice(0, images), images, output.device)
-        return everything.flatten(1).gather(1, flat).view(images, *self.units.shape)
+        with exact(output.device):
+            if self.mode in ("RM4", "RM3"):
+                chosen = self._of_single_kernels(recorded.inputs[self.layer.name], flat)
+            elif self.own_bias:
+                chosen = self._merged(output).flatten(1).gather(1, flat)
+            else:
+                product = self._kernel.apply(recorded.inputs[self.layer.name])
+                chosen = self._merged(product).flatten(1).gather(1, flat)
+        return chosen.view(images, *self.units.shape)
 
-    def _without_bias(self, recorded: Recorded) -> Tensor:
-        """The layer's kernel applied to its recorded input, to one in-channel at a time where the mode keeps them apart."""
-        x, kernel = recorded.inputs[self.layer.name], self._kernel
-        if self.mode not in ("RM4", "RM3"):
-            return self._merged(kernel.apply(x))
+    def _of_single_kernels(self, x: Tensor, flat: Tensor) -> Tensor:
+        """Values of units that are single kernels, ``(N, K)``: the kernel on one in-channel at a time.
+
+        All in-channels together would take the memory of many blocks.
+
+        Args:
+            x: Recorded input of the kernel.
+            flat: Numbers of the units, ``(N, K)``.
+        """
+        kernel, (images, count) = self._kernel, flat.shape
         mask = kernel.rule.in_channel_mask(x.shape[1]).to(x.device)
-        apart = [self._merged(kernel.apply(x * m.view(-1, *(1,) * (x.dim() - 2)))) for m in mask]
-        return torch.stack(apart, -2)
+        channels = self.units.dims["out_channel"]
+        # the number of a unit is (position * in-channels + in-channel) * out-channels + out-channel
+        pair, out_channel = flat.flatten() // channels, flat.flatten() % channels
+        in_channel, place = pair % len(mask), pair // len(mask) * channels + out_channel
+        order = in_channel.argsort(stable=True)
+        values = x.new_empty(images * count)
+        sizes = in_channel.bincount(minlength=len(mask)).tolist()
+        for m, those in zip(mask, order.split(sizes), strict=True):
+            if len(those):
+                apart = x * m.view(-1, *(1,) * (x.dim() - 2))
+                maps = self._merged(kernel.apply(apart)).flatten(1)
+                values[those] = maps[those // count, place[those]]
+        return values.view(images, count)
 
     def _merged(self, maps: Tensor) -> Tensor:
         """Maps in the order of the units, positions summed where the mode says so."""

@@ -113,17 +113,27 @@ class Readout:
         return {kernel.input.slot: back * mask}
 
     @cached_property
-    def rows(self) -> Tensor | None:
-        """In RM4 and RM3 the number of each unit's row, where rows of the kernel's input are fewer than the units.
+    def row_count(self) -> int | None:
+        """In RM4 and RM3 the number of rows of the kernel's input, where these are fewer than the units.
 
         A row is one in-channel at one position of a unit, or at all of them in RM3: units that differ in the
         out-channel share it, and each is its taps weighted by a kernel (Algorithms 1 and 2 of [Wan2022]).
         """
         if self.mode not in ("RM4", "RM3") or not self.units.is_shared or self._kernel.rule.tap() is None:
             return None
-        flat = self.units.flat.flatten()
-        rows = flat // self.units.dims["out_channel"]  # the last of the mode's dimensions
-        return rows if len(rows.unique()) * self.taps < len(flat) else None
+        *dims, channels = self.units.dims.values()  # the out-channel is the last dimension
+        seen = torch.zeros(prod(dims), dtype=torch.bool)
+        for numbers in self.units.parts():
+            seen[numbers // channels] = True
+        count = int(seen.sum())
+        return count if count * self.taps < self.units.count else None
+
+    @property
+    def rows(self) -> Tensor | None:
+        """The number of each unit's row, see :attr:`row_count`."""
+        if self.row_count is None:
+            return None
+        return self.units.flat.flatten() // self.units.dims["out_channel"]
 
     @property
     def taps(self) -> int:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.plans import Plan
+from adjointbackmap.engine.workspace import block_shape
 from adjointbackmap.planes.hyperplane import Hyperplanes, planes_of
-from adjointbackmap.planes.planner import plan_query, plans_of
+from adjointbackmap.planes.planner import able_methods, plan_query
 from adjointbackmap.planes.query import Block, Query
 
 
@@ -124,10 +125,11 @@ def stream(query: Query) -> Stream:
         4 hyperplanes in 1 block(s), adjoint, at most 1.56e-05 GMAC, at most 0.0 MiB
     """
     shape = (len(query.images), *query.units.shape)
-    able = plans_of(replace(query, images=query.images[:1]))
+    able = able_methods(query)
     found = []
-    for name, plan in able.items():
-        block = block_shape(shape, max(1, query.memory // 2 // (plan.bytes // query.units.count)))
+    for name in able:
+        each = _while_computed(query, name)
+        block = block_shape(shape, max(1, query.memory // 2 // each))
         blocks = prod(-(-extent // size) for extent, size in zip(shape, block, strict=True))
         first = replace(query, method=name).part(tuple(slice(0, size) for size in block))
         if _room(first) <= query.memory // 2:
@@ -144,30 +146,26 @@ def stream(query: Query) -> Stream:
     return Stream(replace(query, method=name), block)
 
 
+def _while_computed(query: Query, method: str) -> int:
+    """Bytes of one hyperplane while a method computes it.
+
+    Colours and the basis give hyperplanes in another order, and the basis on the whole image: the
+    result is copied once.
+    """
+    pixels = query.network.in_shape if method == "basis" else query.part_shape
+    copies = 2 if method in ("basis", "coloured") else 1
+    return (copies * prod(pixels) + query.readout.entries.numel()) * query.dtype.itemsize
+
+
 def _room(query: Query) -> int:
-    """Bytes of what a method gives: tangents give every channel at all positions between the chosen ones."""
-    planned = plan_query(query).bytes
-    if query.method in ("adjoint", "basis"):
-        return planned
-    positions, pixels = prod(query.patches.counts), prod(query.patches.size)
-    numbers = query.network.in_shape[0] * query.readout.elements.shape[0] * positions * pixels
-    return max(planned, len(query.images) * numbers * query.dtype.itemsize)
+    """Bytes of what a method gives: tangents give all channels at all positions of a box."""
+    method, units = str(query.method), query.units.count
+    if method in ("windowed", "coloured"):
+        units = max(units, query.readout.elements.shape[0] * prod(query.patches.counts))
+    return len(query.images) * units * _while_computed(query, method)
 
 
 # blocks
-
-
-def block_shape(shape: Sequence[int], most: int) -> tuple[int, ...]:
-    """The largest block of at most ``most`` elements that takes the last dimensions whole.
-
-    Example:
-        >>> block_shape((32, 32, 4), 300), block_shape((32, 32, 4), 10), block_shape((2, 3), 1)
-        ((2, 32, 4), (1, 2, 4), (1, 1))
-    """
-    block: tuple[int, ...] = ()
-    for extent in reversed(shape):
-        block = (max(1, min(extent, most // prod(block))), *block)
-    return block
 
 
 def tiles(region: Sequence[slice], step: Sequence[int]) -> list[Block]:

@@ -1,5 +1,6 @@
 """Which units of a layer: the dimensions of each reconstruction mode, and selections of units as NumPy makes them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -12,6 +13,7 @@ from torch import Tensor
 from adjointbackmap.engine.network import Layer
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+AT_ONCE = 2**16  # units whose numbers are looked at together
 LONGEST_SHOWN = 80  # characters of an argument in a message
 AXES = {0: (), 1: ("col",), 2: ("row", "col"), 3: ("depth", "row", "col")}
 
@@ -105,24 +107,40 @@ class Selection:
     @cached_property
     def is_everything(self) -> bool:
         """Whether it is every unit, in order."""
-        everything = torch.arange(prod(self.dims.values()), device=self.flat.device)
         named = self.names == tuple(self.dims)
-        return named and self.is_shared and torch.equal(self.flat.flatten(), everything)
+        if not named or not self.is_shared or self.count != prod(self.dims.values()):
+            return False
+        starts = range(0, self.count, AT_ONCE)
+        expected = (torch.arange(n, min(n + AT_ONCE, self.count)) for n in starts)
+        return all(torch.equal(p.cpu(), e) for p, e in zip(self.parts(), expected, strict=True))
+
+    def parts(self) -> Iterator[Tensor]:
+        """Numbers of the units in parts, as a layer in RM4 has millions of units.
+
+        What is computed of all numbers at once would take several times the memory of a block.
+        """
+        return iter(self.flat.flatten().split(AT_ONCE))
 
     @property
     def is_box(self) -> bool:
         """Whether the units are all of those at the positions between the outermost, in order; for units on maps."""
         if not self.is_shared:
             return False
-        ranges = tuple(slice(p.start, p.stop) for p in self.box)
-        box = torch.arange(prod(self.dims.values())).view(*self.dims.values())[ranges]
-        return self.shape == tuple(box.shape) and torch.equal(self.flat[0], box)
+        extents = list(self.dims.values())
+        ranges = [*self.box, *map(range, extents[len(self.box) :])]
+        if self.shape != tuple(map(len, ranges)):
+            return False
+        box = torch.zeros((), dtype=torch.int64)  # number of each unit of the box, (*ranges)
+        for places, extent in zip(ranges, extents, strict=True):
+            box = (box * extent)[..., None] + torch.arange(places.start, places.stop)
+        return torch.equal(self.flat[0].cpu(), box)
 
     @cached_property
     def box(self) -> tuple[range, ...]:
         """The positions along each axis of a map, from the first chosen one to the last."""
-        positions = self.positions(self.flat)
-        return tuple(range(int(p.min()), int(p.max()) + 1) for p in positions)
+        ends = [[(int(p.min()), int(p.max())) for p in self.positions(part)] for part in self.parts()]
+        axes = (zip(*along, strict=True) for along in zip(*ends, strict=True))
+        return tuple(range(min(first), max(last) + 1) for first, last in axes)
 
     def coordinates(self) -> dict[str, Tensor]:
         """Each unit's place along every dimension of the mode, of the shape of :attr:`flat`."""
