@@ -177,7 +177,8 @@ def classifier(folder: Path, name: str) -> nn.Module:
 
 def check_classifier(folder: Path, name: str) -> dict[str, Any]:
     """Errors on ten images of the sample, and the accuracy on all of it."""
-    model, images = classifier(folder, name), data.sample()
+    model = classifier(folder, name)
+    images = data.sample()
     x = images.unit_interval()
     with torch.no_grad():
         right = int((model(x).argmax(1) == images.labels).sum())
@@ -217,9 +218,11 @@ ONNX = {
 def converted(folder: Path, name: str) -> tuple[nn.Module, Any]:
     """One of :data:`ONNX` as onnx2torch gives it, in eval mode, and the file itself."""
     mend_torchvision()
-    onnx, onnx2torch = importlib.import_module("onnx"), importlib.import_module("onnx2torch")
+    onnx = importlib.import_module("onnx")
+    onnx2torch = importlib.import_module("onnx2torch")
     file = onnx.load(folder / "onnx" / f"{name}.onnx")
-    opset, raised = ONNX[name].opset, file
+    opset = ONNX[name].opset
+    raised = file
     if opset:
         converter = importlib.import_module("onnx.version_converter")
         raised = converter.convert_version(file, opset)
@@ -228,7 +231,8 @@ def converted(folder: Path, name: str) -> tuple[nn.Module, Any]:
 
 def check_converted(folder: Path, name: str) -> dict[str, Any]:
     """Errors on ten random inputs, and how far the module is from ONNX's own evaluator."""
-    one, (model, file) = ONNX[name], converted(folder, name)
+    one = ONNX[name]
+    (model, file) = converted(folder, name)
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(IMAGES, *one.shape, generator=generator) + one.lowest
     evaluator = importlib.import_module("onnx.reference").ReferenceEvaluator(file)

@@ -30,7 +30,8 @@ from adjointbackmap.planes.hyperplane import relative_error
 
 LIMIT = 1e-10
 OUTPUTS = 10  # units of the output
-BEGIN, END = "<!-- zoo: written by benchmarks/zoo.py -->", "<!-- zoo: end -->"
+BEGIN = "<!-- zoo: written by benchmarks/zoo.py -->"
+END = "<!-- zoo: end -->"
 NOT_AFFINE = {  # a product of two values that depend on the image, mul, has no module of its own
     "gelu": nn.GELU,
     "hardswish": nn.Hardswish,
@@ -91,7 +92,9 @@ MEMBERS = {
         Member("efficientnet_b0", refused=("silu", "sigmoid", "mul")),
     ),
 }
-ZOO = {f"{library}/{member.name}": member for library, members in MEMBERS.items() for member in members}
+ZOO = {
+    f"{library}/{member.name}": member for library, members in MEMBERS.items() for member in members
+}
 
 
 def mend_torchvision() -> None:
@@ -100,7 +103,10 @@ def mend_torchvision() -> None:
         importlib.import_module("torchvision")
     except RuntimeError:
         for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            torch.library.define(
+                f"torchvision::{name}",
+                "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+            )
     except ImportError:
         return
 
@@ -110,9 +116,13 @@ def build(name: str) -> nn.Module:
     mend_torchvision()
     member = ZOO[name]
     if name.startswith("timm/"):
-        model = importlib.import_module("timm").create_model(member.name, pretrained=False, **member.options)
+        model = importlib.import_module("timm").create_model(
+            member.name, pretrained=False, **member.options
+        )
     else:
-        model = importlib.import_module("torchvision").models.get_model(member.name, weights=None, **member.options)
+        model = importlib.import_module("torchvision").models.get_model(
+            member.name, weights=None, **member.options
+        )
     torch.manual_seed(0)
     for module in model.eval().double().modules():
         randomise(module)
@@ -136,17 +146,22 @@ def randomise(module: nn.Module) -> None:
 def image_of(name: str) -> Tensor:
     """A random image at the size of a network, ``(1, 3, size, size)``."""
     size = ZOO[name].size
-    return torch.rand(1, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return torch.rand(
+        1, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def check(name: str) -> dict:
     """Errors of ten units of the output and of one unit of every layer, and the time that they took."""
-    model, x = build(name), image_of(name)
+    model = build(name)
+    x = image_of(name)
     started = time.perf_counter()
     network = abm.trace(model, x)
     traced = time.perf_counter()
     errors = {"output in RM0": output_errors(network, x), **layer_errors(network, x)}
-    scaled, relative = torch.tensor(list(errors.values()), dtype=torch.float64).T  # where there is a NaN, it is the maximum
+    scaled, relative = torch.tensor(
+        list(errors.values()), dtype=torch.float64
+    ).T  # where there is a NaN, it is the maximum
     return {
         "size": ZOO[name].size,
         "layers": len(errors) - 1,
@@ -162,7 +177,9 @@ def check(name: str) -> dict:
 
 def output_errors(network: abm.Network, x: Tensor) -> tuple[float, float]:
     """Largest scale-aware and relative error of ten units of the output in RM0."""
-    units = torch.randperm(network.layer("output").out_shape[0], generator=torch.Generator().manual_seed(0))[:OUTPUTS]
+    units = torch.randperm(
+        network.layer("output").out_shape[0], generator=torch.Generator().manual_seed(0)
+    )[:OUTPUTS]
     planes = abm.hyperplanes(network, x, "output", "RM0", units=(units,))
     figures = abm.reconstruction_test(planes, tolerance=float("inf"))
     return figures["error"], figures["relative"]
@@ -186,11 +203,15 @@ def layer_errors(network: abm.Network, x: Tensor) -> dict[str, tuple[float, floa
     return errors
 
 
-def errors_of(value: Tensor, x: Tensor, b: Tensor, image: Tensor, bias: Tensor) -> tuple[float, float]:
+def errors_of(
+    value: Tensor, x: Tensor, b: Tensor, image: Tensor, bias: Tensor
+) -> tuple[float, float]:
     """Scale-aware and relative error of one hyperplane, as :func:`abm.reconstruction_test` defines them."""
     products = torch.cat([(x * image).flatten(), (b * bias).flatten()])
     scale = products.abs().sum().clamp_min(torch.finfo(x.dtype).tiny)
-    return float((products.sum() - value).abs() / scale), float(relative_error(products.sum(), value).abs())
+    return float((products.sum() - value).abs() / scale), float(
+        relative_error(products.sum(), value).abs()
+    )
 
 
 def drawn(value: Tensor, generator: torch.Generator) -> int:
@@ -214,12 +235,19 @@ def refusal(name: str) -> dict:
         msg = f"{name} must be refused for {', '.join(ZOO[name].refused)}. Got a network."
         raise RuntimeError(msg)
     for op in ZOO[name].refused:
-        paths = {path for path, module in model.named_modules() if isinstance(module, NOT_AFFINE.get(op, ()))}
+        paths = {
+            path
+            for path, module in model.named_modules()
+            if isinstance(module, NOT_AFFINE.get(op, ()))
+        }
         missing = paths - set(causes.get(op, ()))
         if missing or op not in causes:
             msg = f"The refusal of {name} must name {op} at {len(paths)} modules. It leaves out {', '.join(sorted(missing))}."
             raise RuntimeError(msg)
-    return {"size": ZOO[name].size, "refused": {op: {"calls": len(paths), "first": paths[0]} for op, paths in causes.items()}}
+    return {
+        "size": ZOO[name].size,
+        "refused": {op: {"calls": len(paths), "first": paths[0]} for op, paths in causes.items()},
+    }
 
 
 def causes_of(message: str) -> dict[str, list[str]]:
@@ -240,11 +268,15 @@ def markdown(found: dict) -> str:
     """The tables of what was checked and what was refused."""
     checked = {name: f for name, f in found["networks"].items() if "refused" not in f}
     refused = {name: f["refused"] for name, f in found["networks"].items() if "refused" in f}
-    lines = ["| network | image | layers | units | length of b | worst scale-aware error | worst relative error | seconds |"]
+    lines = [
+        "| network | image | layers | units | length of b | worst scale-aware error | worst relative error | seconds |"
+    ]
     lines.append("|---|---|---|---|---|---|---|---|")
     for name, f in checked.items():
         counts = f"{f['size']} x {f['size']} | {f['layers']} | {f['units']} | {f['biases']:,}"
-        lines.append(f"| `{name}` | {counts} | {f['error']:.1e} | {f['relative']:.1e} | {f['seconds']:.0f} |")
+        lines.append(
+            f"| `{name}` | {counts} | {f['error']:.1e} | {f['relative']:.1e} | {f['seconds']:.0f} |"
+        )
     lines += ["", "| refused network | operations named: calls, the first of them |", "|---|---|"]
     for name, causes in refused.items():
         listed = ", ".join(f"{op} x {c['calls']} (`{c['first']}`)" for op, c in causes.items())
@@ -277,7 +309,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="part of the names of the networks to run")
     parser.add_argument("--out", type=Path, default=Path("docs/results/zoo.json"))
-    parser.add_argument("--docs", type=Path, help="page to write the tables into, such as docs/zoo.md")
+    parser.add_argument(
+        "--docs", type=Path, help="page to write the tables into, such as docs/zoo.md"
+    )
     arguments = parser.parse_args()
     found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"networks": {}}
     for name, member in ZOO.items():

@@ -35,7 +35,10 @@ nitpicky = True  # every cross-reference must lead somewhere, but for names of o
 nitpick_ignore_regex = [
     ("py:attr", ".*"),  # attributes are listed with their class and are no targets
     ("py:.*", "|".join(dir(builtins))),
-    ("py:.*", r"(torch|numpy|np|xarray|scipy|matplotlib|collections|pathlib|os|typing|jaxtyping)\..*"),
+    (
+        "py:.*",
+        r"(torch|numpy|np|xarray|scipy|matplotlib|collections|pathlib|os|typing|jaxtyping)\..*",
+    ),
     ("py:.*", "Any|Axes|Callable|Figure|Iterator|LinearOperator|Path|PathLike|Sequence|Tensor"),
     ("py:.*", r"'.*'|.*\*.*"),  # shapes
     # parts of the engine, which the reference does not list
@@ -53,7 +56,9 @@ html_show_sphinx = html_show_copyright = False
 html_static_path = ["style", str(files("ziamath") / "fonts")]  # with STIX Two Math
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
-smartquotes_action = "D"  # dashes between a parameter and its description; quotes stay as they are written
+smartquotes_action = (
+    "D"  # dashes between a parameter and its description; quotes stay as they are written
+)
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -162,7 +167,9 @@ def find_by_last_name(sphinx, env, node, content):
         return None
     node["refspecific"] = True
     python = env.domains.python_domain
-    return python.resolve_xref(env, node["refdoc"], sphinx.builder, node["reftype"], node["reftarget"], node, content)
+    return python.resolve_xref(
+        env, node["refdoc"], sphinx.builder, node["reftype"], node["reftarget"], node, content
+    )
 
 
 def mend_links_to_reference(sphinx, page, template, context, doctree):
@@ -199,7 +206,9 @@ def block_equation(self, node):
         self.body.append(f'<span class="eqno">({get_node_equation_number(self, node)})')
         self.add_permalink_ref(node, "Link to this equation")
         self.body.append("</span>")
-    self.body.append(f'<div class="formula">{tex2mathml(node.astext(), as_block=True)}</div></div>\n')
+    self.body.append(
+        f'<div class="formula">{tex2mathml(node.astext(), as_block=True)}</div></div>\n'
+    )
     raise SkipNode
 
 

@@ -19,7 +19,9 @@ def assert_reconstructed(network, x: Tensor) -> None:
     """Every unit of every layer is the inner product with its hyperplane, and the tangent [x; b] repeats the model."""
     for own_bias in (True, False):
         checks = abm.verify(network, x, own_bias=own_bias)
-        assert {name: check.scaled for name, check in checks.items() if not check.scaled <= 1e-12} == {}
+        assert {
+            name: check.scaled for name, check in checks.items() if not check.scaled <= 1e-12
+        } == {}
     assert max(abm.audit(network, x).values()) <= 1e-12
 
 
@@ -54,10 +56,13 @@ def declared_field(network, name: str) -> list[Tensor] | None:
     if not field:
         return field
     masks = []
-    for axis, positions, pixels in zip(field, layer.out_shape[1:], network.in_shape[1:], strict=True):
+    for axis, positions, pixels in zip(
+        field, layer.out_shape[1:], network.in_shape[1:], strict=True
+    ):
         mask = torch.zeros(positions, pixels, dtype=torch.bool)
         for o in range(positions):
-            low, high = ceil(o * axis.step + axis.low), floor(o * axis.step + axis.high)
+            low = ceil(o * axis.step + axis.low)
+            high = floor(o * axis.step + axis.high)
             mask[o, max(low, 0) : max(high + 1, 0)] = True
         masks.append(mask)
     return masks
@@ -94,9 +99,15 @@ def extents(true: Tensor, axis: int) -> Tensor:
 def snapshot(model: nn.Module) -> tuple:
     """Everything of a model that must not change: tensors and their grads, flags, hooks."""
     tensors = {name: t.detach().clone() for name, t in model.state_dict().items()}
-    parameters = {n: (id(p), p.requires_grad, None if p.grad is None else p.grad.clone()) for n, p in model.named_parameters()}
+    parameters = {
+        n: (id(p), p.requires_grad, None if p.grad is None else p.grad.clone())
+        for n, p in model.named_parameters()
+    }
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    modules = {n: (id(m), m.training, *(list(getattr(m, h)) for h in hooks)) for n, m in model.named_modules()}
+    modules = {
+        n: (id(m), m.training, *(list(getattr(m, h)) for h in hooks))
+        for n, m in model.named_modules()
+    }
     return tensors, parameters, modules
 
 

@@ -12,9 +12,17 @@ from torch import Tensor, nn
 pytest.register_assert_rewrite("checks")
 
 # random networks: the same few in every run, or thousands of new ones with `make random`
-settings.register_profile("few", max_examples=20, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile(
+    "few", max_examples=20, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
 MOST = int(os.environ.get("RANDOM_NETWORKS", "5000"))
-settings.register_profile("random", parent=settings.get_profile("few"), max_examples=MOST, derandomize=False, print_blob=True)
+settings.register_profile(
+    "random",
+    parent=settings.get_profile("few"),
+    max_examples=MOST,
+    derandomize=False,
+    print_blob=True,
+)
 settings.load_profile("few")
 
 

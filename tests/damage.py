@@ -31,7 +31,9 @@ def zeroed(draw: random.Random, content: bytes) -> bytes:
     return content[:first] + bytes(length) + content[first + length :]
 
 
-def harm(folder: Path, seed: int, pattern: str = "*", harms: tuple[str, ...] = tuple(HARMS)) -> Path:
+def harm(
+    folder: Path, seed: int, pattern: str = "*", harms: tuple[str, ...] = tuple(HARMS)
+) -> Path:
     """Damage one file of a folder, never in a way that leaves it as it was; the file."""
     draw = random.Random(seed)
     files = sorted(path for path in folder.rglob(pattern) if path.is_file())

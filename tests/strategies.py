@@ -19,9 +19,12 @@ LIMIT = 120  # numbers in a value, so that dense Jacobians stay small
 class Function(nn.Module):
     """A function of one or two values, named for the report; ``constants`` are its parameters."""
 
-    def __init__(self, name: str, function: Callable[..., Tensor], *constants: nn.Parameter) -> None:
+    def __init__(
+        self, name: str, function: Callable[..., Tensor], *constants: nn.Parameter
+    ) -> None:
         super().__init__()
-        self.name, self.function = name, function
+        self.name = name
+        self.function = function
         self.constants = nn.ParameterList(constants)
 
     def forward(self, *values: Tensor) -> Tensor:
@@ -87,7 +90,9 @@ class Standardised(nn.Conv2d):
     """A convolution that takes the mean of every kernel away in its forward."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+        return self._conv_forward(
+            x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias
+        )
 
 
 COMPUTED = {
@@ -121,22 +126,34 @@ def convolution(draw: Draw, shape: Shape) -> nn.Module:
     mode = pick(draw, "zeros", "zeros", "reflect", "replicate", "circular")
     padding = pick(draw, 0, 1, 2, "same")
     stride = 1 if padding == "same" else pick(draw, 1, 2)
-    size, dilation, bias = tuple(pick(draw, 3, 1, 2) for _ in shape[1:]), pick(draw, 1, 1, 2), pick(draw, True, False)
+    size = tuple(pick(draw, 3, 1, 2) for _ in shape[1:])
+    dilation = pick(draw, 1, 1, 2)
+    bias = pick(draw, True, False)
     out = groups * pick(draw, 1, 2, 3)
-    return with_kernel(draw, kind(shape[0], out, size, stride, padding, dilation, groups, bias, mode))
+    return with_kernel(
+        draw, kind(shape[0], out, size, stride, padding, dilation, groups, bias, mode)
+    )
 
 
 def transposed_convolution(draw: Draw, shape: Shape) -> nn.Module:
     groups = pick(draw, *(g for g in (1, 2, 3) if shape[0] % g == 0))
     kind = of_axes(shape, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     stride = pick(draw, 1, 2, 3)
-    rest = {"output_padding": pick(draw, 0, 1), "bias": pick(draw, True, False), "dilation": pick(draw, 1, 1, 2)}
-    size, padding, out = pick(draw, 2, 1, 3), pick(draw, 0, 1), groups * pick(draw, 1, 2)
+    rest = {
+        "output_padding": pick(draw, 0, 1),
+        "bias": pick(draw, True, False),
+        "dilation": pick(draw, 1, 1, 2),
+    }
+    size = pick(draw, 2, 1, 3)
+    padding = pick(draw, 0, 1)
+    out = groups * pick(draw, 1, 2)
     return with_kernel(draw, kind(shape[0], out, size, stride, padding, groups=groups, **rest))
 
 
 def linear(draw: Draw, shape: Shape) -> nn.Module:
-    return with_kernel(draw, nn.Linear(shape[-1], pick(draw, 3, 1, 5), bias=pick(draw, True, False)))
+    return with_kernel(
+        draw, nn.Linear(shape[-1], pick(draw, 3, 1, 5), bias=pick(draw, True, False))
+    )
 
 
 def batch_norm(draw: Draw, shape: Shape) -> nn.Module:
@@ -152,7 +169,14 @@ def instance_norm(draw: Draw, shape: Shape) -> nn.Module:
 
 def recurrent(draw: Draw, shape: Shape) -> nn.Module:
     options = {"bias": pick(draw, True, False), "bidirectional": pick(draw, False, True)}
-    layer = nn.RNN(shape[-1], pick(draw, 3, 1), pick(draw, 1, 2), nonlinearity="relu", batch_first=True, **options)
+    layer = nn.RNN(
+        shape[-1],
+        pick(draw, 3, 1),
+        pick(draw, 1, 2),
+        nonlinearity="relu",
+        batch_first=True,
+        **options,
+    )
     return LastAndAll(layer)
 
 
@@ -176,7 +200,15 @@ def multiplier(draw: Draw, shape: Shape) -> nn.Module:
 
 
 def activation(draw: Draw, shape: Shape) -> nn.Module:
-    return pick(draw, nn.ReLU, lambda: nn.LeakyReLU(0.2), nn.PReLU, lambda: nn.PReLU(shape[0]), nn.RReLU, nn.Dropout)()
+    return pick(
+        draw,
+        nn.ReLU,
+        lambda: nn.LeakyReLU(0.2),
+        nn.PReLU,
+        lambda: nn.PReLU(shape[0]),
+        nn.RReLU,
+        nn.Dropout,
+    )()
 
 
 SATURATING = {
@@ -215,7 +247,9 @@ def with_tensor(draw: Draw, shape: Shape) -> nn.Module:
         "clamp tensors": lambda x, p: x.clamp(-p.abs(), p.abs() + 0.3),
         "multiplier": lambda x, p: x * p,
         "offset": lambda x, p: x - 0.5 * p,
-        "affine": lambda x, p: (1.5 - x) / 0.8 + p,  # a parameter that multiplies too has another derivative than its entry
+        "affine": lambda x, p: (
+            (1.5 - x) / 0.8 + p
+        ),  # a parameter that multiplies too has another derivative than its entry
     }
     name = pick(draw, *parts)
     sizes = pick(draw, (), (shape[0], *(1,) * (len(shape) - 1)), (1, *shape), (shape[-1],))
@@ -231,7 +265,8 @@ class Named(nn.Module):
     def __init__(self, channels: int, dims: int) -> None:
         super().__init__()
         shape = (channels, *(1,) * (dims - 1))
-        self.add, self.sub = parameter(*shape), parameter()
+        self.add = parameter(*shape)
+        self.sub = parameter()
         self.register_buffer("mul", torch.rand(shape) + 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -242,28 +277,49 @@ def constants(draw: Draw, shape: Shape) -> nn.Module:
     even = [i % 2 == 0 for i in range(shape[0])]
     parts = {
         "item": lambda x, p: x * p.sum().item() + float(p[0] * 0.3),
-        "list": lambda x, p: x * torch.tensor(p.tolist(), dtype=x.dtype).mean() - torch.tensor([0.3]).to(x),
+        "list": lambda x, p: (
+            x * torch.tensor(p.tolist(), dtype=x.dtype).mean() - torch.tensor([0.3]).to(x)
+        ),
         "cast": lambda x, p: x - p.to(x).type_as(x)[0] * 0.7,
-        "made": lambda x, p: x * torch.full((1,), 0.3, dtype=x.dtype) - torch.full_like(x, 0.1) + torch.tensor(7) / 3 * p[0],
+        "made": lambda x, p: (
+            x * torch.full((1,), 0.3, dtype=x.dtype)
+            - torch.full_like(x, 0.1)
+            + torch.tensor(7) / 3 * p[0]
+        ),
         "branch": lambda x, p: x + p[0] if p.mean() > 0 else 0.7 * x - p[1],
         "boolean index": lambda x, p: x[:, torch.tensor(even)] * p[p > p.min()].sum(),
         "place": lambda x, p: x * p[int(p.argmax())] - p[p.argmin()],
     }
     name = pick(draw, "named", *parts)
-    return Named(shape[0], len(shape)) if name == "named" else Function(name, parts[name], parameter(3))
+    return (
+        Named(shape[0], len(shape))
+        if name == "named"
+        else Function(name, parts[name], parameter(3))
+    )
 
 
 # parts that pool or reduce
 
 
 def pooling(draw: Draw, shape: Shape) -> nn.Module:
-    size, stride, padding, ceil = pick(draw, 2, 3, 1), pick(draw, 2, 1, 3), pick(draw, 0, 1), pick(draw, False, True)
+    size = pick(draw, 2, 3, 1)
+    stride = pick(draw, 2, 1, 3)
+    padding = pick(draw, 0, 1)
+    ceil = pick(draw, False, True)
     target = tuple(pick(draw, 1, 2, 3) for _ in shape[1:])
     kinds = [
-        lambda: of_axes(shape, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)(size, stride, padding, pick(draw, 1, 2), ceil_mode=ceil),
-        lambda: of_axes(shape, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)(size, stride, padding, ceil, pick(draw, True, False)),
-        lambda: of_axes(shape, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)(target),
-        lambda: of_axes(shape, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)(target),
+        lambda: of_axes(shape, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)(
+            size, stride, padding, pick(draw, 1, 2), ceil_mode=ceil
+        ),
+        lambda: of_axes(shape, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)(
+            size, stride, padding, ceil, pick(draw, True, False)
+        ),
+        lambda: of_axes(shape, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)(
+            target
+        ),
+        lambda: of_axes(shape, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)(
+            target
+        ),
     ]
     return pick(draw, *kinds)()
 
@@ -279,8 +335,12 @@ def reduction(draw: Draw, shape: Shape) -> nn.Module:
         "max": lambda x: x.max(dim, keepdim=keep)[0],
         "min": lambda x: x.min(dim, keepdim=keep).values,
         "centred": lambda x: x - x.mean(dim, keepdim=True),
-        "largest of every second": lambda x: x.masked_fill(_every_second(shape, dim), -torch.inf).amax(dim, keepdim=keep),
-        "smallest without": lambda x: torch.where(_every_second(shape, dim), torch.inf, x).min(dim, keepdim=keep)[0],
+        "largest of every second": lambda x: x.masked_fill(
+            _every_second(shape, dim), -torch.inf
+        ).amax(dim, keepdim=keep),
+        "smallest without": lambda x: torch.where(_every_second(shape, dim), torch.inf, x).min(
+            dim, keepdim=keep
+        )[0],
         "less than the largest": lambda x: x - x.amax(dim, keepdim=True),
         "maxout": lambda x: x.unflatten(dim, (-1, 2)).amax(dim + 1),
         "selected": lambda x: x.select(dim, -1) if not keep else x.select(dim, -1).unsqueeze(dim),
@@ -290,10 +350,13 @@ def reduction(draw: Draw, shape: Shape) -> nn.Module:
 
 
 def ordering(draw: Draw, shape: Shape) -> nn.Module:
-    dim, n = pick(draw, *range(1, len(shape) + 1)), pick(draw, 1, 2)
+    dim = pick(draw, *range(1, len(shape) + 1))
+    n = pick(draw, 1, 2)
     parts = {
         "sort": lambda x: x.sort(dim)[0],
-        "group sort": lambda x: x.unflatten(dim, (-1, 2)).sort(dim + 1, descending=True)[0].flatten(dim, dim + 1),
+        "group sort": lambda x: (
+            x.unflatten(dim, (-1, 2)).sort(dim + 1, descending=True)[0].flatten(dim, dim + 1)
+        ),
         "top": lambda x: x.topk(n, dim)[0],
         "bottom": lambda x: x.topk(n, dim, largest=False)[0],
         "of rank": lambda x: x.kthvalue(n, dim, keepdim=True)[0],
@@ -304,7 +367,9 @@ def ordering(draw: Draw, shape: Shape) -> nn.Module:
         "in another's order": lambda x: x.gather(dim, (x.flip(dim) - 0.6 * x).argsort(dim)),
         "place of the largest": lambda x: x - 0.3 * x.argmax(dim, keepdim=True).to(x.dtype),
         "sum of sizes": lambda x: torch.linalg.vector_norm(x + 0.1, 1, dim, keepdim=True),
-        "largest size": lambda x: torch.linalg.vector_norm(x + 0.1, float("inf"), dim, keepdim=True) - x,
+        "largest size": lambda x: (
+            torch.linalg.vector_norm(x + 0.1, float("inf"), dim, keepdim=True) - x
+        ),
     }
     name = pick(draw, *parts)
     return Function(f"{name} along {dim} by {n}", parts[name])
@@ -320,7 +385,8 @@ def _every_second(shape: Shape, dim: int) -> Tensor:
 
 
 def moving(draw: Draw, shape: Shape) -> nn.Module:
-    dim, n = pick(draw, *range(1, len(shape) + 1)), pick(draw, 1, 2)
+    dim = pick(draw, *range(1, len(shape) + 1))
+    n = pick(draw, 1, 2)
     length = shape[dim - 1]
     parts = {
         "flip": lambda x: x.flip(dim),
@@ -328,7 +394,9 @@ def moving(draw: Draw, shape: Shape) -> nn.Module:
         "from": lambda x: x.narrow(dim, n, length - n),
         "every second": lambda x: x[(slice(None),) * dim + (slice(n - 1, None, 2),)],
         "twice": lambda x: torch.cat([x, x], dim),
-        "with constants": lambda x: torch.cat([x, torch.ones_like(x) * 0.7, torch.zeros_like(x)], dim),
+        "with constants": lambda x: torch.cat(
+            [x, torch.ones_like(x) * 0.7, torch.zeros_like(x)], dim
+        ),
         "repeat": lambda x: x.repeat_interleave(2, dim),
         "transpose": lambda x: x.transpose(1, dim),
         "stack": lambda x: torch.stack([x, -x], dim).flatten(dim, dim + 1),
@@ -342,11 +410,15 @@ def moving(draw: Draw, shape: Shape) -> nn.Module:
         "differences": lambda x: torch.diff(x, n, dim),
         "triangle": lambda x: x.tril() if len(shape) > 1 else x,
         "filled": lambda x: x.index_fill(dim, torch.tensor([length - 1]), 0.7),
-        "added": lambda x: x.index_add(dim, torch.tensor([0, 0]), x.narrow(dim, n - 1, 2), alpha=0.5),
+        "added": lambda x: x.index_add(
+            dim, torch.tensor([0, 0]), x.narrow(dim, n - 1, 2), alpha=0.5
+        ),
         "scattered": lambda x: _scattered(x, dim),
         "by a mask": _masked,
         "between": lambda x: torch.lerp(x, x.flip(dim), 0.3),
-        "matrix": lambda x: x @ torch.linspace(-1, 1, 2 * shape[-1], dtype=x.dtype).view(shape[-1], 2),
+        "matrix": lambda x: (
+            x @ torch.linspace(-1, 1, 2 * shape[-1], dtype=x.dtype).view(shape[-1], 2)
+        ),
     }
     name = pick(draw, *parts)
     return Function(f"{name} along {dim} by {n}", parts[name])
@@ -384,7 +456,9 @@ def padding(draw: Draw, shape: Shape) -> nn.Module:
     if pick(draw, False, False, False, True):
         pool = of_axes(shape, F.max_pool1d, F.max_pool2d, F.max_pool3d)
         ends = (0, 1) * (len(shape) - 1)
-        return Function("max pool after -inf", lambda x: pool(F.pad(x, ends, value=-torch.inf), 2, 1))
+        return Function(
+            "max pool after -inf", lambda x: pool(F.pad(x, ends, value=-torch.inf), 2, 1)
+        )
     mode = pick(draw, "constant", "reflect", "replicate", "circular")
     value = pick(draw, 0.0, 0.6) if mode == "constant" else None
     cut = pick(draw, 0, 1, 3)
@@ -394,15 +468,29 @@ def padding(draw: Draw, shape: Shape) -> nn.Module:
 
 def resizing(draw: Draw, shape: Shape) -> nn.Module:
     linear = of_axes(shape, "linear", "bilinear", "trilinear")
-    mode = pick(draw, "nearest", linear, "nearest-exact", *(("bicubic",) if len(shape) == 3 else ()))
+    mode = pick(
+        draw, "nearest", linear, "nearest-exact", *(("bicubic",) if len(shape) == 3 else ())
+    )
     corners = pick(draw, False, True) if mode not in ("nearest", "nearest-exact") else None
     if mode in ("bilinear", "bicubic") and pick(draw, False, True):
         smaller = tuple(max(1, n - 1) for n in shape[1:])
-        return Function(f"antialiased {mode}", lambda x: F.interpolate(x, smaller, mode=mode, antialias=True))
-    sizes = [{"scale_factor": 2.0}, {"size": tuple(n + 1 for n in shape[1:])}, {"scale_factor": 1.5}]
-    factors = [{"scale_factor": f, "recompute_scale_factor": pick(draw, False, True)} for f in (3.1, 2.1, 0.6)]
+        return Function(
+            f"antialiased {mode}", lambda x: F.interpolate(x, smaller, mode=mode, antialias=True)
+        )
+    sizes = [
+        {"scale_factor": 2.0},
+        {"size": tuple(n + 1 for n in shape[1:])},
+        {"scale_factor": 1.5},
+    ]
+    factors = [
+        {"scale_factor": f, "recompute_scale_factor": pick(draw, False, True)}
+        for f in (3.1, 2.1, 0.6)
+    ]
     to = pick(draw, *sizes, *factors)
-    return Function(f"{mode} {to} {corners=}", lambda x: F.interpolate(x, **to, mode=mode, align_corners=corners))
+    return Function(
+        f"{mode} {to} {corners=}",
+        lambda x: F.interpolate(x, **to, mode=mode, align_corners=corners),
+    )
 
 
 def mixing(draw: Draw, shape: Shape) -> nn.Module:
@@ -412,10 +500,14 @@ def mixing(draw: Draw, shape: Shape) -> nn.Module:
         lambda: nn.PixelUnshuffle(2),
         lambda: nn.ChannelShuffle(2),
         lambda: Function("unfold", lambda x: F.unfold(x, 2, padding=1)),
-        lambda: Function("unfold and fold", lambda x: F.fold(F.unfold(x, 2) * 1.5, tuple(shape[1:]), 2)),
+        lambda: Function(
+            "unfold and fold", lambda x: F.fold(F.unfold(x, 2) * 1.5, tuple(shape[1:]), 2)
+        ),
         lambda: Function("unpooled", lambda x: _unpooled(x)),
         lambda: Function("pooling of order 1", lambda x: F.lp_pool2d(x, 1, 2)),
-        lambda: Function("einsum", lambda x, m: torch.einsum("nchw,cd->ndhw", x, m), parameter(shape[0], 2)),
+        lambda: Function(
+            "einsum", lambda x, m: torch.einsum("nchw,cd->ndhw", x, m), parameter(shape[0], 2)
+        ),
     ]
     return pick(draw, *kinds)()
 
@@ -427,7 +519,16 @@ def flatten(draw: Draw, shape: Shape) -> nn.Module:
 POINTWISE = [activation, saturating, with_tensor, batch_norm]
 ANYWHERE = [*POINTWISE, linear, moving, reduction, ordering, constants]
 KINDS = {1: [linear, *ANYWHERE]}
-KINDS[2] = [convolution, *ANYWHERE, convolution, pooling, padding, resizing, transposed_convolution, flatten]
+KINDS[2] = [
+    convolution,
+    *ANYWHERE,
+    convolution,
+    pooling,
+    padding,
+    resizing,
+    transposed_convolution,
+    flatten,
+]
 KINDS[2] = [*KINDS[2], instance_norm]
 KINDS[3] = [*KINDS[2], mixing]
 KINDS[4] = KINDS[2]
@@ -448,14 +549,19 @@ MEETINGS = {
 def fitted(shape: Shape, to: Shape) -> nn.Module:
     """A part that gives a value another shape, position by position where it can."""
     if len(shape) == len(to) > 1:
-        pool = of_axes(shape, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)(tuple(to[1:]))
-        return nn.Sequential(of_axes(shape, nn.Conv1d, nn.Conv2d, nn.Conv3d)(shape[0], to[0], 1), pool)
+        pool = of_axes(shape, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)(
+            tuple(to[1:])
+        )
+        return nn.Sequential(
+            of_axes(shape, nn.Conv1d, nn.Conv2d, nn.Conv3d)(shape[0], to[0], 1), pool
+        )
     return nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), prod(to)), nn.Unflatten(1, tuple(to)))
 
 
 def meet(draw: Draw, net: RandomNetwork) -> None:
     """The last value and an earlier one become one."""
-    last, other = net.last, draw(st.integers(0, net.last))
+    last = net.last
+    other = draw(st.integers(0, net.last))
     name = pick(draw, *MEETINGS)
     same_axes = len(net.shapes[other]) == len(net.shapes[last])
     if not (same_axes and net.append(Function(name, MEETINGS[name]), last, other)):
@@ -467,7 +573,11 @@ def continued(draw: Draw, net: RandomNetwork) -> None:
     """A new part, or one that was used before, after the last value or, as a branch, after an earlier one."""
     source = net.last if pick(draw, True, True, True, False) else draw(st.integers(0, net.last))
     shape = net.shapes[source]
-    used = [net.parts[part] for part, inputs in net.calls if len(inputs) == 1 and net.shapes[inputs[0]] == shape]
+    used = [
+        net.parts[part]
+        for part, inputs in net.calls
+        if len(inputs) == 1 and net.shapes[inputs[0]] == shape
+    ]
     if used and pick(draw, False, False, False, True):
         net.append(pick(draw, *used), source)
     elif len(shape) in KINDS:

@@ -32,7 +32,8 @@ MASKED = (
 def dense(function, x, kinks=(0.0,)):
     """Distances ``(2, *units)`` to the nearest kink of what a function gives for one image, from its whole Jacobian."""
     jacobian = torch.func.jacrev(lambda z: function(z[None])[0])(x)
-    value, rows = function(x[None])[0], jacobian.flatten(-x.dim())
+    value = function(x[None])[0]
+    rows = jacobian.flatten(-x.dim())
     gap = torch.stack([(value - kink).abs() for kink in kinks]).amin(0)
     norms = torch.stack([rows.square().sum(-1).sqrt(), rows.abs().sum(-1)])
     return torch.where(norms > 0, gap / norms, torch.inf)
@@ -51,12 +52,20 @@ def assert_distances(network, x, expected):
 
 def test_distances_of_relu_and_leaky_relu(traced_case):
     """Every unit that goes into an activation has the distance of the dense Jacobian in both norms."""
-    traced, x = traced_case("plain-conv-chain"), traced_case("plain-conv-chain").x[0]
-    assert_distances(traced.network, x, {"1": dense(traced.model[:1], x), "3": dense(traced.model[:3], x)})
+    traced = traced_case("plain-conv-chain")
+    x = traced_case("plain-conv-chain").x[0]
+    assert_distances(
+        traced.network, x, {"1": dense(traced.model[:1], x), "3": dense(traced.model[:3], x)}
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "gates"), [("mlp-on-flat-inputs", (2, 4)), ("conv-in-one-dimension", (2,)), ("linear-with-positions", (1,))]
+    ("name", "gates"),
+    [
+        ("mlp-on-flat-inputs", (2, 4)),
+        ("conv-in-one-dimension", (2,)),
+        ("linear-with-positions", (1,)),
+    ],
 )
 def test_distances_of_other_inputs(traced_case, name, gates):
     """Flat inputs, one dimension, positions."""
@@ -68,7 +77,8 @@ def test_distances_of_other_inputs(traced_case, name, gates):
 def test_distances_of_functions_with_two_kinks(traced_case):
     """The nearer kink of a clamp counts: ReLU6 at 0 and 6, bounds on either side, a bound alone."""
     traced = traced_case("saturated-on-both-sides")
-    net, x = traced.model, traced.x[0]
+    net = traced.model
+    x = traced.x[0]
 
     def before(last):
         def run(z):
@@ -79,14 +89,24 @@ def test_distances_of_functions_with_two_kinks(traced_case):
 
         return run
 
-    kinks = {"conv1.hardtanh": (-0.7, 0.9), "relu6": (0, 6), "conv3.clamp": (-0.3, 1.2), "output": (0.1,)}
-    assert_distances(traced.network, x, {name: dense(before(n), x, at) for n, (name, at) in enumerate(kinks.items())})
+    kinks = {
+        "conv1.hardtanh": (-0.7, 0.9),
+        "relu6": (0, 6),
+        "conv3.clamp": (-0.3, 1.2),
+        "output": (0.1,),
+    }
+    assert_distances(
+        traced.network,
+        x,
+        {name: dense(before(n), x, at) for n, (name, at) in enumerate(kinks.items())},
+    )
 
 
 def test_distances_of_max_pooling(traced_case):
     """Every element of every window, with padding and dilation: the zero of its difference to the winner."""
     traced = traced_case("max-pool-with-overlap-padding-and-ceil")
-    x, conv = traced.x[0], traced.model[0]
+    x = traced.x[0]
+    conv = traced.model[0]
     found = abm.kink_distances(traced.network, x).distances
     for n, (i, j) in enumerate(product(range(3), range(3))):
 
@@ -107,7 +127,8 @@ def test_distances_of_maxima():
         return torch.maximum(x[:, :2], x[:, 2:]).amax((2, 3))
 
     model, images = make(lambda: (Net(forward, first=nn.Conv2d(1, 4, 3)), (1, 5, 5)))
-    network, x = abm.trace(model, images), images[0]
+    network = abm.trace(model, images)
+    x = images[0]
 
     def larger(z):
         return torch.maximum(model.first(z)[:, :2], model.first(z)[:, 2:])
@@ -121,7 +142,9 @@ def test_distances_of_maxima():
 
 def test_dead_units_are_infinitely_far(traced_case):
     """What no step moves has no kink to reach: windows of dead channels, units behind them."""
-    model, images = make(lambda: (nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2), nn.ReLU()), (3,)))
+    model, images = make(
+        lambda: (nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2), nn.ReLU()), (3,))
+    )
     model[0].bias.data.fill_(-100)
     found = abm.kink_distances(abm.trace(model, images), images[0])
     assert found.distances["3"].eq(torch.inf).all()
@@ -154,10 +177,18 @@ def test_nearest_kink_does_not_trust_the_sweep(traced_case):
 
 def test_model_that_casts_is_swept_in_its_own_dtype():
     """Where nothing can be computed in float32, the nearest kink is still that of float64."""
-    model, images = make(lambda: (Net(lambda net, x: net.conv(x.double()).relu(), conv=nn.Conv2d(1, 2, 3)), (1, 5, 5)))
+    model, images = make(
+        lambda: (
+            Net(lambda net, x: net.conv(x.double()).relu(), conv=nn.Conv2d(1, 2, 3)),
+            (1, 5, 5),
+        )
+    )
     network = abm.trace(model, images)
     assert not network.is_computed_in(torch.float32)
-    own, swept = (abm.kink_distances(network, images[0], sweep=sweep).nearest("l2") for sweep in (None, torch.float32))
+    own, swept = (
+        abm.kink_distances(network, images[0], sweep=sweep).nearest("l2")
+        for sweep in (None, torch.float32)
+    )
     assert (own.unit, own.distance("l2")) == (swept.unit, swept.distance("l2"))
 
 
@@ -180,7 +211,9 @@ def test_region_ends_at_the_nearest_kink(traced_case, name, sweep):
         assert kink is not None
         (reached,) = reach(traced.network, [kink], norm)
         assert reached.ends_region, (kink.name, kink.unit, kink.at, reached)
-        least = min(float(distances[NORMS.index(norm)].min()) for distances in found.distances.values())
+        least = min(
+            float(distances[NORMS.index(norm)].min()) for distances in found.distances.values()
+        )
         assert reached.distance == pytest.approx(least, rel=1e-8)
         assert found.unmeasured == ()
 
@@ -210,13 +243,17 @@ def test_gap_is_linear_with_its_adjoint():
     for dims, shape in (((), (2, 3)), ((2,), (2,))):
         a, b, g = (torch.randn(4, *s, dtype=torch.float64) for s in (shape, (2, 3), (2, 3)))
         first, second = Gap(dims).adjoint((), g, [shape, (2, 3)])
-        assert_close((Gap(dims).forward((), a, b) * g).sum(), (a * first).sum() + (b * second).sum())
+        assert_close(
+            (Gap(dims).forward((), a, b) * g).sum(), (a * first).sum() + (b * second).sum()
+        )
 
 
 def test_several_images_are_refused(traced_case):
     """Each image has a region of its own."""
     traced = traced_case("plain-conv-chain")
-    with pytest.raises(ValueError, match=r"x must be one image: each has a linear region of its own. Got 2"):
+    with pytest.raises(
+        ValueError, match=r"x must be one image: each has a linear region of its own. Got 2"
+    ):
         abm.kink_distances(traced.network, traced.x)
 
 
@@ -248,7 +285,14 @@ def test_plane_without_weights_cannot_be_reached():
 
 def classifier():
     """A small classifier of maps."""
-    layers = [nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.LeakyReLU(0.2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 4)]
+    layers = [
+        nn.Conv2d(3, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.LeakyReLU(0.2),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(12, 4),
+    ]
     return nn.Sequential(*layers), (3, 6, 6)
 
 
@@ -268,34 +312,48 @@ def test_boundary_is_the_difference_of_two_outputs(classes):
         assert_close(between.weights, rows[2] - rows[0])
         out = model(x[None])[0].detach()
         assert between.value == pytest.approx(float(out[2] - out[0]), rel=1e-11)
-        assert between.distance("l2") == pytest.approx(abs(between.value) / float((rows[2] - rows[0]).norm()))
-        assert between.distance("linf") == pytest.approx(abs(between.value) / float((rows[2] - rows[0]).abs().sum()))
+        assert between.distance("l2") == pytest.approx(
+            abs(between.value) / float((rows[2] - rows[0]).norm())
+        )
+        assert between.distance("linf") == pytest.approx(
+            abs(between.value) / float((rows[2] - rows[0]).abs().sum())
+        )
 
 
 def test_boundary_in_pixels_through_the_normalisation(classes):
     """Equations 2.14 and 2.15: weights are H / std, and the sign in pixels is that of the normalised network's margin."""
     model, images, network = classes
-    prepare, x = models.Normalise(), images[0].sigmoid()
-    between, normalised = abm.boundary(network, x, 1, 3, prepare), abm.boundary(network, prepare(x), 1, 3)
-    mean, std = prepare.mean.double(), prepare.std.double()
+    prepare = models.Normalise()
+    x = images[0].sigmoid()
+    between = abm.boundary(network, x, 1, 3, prepare)
+    normalised = abm.boundary(network, prepare(x), 1, 3)
+    mean = prepare.mean.double()
+    std = prepare.std.double()
     assert_close(between.weights, normalised.weights / std)
-    assert between.offset == pytest.approx(normalised.offset - float((normalised.weights * mean / std).sum()))
+    assert between.offset == pytest.approx(
+        normalised.offset - float((normalised.weights * mean / std).sum())
+    )
     step = between.step("l2")
     for factor in (0.0, 1e-4):
         pixels = x + factor * step
         out = model(prepare(pixels)[None])[0].detach()
-        assert float((pixels * between.weights).sum()) + between.offset == pytest.approx(float(out[1] - out[3]), rel=1e-9)
+        assert float((pixels * between.weights).sum()) + between.offset == pytest.approx(
+            float(out[1] - out[3]), rel=1e-9
+        )
 
 
 def test_boundary_in_pixels_is_that_of_the_whole_traced_together(classes):
     """The normalisation as part of the network, its constants entries of b, gives the same plane."""
     model, images, network = classes
-    prepare, x = models.Normalise().double(), images[0].sigmoid()
+    prepare = models.Normalise().double()
+    x = images[0].sigmoid()
     whole = abm.trace(nn.Sequential(prepare, model).eval(), images)
-    ours, theirs = abm.boundary(network, x, 0, 1, prepare), abm.boundary(whole, x, 0, 1)
+    ours = abm.boundary(network, x, 0, 1, prepare)
+    theirs = abm.boundary(whole, x, 0, 1)
     assert_close(ours.weights, theirs.weights)
     assert ours.offset == pytest.approx(theirs.offset)
-    (through,), (alone,) = reach(network, [ours], "linf", prepare), reach(whole, [theirs], "linf")
+    (through,) = reach(network, [ours], "linf", prepare)
+    (alone,) = reach(whole, [theirs], "linf")
     assert through.in_region == alone.in_region
     assert_close(through.after.outputs, alone.after.outputs)
 
@@ -303,7 +361,9 @@ def test_boundary_in_pixels_is_that_of_the_whole_traced_together(classes):
 def test_map_that_is_not_affine_is_refused(classes):
     """A boundary in pixels through a curve would be wrong."""
     _, images, network = classes
-    with pytest.raises(ValueError, match=r"prepare must be an affine map of the pixels. Got a margin of"):
+    with pytest.raises(
+        ValueError, match=r"prepare must be an affine map of the pixels. Got a margin of"
+    ):
         abm.boundary(network, images[0], 0, 1, lambda x: x**3)
 
 
@@ -311,7 +371,9 @@ def test_map_that_is_not_affine_is_refused(classes):
 def test_classes_that_are_none_are_refused(classes, first, second):
     """Two different classes of the network."""
     _, images, network = classes
-    with pytest.raises(ValueError, match=rf"Two classes must be different, from 0 to 3. Got {first} and {second}"):
+    with pytest.raises(
+        ValueError, match=rf"Two classes must be different, from 0 to 3. Got {first} and {second}"
+    ):
         abm.boundary(network, images[0], first, second)
 
 
@@ -332,7 +394,9 @@ def test_analysis_of_images(classes):
         for norm in NORMS:
             assert found.kinks[norm].ends_region
             reached = found.boundaries[norm]
-            assert sorted(r.plane.second for r in reached) == [c for c in range(4) if c != found.predicted]
+            assert sorted(r.plane.second for r in reached) == [
+                c for c in range(4) if c != found.predicted
+            ]
             assert [r.distance for r in reached] == sorted(r.distance for r in reached)
             for r in reached:
                 inside += r.in_region
@@ -346,16 +410,21 @@ def test_analysis_of_images(classes):
 def test_only_the_nearest_boundaries_may_be_stepped_to(classes):
     """The first ones of all, in each norm."""
     _, images, network = classes
-    few, every = abm.analyse(network, images[0], most=2), abm.analyse(network, images[0])
+    few = abm.analyse(network, images[0], most=2)
+    every = abm.analyse(network, images[0])
     for norm in NORMS:
-        assert [r.distance for r in few.boundaries[norm]] == [r.distance for r in every.boundaries[norm][:2]]
+        assert [r.distance for r in few.boundaries[norm]] == [
+            r.distance for r in every.boundaries[norm][:2]
+        ]
 
 
 def test_boundary_in_the_region_changes_the_class():
     """Far from all kinks the class changes between the two points beside the boundary, not before."""
     model, images = make(lambda: (nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), (4,)))
     model[0].bias.data.copy_(torch.tensor([50.0, 50, 50, -50, -50, -50]))
-    model[2].bias.data.copy_(-model[2](model[0](images[:1]).relu())[0] + model[2].bias + torch.tensor([0.0, 0.1, 0.2]))
+    model[2].bias.data.copy_(
+        -model[2](model[0](images[:1]).relu())[0] + model[2].bias + torch.tensor([0.0, 0.1, 0.2])
+    )
     found = abm.analyse(abm.trace(model, images), images[0])
     assert found.predicted == 2
     for norm in NORMS:
@@ -385,19 +454,26 @@ def test_network_of_one_output_has_no_boundaries():
 # effective fields and sparsity
 
 
-@pytest.mark.parametrize("name", ["plain-conv-chain", "stride-dilation-groups", "dead-units", "conv-in-one-dimension"])
+@pytest.mark.parametrize(
+    "name", ["plain-conv-chain", "stride-dilation-groups", "dead-units", "conv-in-one-dimension"]
+)
 def test_effective_fields_by_brute_force(traced_case, name):
     """Box and share of the pixels whose weights are not zero, against the dense hyperplane of each unit."""
     traced = traced_case(name)
     layer = [layer.name for layer in traced.network.layers.values() if "RM4" in layer.modes][-1]
     planes = abm.hyperplanes(traced.network, traced.x, layer, "RM2")
-    fields, axes = abm.effective_fields(planes), traced.x.dim() - 2
+    fields = abm.effective_fields(planes)
+    axes = traced.x.dim() - 2
     used = planes.image.ne(0).any(-1 - axes)
     declared = fields.theoretical.prod(-1)
     assert_close(fields.used, used.flatten(-axes).sum(-1) / declared.double())
     for place in product(*map(range, planes.value.shape)):
         pixels = used[place].nonzero()
-        box = pixels.amax(0) - pixels.amin(0) + 1 if len(pixels) else torch.zeros(axes, dtype=torch.int64)
+        box = (
+            pixels.amax(0) - pixels.amin(0) + 1
+            if len(pixels)
+            else torch.zeros(axes, dtype=torch.int64)
+        )
         assert fields.effective[place].tolist() == box.tolist()
     assert fields.used.max() <= 1
     assert (fields.effective <= fields.theoretical).all()
@@ -453,7 +529,8 @@ def test_sparsity_of_images_adds_up(traced_case):
 
 def test_progress_of_the_sweeps_is_reported(traced_case):
     """The callback hears a rising share that ends at one."""
-    traced, heard = traced_case("stride-dilation-groups"), []
+    traced = traced_case("stride-dilation-groups")
+    heard = []
     abm.sparsity(traced.network, traced.x, report=heard.append)
     assert heard == sorted(heard)
     assert heard[-1] == pytest.approx(1)

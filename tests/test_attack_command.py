@@ -16,7 +16,9 @@ SHIPPED = "vgg7-cifar10"
 def tiny_network() -> nn.Module:
     """What --model names in these tests."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 2, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 64, 4))
+    return nn.Sequential(
+        nn.Conv2d(3, 2, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 64, 4)
+    )
 
 
 TINY = ("--model", f"{__name__}:tiny_network")
@@ -28,7 +30,9 @@ def run(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])  # however pytest imported it
 
     def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["adjointbackmap", "attack", *words, "--out", str(tmp_path / "out")])
+        monkeypatch.setattr(
+            sys, "argv", ["adjointbackmap", "attack", *words, "--out", str(tmp_path / "out")]
+        )
         monkeypatch.setattr(cli.console, "width", 200, raising=False)
         with pytest.raises(SystemExit) as stop:
             cli.main()
@@ -45,32 +49,72 @@ def test_study_is_what_nothing_named_gives(run, tmp_path):
     sample = data.sample()
     horse = sample[sample.labels == 7][:1]
     settings = attacks.study_attack(1, horse.unit_interval())
-    expected = attacks.basic_iterative(models.load(SHIPPED), horse.unit_interval(), horse.labels, settings)
-    written, numbers = load_file(tmp_path / "out/attack.safetensors"), json.loads((tmp_path / "out/attack.json").read_text())
+    expected = attacks.basic_iterative(
+        models.load(SHIPPED), horse.unit_interval(), horse.labels, settings
+    )
+    written = load_file(tmp_path / "out/attack.safetensors")
+    numbers = json.loads((tmp_path / "out/attack.json").read_text())
     assert torch.equal(written["pixels"], horse.unit_interval())
     assert torch.equal(written["adversarial"], expected.adversarial)
     assert (numbers["network"], len(numbers["weights sha256"])) == (SHIPPED, 64)
-    assert (numbers["method"], numbers["step"], numbers["until_success"], numbers["radius"]) == ("basic", 0.008, True, None)
+    assert (numbers["method"], numbers["step"], numbers["until_success"], numbers["radius"]) == (
+        "basic",
+        0.008,
+        True,
+        None,
+    )
     row = numbers["images"][0]
     assert (row["image"], row["before"], row["after"]) == (horse.hashes[0], 7, int(expected.after))
-    assert (row["l2"], row["linf"], row["steps"]) == (float(expected.l2), float(expected.linf), int(expected.steps))
+    assert (row["l2"], row["linf"], row["steps"]) == (
+        float(expected.l2),
+        float(expected.linf),
+        int(expected.steps),
+    )
     assert row["fooled"] is row["inside"] is True
     assert f"{SHIPPED}: 1 of 1 images fooled" in text
-    assert all(cell in text for cell in (horse.hashes[0][:8], "horse", sample.classes[int(expected.after)], f"{row['l2']:.4g}"))
+    assert all(
+        cell in text
+        for cell in (
+            horse.hashes[0][:8],
+            "horse",
+            sample.classes[int(expected.after)],
+            f"{row['l2']:.4g}",
+        )
+    )
     assert (tmp_path / "out" / f"{horse.hashes[0][:8]}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_targeted_leaves_out_what_is_the_target(run, tmp_path):
     """Images that the network sees as the target are left out; steps by channel, a radius and a count are taken."""
-    words = ("--images", "60", "--method", "targeted", "--target", "automobile", "--iterations", "4", "--radius", "0.02")
-    status, text, err = run("vgg7-nobias-cifar10", *words, "--step", "0.01", "0.008", "0.009", "--until-success")
+    words = (
+        "--images",
+        "60",
+        "--method",
+        "targeted",
+        "--target",
+        "automobile",
+        "--iterations",
+        "4",
+        "--radius",
+        "0.02",
+    )
+    status, text, err = run(
+        "vgg7-nobias-cifar10", *words, "--step", "0.01", "0.008", "0.009", "--until-success"
+    )
     assert status == 0, err
     numbers = json.loads((tmp_path / "out/attack.json").read_text())
-    assert (numbers["target"], numbers["step"], numbers["radius"]) == (1, [0.01, 0.008, 0.009], [0.02])
+    assert (numbers["target"], numbers["step"], numbers["radius"]) == (
+        1,
+        [0.01, 0.008, 0.009],
+        [0.02],
+    )
     assert (numbers["iterations"], numbers["until_success"]) == (4, True)
     rows = numbers["images"]
     assert 20 < len(rows) < 60
-    assert all(row["before"] != 1 and row["fooled"] == (row["after"] == 1) and row["linf"] <= 0.02 + 1e-7 for row in rows)
+    assert all(
+        row["before"] != 1 and row["fooled"] == (row["after"] == 1) and row["linf"] <= 0.02 + 1e-7
+        for row in rows
+    )
     assert f"{sum(row['fooled'] for row in rows)} of {len(rows)} images fooled" in text
     assert f"the first 20 of {len(rows)} images; 0 outside" in text
     assert len(list((tmp_path / "out").glob("*.png"))) == 4
@@ -92,8 +136,11 @@ def test_least_likely_on_a_network_of_ones_own(run, tmp_path):
 def test_kept_images_are_not_attacked_again(run, tmp_path, monkeypatch):
     """A second run with more images attacks the batches that are not there, and gives what one run gives."""
     monkeypatch.setattr(examples, "BATCH", 2)
-    counted, whole = [], attacks.basic_iterative
-    monkeypatch.setattr(attacks, "basic_iterative", lambda *args: counted.append(len(args[1])) or whole(*args))
+    counted = []
+    whole = attacks.basic_iterative
+    monkeypatch.setattr(
+        attacks, "basic_iterative", lambda *args: counted.append(len(args[1])) or whole(*args)
+    )
     keep = ("--keep", str(tmp_path / "kept.jsonl"))
     assert run(*TINY, "--images", "4", *keep)[0] == 0
     assert run(*TINY, "--images", "5", *keep)[0] == 0
@@ -118,7 +165,11 @@ def test_interrupt_says_whether_work_is_kept(run, monkeypatch, tmp_path, keep):
     monkeypatch.setattr(attacks, "basic_iterative", stop)
     status, _, err = run(*TINY, *keep)
     assert status == 130
-    assert err.strip() == ("stopped; finished work is kept" if keep else "stopped; with --keep FILE, it goes on where it was")
+    assert err.strip() == (
+        "stopped; finished work is kept"
+        if keep
+        else "stopped; with --keep FILE, it goes on where it was"
+    )
 
 
 def test_examples_of_a_file_are_measured(run, tmp_path):
@@ -127,7 +178,9 @@ def test_examples_of_a_file_are_measured(run, tmp_path):
     changed = pixels.clone()
     changed[1, 0, 0, 0] = 1.5
     save_file({"adversarial": changed}, tmp_path / "made.safetensors")
-    status, text, err = run(*TINY, "--images", "2", "--examples", str(tmp_path / "made.safetensors"))
+    status, text, err = run(
+        *TINY, "--images", "2", "--examples", str(tmp_path / "made.safetensors")
+    )
     assert status == 0, err
     assert "1 outside [0, 1]" in text
     numbers = json.loads((tmp_path / "out/attack.json").read_text())
@@ -138,18 +191,33 @@ def test_examples_of_a_file_are_measured(run, tmp_path):
 
 
 BAD = {
-    "no-target": (("--method", "targeted"), "--target must come with --method targeted, and that with --target"),
+    "no-target": (
+        ("--method", "targeted"),
+        "--target must come with --method targeted, and that with --target",
+    ),
     "target-alone": (("--target", "bird"), "Got basic and bird"),
     "no-such-class": (("--method", "targeted", "--target", "unicorn"), "or airplane, automobile"),
-    "target-is-what-it-sees": (("--method", "targeted", "--target", "horse"), "see an image as another class than --target"),
+    "target-is-what-it-sees": (
+        ("--method", "targeted", "--target", "horse"),
+        "see an image as another class than --target",
+    ),
 }
 
 
 BAD_FOR_ANY = {
-    "no-such-number": (("--method", "targeted", "--target", "4"), "targets must be one integer from 0 to 3"),
-    "no-names": (("--method", "targeted", "--target", "cat"), "--target must be the number of a class. Got 'cat'"),
+    "no-such-number": (
+        ("--method", "targeted", "--target", "4"),
+        "targets must be one integer from 0 to 3",
+    ),
+    "no-names": (
+        ("--method", "targeted", "--target", "cat"),
+        "--target must be the number of a class. Got 'cat'",
+    ),
     "step": (("--step", "-1"), "step must be positive"),
-    "channels": (("--step", "0.1", "0.1"), "step must be one number, or one for each of the 3 channels"),
+    "channels": (
+        ("--step", "0.1", "0.1"),
+        "step must be one number, or one for each of the 3 channels",
+    ),
     "examples": (("--examples", "none.npy"), "none.npy, which is none"),
     "threads": (("--threads", "0"), "--threads must be at least 1"),
 }

@@ -11,7 +11,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from adjointbackmap import data, models
-from adjointbackmap.attacks import Attack, basic_iterative, kurakin_iterations, least_likely, pixel_steps, study_attack
+from adjointbackmap.attacks import (
+    Attack,
+    basic_iterative,
+    kurakin_iterations,
+    least_likely,
+    pixel_steps,
+    study_attack,
+)
 from adjointbackmap.examples import BATCH, Attacked, examine, examples_of, read_examples
 
 SHIPPED = "vgg7-cifar10"
@@ -21,7 +28,13 @@ def small_network(channels=3, classes=5):
     """A network whose first operation writes into its input."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        layers = [nn.ReLU(inplace=True), nn.Conv2d(channels, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Flatten()]
+        layers = [
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, 6, 3),
+            nn.BatchNorm2d(6),
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+        ]
         return nn.Sequential(*layers, nn.Linear(6 * 36, classes)).double().eval()
 
 
@@ -37,7 +50,8 @@ def predicted(model, pixels):
 @pytest.fixture(scope="module")
 def shipped():
     """A trained network, and sample images that it classifies correctly, two of each class."""
-    model, sample = models.load(SHIPPED), data.sample()
+    model = models.load(SHIPPED)
+    sample = data.sample()
     right = (predicted(model, sample.unit_interval()) == sample.labels).nonzero().flatten()
     chosen = sample[torch.cat([right[sample.labels[right] == c][:2] for c in range(10)])]
     return SimpleNamespace(model=model, pixels=chosen.unit_interval(), labels=chosen.labels)
@@ -49,7 +63,10 @@ def shipped():
 def by_the_paper(model, image, label, attack, prepare=None, target=None):
     """[Kurakin2017, section 2] for one image: Clip's three terms, one sign for each pixel, stopped where it must be."""
     channels = len(image)
-    step, radius = (v if isinstance(v, tuple) else (v,) * channels for v in (attack.step, attack.radius or float("inf")))
+    step, radius = (
+        v if isinstance(v, tuple) else (v,) * channels
+        for v in (attack.step, attack.radius or float("inf"))
+    )
     x, low, high = image.clone(), *attack.box
     for taken in range(attack.iterations):
         x.requires_grad_()
@@ -64,7 +81,9 @@ def by_the_paper(model, image, label, attack, prepare=None, target=None):
         for c in range(channels):
             new = x[c].detach() + (1 if target is None else -1) * step[c] * torch.sign(slope[c])
             least = torch.maximum(torch.tensor(low), image[c] - radius[c])
-            moved[c] = torch.minimum(torch.minimum(torch.tensor(high), image[c] + radius[c]), torch.maximum(least, new))
+            moved[c] = torch.minimum(
+                torch.minimum(torch.tensor(high), image[c] + radius[c]), torch.maximum(least, new)
+            )
         x = moved
     return x.detach(), attack.iterations
 
@@ -72,7 +91,9 @@ def by_the_paper(model, image, label, attack, prepare=None, target=None):
 ATTACKS = {
     "box-alone": Attack(0.03, iterations=6, until_success=False),
     "ball": Attack(0.03, iterations=6, until_success=False, radius=0.07),
-    "by-channel": Attack((0.01, 0.02, 0.05), iterations=4, until_success=False, radius=(0.02, 0.05, 0.07)),
+    "by-channel": Attack(
+        (0.01, 0.02, 0.05), iterations=4, until_success=False, radius=(0.02, 0.05, 0.07)
+    ),
     "until-success": Attack(0.004, iterations=200, until_success=True),
     "narrow-box": Attack(0.3, iterations=3, until_success=False, box=(-0.25, 1.25)),
 }
@@ -82,20 +103,26 @@ ATTACKS = {
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack_is_the_papers(name, targeted):
     """A batch gives what the equations give for each image alone, through a normalisation, step for step."""
-    attack, model, pixels = ATTACKS[name], small_network(), images()
+    attack = ATTACKS[name]
+    model = small_network()
+    pixels = images()
     labels = predicted(model, models.Normalise()(pixels))
     targets = (labels + 2) % 5 if targeted else None
     found = basic_iterative(model, pixels, labels, attack, models.Normalise(), targets)
     for i, image in enumerate(pixels):
         goal = int(targets[i]) if targeted else None
-        expected, steps = by_the_paper(model, image, int(labels[i]), attack, models.Normalise(), goal)
+        expected, steps = by_the_paper(
+            model, image, int(labels[i]), attack, models.Normalise(), goal
+        )
         assert torch.equal(found.adversarial[i], expected)
         assert int(found.steps[i]) == steps
 
 
 def test_least_likely_is_the_target_of_the_clean_image():
     """The class with the smallest score of the image itself."""
-    model, pixels, attack = small_network(), images(), ATTACKS["ball"]
+    model = small_network()
+    pixels = images()
+    attack = ATTACKS["ball"]
     with torch.no_grad():
         least = model(pixels.clone()).argmin(1)
     expected = basic_iterative(model, pixels, predicted(model, pixels), attack, targets=least)
@@ -106,7 +133,8 @@ def test_least_likely_is_the_target_of_the_clean_image():
 @pytest.mark.parametrize("name", ATTACKS)
 def test_box_and_radius_hold_exactly(name, dtype):
     """No pixel of the result is outside the box or the ball; some are on the ball's surface."""
-    attack, pixels = ATTACKS[name], images().to(dtype)
+    attack = ATTACKS[name]
+    pixels = images().to(dtype)
     model = small_network().to(dtype)
     found = basic_iterative(model, pixels, predicted(model, pixels), attack)
     assert found.adversarial.dtype == dtype
@@ -139,13 +167,17 @@ def test_each_image_stops_at_its_first_success(shipped):
 @pytest.mark.parametrize("name", [SHIPPED, "vgg7-nobias-cifar10"])
 def test_study_reaches_every_target(name):
     """Experiment 2's attack gives all nine other classes for a bird and a horse of the sample, and goes beyond them."""
-    model, prepare, sample = models.load(name), models.preprocessing(name), data.sample()
+    model = models.load(name)
+    prepare = models.preprocessing(name)
+    sample = data.sample()
     pixels = sample.unit_interval()
     for label in (2, 7):
         right = (sample.labels == label) & (predicted(model, prepare(pixels)) == label)
         nine = pixels[right][:1].expand(9, -1, -1, -1)
         targets = torch.tensor([c for c in range(10) if c != label])
-        found = basic_iterative(model, nine, torch.full((9,), label), study_attack(2, pixels, prepare), prepare, targets)
+        found = basic_iterative(
+            model, nine, torch.full((9,), label), study_attack(2, pixels, prepare), prepare, targets
+        )
         assert torch.equal(found.after, targets)
         assert (found.steps == study_attack(2, pixels, prepare).iterations).all()
         halved = examine(model, nine, nine + found.noise / 2, prepare)
@@ -162,7 +194,9 @@ def test_least_likely_is_reached_on_the_shipped_network(shipped):
 
 def test_batches_give_what_single_images_give():
     """More images than one batch takes."""
-    model, pixels, attack = small_network(), images(BATCH + 2), ATTACKS["ball"]
+    model = small_network()
+    pixels = images(BATCH + 2)
+    attack = ATTACKS["ball"]
     labels = predicted(model, pixels)
     found = basic_iterative(model, pixels, labels, attack)
     for i in (0, BATCH, BATCH + 1):
@@ -175,13 +209,17 @@ def test_batches_give_what_single_images_give():
 
 def test_steps_through_a_normalisation_are_those_of_the_study():
     """One step moves the normalised image by 0.04 everywhere, as one of 0.008 moves pixels without it."""
-    pixels, prepare, model = images(), models.Normalise(), small_network()[1:].eval()
+    pixels = images()
+    prepare = models.Normalise()
+    model = small_network()[1:].eval()
     attack = study_attack(1, pixels, prepare)
     assert attack.step == pytest.approx([0.04 * s for s in models.CIFAR_STD], rel=1e-7)
     one = Attack(attack.step, iterations=1, until_success=False, box=(-1.0, 2.0))
     found = basic_iterative(model, pixels, predicted(model, prepare(pixels)), one, prepare)
     moved = (prepare(found.adversarial) - prepare(pixels)).abs()
-    torch.testing.assert_close(moved[moved > 1e-9], torch.full_like(moved[moved > 1e-9], 0.04), rtol=1e-7, atol=0)
+    torch.testing.assert_close(
+        moved[moved > 1e-9], torch.full_like(moved[moved > 1e-9], 0.04), rtol=1e-7, atol=0
+    )
     assert (moved > 0.03).float().mean() > 0.9
     assert study_attack(2, pixels).step == study_attack(2, pixels, nn.Identity()).step == 0.008
 
@@ -206,7 +244,10 @@ NOT_BY_CHANNEL = {
 @pytest.mark.parametrize("why", NOT_BY_CHANNEL)
 def test_preparation_that_is_not_by_channel_is_refused(why):
     """A step in the model's input is no step of a channel's pixels then."""
-    with pytest.raises(ValueError, match=r"affine map of each pixel, with one factor for a channel.*give the steps in pixels"):
+    with pytest.raises(
+        ValueError,
+        match=r"affine map of each pixel, with one factor for a channel.*give the steps in pixels",
+    ):
         pixel_steps(0.04, images(), NOT_BY_CHANNEL[why])
 
 
@@ -221,11 +262,17 @@ def test_negative_factors_give_steps_of_positive_length():
 @pytest.mark.parametrize("attack", [basic_iterative, least_likely], ids=lambda f: f.__name__)
 def test_model_and_images_are_left_as_they_are(attack):
     """Parameters, their gradients and flags, statistics, modes, the images, the global switches."""
-    model, pixels, settings = small_network(), images(), ATTACKS["ball"]
+    model = small_network()
+    pixels = images()
+    settings = ATTACKS["ball"]
     model[1].weight.grad = torch.full_like(model[1].weight, 7.0)
     before = {name: t.clone() for name, t in model.state_dict().items()}
     labels = predicted(model, pixels)
-    switches = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    switches = (
+        torch.backends.cudnn.deterministic,
+        torch.backends.cudnn.benchmark,
+        torch.get_float32_matmul_precision(),
+    )
     given = (model, pixels, labels) if attack is basic_iterative else (model, pixels)
     with torch.no_grad():
         found = attack(*given, settings)
@@ -245,7 +292,8 @@ def test_model_and_images_are_left_as_they_are(attack):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_attack_on_cuda_is_computed_there():
     """Model and images on a device; labels from elsewhere are brought there."""
-    model, pixels = small_network().cuda(), images().cuda()
+    model = small_network().cuda()
+    pixels = images().cuda()
     labels = predicted(model, pixels).cpu()
     found = basic_iterative(model, pixels, labels, ATTACKS["ball"])
     assert found.adversarial.device.type == found.steps.device.type == "cuda"
@@ -257,10 +305,13 @@ def test_attack_on_cuda_is_computed_there():
 
 def test_examine_measures_what_it_is_given():
     """Norms, box and classes of changes made by hand; nothing is believed or clipped."""
-    model, pixels = small_network(), images(2)
+    model = small_network()
+    pixels = images(2)
     changed = pixels.clone()
     changed[0, 0, 0, 0] += 3
-    changed[1, 1, 2, 3:5] = pixels[1, 1, 2, 3:5] + torch.tensor([0.003, -0.004], dtype=torch.float64)
+    changed[1, 1, 2, 3:5] = pixels[1, 1, 2, 3:5] + torch.tensor(
+        [0.003, -0.004], dtype=torch.float64
+    )
     found = examine(model, pixels, changed)
     assert found.l2.tolist() == pytest.approx([3, 0.005], rel=1e-12)
     assert found.linf.tolist() == pytest.approx([3, 0.004], rel=1e-12)
@@ -275,13 +326,21 @@ def test_fooled_are_those_that_were_right_and_are_wrong():
     """An image that was wrong before is not fooled, nor one that is right after."""
     classes = torch.tensor([1, 1, 0, 0])
     rest = {"l2": torch.zeros(4), "linf": torch.zeros(4), "inside": torch.ones(4, dtype=torch.bool)}
-    found = Attacked(torch.zeros(4, 1, 1, 1), torch.zeros(4, 1, 1, 1), classes, torch.tensor([0, 1, 2, 1]), **rest)
+    found = Attacked(
+        torch.zeros(4, 1, 1, 1),
+        torch.zeros(4, 1, 1, 1),
+        classes,
+        torch.tensor([0, 1, 2, 1]),
+        **rest,
+    )
     assert found.fooled(torch.tensor([1, 1, 1, 1])).tolist() == [True, False, False, False]
 
 
 def test_kurakin_iterations_are_the_papers():
     """``min(eps + 4, 1.25 eps)`` in grey levels, rounded down; one at least."""
-    assert [kurakin_iterations(e / 255) for e in range(1, 25)] == [max(1, min(e + 4, 5 * e // 4)) for e in range(1, 25)]
+    assert [kurakin_iterations(e / 255) for e in range(1, 25)] == [
+        max(1, min(e + 4, 5 * e // 4)) for e in range(1, 25)
+    ]
     assert kurakin_iterations(0.1 / 255) == 1
 
 
@@ -293,7 +352,9 @@ READABLE = {
     "array.npy": lambda path, x: np.save(path, x.numpy()),
     "several.npz": lambda path, x: np.savez(path, adversarial=x.numpy(), labels=np.zeros(2)),
     "tensor.pt": lambda path, x: torch.save(x, path),
-    "torchattacks.pt": lambda path, x: torch.save({"adv_inputs": x, "labels": torch.zeros(2), "save_type": "float"}, path),
+    "torchattacks.pt": lambda path, x: torch.save(
+        {"adv_inputs": x, "labels": torch.zeros(2), "save_type": "float"}, path
+    ),
 }
 
 
@@ -307,7 +368,9 @@ def test_examples_are_read(name, tmp_path):
 
 def test_bytes_are_read_as_pixels(tmp_path):
     """What torchattacks saves as ``int``."""
-    torch.save({"adv_inputs": torch.full((1, 3, 2, 2), 51, dtype=torch.uint8)}, tmp_path / "bytes.pt")
+    torch.save(
+        {"adv_inputs": torch.full((1, 3, 2, 2), 51, dtype=torch.uint8)}, tmp_path / "bytes.pt"
+    )
     assert (read_examples(tmp_path / "bytes.pt") == torch.tensor(0.2)).all()
 
 
@@ -320,14 +383,38 @@ def write_text(path):
 
 
 UNREADABLE = {
-    "pictures.png": (lambda path: None, ValueError, r"ends in \.safetensors, \.npy, \.npz, \.pt\. Got .*pictures\.png"),
+    "pictures.png": (
+        lambda path: None,
+        ValueError,
+        r"ends in \.safetensors, \.npy, \.npz, \.pt\. Got .*pictures\.png",
+    ),
     "missing.npy": (lambda path: None, FileNotFoundError, r"Got .*missing\.npy, which is none"),
-    "damaged.safetensors": (write_text, ValueError, r"damaged\.safetensors must hold arrays\. It could not be read: .*write it"),
+    "damaged.safetensors": (
+        write_text,
+        ValueError,
+        r"damaged\.safetensors must hold arrays\. It could not be read: .*write it",
+    ),
     "damaged.pt": (write_text, ValueError, r"damaged\.pt must hold arrays\. It could not be read"),
-    "several.npz": (write_several, ValueError, r"must hold one array, or one called adversarial or adv_inputs\. Got x, y"),
-    "flat.npy": (lambda path: np.save(path, np.zeros((2, 4))), ValueError, r"flat\.npy must be .*\(N, C, H, W\)\. Got \(2, 4\)"),
-    "whole.npy": (lambda path: np.save(path, np.zeros((1, 1, 1, 1), int)), ValueError, r"must be floating-point images.*int64"),
-    "nan.pt": (lambda path: torch.save(torch.full((1, 1, 2, 2), torch.nan), path), ValueError, r"must be finite\. Got 4 numbers"),
+    "several.npz": (
+        write_several,
+        ValueError,
+        r"must hold one array, or one called adversarial or adv_inputs\. Got x, y",
+    ),
+    "flat.npy": (
+        lambda path: np.save(path, np.zeros((2, 4))),
+        ValueError,
+        r"flat\.npy must be .*\(N, C, H, W\)\. Got \(2, 4\)",
+    ),
+    "whole.npy": (
+        lambda path: np.save(path, np.zeros((1, 1, 1, 1), int)),
+        ValueError,
+        r"must be floating-point images.*int64",
+    ),
+    "nan.pt": (
+        lambda path: torch.save(torch.full((1, 1, 2, 2), torch.nan), path),
+        ValueError,
+        r"must be finite\. Got 4 numbers",
+    ),
 }
 
 
@@ -351,7 +438,8 @@ class Fgsm:
     """An attack with the interface of torchattacks: made with the model, called with images and labels."""
 
     def __init__(self, model, eps):
-        self.model, self.eps = model, eps
+        self.model = model
+        self.eps = eps
 
     def __call__(self, inputs, labels, *args, **kwargs):
         inputs = inputs.clone().requires_grad_()
@@ -380,7 +468,8 @@ def test_examples_of_other_libraries_are_taken(name):
 
 def test_attack_of_torchattacks_is_called_and_examined():
     """A single step of the sign of the gradient is our method with one iteration."""
-    model, pixels = small_network(), images()
+    model = small_network()
+    pixels = images()
     labels = predicted(model, pixels)
     found = examine(model, pixels, examples_of(Fgsm(model, 0.05), pixels, labels))
     ours = basic_iterative(model, pixels, labels, Attack(0.05, iterations=1, until_success=False))
@@ -390,9 +479,21 @@ def test_attack_of_torchattacks_is_called_and_examined():
 
 
 UNTAKEN = {
-    "epsilons": (([CHANGED] * 3, [CHANGED] * 3, torch.ones(3, 2)), ValueError, r"those of one epsilon\. Got 3: pass one of them"),
-    "array": (CHANGED.numpy(), TypeError, r"must be a tensor, an attack, or what Foolbox returns\. Got ndarray"),
-    "shape": (CHANGED[:1], ValueError, r"must have the images' shape \(2, 3, 8, 8\)\. Got \(1, 3, 8, 8\)"),
+    "epsilons": (
+        ([CHANGED] * 3, [CHANGED] * 3, torch.ones(3, 2)),
+        ValueError,
+        r"those of one epsilon\. Got 3: pass one of them",
+    ),
+    "array": (
+        CHANGED.numpy(),
+        TypeError,
+        r"must be a tensor, an attack, or what Foolbox returns\. Got ndarray",
+    ),
+    "shape": (
+        CHANGED[:1],
+        ValueError,
+        r"must have the images' shape \(2, 3, 8, 8\)\. Got \(1, 3, 8, 8\)",
+    ),
     "infinite": (CHANGED / 0, ValueError, "Examples must be finite"),
 }
 
@@ -409,11 +510,17 @@ def test_what_is_no_example_is_refused(why):
 
 WRONG_SETTINGS = {
     "step": (dict(step=0.0), r"step must be positive\. Got 0\.0"),
-    "step-of-a-channel": (dict(step=(0.1, -0.1, 0.1)), r"step must be positive\. Got \(0\.1, -0\.1, 0\.1\)"),
+    "step-of-a-channel": (
+        dict(step=(0.1, -0.1, 0.1)),
+        r"step must be positive\. Got \(0\.1, -0\.1, 0\.1\)",
+    ),
     "radius": (dict(radius=0.0), r"radius must be positive\. Got 0\.0"),
     "infinite": (dict(radius=float("inf")), r"radius must be positive\. Got inf"),
     "iterations": (dict(iterations=0), r"iterations must be positive\. Got 0"),
-    "box": (dict(box=(1.0, 0.0)), r"box must be the smallest and the largest value of a pixel\. Got \(1\.0, 0\.0\)"),
+    "box": (
+        dict(box=(1.0, 0.0)),
+        r"box must be the smallest and the largest value of a pixel\. Got \(1\.0, 0\.0\)",
+    ),
 }
 
 
@@ -429,7 +536,13 @@ def attacked(pixels=None, labels=None, model=None, targets=None, **settings):
     """The method on three images, with something wrong."""
     attack = Attack(**{"step": 0.1, "iterations": 1, "until_success": True, **settings})
     labels = torch.tensor([0, 1, 2]) if labels is None else labels
-    return basic_iterative(model or small_network(), images() if pixels is None else pixels, labels, attack, targets=targets)
+    return basic_iterative(
+        model or small_network(),
+        images() if pixels is None else pixels,
+        labels,
+        attack,
+        targets=targets,
+    )
 
 
 def partly_training():
@@ -445,25 +558,49 @@ WRONG_CALLS = {
         dict(model=partly_training()),
         r"must be in eval mode\. Got train mode in 1: call",
     ),
-    "one-image": (dict(pixels=images()[0]), r"pixels must be floating-point images \(N, C, H, W\)\. Got \(3, 8, 8\)"),
-    "bytes": (dict(pixels=torch.zeros(1, 3, 8, 8, dtype=torch.uint8)), r"pixels must be floating-point images.*uint8"),
+    "one-image": (
+        dict(pixels=images()[0]),
+        r"pixels must be floating-point images \(N, C, H, W\)\. Got \(3, 8, 8\)",
+    ),
+    "bytes": (
+        dict(pixels=torch.zeros(1, 3, 8, 8, dtype=torch.uint8)),
+        r"pixels must be floating-point images.*uint8",
+    ),
     "none": (dict(pixels=images()[:0]), r"pixels must be floating-point images.*\(0, 3, 8, 8\)"),
     "infinite": (dict(pixels=images() / 0), r"pixels must be finite\. Got 576 numbers"),
-    "outside": (dict(pixels=images() + 1), r"pixels must be in the box from 0\.0 to 1\.0\. Got 1\.001 to 2"),
+    "outside": (
+        dict(pixels=images() + 1),
+        r"pixels must be in the box from 0\.0 to 1\.0\. Got 1\.001 to 2",
+    ),
     "too-few-labels": (
         dict(labels=torch.tensor([0])),
         r"labels must be one integer from 0 to 4 for each of the 3 images\. Got \(1,\)",
     ),
-    "no-such-label": (dict(labels=torch.tensor([0, 1, 5])), r"labels must be one integer from 0 to 4.*\[0, 1, 5\]"),
-    "no-such-target": (dict(targets=torch.tensor([1, 2, -1])), r"targets must be one integer from 0 to 4"),
+    "no-such-label": (
+        dict(labels=torch.tensor([0, 1, 5])),
+        r"labels must be one integer from 0 to 4.*\[0, 1, 5\]",
+    ),
+    "no-such-target": (
+        dict(targets=torch.tensor([1, 2, -1])),
+        r"targets must be one integer from 0 to 4",
+    ),
     "labels-of-another-type": (dict(labels=torch.zeros(3)), r"labels must be one integer.*float32"),
-    "target-is-label": (dict(targets=torch.tensor([1, 1, 3])), r"targets must be other classes than labels.*for image 1"),
+    "target-is-label": (
+        dict(targets=torch.tensor([1, 1, 3])),
+        r"targets must be other classes than labels.*for image 1",
+    ),
     "channels-of-the-step": (
         dict(step=(0.1, 0.1)),
         r"step must be one number, or one for each of the 3 channels\. Got \(0\.1, 0\.1\)",
     ),
-    "channels-of-the-radius": (dict(radius=(0.1, 0.1)), r"radius must be one number, or one for each of the 3 channels"),
-    "output": (dict(model=nn.Identity().eval()), r"one score for each class, \(1, classes\)\. Got \(1, 3, 8, 8\)"),
+    "channels-of-the-radius": (
+        dict(radius=(0.1, 0.1)),
+        r"radius must be one number, or one for each of the 3 channels",
+    ),
+    "output": (
+        dict(model=nn.Identity().eval()),
+        r"one score for each class, \(1, classes\)\. Got \(1, 3, 8, 8\)",
+    ),
 }
 
 
@@ -477,8 +614,12 @@ def test_what_does_not_fit_is_refused(why):
 
 def test_examine_refuses_what_does_not_fit():
     """Another shape, a number that is none, a model in train mode."""
-    model, pixels = small_network(), images()
-    with pytest.raises(ValueError, match=r"adversarial must have the images' shape \(3, 3, 8, 8\)\. Got \(2, 3, 8, 8\)"):
+    model = small_network()
+    pixels = images()
+    with pytest.raises(
+        ValueError,
+        match=r"adversarial must have the images' shape \(3, 3, 8, 8\)\. Got \(2, 3, 8, 8\)",
+    ):
         examine(model, pixels, pixels[:2])
     with pytest.raises(ValueError, match=r"adversarial must be finite"):
         examine(model, pixels, pixels / 0)
@@ -493,7 +634,9 @@ def test_model_that_gives_no_tensor_is_refused():
         def forward(self, x):
             return x, x
 
-    with pytest.raises(ValueError, match=r"one score for each class.*Got tuple: wrap it in a module that does"):
+    with pytest.raises(
+        ValueError, match=r"one score for each class.*Got tuple: wrap it in a module that does"
+    ):
         examine(Two().eval(), images(), images())
 
 

@@ -56,7 +56,9 @@ def without_mean(monkeypatch):
 
 def other_slope(monkeypatch):
     """A leaky ReLU with a slope of its own."""
-    monkeypatch.setattr(LeakyReLU, "slope", lambda self, c, scale: torch.where(c > 0, 1.0, 0.25).to(c.dtype))
+    monkeypatch.setattr(
+        LeakyReLU, "slope", lambda self, c, scale: torch.where(c > 0, 1.0, 0.25).to(c.dtype)
+    )
 
 
 def padding_counted(monkeypatch):
@@ -76,12 +78,17 @@ def without_bounds(monkeypatch):
 def first_place_wins(monkeypatch):
     """A max pooling whose winner is always the first position of the map."""
     gates = MaxPooling.gates
-    monkeypatch.setattr(MaxPooling, "gates", lambda self, scale, x: tuple(0 * g for g in gates(self, scale, x)))
+    monkeypatch.setattr(
+        MaxPooling, "gates", lambda self, scale, x: tuple(0 * g for g in gates(self, scale, x))
+    )
 
 
 PLANTED = {
     without_bias: ("plain-conv-chain", r"'0' \(Conv2d\), made by conv2d:"),
-    without_mean: ("conv-with-bias-before-batch-norm", r"'1' \(BatchNorm2d\), made by _native_batch_norm_legit_no_training:"),
+    without_mean: (
+        "conv-with-bias-before-batch-norm",
+        r"'1' \(BatchNorm2d\), made by _native_batch_norm_legit_no_training:",
+    ),
     other_slope: ("plain-conv-chain", r"'3' \(LeakyReLU\), made by leaky_relu:"),
     padding_counted: ("average-pool-with-ceil", r"'3' \(AvgPool2d\), made by avg_pool2d:"),
     without_bounds: ("saturated-on-both-sides", r"'conv2' \(Conv2d\), made by hardtanh, conv2d:"),
@@ -94,7 +101,10 @@ def test_wrong_rule_makes_the_trace_fail(monkeypatch, plant):
     """By default the trace is audited: the message names the first layer that is wrong, and the operation."""
     name, match = PLANTED[plant]
     plant(monkeypatch)
-    with pytest.raises(RuntimeError, match=r"must repeat the model at every layer to 1e-10\. Got .* first at " + match):
+    with pytest.raises(
+        RuntimeError,
+        match=r"must repeat the model at every layer to 1e-10\. Got .* first at " + match,
+    ):
         abm.trace(*make(name))
 
 
@@ -123,7 +133,9 @@ def other_forward(model):
     model[2].forward = lambda x: F.conv2d(x, model[2].weight)
 
 
-@pytest.mark.parametrize(("change", "what"), [(hooked, "hooks of 2"), (other_forward, r"2\.forward")])
+@pytest.mark.parametrize(
+    ("change", "what"), [(hooked, "hooks of 2"), (other_forward, r"2\.forward")]
+)
 def test_change_behind_the_trace_is_named(change, what):
     """What no parameter shows is found before anything is computed, and the audit passes after a new trace."""
     model, x = make("plain-conv-chain")
@@ -137,9 +149,15 @@ def test_change_behind_the_trace_is_named(change, what):
 def test_change_outside_of_the_model_is_found(monkeypatch):
     """What nothing of the model shows: the audit names the first layer that is another now."""
     model, x = make("plain-conv-chain")
-    network, convolve, shape = abm.trace(model, x), F.conv2d, model[2].weight.shape
-    monkeypatch.setattr(F, "conv2d", lambda c, w, *rest: convolve(c, w, *rest) * (1 + 0.01 * (w.shape == shape)))
-    with pytest.raises(RuntimeError, match=r"first at '2' \(Conv2d\), made by conv2d: trace it again, or report"):
+    network = abm.trace(model, x)
+    convolve = F.conv2d
+    shape = model[2].weight.shape
+    monkeypatch.setattr(
+        F, "conv2d", lambda c, w, *rest: convolve(c, w, *rest) * (1 + 0.01 * (w.shape == shape))
+    )
+    with pytest.raises(
+        RuntimeError, match=r"first at '2' \(Conv2d\), made by conv2d: trace it again, or report"
+    ):
         abm.audit(network, x)
 
 

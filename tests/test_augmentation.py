@@ -23,7 +23,8 @@ def crop_twin(pixels, padding, generator):
     for i in range(count):
         padded = torch.zeros(channels, height + 2 * padding, width + 2 * padding)
         padded[:, padding : padding + height, padding : padding + width] = pixels[i]
-        top, left = corners[0, i], corners[1, i]
+        top = corners[0, i]
+        left = corners[1, i]
         crop = padded[:, top : top + height, left : left + width]
         out[i] = (crop.flip(2) if coins[i] < 0.5 else crop) / 255
     return out
@@ -45,7 +46,9 @@ def saturate_twin(image, factor):
     for row in range(image.shape[1]):
         for column in range(image.shape[2]):
             hue, saturation, value = colorsys.rgb_to_hsv(*image[:, row, column].tolist())
-            out[:, row, column] = torch.tensor(colorsys.hsv_to_rgb(hue, min(1.0, saturation * factor), value))
+            out[:, row, column] = torch.tensor(
+                colorsys.hsv_to_rgb(hue, min(1.0, saturation * factor), value)
+            )
     return out
 
 
@@ -53,9 +56,13 @@ def saturate_twin(image, factor):
 def test_saturation_is_that_of_hsv(factor):
     """Grey, black, white and pure colours among the pixels."""
     x = torch.rand(2, 3, 4, 5, generator=seeded())
-    x[0, :, 0] = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.4, 0.4, 0.4], [1.0, 0.0, 0.0], [0.0, 0.7, 0.7]]).T
+    x[0, :, 0] = torch.tensor(
+        [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.4, 0.4, 0.4], [1.0, 0.0, 0.0], [0.0, 0.7, 0.7]]
+    ).T
     expected = torch.stack([saturate_twin(image, factor) for image in x])
-    torch.testing.assert_close(augmentation.saturate(x, torch.full((2,), factor)), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        augmentation.saturate(x, torch.full((2,), factor)), expected, rtol=0, atol=1e-6
+    )
 
 
 def contrast_twin(image, factor):
@@ -63,7 +70,8 @@ def contrast_twin(image, factor):
 
 
 def test_contrast_keeps_the_mean_of_each_channel():
-    x, factor = torch.rand(3, 3, 4, 5, generator=seeded()), torch.tensor([0.0, 0.4, 1.6])
+    x = torch.rand(3, 3, 4, 5, generator=seeded())
+    factor = torch.tensor([0.0, 0.4, 1.6])
     actual = augmentation.contrast(x, factor)
     expected = torch.stack([contrast_twin(image, f) for image, f in zip(x, factor, strict=True)])
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)

@@ -15,7 +15,17 @@ from adjointbackmap.benchmark import networks, peers, runs, table, timing, work
 from adjointbackmap.files.checked import read_sealed
 from adjointbackmap.planes.planner import METHODS
 
-TINY = work.Settings(quick=True, repeats=1, few=2, some=2, images=2, networks=("vgg7",), sides=(8, 16), depths=(1,), most=1e9)
+TINY = work.Settings(
+    quick=True,
+    repeats=1,
+    few=2,
+    some=2,
+    images=2,
+    networks=("vgg7",),
+    sides=(8, 16),
+    depths=(1,),
+    most=1e9,
+)
 LAYER = "2.conv2"  # of depth/1
 UNITS = (slice(14, 18), 16, slice(3))  # in the middle, so that receptive fields are whole
 
@@ -75,7 +85,9 @@ def test_our_methods_are_held_against_the_same_units(subject, ours, method):
     """The tuple that a method of ours is asked for names the units that the peers take."""
     assert method in work.able(subject.network, LAYER, UNITS)
     planes = abm.hyperplanes(subject.network, subject.x[:1], LAYER, "RM2", UNITS, method=method)
-    by_number = planes.image[0].movedim(1, 0).flatten(0, 1).flatten(1)  # units (row, channel) to the order of (channel, row)
+    by_number = (
+        planes.image[0].movedim(1, 0).flatten(0, 1).flatten(1)
+    )  # units (row, channel) to the order of (channel, row)
     assert_close(by_number, ours[0])
 
 
@@ -101,14 +113,18 @@ def test_a_peer_with_other_hyperplanes_is_left_out(subject):
     broken = peers.Peer(lambda *given: [].pop())
     with pytest.raises(IndexError):  # a mistake in our own code is not hidden as a refusal
         work.peer_ways(subject, LAYER, UNITS, {"broken": broken}, TINY)
-    ways = work.peer_ways(subject, LAYER, UNITS, {"wrong": wrong, "missing": replace(wrong, needs="nowhere")}, TINY)
+    ways = work.peer_ways(
+        subject, LAYER, UNITS, {"wrong": wrong, "missing": replace(wrong, needs="nowhere")}, TINY
+    )
     assert ways["wrong"] == {"left_out": "its hyperplanes differ by 1 of the largest entry"}
     assert ways["missing"] == {"left_out": "nowhere is not installed"}
 
 
 def test_a_method_by_units_is_extrapolated_and_one_that_is_too_much_left_out(subject):
     """As the plan's multiply-adds tell; no method is known by its name."""
-    ways = {m: work.ours(subject, LAYER, work.ALL, m, TINY) for m in work.able(subject.network, LAYER)}
+    ways = {
+        m: work.ours(subject, LAYER, work.ALL, m, TINY) for m in work.able(subject.network, LAYER)
+    }
     assert ways["adjoint"]["measured"] == "2 of 16,384 units"
     assert "the most is 1 G" in ways["basis"]["left_out"]
     assert "measured" not in ways["windowed"]
@@ -142,14 +158,16 @@ def test_random_weights_are_the_same_on_every_call():
     """And leave the global generator as it was."""
     build = partial(nn.Linear, 3, 2)
     before = torch.random.get_rng_state()
-    first, second = networks.with_random_weights(build), networks.with_random_weights(build)
+    first = networks.with_random_weights(build)
+    second = networks.with_random_weights(build)
     assert torch.equal(first.weight, second.weight)
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_multiply_adds_are_counted():
     """All, and those that read what is there and not the padding."""
-    x, w = torch.rand(2, 3, 4, 4), torch.rand(5, 3, 3, 3)
+    x = torch.rand(2, 3, 4, 4)
+    w = torch.rand(5, 3, 3, 3)
     with timing.Counter() as counted, torch.no_grad():
         nn.functional.conv2d(x, w, padding=2)
         torch.rand(2, 3) @ torch.rand(3, 4)
@@ -242,7 +260,9 @@ def test_the_best_peer_has_image_and_bias_parts():
     assert table.best_of(entry, peer=True)[0] == "whole"
     assert table.best_of(entry, peer=True, whole=False)[0] == "image"
     assert table.defects({"entries": {"vgg7/conv1": entry}}) == ["vgg7/conv1 (2.00)"]
-    assert table.defects({"entries": {"vgg7/conv1": {**entry, "plan": "none"}}}) == ["vgg7/conv1 (inf)"]
+    assert table.defects({"entries": {"vgg7/conv1": {**entry, "plan": "none"}}}) == [
+        "vgg7/conv1 (inf)"
+    ]
     row = table.aims({"vgg7/conv1": entry}).rows[0]
     assert row == ["vgg7/conv1, all units", "the fastest peer, whole", "400 x", "8 x", "no"]
     (row,) = table.summary({"vgg7/conv1": entry}).rows
@@ -262,11 +282,17 @@ def test_command_measures_and_prints(run, monkeypatch, tmp_path):
 
 
 BAD_INPUT = {
-    "no such entry": (("--only", "conv77"), "--only must be part of an entry's name, such as machine/rate, .* Got 'conv77'"),
+    "no such entry": (
+        ("--only", "conv77"),
+        "--only must be part of an entry's name, such as machine/rate, .* Got 'conv77'",
+    ),
     "no repeats": (("--repeats", "0"), "--repeats must be at least 1. Got 0"),
     "no threads": (("--threads", "0"), "--threads must be at least 1. Got 0"),
     "no page": (("--docs", "nowhere.md"), "--docs must be a page with the lines .* Got nowhere.md"),
-    "another file": (("--out", "{file}"), "--out must be a file of this benchmark, or a new one. Got .*delete it"),
+    "another file": (
+        ("--out", "{file}"),
+        "--out must be a file of this benchmark, or a new one. Got .*delete it",
+    ),
 }
 
 
@@ -288,7 +314,10 @@ def test_a_file_from_elsewhere_is_refused(file, tmp_path):
     found = read_sealed(file)
     copy = tmp_path / "bench.json"
     copy.write_text(json.dumps({**found, "environment": {**found["environment"], "torch": "1.0"}}))
-    with pytest.raises(ValueError, match=r"must be measured with the same environment. Got .*bench.json with another"):
+    with pytest.raises(
+        ValueError,
+        match=r"must be measured with the same environment. Got .*bench.json with another",
+    ):
         runs.bench(copy, "side", quick=True)
     with pytest.raises(ValueError, match="must be measured with the same quick"):
         runs.bench(file, "side")

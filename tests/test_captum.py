@@ -70,7 +70,9 @@ def test_image_part_is_the_gradient(case, layer):
     axes = len(method.network(x).layers[layer].out_shape)
     for unit in ((0,) * axes, (-1,) * axes):
         image = method.attribute(x, unit)
-        assert_close(image, gradient(model, x, lambda out, unit=unit: out[(slice(None), *unit)], module))
+        assert_close(
+            image, gradient(model, x, lambda out, unit=unit: out[(slice(None), *unit)], module)
+        )
         assert image.dtype == x.dtype
         assert not image.requires_grad
 
@@ -81,7 +83,10 @@ def test_the_layer_and_the_unit_have_two_names_each(maps):
     for layer in (model[2], "2"):
         method = abm.captum.AdjointBackMap(model, layer)
         for arguments in ({"neuron_selector": (1, 2, 3)}, {"target": (1, 2, 3)}):
-            assert_close(method.attribute(x, **arguments), gradient(model, x, lambda out: out[:, 1, 2, 3], model[2]))
+            assert_close(
+                method.attribute(x, **arguments),
+                gradient(model, x, lambda out: out[:, 1, 2, 3], model[2]),
+            )
 
 
 SELECTORS = {
@@ -118,7 +123,9 @@ def test_targets_choose_classes(flat, of_classes, target):
     """One class for all inputs, or one for each."""
     model, x = flat
     given, classes = TARGETS[target]
-    assert_close(of_classes.attribute(x, target=given), gradient(model, x, lambda out: out[[0, 1], classes]))
+    assert_close(
+        of_classes.attribute(x, target=given), gradient(model, x, lambda out: out[[0, 1], classes])
+    )
 
 
 def test_list_of_tuples_chooses_units_of_maps(maps):
@@ -130,14 +137,24 @@ def test_list_of_tuples_chooses_units_of_maps(maps):
 
 def test_no_target_where_there_is_one_unit():
     """The output of a network of one output."""
-    model, x = make(lambda: (nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1)), (1, 2, 2)))
-    assert_close(abm.captum.AdjointBackMap(model).attribute(x), gradient(model, x, lambda out: out[:, 0]))
+    model, x = make(
+        lambda: (
+            nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1)),
+            (1, 2, 2),
+        )
+    )
+    assert_close(
+        abm.captum.AdjointBackMap(model).attribute(x), gradient(model, x, lambda out: out[:, 0])
+    )
 
 
 def test_the_model_itself_as_layer(flat):
     """Is its output."""
     model, x = flat
-    assert_close(abm.captum.AdjointBackMap(model, model).attribute(x, 1), gradient(model, x, lambda out: out[:, 1]))
+    assert_close(
+        abm.captum.AdjointBackMap(model, model).attribute(x, 1),
+        gradient(model, x, lambda out: out[:, 1]),
+    )
 
 
 # what comes back
@@ -156,12 +173,16 @@ def test_absolute_value(flat, of_classes):
     assert_close(of_classes.attribute(x, 1, abs=True), of_classes.attribute(x, 1).abs())
 
 
-@pytest.mark.parametrize("case", ["saturated-on-both-sides", "scalars-before-padded-convs", "constants-and-buffers"])
+@pytest.mark.parametrize(
+    "case", ["saturated-on-both-sides", "scalars-before-padded-convs", "constants-and-buffers"]
+)
 def test_contributions_of_image_and_biases_sum_to_the_value(case):
     """With return_bias and multiply_by_inputs; without, the parts are the hyperplane's."""
     model, x = make(case)
     index = (0,) * (model(x).dim() - 1)
-    image, bias = abm.captum.AdjointBackMap(model, multiply_by_inputs=True).attribute(x, index, return_bias=True)
+    image, bias = abm.captum.AdjointBackMap(model, multiply_by_inputs=True).attribute(
+        x, index, return_bias=True
+    )
     assert_close(image.flatten(1).sum(1) + bias.sum(1), model(x).detach()[(slice(None), *index)])
     method = abm.captum.AdjointBackMap(model)
     plane, plane_bias = method.attribute(x, index, return_bias=True)
@@ -196,7 +217,11 @@ def traces(monkeypatch):
     """The shapes that were traced."""
     seen = []
     trace = captum.trace
-    monkeypatch.setattr(captum, "trace", lambda model, x, until: seen.append(tuple(x.shape)) or trace(model, x, until))
+    monkeypatch.setattr(
+        captum,
+        "trace",
+        lambda model, x, until: seen.append(tuple(x.shape)) or trace(model, x, until),
+    )
     return seen
 
 
@@ -240,9 +265,14 @@ def test_what_comes_after_the_layer_does_not_count():
 def test_calls_of_a_reused_module_are_told_apart():
     """By name; Captum gives the last call without a word, here the module alone is refused."""
     model, x = make("reused-module")
-    with pytest.raises(ValueError, match=r"called once. Got 3 calls: pass one of 'conv', 'conv:1', 'conv:2'"):
+    with pytest.raises(
+        ValueError, match=r"called once. Got 3 calls: pass one of 'conv', 'conv:1', 'conv:2'"
+    ):
         abm.captum.AdjointBackMap(model, model.conv).attribute(x, (0, 0, 0))
-    images = [abm.captum.AdjointBackMap(model, name).attribute(x, (0, 2, 2)) for name in ("conv", "conv:1", "conv:2")]
+    images = [
+        abm.captum.AdjointBackMap(model, name).attribute(x, (0, 2, 2))
+        for name in ("conv", "conv:1", "conv:2")
+    ]
     assert_close(images[0], gradient(model, x, lambda out: out[:, 0, 2, 2], model.conv))
     assert_close(images[2], gradient(model, x, lambda out: out[:, 0, 2, 2]))
     assert not torch.allclose(images[0], images[2])
@@ -252,14 +282,20 @@ def test_calls_of_a_reused_module_are_told_apart():
 
 
 WRONG_TARGETS = {
-    "too-few-dimensions": (3, r"int or a slice for each dimension of \(4, 4, 4\). Got \(3,\): it chooses 16 units"),
+    "too-few-dimensions": (
+        3,
+        r"int or a slice for each dimension of \(4, 4, 4\). Got \(3,\): it chooses 16 units",
+    ),
     "none-on-a-map": (None, r"Got \(\): it chooses 64 units"),
     "out-of-range": ((4, 0, 0), r"Got \(4, 0, 0\): it chooses 0 units"),
     "too-many-dimensions": ((0, 0, 0, 0), r"it chooses 0 units"),
     "empty-slice": ((slice(4, 4), 0, 0), r"it chooses 0 units"),
     "not-an-index": ([1.5, 1.5], r"Got \(1.5,\): it chooses 0 units"),
     "too-few-targets": ([1], r"one for each of the 2 inputs. Got 1"),
-    "callable-of-many": (lambda out: out[:, 0], r"must return \(2,\) numbers, or one. Got \(2, 4, 4\)"),
+    "callable-of-many": (
+        lambda out: out[:, 0],
+        r"must return \(2,\) numbers, or one. Got \(2, 4, 4\)",
+    ),
     "callable-of-no-tensor": (lambda out: 1.0, r"or one. Got float"),
     "callable-that-is-curved": (lambda out: out.flatten(1).norm(dim=1), "must be linear"),
     "callable-with-a-constant": (lambda out: out.sum((1, 2, 3)) + 1, "must be linear"),
@@ -289,13 +325,20 @@ def test_train_mode_is_refused():
 
 def test_a_layer_of_another_model_is_refused(flat):
     """Before anything is traced."""
-    with pytest.raises(ValueError, match=r"layer must be a module of the model, or a name. Got another ReLU"):
+    with pytest.raises(
+        ValueError, match=r"layer must be a module of the model, or a name. Got another ReLU"
+    ):
         abm.captum.AdjointBackMap(flat[0], nn.ReLU())
 
 
 def test_a_layer_that_is_not_called_is_refused():
     """With the names of those that are."""
-    model, x = make(lambda: (Net(lambda net, x: net.used(x), used=nn.Conv2d(1, 1, 2), idle=nn.ReLU()), (1, 3, 3)))
+    model, x = make(
+        lambda: (
+            Net(lambda net, x: net.used(x), used=nn.Conv2d(1, 1, 2), idle=nn.ReLU()),
+            (1, 3, 3),
+        )
+    )
     with pytest.raises(ValueError, match="must be one of used"):
         abm.captum.AdjointBackMap(model, model.idle).attribute(x, (0, 0, 0))
 

@@ -34,13 +34,17 @@ class Scaled(nn.Module):
         self.conv = nn.Conv2d(1, 2, 3)
         self.factor = 2.0
         self.options = SimpleNamespace(slope=0.1, other={"shift": [1.0, math.nan]})
-        self.limits, self.settings = Limits(-5.0), Settings(gain=1.0)
+        self.limits = Limits(-5.0)
+        self.settings = Settings(gain=1.0)
         self.table = torch.tensor([1.0, 2.0])
         self.name = "not read"
-        self.calls, self.feature = 0, None
+        self.calls = 0
+        self.feature = None
 
     def squeeze(self, x):
-        return F.leaky_relu(x, self.options.slope).clamp(min=self.limits.low) * self.settings["gain"]
+        return (
+            F.leaky_relu(x, self.options.slope).clamp(min=self.limits.low) * self.settings["gain"]
+        )
 
     def forward(self, x):
         self.calls += 1
@@ -52,7 +56,9 @@ class Scaled(nn.Module):
 def small():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Net(lambda net, x: net.scaled(net.act(x)), act=nn.LeakyReLU(0.2), scaled=Scaled()).eval()
+        return Net(
+            lambda net, x: net.scaled(net.act(x)), act=nn.LeakyReLU(0.2), scaled=Scaled()
+        ).eval()
 
 
 def image(seed=0):
@@ -177,7 +183,8 @@ def test_what_the_forward_does_not_read_or_sets_itself_is_no_change(traced):
     """A name, a counter of calls, a kept feature, a gradient: the network goes on."""
     model = traced.model
     model(image(1)).sum().backward()
-    model.scaled.name, model.scaled.new = "another", 3
+    model.scaled.name = "another"
+    model.scaled.new = 3
     model.scaled.calls = -1
     assert abm.reconstruction_test(abm.hyperplanes(traced, image(), "output"))["error"] < 1e-6
     assert model.scaled.calls == -1, "it runs on a copy"
@@ -187,10 +194,13 @@ def test_model_is_looked_at_once_in_a_call(traced, monkeypatch):
     """However many passes and images."""
     import adjointbackmap.engine.network as home
 
-    count, own = [], home.fingerprint
+    count = []
+    own = home.fingerprint
     monkeypatch.setattr(home, "fingerprint", lambda *given: count.append(1) or own(*given))
     calls = {
-        "planes": lambda: abm.hyperplanes(traced, image().expand(70, -1, -1, -1), "output", units=(0,)),
+        "planes": lambda: abm.hyperplanes(
+            traced, image().expand(70, -1, -1, -1), "output", units=(0,)
+        ),
         "operator": lambda: abm.operator(traced, image(), "output"),
         "audit": lambda: abm.audit(traced, image()),
         "verify": lambda: abm.verify(traced, image()),
@@ -229,13 +239,27 @@ def spoil(model, x):
 
 
 RESULTS = {
-    "planes": lambda planes: [planes.x, planes.reconstruct(), planes.magnitude(), planes.contributions().total(), planes.image],
+    "planes": lambda planes: [
+        planes.x,
+        planes.reconstruct(),
+        planes.magnitude(),
+        planes.contributions().total(),
+        planes.image,
+    ],
     "blocks": lambda planes: [planes.x, planes.reconstruct(), planes.bias],
     "biases": lambda biases: [biases.vector, *(part.value for part in biases.values())],
-    "boundary": lambda boundary: [boundary.x, boundary.weights, torch.tensor([boundary.value, boundary.distance("l2")])],
+    "boundary": lambda boundary: [
+        boundary.x,
+        boundary.weights,
+        torch.tensor([boundary.value, boundary.distance("l2")]),
+    ],
     "kinks": lambda kinks: [kinks.x, *kinks.distances.values()],
     "pattern": lambda pattern: [g for gates in pattern.gates.values() for g in gates],
-    "analysis": lambda found: [found.kinks["l2"].plane.x, found.boundaries["l2"][0].plane.x, found.kinks["l2"].before.outputs],
+    "analysis": lambda found: [
+        found.kinks["l2"].plane.x,
+        found.boundaries["l2"][0].plane.x,
+        found.kinks["l2"].before.outputs,
+    ],
     "adapter": lambda parts: list(parts),
     "attacked": lambda found: [found.pixels, found.adversarial, found.noise, found.l2],
     "examined": lambda found: [found.pixels, found.adversarial],
@@ -276,7 +300,8 @@ def test_what_computes_with_a_changed_model_says_so(classifier):
     """Blocks, operators, kinks, another precision: what is not yet computed is refused."""
     model, x, network = classifier
     blocks = abm.iter_hyperplanes(network, x, "0", "RM2")
-    operator, kinks = abm.operator(network, x, "3"), abm.kink_distances(network, x)
+    operator = abm.operator(network, x, "3")
+    kinks = abm.kink_distances(network, x)
     spoil(model, x)
     later = [
         lambda: next(blocks),

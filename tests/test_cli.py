@@ -34,7 +34,9 @@ class Halved(nn.Module):
 def tiny_cifar_network() -> nn.Module:
     """What --model names where images of the data are needed."""
     torch.manual_seed(0)
-    return nn.Sequential(Halved(), nn.Conv2d(3, 2, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 64, 2))
+    return nn.Sequential(
+        Halved(), nn.Conv2d(3, 2, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 64, 2)
+    )
 
 
 class Masked(nn.Module):
@@ -101,13 +103,30 @@ def test_weights_are_loaded(run, tmp_path):
     """Weights of another seed change what map writes."""
     torch.manual_seed(1)
     weights = tmp_path / "weights.pt"
-    torch.save(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2)).state_dict(), weights)
+    torch.save(
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2)
+        ).state_dict(),
+        weights,
+    )
     picture = tmp_path / "picture.png"
     imsave(picture, np.random.default_rng(0).random((8, 8, 3)))
     values = []
     for extra in ((), ("--weights", str(weights))):
         out = tmp_path / f"planes{len(extra)}"
-        status, _, err = run("map", *TINY, *extra, "--layer", "3", "--mode", "RM0", "--image", str(picture), "--out", str(out))
+        status, _, err = run(
+            "map",
+            *TINY,
+            *extra,
+            "--layer",
+            "3",
+            "--mode",
+            "RM0",
+            "--image",
+            str(picture),
+            "--out",
+            str(out),
+        )
         assert status == 0, err
         values.append(abm.open(out.with_name(out.name + ".zarr")).value)
     assert not torch.allclose(*values)
@@ -117,14 +136,29 @@ def test_map_writes_a_store_and_a_picture(run, tmp_path):
     """The store holds the hyperplanes and what made them; their inner products are the values."""
     out = tmp_path / "new" / "planes"
     status, text, err = run(
-        "map", SHIPPED, "--layer", "conv3", "--mode", "RM2", "--units", "8,2:4,5", "--image", "ship", "--out", str(out)
+        "map",
+        SHIPPED,
+        "--layer",
+        "conv3",
+        "--mode",
+        "RM2",
+        "--units",
+        "8,2:4,5",
+        "--image",
+        "ship",
+        "--out",
+        str(out),
     )
     assert status == 0, err
     assert "2 hyperplanes in 1 block(s), adjoint, at most 0." in text
     assert "share <= 1 %: 100.0000 %" in text
     stored = abm.open(out.with_name("planes.zarr"))
     assert stored.to_xarray()["image"].shape == (1, 2, 3, 15, 15)
-    assert (stored.attributes["layer"], stored.attributes["mode"], stored.attributes["k"]) == ("conv3", "RM2", 1.0)
+    assert (stored.attributes["layer"], stored.attributes["mode"], stored.attributes["k"]) == (
+        "conv3",
+        "RM2",
+        1.0,
+    )
     assert stored.attributes["biases"]["bn1"] == [32, 64]
     assert float(stored.relative_error().abs().max()) < 1e-3
     assert out.with_name("planes.png").read_bytes().startswith(b"\x89PNG")
@@ -133,10 +167,26 @@ def test_map_writes_a_store_and_a_picture(run, tmp_path):
 def test_map_draws_the_first_of_many_units(run, tmp_path, monkeypatch):
     """A picture has room for 64, and says so."""
     titles = []
-    monkeypatch.setattr(plots, "unit_hyperplanes", lambda planes, title: titles.append((title, planes.value.shape)) or Figure())
-    status, _, err = run("map", SHIPPED, "--layer", "conv1", "--mode", "RM2", "--units", "0", "--out", str(tmp_path / "planes"))
+    monkeypatch.setattr(
+        plots,
+        "unit_hyperplanes",
+        lambda planes, title: titles.append((title, planes.value.shape)) or Figure(),
+    )
+    status, _, err = run(
+        "map",
+        SHIPPED,
+        "--layer",
+        "conv1",
+        "--mode",
+        "RM2",
+        "--units",
+        "0",
+        "--out",
+        str(tmp_path / "planes"),
+    )
     assert status == 0, err
-    (title, shape), count = titles[0], abm.open(tmp_path / "planes.zarr").value.numel()
+    (title, shape) = titles[0]
+    count = abm.open(tmp_path / "planes.zarr").value.numel()
     assert title.endswith(f"(first 64 of {count:,} units)")
     assert shape.numel() == 64
 
@@ -191,7 +241,9 @@ def units_in(out: str) -> int:
 
 def test_verify_goes_on_after_ctrl_c(run, tmp_path, monkeypatch):
     """Status 130 and the table of what is finished; the same command computes the rest, the same one again nothing."""
-    keep, seen, right = tmp_path / "kept.jsonl", [], runs.verify_images
+    keep = tmp_path / "kept.jsonl"
+    seen = []
+    right = runs.verify_images
 
     def stopped(network, batch, names, *rest):
         seen.extend(names)
@@ -237,7 +289,9 @@ def test_verify_on_test_images_in_the_order_of_hashes(run, tmp_path, monkeypatch
     monkeypatch.setattr(data, "load", lambda dataset, split, root=None: data.sample())
     keep = tmp_path / "kept.jsonl"
     for count, options in (("1", ()), ("2", ("--accumulate", "float32"))):
-        status, _, err = run(*VERIFY[:-1], count, "--dataset", "cifar10", "--keep", str(keep), *options)
+        status, _, err = run(
+            *VERIFY[:-1], count, "--dataset", "cifar10", "--keep", str(keep), *options
+        )
         assert status == 0, err
     names = [json.loads(line)["name"] for line in keep.read_text().splitlines()[1:]]
     assert names == sorted(data.sample().hashes)[:2]
@@ -257,7 +311,9 @@ def test_analyse_tells_distances_and_sparsity(run):
     status, out, err = run("analyse", *TINY_CIFAR, "--images", "3")
     assert status == 0, err
     assert "The linear regions of 3 images" in out
-    assert [line.split("│")[5].strip() for line in out.splitlines() if "nearest kink" in line] == ["100.0"] * 2
+    assert [line.split("│")[5].strip() for line in out.splitlines() if "nearest kink" in line] == [
+        "100.0"
+    ] * 2
     assert "RM4: which part of its receptive field a kernel uses" in out
     assert "not measured" not in out
 
@@ -283,7 +339,11 @@ def test_demo_tells_and_draws(run, tmp_path):
     status, out, err = run("demo", "--out", str(tmp_path / "demo"))
     assert status == 0, err
     assert "it says ship" in out
-    for title in ("RM0: every class", "One unit of every layer", "Every unit of every layer: 110,602 hyperplanes"):
+    for title in (
+        "RM0: every class",
+        "One unit of every layer",
+        "Every unit of every layer: 110,602 hyperplanes",
+    ):
         assert title in out
     assert (tmp_path / "demo" / "hyperplanes-ship.png").read_bytes().startswith(b"\x89PNG")
 
@@ -291,12 +351,24 @@ def test_demo_tells_and_draws(run, tmp_path):
 def test_train_and_start_again(run, tmp_path, monkeypatch):
     """A short training writes weights and card, and a second one begins from them."""
     monkeypatch.setattr(data, "load", lambda dataset, split, root=None: data.sample())
-    first, second = tmp_path / "first", tmp_path / "second"
+    first = tmp_path / "first"
+    second = tmp_path / "second"
     status, out, err = run("train", "vgg7", "--epochs", "1", "--batch", "50", "--out", str(first))
     assert status == 0, err
     assert "test accuracy" in out
     weights = first / "vgg7-cifar10.safetensors"
-    status, _, err = run("train", "vgg7", "--epochs", "1", "--batch", "50", "--start", str(weights), "--out", str(second))
+    status, _, err = run(
+        "train",
+        "vgg7",
+        "--epochs",
+        "1",
+        "--batch",
+        "50",
+        "--start",
+        str(weights),
+        "--out",
+        str(second),
+    )
     assert status == 0, err
     card = json.loads((second / "vgg7-cifar10.json").read_text())
     assert card["started from"]["recipe"]["epochs"] == 1
@@ -306,35 +378,74 @@ BAD_INPUT = {
     "no network": (("layers",), "Name a shipped network .* Got neither"),
     "two networks": (("layers", SHIPPED, "--model", "a:b"), "Got both"),
     "unknown network": (("layers", "vgg9"), "must be one of .*vgg7-cifar10.* Got 'vgg9'"),
-    "no such module": (("layers", "--model", "nowhere:f"), "must be module:function, importable from here. Got 'nowhere:f'"),
+    "no such module": (
+        ("layers", "--model", "nowhere:f"),
+        "must be module:function, importable from here. Got 'nowhere:f'",
+    ),
     "no such function": (("layers", "--model", "math:f"), "must be module:function"),
-    "no module built": (("layers", "--model", f"{__name__}:no_network"), "returns a torch.nn.Module. Got str"),
-    "no weights": (("layers", *TINY, "--weights", "nowhere.pt"), "--weights must be a file. Got nowhere.pt"),
-    "unknown layer": (("map", SHIPPED, "--layer", "conv9", "--mode", "RM2"), "A layer must be one of conv0, .* Got 'conv9'"),
-    "mode not of the layer": (("map", SHIPPED, "--layer", "fc", "--mode", "RM2"), "has the modes RM0. Got 'RM2'"),
+    "no module built": (
+        ("layers", "--model", f"{__name__}:no_network"),
+        "returns a torch.nn.Module. Got str",
+    ),
+    "no weights": (
+        ("layers", *TINY, "--weights", "nowhere.pt"),
+        "--weights must be a file. Got nowhere.pt",
+    ),
+    "unknown layer": (
+        ("map", SHIPPED, "--layer", "conv9", "--mode", "RM2"),
+        "A layer must be one of conv0, .* Got 'conv9'",
+    ),
+    "mode not of the layer": (
+        ("map", SHIPPED, "--layer", "fc", "--mode", "RM2"),
+        "has the modes RM0. Got 'RM2'",
+    ),
     "unknown mode": (("map", SHIPPED, "--layer", "fc", "--mode", "RM7"), '"RM7" for --mode'),
     "units that are none": (
         ("map", SHIPPED, "--layer", "fc", "--mode", "RM0", "--units", "x"),
         "--units must be ints and slices",
     ),
-    "unit out of range": (("map", SHIPPED, "--layer", "fc", "--mode", "RM0", "--units", "10"), "out_feature of 0 to 9. Got"),
-    "image out of range": (("verify", SHIPPED, "--image", "200"), "--image must be from 0 to 199.* Got 200"),
-    "no such picture": (("verify", SHIPPED, "--image", "nowhere.png"), "or a picture file of 32 x 32 pixels. Got nowhere.png"),
-    "too many images": (("verify", SHIPPED, "--images", "201"), "--images must be from 1 to 200. Got 201"),
-    "too many for the table": (("analyse", SHIPPED, "--sparse", "2"), "--sparse must be from 0 to --images, 1. Got 2"),
-    "no such data": (("verify", SHIPPED, "--images", "2", "--dataset", "svhn"), '"svhn" for --dataset'),
+    "unit out of range": (
+        ("map", SHIPPED, "--layer", "fc", "--mode", "RM0", "--units", "10"),
+        "out_feature of 0 to 9. Got",
+    ),
+    "image out of range": (
+        ("verify", SHIPPED, "--image", "200"),
+        "--image must be from 0 to 199.* Got 200",
+    ),
+    "no such picture": (
+        ("verify", SHIPPED, "--image", "nowhere.png"),
+        "or a picture file of 32 x 32 pixels. Got nowhere.png",
+    ),
+    "too many images": (
+        ("verify", SHIPPED, "--images", "201"),
+        "--images must be from 1 to 200. Got 201",
+    ),
+    "too many for the table": (
+        ("analyse", SHIPPED, "--sparse", "2"),
+        "--sparse must be from 0 to --images, 1. Got 2",
+    ),
+    "no such data": (
+        ("verify", SHIPPED, "--images", "2", "--dataset", "svhn"),
+        '"svhn" for --dataset',
+    ),
     "two kinds of workers": (
         ("verify", SHIPPED, "--workers", "2", "--cluster", "tcp://a:1"),
         r"shared by --workers or by --cluster. Got both \(2, tcp://a:1\): leave one out",
     ),
-    "no workers": (("verify", *TINY_CIFAR, "--workers", "0"), "workers must be at least 1, or the address .* Got 0"),
+    "no workers": (
+        ("verify", *TINY_CIFAR, "--workers", "0"),
+        "workers must be at least 1, or the address .* Got 0",
+    ),
     "threads": (("verify", SHIPPED, "--threads", "0"), "--threads must be at least 1. Got 0"),
     "memory": (
         ("map", SHIPPED, "--layer", "conv1", "--mode", "RM4", "--memory", "100B"),
         "memory must be at least .* for one hyperplane of 'conv1'. Got 100: raise memory",
     ),
     "unknown architecture": (("train", "vgg9"), "must be one of vgg7-nobias"),
-    "no data": (("evaluate", SHIPPED, "--data", "nowhere"), "nowhere/cifar-10-batches-bin must hold the official binary files"),
+    "no data": (
+        ("evaluate", SHIPPED, "--data", "nowhere"),
+        "nowhere/cifar-10-batches-bin must hold the official binary files",
+    ),
     "unknown command": (("fly",), "fly"),
 }
 

@@ -17,27 +17,45 @@ IMAGES = torch.randn(3, 2, 5, 5, dtype=torch.float64, generator=torch.Generator(
 
 def net(function, **parts) -> nn.Module:
     torch.manual_seed(3)
-    constants = {"b": torch.rand(2, 1, 1), "ints": torch.tensor([3, 7])[:, None, None], "wide": torch.rand(2, 1, 1).double()}
+    constants = {
+        "b": torch.rand(2, 1, 1),
+        "ints": torch.tensor([3, 7])[:, None, None],
+        "wide": torch.rand(2, 1, 1).double(),
+    }
     return Net(function, **{"conv": nn.Conv2d(2, 3, 3), **constants, **parts}).eval()
 
 
 CONSTANTS = {
-    "list cast like the image": lambda net, x: net.conv(x - torch.tensor(MEAN).to(x)[:, None, None]),
-    "list in the image's dtype": lambda net, x: net.conv(x - torch.tensor(MEAN, dtype=x.dtype, device=x.device)[:, None, None]),
+    "list cast like the image": lambda net, x: net.conv(
+        x - torch.tensor(MEAN).to(x)[:, None, None]
+    ),
+    "list in the image's dtype": lambda net, x: net.conv(
+        x - torch.tensor(MEAN, dtype=x.dtype, device=x.device)[:, None, None]
+    ),
     "list in float32": lambda net, x: net.conv(x - torch.tensor(MEAN)[:, None, None]),
-    "full": lambda net, x: net.conv(x - torch.full((2, 1, 1), 0.1, dtype=x.dtype) * torch.full_like(x, 0.3)),
+    "full": lambda net, x: net.conv(
+        x - torch.full((2, 1, 1), 0.1, dtype=x.dtype) * torch.full_like(x, 0.3)
+    ),
     "full in float32": lambda net, x: net.conv(x - torch.full((2, 1, 1), 0.1) * 0.3),
     "range": lambda net, x: net.conv(x * torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype) * 0.3),
     "kernel": lambda net, x: F.conv2d(x, torch.full((1, 2, 2, 2), 0.3).to(x.dtype)),
     "integer divisor": lambda net, x: net.conv(x / net.ints),
-    "integers divided": lambda net, x: net.conv(x * (net.ints / 255) * 0.1 + (net.ints / 255) * 0.1),
+    "integers divided": lambda net, x: net.conv(
+        x * (net.ints / 255) * 0.1 + (net.ints / 255) * 0.1
+    ),
     "integers to float32": lambda net, x: net.conv(x * (net.ints.float() / 255)),
-    "integers to the image's dtype": lambda net, x: net.conv(x * (net.ints.to(x.dtype) / 255) + net.ints),
+    "integers to the image's dtype": lambda net, x: net.conv(
+        x * (net.ints.to(x.dtype) / 255) + net.ints
+    ),
     "buffer cast": lambda net, x: net.conv(x * net.b.to(x.dtype) * 3 / 7),
-    "buffer cast by its type": lambda net, x: net.conv(x * net.b.type_as(x) + (-net.b.type_as(x)).exp()),
+    "buffer cast by its type": lambda net, x: net.conv(
+        x * net.b.type_as(x) + (-net.b.type_as(x)).exp()
+    ),
     "buffer to half precision": lambda net, x: net.conv(x * net.b.half().to(x)),
     "buffer of another dtype": lambda net, x: net.conv(x * (net.wide * 0.1).to(x.dtype)),
-    "buffer read": lambda net, x: net.conv(x * float(net.b.sum() * 0.1) + (net.b * 3).flatten().tolist()[0]),
+    "buffer read": lambda net, x: net.conv(
+        x * float(net.b.sum() * 0.1) + (net.b * 3).flatten().tolist()[0]
+    ),
     "buffer expanded": lambda net, x: net.conv(x + net.b.expand_as(x)),
 }
 
@@ -65,8 +83,14 @@ def test_pruned_models_have_float64():
 
 
 def test_plain_attributes_are_cast_for_a_pass_in_float64_and_put_back():
-    model = net(lambda net, x: F.conv2d(net.conv(x) * net.own, net.kernels[0] * 0.3) - net.by_name["shift"] * 0.7)
-    model.own, model.kernels, model.by_name = torch.rand(3, 1, 1), [torch.rand(2, 3, 2, 2)], {"shift": torch.rand(2, 1, 1)}
+    model = net(
+        lambda net, x: (
+            F.conv2d(net.conv(x) * net.own, net.kernels[0] * 0.3) - net.by_name["shift"] * 0.7
+        )
+    )
+    model.own = torch.rand(3, 1, 1)
+    model.kernels = [torch.rand(2, 3, 2, 2)]
+    model.by_name = {"shift": torch.rand(2, 1, 1)}
     before = (model.own, model.kernels[0], model.by_name["shift"])
     network = abm.trace(model, torch.rand(1, 2, 5, 5))
     assert network.biases.names == ("conv.bias", "mul")
@@ -74,7 +98,9 @@ def test_plain_attributes_are_cast_for_a_pass_in_float64_and_put_back():
     after = (model.own, model.kernels[0], model.by_name["shift"])
     assert all(a is b for a, b in zip(after, before, strict=True))
     own, kernel, shift = (t.double() for t in before)
-    expected = F.conv2d(copy.deepcopy(model.conv).double()(IMAGES) * own, kernel * 0.3) - shift * 0.7
+    expected = (
+        F.conv2d(copy.deepcopy(model.conv).double()(IMAGES) * own, kernel * 0.3) - shift * 0.7
+    )
     assert (planes.reconstruct() - expected.movedim(1, -1)).abs().max() < 1e-14
 
 
@@ -89,16 +115,22 @@ def test_what_model_double_cannot_do_is_refused_in_float64_alone(kind):
     network = abm.trace(net(REFUSED[kind]), torch.rand(1, 2, 5, 5))
     abm.audit(network, IMAGES.float())
     with pytest.raises(
-        abm.UnsupportedOperation, match=r"must run in torch\.float64, as model\.to.*test_constants\.py.*compute in"
+        abm.UnsupportedOperation,
+        match=r"must run in torch\.float64, as model\.to.*test_constants\.py.*compute in",
     ):
         abm.audit(network, IMAGES, dtype=torch.float64)
     assert not network.is_computed_in(torch.float64)
 
 
 def test_operations_that_depend_on_the_dtype_are_refused_in_the_other():
-    model = net(lambda net, x: net.conv(x) * torch.full((1,), 0.3).to(x) + (x.dtype == torch.float64))
+    model = net(
+        lambda net, x: net.conv(x) * torch.full((1,), 0.3).to(x) + (x.dtype == torch.float64)
+    )
     network = abm.trace(model, IMAGES.float())
-    with pytest.raises(abm.UnsupportedOperation, match=r"same operations in torch\.float64 as in torch\.float32.*compute in"):
+    with pytest.raises(
+        abm.UnsupportedOperation,
+        match=r"same operations in torch\.float64 as in torch\.float32.*compute in",
+    ):
         abm.audit(network, IMAGES, dtype=torch.float64)
 
 
@@ -110,5 +142,7 @@ IMAGES_IN_A_NUMBER = {
 
 @pytest.mark.parametrize("kind", IMAGES_IN_A_NUMBER)
 def test_values_that_depend_on_the_number_of_images_are_refused(kind):
-    with pytest.raises(abm.UnsupportedOperation, match=r"depend on how many images|that of the images"):
+    with pytest.raises(
+        abm.UnsupportedOperation, match=r"depend on how many images|that of the images"
+    ):
         abm.trace(net(IMAGES_IN_A_NUMBER[kind]), IMAGES.float())

@@ -50,7 +50,13 @@ def test_copies_are_the_same(plain, way):
     """Network, hyperplanes, pattern, operator and biases: the same numbers; the copy has a model of its own."""
     network, x = plain
     planes = abm.hyperplanes(network, x, "2", "RM2")
-    what = [network, planes, record_pattern(network, x, 1.0), operator(network, x, "2"), network.biases]
+    what = [
+        network,
+        planes,
+        record_pattern(network, x, 1.0),
+        operator(network, x, "2"),
+        network.biases,
+    ]
     again, other, pattern, linear, biases = WAYS[way](what)
     assert again.layers == network.layers
     assert (again.until, again.output, again.weights_hash()) == ("2", None, network.weights_hash())
@@ -71,7 +77,9 @@ def test_a_changed_model_is_not_copied(plain):
     network = abm.trace(model, x)
     with torch.no_grad():
         model[0].bias += 1
-    with pytest.raises(RuntimeError, match=r"must be as it was traced. Changed since: 0.bias: trace it again"):
+    with pytest.raises(
+        RuntimeError, match=r"must be as it was traced. Changed since: 0.bias: trace it again"
+    ):
         pickle.dumps(network)
 
 
@@ -99,7 +107,9 @@ def test_sparse_buffers_are_refused(kind):
     """By name, with what to do."""
     made, layout = SPARSE[kind]
     model = conv(lambda net, x: net.conv(x), table=made(torch.eye(3, dtype=torch.float64)))
-    with pytest.raises(TypeError, match=rf"must be dense. Got table \({layout}\): register them with .to_dense\(\)"):
+    with pytest.raises(
+        TypeError, match=rf"must be dense. Got table \({layout}\): register them with .to_dense\(\)"
+    ):
         abm.trace(model, X)
 
 
@@ -108,7 +118,8 @@ class Stateful(nn.Module):
 
     def __init__(self, shift):
         super().__init__()
-        self.conv, self.shift = nn.Conv2d(2, 3, 3), shift
+        self.conv = nn.Conv2d(2, 3, 3)
+        self.shift = shift
 
     def forward(self, x):
         return F.relu(self.conv(x) + self.shift)
@@ -145,7 +156,10 @@ def casting(net, x):
 
 def test_autocast_is_refused():
     """What it rounds, the hyperplanes would not."""
-    with pytest.raises(ValueError, match=r"own precision. Got torch.autocast to torch.bfloat16 in its forward: leave it out"):
+    with pytest.raises(
+        ValueError,
+        match=r"own precision. Got torch.autocast to torch.bfloat16 in its forward: leave it out",
+    ):
         abm.trace(conv(casting), X)
 
 
@@ -195,14 +209,18 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 def test_numbers_of_the_batch_are_refused(name):
     """A hyperplane is that of one image, whatever others it comes with."""
-    with pytest.raises(ValueError, match=r"its numbers depend on how many images there are: write a number"):
+    with pytest.raises(
+        ValueError, match=r"its numbers depend on how many images there are: write a number"
+    ):
         abm.trace(conv(COUNTS[name]), X)
 
 
 SHAPES = {
     "view": lambda net, x: F.relu(net.conv(x).view(x.shape[0], 3, 9)).view(x.shape[0], -1),
     "expand": lambda net, x: net.conv(x) + net.offset.expand(x.shape[0], 3, 1, 1),
-    "zeros": lambda net, x: torch.cat([net.conv(x), torch.zeros(x.shape[0], 1, 3, 3, dtype=x.dtype)], 1),
+    "zeros": lambda net, x: torch.cat(
+        [net.conv(x), torch.zeros(x.shape[0], 1, 3, 3, dtype=x.dtype)], 1
+    ),
     "ones": lambda net, x: net.conv(x) * torch.full((x.shape[0], 1, 1, 1), 0.5, dtype=x.dtype),
 }
 

@@ -27,7 +27,9 @@ def small(seed=0):
     """A small network with weights of its own."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2)).eval()
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2)
+        ).eval()
 
 
 def assert_one_sentence(error, path):
@@ -41,7 +43,9 @@ def assert_one_sentence(error, path):
 
 def same(ours, theirs):
     """The same tensors by name."""
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
 
 
 def read_or_refused(read, path):
@@ -61,7 +65,8 @@ def read_or_refused(read, path):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_damaged_weights_of_torch(tmp_path, seed):
     """What the ZIP file's checksums do not find is as it was; torch.load alone compares none of them."""
-    model, path = small(), tmp_path / "weights.pt"
+    model = small()
+    path = tmp_path / "weights.pt"
     torch.save(model.state_dict(), path)
     harm(tmp_path, seed)
     found = read_or_refused(read_weights, path)
@@ -72,7 +77,8 @@ def test_damaged_weights_of_torch(tmp_path, seed):
 @pytest.mark.parametrize("known", ["card", "list"])
 def test_damaged_weights_with_a_checksum(tmp_path, seed, known):
     """A card or a list of checksums beside the file finds every flipped bit."""
-    model, path = small(), tmp_path / "weights.safetensors"
+    model = small()
+    path = tmp_path / "weights.safetensors"
     save_file(model.state_dict(), path)
     if known == "card":
         (tmp_path / "weights.json").write_text(json.dumps(sealed({"file sha256": sha256_of(path)})))
@@ -95,7 +101,8 @@ def test_damaged_safetensors_are_one_sentence(tmp_path, seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_what_torch_bytes_gives_is_as_it_was_or_refused(tmp_path, seed):
     """Its own checksum covers all of it; torch.load reads it as well."""
-    content, path = {"step": 3, "model": dict(small().state_dict())}, tmp_path / "checkpoint.pt"
+    content = {"step": 3, "model": dict(small().state_dict())}
+    path = tmp_path / "checkpoint.pt"
     path.write_bytes(torch_bytes(content))
     assert torch.load(path, weights_only=True)["step"] == 3
     harm(tmp_path, seed)
@@ -119,23 +126,33 @@ def test_pickled_objects_are_refused(tmp_path, monkeypatch, how):
         path.write_bytes(pickle.dumps(Harmful()))
     else:
         torch.save(small() if how == "module" else {"a": Harmful()}, path)
-    with pytest.raises(DamagedFile, match=r"must hold tensors. Got a damaged file, or a pickle of other objects, .*: save model"):
+    with pytest.raises(
+        DamagedFile,
+        match=r"must hold tensors. Got a damaged file, or a pickle of other objects, .*: save model",
+    ):
         read_weights(path)
     assert not (tmp_path / "run-by-the-pickle").exists()
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {1: torch.ones(2)}, torch.ones(2)], ids=str)
+@pytest.mark.parametrize(
+    "content", [[1, 2], {"epoch": 3}, {1: torch.ones(2)}, torch.ones(2)], ids=str
+)
 def test_other_content_is_refused(tmp_path, content):
     """With what it is."""
     torch.save(content, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=r"weights.pt must hold tensors by name. Got .*: save model.state_dict\(\) alone"):
+    with pytest.raises(
+        ValueError,
+        match=r"weights.pt must hold tensors by name. Got .*: save model.state_dict\(\) alone",
+    ):
         read_weights(tmp_path / "weights.pt")
 
 
 def test_weights_of_another_model_are_one_sentence():
     """All that PyTorch says, in one line and shortened."""
     other = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU())
-    with pytest.raises(ValueError, match=r"w.pt must have the weights of Sequential. Got others: .*Missing key") as refusal:
+    with pytest.raises(
+        ValueError, match=r"w.pt must have the weights of Sequential. Got others: .*Missing key"
+    ) as refusal:
         load_weights(small(), other.state_dict(), "w.pt")
     assert "\n" not in str(refusal.value)
 
@@ -169,9 +186,14 @@ def test_everything_that_ships_has_a_checksum():
 @pytest.mark.parametrize("seed", SEEDS)
 def test_damaged_shipped_network(assets, seed):
     """No flipped bit of weights or card goes unseen."""
-    expected, card = load_file(assets / "vgg7-cifar10.safetensors"), models.card("vgg7-cifar10")
-    path = harm(assets, seed, harms=("flip", "flip", "truncate", "zeros", "garbage", "longer", "empty"))
-    read = read_or_refused(lambda path: (models.card("vgg7-cifar10"), models.load("vgg7-cifar10").state_dict()), path)
+    expected = load_file(assets / "vgg7-cifar10.safetensors")
+    card = models.card("vgg7-cifar10")
+    path = harm(
+        assets, seed, harms=("flip", "flip", "truncate", "zeros", "garbage", "longer", "empty")
+    )
+    read = read_or_refused(
+        lambda path: (models.card("vgg7-cifar10"), models.load("vgg7-cifar10").state_dict()), path
+    )
     assert read is None or (read[0] == card and same(read[1], expected))
 
 
@@ -183,7 +205,10 @@ def test_damaged_sample(tmp_path, monkeypatch, seed):
     monkeypatch.setattr(data, "files", lambda package: tmp_path)
     assert len(data.sample()) == 200
     harm(tmp_path, seed, harms=("flip", "zeros", "truncate", "garbage"))
-    with pytest.raises(ValueError, match=r"cifar10-sample.bin must have the SHA-256 that the package says.*: .*install it again"):
+    with pytest.raises(
+        ValueError,
+        match=r"cifar10-sample.bin must have the SHA-256 that the package says.*: .*install it again",
+    ):
         data.sample()
 
 
@@ -200,11 +225,19 @@ def test_list_of_checksums_finds_a_flipped_bit(tmp_path, monkeypatch):
     expected = sha256_of(path)
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     assert len(data.load("cifar10", "test", tmp_path)) == 200
-    (tmp_path / "SHA256SUMS").write_text(f"{expected}  ./test_batch.bin\n{expected} *data_batch_1.bin\n")
-    with pytest.raises(DamagedFile, match=r"test_batch.bin must have the SHA-256 that .*SHA256SUMS says. Got another one"):
+    (tmp_path / "SHA256SUMS").write_text(
+        f"{expected}  ./test_batch.bin\n{expected} *data_batch_1.bin\n"
+    )
+    with pytest.raises(
+        DamagedFile,
+        match=r"test_batch.bin must have the SHA-256 that .*SHA256SUMS says. Got another one",
+    ):
         data.load("cifar10", "test", tmp_path)
     (tmp_path / "SHA256SUMS").write_text("what\n")
-    with pytest.raises(DamagedFile, match=r"SHA256SUMS must have lines of sha256sum. Got 'what' in line 1: make it again"):
+    with pytest.raises(
+        DamagedFile,
+        match=r"SHA256SUMS must have lines of sha256sum. Got 'what' in line 1: make it again",
+    ):
         data.load("cifar10", "test", tmp_path)
 
 
@@ -215,7 +248,8 @@ def test_list_of_checksums_finds_a_flipped_bit(tmp_path, monkeypatch):
 @pytest.mark.parametrize("ending", ["npz", "pt"])
 def test_damaged_examples(tmp_path, seed, ending):
     """The checksums in NPZ and in what torch.save writes are compared."""
-    images, path = torch.rand(3, 3, 8, 8), tmp_path / f"made.{ending}"
+    images = torch.rand(3, 3, 8, 8)
+    path = tmp_path / f"made.{ending}"
     if ending == "npz":
         np.savez(path, adversarial=images.numpy())
     else:
@@ -231,7 +265,9 @@ def test_pickled_examples_are_refused(tmp_path, monkeypatch):
     np.savez(tmp_path / "made.npz", adversarial=np.array([Harmful()], dtype=object))
     np.save(tmp_path / "made.npy", np.array([Harmful()], dtype=object))
     for name in ("made.npz", "made.npy"):
-        with pytest.raises(ValueError, match=rf"{name} must hold arrays. It could not be read: .*: write it again"):
+        with pytest.raises(
+            ValueError, match=rf"{name} must hold arrays. It could not be read: .*: write it again"
+        ):
             read_examples(tmp_path / name)
     assert not (tmp_path / "run-by-the-pickle").exists()
 
@@ -245,7 +281,10 @@ def test_examples_are_compared_with_their_card(tmp_path):
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(bytes(content))
-    with pytest.raises(DamagedFile, match=r"attack.safetensors must have the SHA-256 that .*attack.json says. Got another one"):
+    with pytest.raises(
+        DamagedFile,
+        match=r"attack.safetensors must have the SHA-256 that .*attack.json says. Got another one",
+    ):
         read_examples(path)
 
 
@@ -255,7 +294,8 @@ def test_examples_are_compared_with_their_card(tmp_path):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_damaged_json(tmp_path, seed):
     """Every number is as it was, or the file is refused."""
-    content, path = {"errors": [0.1 + 0.2, float("inf"), 1e-300], "units": {"conv0": 10}, "name": "é"}, tmp_path / "found.json"
+    content = {"errors": [0.1 + 0.2, float("inf"), 1e-300], "units": {"conv0": 10}, "name": "é"}
+    path = tmp_path / "found.json"
     path.write_text(json.dumps(sealed(content), indent=1))
     assert read_sealed(path) == content
     harm(tmp_path, seed)

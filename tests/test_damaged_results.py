@@ -35,7 +35,9 @@ def tiny():
     """What --model names in these tests."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3, stride=4), torch.nn.Flatten(), torch.nn.Linear(128, 3))
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(3, 2, 3, stride=4), torch.nn.Flatten(), torch.nn.Linear(128, 3)
+        )
 
 
 # checkpoints
@@ -44,11 +46,17 @@ def tiny():
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """The folder of a run that was stopped at its last step but one, and that of the whole run."""
-    patch, folder, whole = pytest.MonkeyPatch(), tmp_path_factory.mktemp("stopped"), tmp_path_factory.mktemp("whole")
+    patch = pytest.MonkeyPatch()
+    folder = tmp_path_factory.mktemp("stopped")
+    whole = tmp_path_factory.mktemp("whole")
     images = data.sample().draw(200, seed=0)
     splits = {"train": images[:40], "validation": images[70:80], "test": images[110:120]}
     patch.setattr(data, "load", lambda dataset, split, root=None: splits[split])
-    patch.setattr(training, "_fastest_setting", lambda *args: training.Setting(channels_last=True, bfloat16=False))
+    patch.setattr(
+        training,
+        "_fastest_setting",
+        lambda *args: training.Setting(channels_last=True, bfloat16=False),
+    )
     patch.setattr(training, "_draw", lambda log, title: None)
     with pytest.raises(KilledError):
         training.train(task(), folder, report=stop_at(3))
@@ -62,7 +70,8 @@ def test_damaged_checkpoint(stopped, tmp_path, monkeypatch, seed):
     """It goes on with what was written, or from the beginning, with a word; the end is that of an unbroken run."""
     folder, whole, splits = stopped
     monkeypatch.setattr(data, "load", lambda dataset, split, root=None: splits[split])
-    out, steps = shutil.copytree(folder, tmp_path / "run"), []
+    out = shutil.copytree(folder, tmp_path / "run")
+    steps = []
     (out / "log.jsonl").unlink()
     harm(out, seed, "checkpoint.pt")
     there = (out / "checkpoint.pt").exists()
@@ -71,17 +80,25 @@ def test_damaged_checkpoint(stopped, tmp_path, monkeypatch, seed):
         training.train(task(), out, report=lambda progress: steps.append(progress.step))
     said = [str(warning.message) for warning in caught if warning.category is DamagedFileWarning]
     assert steps[0] in (1, 4)
-    assert steps[0] == 4 or not there or f"{out / 'checkpoint.pt'} is damaged, so that it is made again" in said[0]
+    assert (
+        steps[0] == 4
+        or not there
+        or f"{out / 'checkpoint.pt'} is damaged, so that it is made again" in said[0]
+    )
     assert steps[0] == 4 or not there or (out / "checkpoint.pt.damaged").exists()
     assert_same_end(out, whole)
 
 
-@pytest.mark.parametrize("content", [{}, [1], {"task": {}}, {"task": {"network": "vgg7", "recipe": 3}}], ids=str)
+@pytest.mark.parametrize(
+    "content", [{}, [1], {"task": {}}, {"task": {"network": "vgg7", "recipe": 3}}], ids=str
+)
 def test_other_content_is_no_checkpoint(tmp_path, content):
     """It is kept beside, and training begins."""
     torch.save(content, tmp_path / "checkpoint.pt")
     with (
-        pytest.warns(DamagedFileWarning, match=r"checkpoint.pt is damaged, .* is in checkpoint.pt.damaged"),
+        pytest.warns(
+            DamagedFileWarning, match=r"checkpoint.pt is damaged, .* is in checkpoint.pt.damaged"
+        ),
         pytest.raises(KilledError),
     ):
         training.train(task(), tmp_path, report=stop_at(1))
@@ -96,14 +113,22 @@ def test_card_has_the_checksums(stopped, tmp_path):
     state = load_file(weights)
     state["fc.weight"][0, 0] += 1e-6
     save_file(state, weights)
-    with pytest.raises(DamagedFile, match=r"vgg7-cifar10.safetensors must have the SHA-256 that .*vgg7-cifar10.json says"):
+    with pytest.raises(
+        DamagedFile,
+        match=r"vgg7-cifar10.safetensors must have the SHA-256 that .*vgg7-cifar10.json says",
+    ):
         training.train(task(start=str(weights)), tmp_path / "second")
     weights.write_bytes(b"what")
     weights.with_suffix(".json").unlink()
-    with pytest.raises(DamagedFile, match=r"must be a safetensors file. It could not be read \(.*\): fetch or write it again"):
+    with pytest.raises(
+        DamagedFile,
+        match=r"must be a safetensors file. It could not be read \(.*\): fetch or write it again",
+    ):
         training.train(task(start=str(weights)), tmp_path / "third")
     save_file({"a": torch.ones(2)}, weights)
-    with pytest.raises(ValueError, match=r"must have the weights of VGG7. Got others: .*Missing key"):
+    with pytest.raises(
+        ValueError, match=r"must have the weights of VGG7. Got others: .*Missing key"
+    ):
         training.train(task(start=str(weights)), tmp_path / "fourth")
 
 
@@ -120,18 +145,24 @@ def test_trained_network_with_a_damaged_log(tmp_path):
 
 # results of the study
 
-NAME, SETTINGS = COLUMNS[0] if isinstance(COLUMNS, tuple) else next(iter(COLUMNS)), {"seed": 0, "steps": [0.1, 0.2]}
+NAME = COLUMNS[0] if isinstance(COLUMNS, tuple) else next(iter(COLUMNS))
+SETTINGS = {"seed": 0, "steps": [0.1, 0.2]}
 
 
 def measured():
     """Numbers and arrays."""
-    return {"error": 0.1 + 0.2, "classes": ["cat", "dog"]}, {"map": np.arange(12.0).reshape(3, 4), "names": np.array(["a", "b"])}
+    return {"error": 0.1 + 0.2, "classes": ["cat", "dog"]}, {
+        "map": np.arange(12.0).reshape(3, 4),
+        "names": np.array(["a", "b"]),
+    }
 
 
 def same(found, arrays):
     """Whether they are those that were measured."""
     numbers, expected = measured()
-    return numbers.items() <= found.items() and all(np.array_equal(arrays[name], array) for name, array in expected.items())
+    return numbers.items() <= found.items() and all(
+        np.array_equal(arrays[name], array) for name, array in expected.items()
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -142,12 +173,16 @@ def test_damaged_results(tmp_path, seed, ending):
     results.keep(path, SETTINGS, measured)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     damaged = harm(tmp_path, seed, f"*.{ending}")
-    there, refusal = damaged.exists(), ""
+    there = damaged.exists()
+    refusal = ""
     try:
         assert all(same(found, arrays) for _, found, arrays in results.kept(tmp_path))
     except (ValueError, FileNotFoundError) as error:
         refusal = str(error)
-    assert not refusal or (str(damaged) in refusal and refusal.endswith("run the same study again, which makes it anew."))
+    assert not refusal or (
+        str(damaged) in refusal
+        and refusal.endswith("run the same study again, which makes it anew.")
+    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         results.keep(path, SETTINGS, measured)
@@ -161,12 +196,15 @@ def test_damaged_results(tmp_path, seed, ending):
 @pytest.mark.parametrize("harm_it", ["missing", "another"])
 def test_arrays_belong_to_their_numbers(tmp_path, harm_it):
     """Arrays of other numbers, whole as they are, are refused."""
-    path, arrays = tmp_path / f"{NAME}.json", tmp_path / f"{NAME}.npz"
+    path = tmp_path / f"{NAME}.json"
+    arrays = tmp_path / f"{NAME}.npz"
     results.keep(path, SETTINGS, measured)
     arrays.unlink()
     if harm_it == "another":
         np.savez(arrays, map=np.zeros(3))
-    with pytest.raises((ValueError, FileNotFoundError), match=rf"{NAME}.npz must .*: .*run the same study again"):
+    with pytest.raises(
+        (ValueError, FileNotFoundError), match=rf"{NAME}.npz must .*: .*run the same study again"
+    ):
         list(results.kept(tmp_path))
     with warnings.catch_warnings(action="ignore"):
         results.keep(path, SETTINGS, measured)
@@ -182,21 +220,28 @@ def test_results_of_an_older_version_are_read(tmp_path):
     content = bytearray(path.with_suffix(".npz").read_bytes())
     content[60] ^= 1
     path.with_suffix(".npz").write_bytes(bytes(content))
-    with pytest.raises(DamagedFile, match=r"npz must hold arrays. It could not be read \(.*\): run the same study again"):
+    with pytest.raises(
+        DamagedFile,
+        match=r"npz must hold arrays. It could not be read \(.*\): run the same study again",
+    ):
         list(results.kept(tmp_path))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_damaged_verification(tmp_path, seed):
     """Its images are kept beside, so that a truncated file is made again; what does not begin as ours is refused."""
-    found, tally = verification.Results(tmp_path), Tally(LayerCheck("fc"))
+    found = verification.Results(tmp_path)
+    tally = Tally(LayerCheck("fc"))
     tally.add(LayerCheck("fc", units=10, within=9, within_signed=9, largest=0.1 + 0.2))
-    found.network(NAME, "0123")["runs"] = {"float32": {"fc": {"images": 1, "layers": {"fc": tally.to_dict()}}}}
+    found.network(NAME, "0123")["runs"] = {
+        "float32": {"fc": {"images": 1, "layers": {"fc": tally.to_dict()}}}
+    }
     found.write()
     path = found.path
     expected = read_json(path)
     harm(tmp_path, seed, path.name)
-    refusal, again = "", None
+    refusal = ""
+    again = None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -212,13 +257,18 @@ def test_damaged_verification(tmp_path, seed):
 
 def test_truncated_files_of_ours_are_made_again(tmp_path):
     """Also an empty one, which a power failure leaves."""
-    path, setup = tmp_path / everything.ABOUT, Setup(tmp_path, (NAME,))
+    path = tmp_path / everything.ABOUT
+    setup = Setup(tmp_path, (NAME,))
     everything._tell(setup, "noise", 3.0)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DamagedFile, match=r"study.json must hold JSON. Got a damaged file \(.*\): run the same study again"):
+    with pytest.raises(
+        DamagedFile,
+        match=r"study.json must hold JSON. Got a damaged file \(.*\): run the same study again",
+    ):
         everything.about(tmp_path)
     with pytest.warns(
-        DamagedFileWarning, match=r"study.json is damaged, so that it is made again; what it was is in study.json.dam"
+        DamagedFileWarning,
+        match=r"study.json is damaged, so that it is made again; what it was is in study.json.dam",
     ):
         everything._tell(setup, "noise", 3.0)
     assert everything.about(tmp_path)["seconds"] == {"noise": 3.0}
@@ -230,21 +280,35 @@ def test_truncated_files_of_ours_are_made_again(tmp_path):
 def test_results_that_are_none_are_one_sentence(tmp_path):
     """Also those of an older version, which have no checksum."""
     path = tmp_path / verification.RESULTS
-    for networks in ({NAME: {"runs": 3}}, {NAME: {"runs": {"float32": {"fc": {"layers": {"fc": {"units": 3}}}}}}}, {NAME: {}}):
-        path.write_text(json.dumps({"format": verification.FORMAT, "environments": [], "networks": networks}))
-        with pytest.raises(ValueError, match=r"must be a file that study verification wrote. Got .*: delete it or name another"):
+    for networks in (
+        {NAME: {"runs": 3}},
+        {NAME: {"runs": {"float32": {"fc": {"layers": {"fc": {"units": 3}}}}}}},
+        {NAME: {}},
+    ):
+        path.write_text(
+            json.dumps({"format": verification.FORMAT, "environments": [], "networks": networks})
+        )
+        with pytest.raises(
+            ValueError,
+            match=r"must be a file that study verification wrote. Got .*: delete it or name another",
+        ):
             verification.read(path)
     path.unlink()
     (tmp_path / "many").mkdir()
     (tmp_path / "many" / f"{NAME}.json").write_text('{"image": {}}')
-    with pytest.raises(ValueError, match=r"many must hold results of study all. They could not be read \(KeyError: .*\): run it"):
+    with pytest.raises(
+        ValueError,
+        match=r"many must hold results of study all. They could not be read \(KeyError: .*\): run it",
+    ):
         everything.sections(tmp_path)
 
 
 def test_truncated_benchmark_is_measured_again(tmp_path):
     """Another file is refused as before."""
     out = tmp_path / "benchmark.json"
-    out.write_text(sealed_text({**benchmark.opened(out, Settings()), "entries": {"a": {"seconds": 1.0}}}))
+    out.write_text(
+        sealed_text({**benchmark.opened(out, Settings()), "entries": {"a": {"seconds": 1.0}}})
+    )
     assert benchmark.opened(out, Settings())["entries"] == {"a": {"seconds": 1.0}}
     out.write_text(out.read_text().replace("1.0", "1.5"))
     with pytest.warns(DamagedFileWarning, match="benchmark.json is damaged"):
@@ -258,7 +322,9 @@ def test_write_json_keeps_its_checksum_right(tmp_path):
     write_json(path, read_json(path) | {"more": [0.1]})
     assert read_json(path) == {"units": 3, "more": [0.1]}
     path.write_text(path.read_text().replace("0.1", "0.2"))
-    with pytest.raises(DamagedFile, match=r"must match the checksum in it. Got a damaged or edited file: run"):
+    with pytest.raises(
+        DamagedFile, match=r"must match the checksum in it. Got a damaged or edited file: run"
+    ):
         read_json(path)
 
 
@@ -268,7 +334,9 @@ def test_write_json_keeps_its_checksum_right(tmp_path):
 def test_damaged_results_of_an_attack_are_made_again(run, tmp_path, monkeypatch):
     """And its examples are compared with their checksum when they are read."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "test_damaged_results", __import__("sys").modules[__name__])
+    monkeypatch.setitem(
+        __import__("sys").modules, "test_damaged_results", __import__("sys").modules[__name__]
+    )
     assert run(*TINY, "--out", "out")[0] == 0
     whole = (tmp_path / "out/attack.json").read_bytes()
     (tmp_path / "out/attack.json").write_bytes(whole[:-30])

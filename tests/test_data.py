@@ -37,7 +37,9 @@ def write(folder, source: data.Source, table: np.ndarray, sizes: dict[str, int])
 def table_of(source: data.Source, sizes: dict[str, int]) -> np.ndarray:
     """Random records whose fine labels go round; a coarse label is never the fine one."""
     generator = np.random.default_rng(0)
-    table = generator.integers(0, 256, (sum(sizes.values()), source.label_bytes + data.PIXELS), dtype=np.uint8)
+    table = generator.integers(
+        0, 256, (sum(sizes.values()), source.label_bytes + data.PIXELS), dtype=np.uint8
+    )
     labels = np.arange(len(table)) % len(source.classes)
     table[:, 0] = (labels + 7) % 20
     table[:, source.label_bytes - 1] = labels
@@ -46,7 +48,10 @@ def table_of(source: data.Source, sizes: dict[str, int]) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def tables():
-    return {dataset: table_of(source, records_of(source, dataset)) for dataset, source in data.SOURCES.items()}
+    return {
+        dataset: table_of(source, records_of(source, dataset))
+        for dataset, source in data.SOURCES.items()
+    }
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +68,9 @@ def few_records(monkeypatch):
     """The sizes of the files written here in place of the official ones; and no data of the user's own."""
     monkeypatch.delenv(data.ENVIRONMENT_VARIABLE, raising=False)
     for dataset, source in list(data.SOURCES.items()):
-        monkeypatch.setitem(data.SOURCES, dataset, replace(source, records_per_file=records_of(source, dataset)))
+        monkeypatch.setitem(
+            data.SOURCES, dataset, replace(source, records_per_file=records_of(source, dataset))
+        )
 
 
 def copy_of(official, tmp_path, dataset):
@@ -77,7 +84,8 @@ def copy_of(official, tmp_path, dataset):
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_test_images_are_the_records_in_their_order(official, tables, dataset):
     images = data.load(dataset, "test", official)
-    source, count = data.SOURCES[dataset], RECORDS[dataset]["test"]
+    source = data.SOURCES[dataset]
+    count = RECORDS[dataset]["test"]
     rows = tables[dataset][-count:]
     assert images.classes == source.classes
     assert images.labels.tolist() == rows[:, source.label_bytes - 1].tolist()
@@ -96,7 +104,9 @@ def validation_twin(table, source):
     chosen = set()
     for label in range(len(source.classes)):
         rows = [row for row in table if row[source.label_bytes - 1] == label]
-        hashes = sorted(hashlib.sha256(row[source.label_bytes :].tobytes()).hexdigest() for row in rows)
+        hashes = sorted(
+            hashlib.sha256(row[source.label_bytes :].tobytes()).hexdigest() for row in rows
+        )
         chosen |= set(hashes[: len(hashes) // 10])
     return chosen
 
@@ -104,21 +114,28 @@ def validation_twin(table, source):
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_validation_is_the_tenth_with_the_smallest_hashes(official, tables, dataset):
     count = len(tables[dataset]) - RECORDS[dataset]["test"]
-    validation, training = (data.load(dataset, split, official) for split in ("validation", "train"))
+    validation, training = (
+        data.load(dataset, split, official) for split in ("validation", "train")
+    )
     assert (len(training), len(validation)) == (count * 9 // 10, count // 10)
     assert set(validation.hashes) == validation_twin(tables[dataset][:count], data.SOURCES[dataset])
     assert not set(validation.hashes) & set(training.hashes)
-    assert torch.bincount(validation.labels).tolist() == [count // 10 // len(validation.classes)] * len(validation.classes)
+    assert torch.bincount(validation.labels).tolist() == [
+        count // 10 // len(validation.classes)
+    ] * len(validation.classes)
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_splits_do_not_depend_on_the_order_of_the_records(official, tables, tmp_path, dataset):
     source = data.SOURCES[dataset]
     count = len(tables[dataset]) - RECORDS[dataset]["test"]
-    order = np.concatenate([np.random.default_rng(1).permutation(count), np.arange(count, len(tables[dataset]))])
+    order = np.concatenate(
+        [np.random.default_rng(1).permutation(count), np.arange(count, len(tables[dataset]))]
+    )
     write(tmp_path / source.folder, source, tables[dataset][order], source.records_per_file)
     for split in ("train", "validation"):
-        original, shuffled = data.load(dataset, split, official), data.load(dataset, split, tmp_path)
+        original = data.load(dataset, split, official)
+        shuffled = data.load(dataset, split, tmp_path)
         assert original.hashes != shuffled.hashes
         assert original.by_hash().hashes == shuffled.by_hash().hashes
         assert torch.equal(original.by_hash().labels, shuffled.by_hash().labels)
@@ -148,14 +165,16 @@ def test_unknown_names_are_answered_with_the_known_ones(dataset, split):
 def test_missing_files_are_named(official, tmp_path):
     copy_of(official, tmp_path, "cifar10").joinpath("data_batch_3.bin").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"cifar-10-batches-bin must hold .* data_batch_3\.bin, .*cifar-10-binary\.tar\.gz"
+        FileNotFoundError,
+        match=r"cifar-10-batches-bin must hold .* data_batch_3\.bin, .*cifar-10-binary\.tar\.gz",
     ):
         data.load("cifar10", "test", tmp_path)
 
 
 def test_missing_root_is_named(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"nowhere.cifar-100-binary must hold the official binary files train\.bin, test\.bin"
+        FileNotFoundError,
+        match=r"nowhere.cifar-100-binary must hold the official binary files train\.bin, test\.bin",
     ):
         data.load("cifar100", "test", tmp_path / "nowhere")
 
@@ -163,7 +182,10 @@ def test_missing_root_is_named(tmp_path):
 def test_truncated_file_is_named(official, tmp_path):
     path = copy_of(official, tmp_path, "cifar10") / "data_batch_2.bin"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"data_batch_2\.bin must have 122,920 bytes \(40 records of 3,073\), got 122,919"):
+    with pytest.raises(
+        ValueError,
+        match=r"data_batch_2\.bin must have 122,920 bytes \(40 records of 3,073\), got 122,919",
+    ):
         data.load("cifar10", "train", tmp_path)
 
 
@@ -181,13 +203,17 @@ def test_official_files_have_their_official_sizes(official, monkeypatch, dataset
         data.load(dataset, "train" if file.startswith("train") else "test", official)
 
 
-@pytest.mark.parametrize(("dataset", "file", "top"), [("cifar10", "test_batch.bin", 9), ("cifar100", "test.bin", 99)])
+@pytest.mark.parametrize(
+    ("dataset", "file", "top"), [("cifar10", "test_batch.bin", 9), ("cifar100", "test.bin", 99)]
+)
 def test_damaged_file_is_named(official, tmp_path, dataset, file, top):
     path = copy_of(official, tmp_path, dataset) / file
     content = bytearray(path.read_bytes())
     content[data.SOURCES[dataset].label_bytes - 1] = top + 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{file} must have labels from 0 to {top}, got {top + 1}: it is damaged"):
+    with pytest.raises(
+        ValueError, match=rf"{file} must have labels from 0 to {top}, got {top + 1}: it is damaged"
+    ):
         data.load(dataset, "test", tmp_path)
 
 
@@ -246,7 +272,9 @@ def test_sample_has_twenty_different_images_of_each_class():
 
 def test_encode_writes_what_the_reader_reads(official):
     images = data.load("cifar10", "test", official)
-    assert data.encode(images) == (official / "cifar-10-batches-bin" / "test_batch.bin").read_bytes()
+    assert (
+        data.encode(images) == (official / "cifar-10-batches-bin" / "test_batch.bin").read_bytes()
+    )
 
 
 def test_images_are_chosen_by_position_slice_and_mask():

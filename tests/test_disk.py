@@ -33,7 +33,9 @@ with hold_folder(Path(sys.argv[1])):
 @contextmanager
 def program(*words):
     """A Python process of its own that has said its first line; it is killed at the end."""
-    process = subprocess.Popen([sys.executable, "-c", *map(str, words)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", *map(str, words)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout.readline()
         yield process
@@ -48,7 +50,9 @@ def small_disk(tmp_path):
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)],
+        capture_output=True,
+        check=False,
     )
     if not mounted or mounted.returncode:
         pytest.skip("a small disk cannot be mounted here")
@@ -62,14 +66,17 @@ def small_disk(tmp_path):
 def test_a_file_is_flushed_before_it_has_its_name(tmp_path, monkeypatch):
     """First its content, then its name in the folder; the folders that were made for it too."""
     seen = []
-    flush, replace = os.fsync, Path.replace
+    flush = os.fsync
+    replace = Path.replace
 
     def fsync(handle):
         seen.append(os.readlink(f"/proc/self/fd/{handle}"))
         flush(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(Path, "replace", lambda self, other: seen.append("renamed") or replace(self, other))
+    monkeypatch.setattr(
+        Path, "replace", lambda self, other: seen.append("renamed") or replace(self, other)
+    )
     path = disk.write(tmp_path / "new" / "folder" / "note.txt", "a note")
     folders = [str(tmp_path), str(tmp_path / "new")]
     partial = str(path) + f".{disk._host()}.{os.getpid()}.{threading.get_native_id()}{disk.PARTIAL}"
@@ -77,7 +84,11 @@ def test_a_file_is_flushed_before_it_has_its_name(tmp_path, monkeypatch):
     assert [file.name for file in path.parent.iterdir()] == ["note.txt"]
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()], ids=["broken", "stopped"])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()],
+    ids=["broken", "stopped"],
+)
 def test_what_fails_leaves_the_earlier_file(tmp_path, monkeypatch, error):
     """And nothing of the new one; the error names the file."""
     path = disk.write(tmp_path / "note.txt", "a note")
@@ -97,7 +108,10 @@ def test_what_fails_leaves_the_earlier_file(tmp_path, monkeypatch, error):
 def test_two_writers_of_one_file(tmp_path):
     """Each writes all of its own; one of them is there in the end."""
     contents = [bytes([n]) * 200_000 for n in range(4)]
-    threads = [threading.Thread(target=lambda c=c: [disk.write(tmp_path / "a", c) for _ in range(20)]) for c in contents]
+    threads = [
+        threading.Thread(target=lambda c=c: [disk.write(tmp_path / "a", c) for _ in range(20)])
+        for c in contents
+    ]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
@@ -124,7 +138,10 @@ def test_arrays_are_read_back(tmp_path):
 def test_a_full_disk_keeps_the_earlier_file(small_disk):
     """The path, what is free, and what to do."""
     path = disk.write(small_disk / "a", b"a" * 100_000)
-    with pytest.raises(disk.DiskFull, match=rf"must have room for {path}\. Got 0\.\d MiB free: make room and run the same again"):
+    with pytest.raises(
+        disk.DiskFull,
+        match=rf"must have room for {path}\. Got 0\.\d MiB free: make room and run the same again",
+    ):
         disk.write(path, os.urandom(300_000))
     assert path.read_bytes() == b"a" * 100_000
     assert [file.name for file in small_disk.iterdir()] == ["a"]
@@ -182,7 +199,8 @@ def test_a_file_and_its_folder_are_held_apart(tmp_path):
     path = tmp_path / "kept.jsonl"
     with disk.hold_folder(tmp_path), disk.hold_file(path):
         with pytest.raises(
-            BlockingIOError, match=rf"kept.jsonl must be .* process {os.getpid()} on .*: wait for it, or name another file"
+            BlockingIOError,
+            match=rf"kept.jsonl must be .* process {os.getpid()} on .*: wait for it, or name another file",
         ):
             disk.hold_file(path).__enter__()
         with disk.hold_file(tmp_path / "other.jsonl"):
@@ -217,7 +235,13 @@ def test_partial_files_of_killed_processes_are_removed(tmp_path):
     """Not those of a process that runs, nor files of the user's own."""
     running = f"b.json.{disk._host()}.{os.getpid()}.7{disk.PARTIAL}"
     old = f"c.json.elsewhere.1.1{disk.PARTIAL}"
-    for name in ("a.json" + ABANDONED, running, old, "film.partial", f"d.json.elsewhere.2.2{disk.PARTIAL}"):
+    for name in (
+        "a.json" + ABANDONED,
+        running,
+        old,
+        "film.partial",
+        f"d.json.elsewhere.2.2{disk.PARTIAL}",
+    ):
         (tmp_path / name).write_text("")
     os.utime(tmp_path / old, (0, 0))
     with disk.hold_folder(tmp_path):

@@ -60,7 +60,9 @@ def listed_operations():
 
 def test_every_operation_with_a_rule_is_listed():
     """docs/operations.md names each operation that has a rule, and no other."""
-    assert listed_operations() == {name.split(".")[1] for name in RULES} | {name.split(".")[0] for name in TAKEN_APART}
+    assert listed_operations() == {name.split(".")[1] for name in RULES} | {
+        name.split(".")[0] for name in TAKEN_APART
+    }
 
 
 def test_readme_tells_the_accuracy_of_every_network_that_ships():

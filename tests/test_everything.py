@@ -8,7 +8,8 @@ from adjointbackmap.study import everything
 from adjointbackmap.study.adversarial import noise
 from adjointbackmap.study.setup import Setup
 
-NETWORK, OTHER = "vgg7-nobias-cifar10", "vgg7-cifar10"
+NETWORK = "vgg7-nobias-cifar10"
+OTHER = "vgg7-cifar10"
 
 
 @pytest.fixture(autouse=True)
@@ -55,14 +56,19 @@ def test_command_runs_the_experiments_and_tells_what_was_run(run, tmp_path, meas
     [
         (("--only", "nothing"), "--only must be some of verification, pictures"),
         (("--network", "nothing"), "--network must be some of vgg7-nobias-cifar10"),
-        (("--network", "vgg7-cifar100"), "Got vgg7-cifar100: leave it out"),  # the sample has none of its images
+        (
+            ("--network", "vgg7-cifar100"),
+            "Got vgg7-cifar100: leave it out",
+        ),  # the sample has none of its images
         (("--images", "0"), "--images must be at least 1. Got 0"),
         (("--only", "noise", "--image", "zzz"), "--image must be a class, or the first digits"),
     ],
 )
 def test_bad_input_is_one_line(run, tmp_path, words, message):
     """With what was expected and what came."""
-    status, _, err = run("study", "all", "--sample", "--network", NETWORK, "--out", str(tmp_path), *words)
+    status, _, err = run(
+        "study", "all", "--sample", "--network", NETWORK, "--out", str(tmp_path), *words
+    )
     assert status == 2
     assert message in err
 
@@ -78,5 +84,7 @@ def test_all_networks_with_images_are_taken(monkeypatch):
     """In the order of the study; with the sample those of CIFAR-10 alone."""
     from adjointbackmap.study.setup import check_setup
 
-    assert check_setup(None, 1, sample=False) == tuple(sorted(models.names(), key=list(everything.page.COLUMNS).index))
+    assert check_setup(None, 1, sample=False) == tuple(
+        sorted(models.names(), key=list(everything.page.COLUMNS).index)
+    )
     assert all(name.endswith("cifar10") for name in check_setup(None, 1, sample=True))

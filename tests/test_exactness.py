@@ -24,7 +24,10 @@ def all_planes(network, x, own_bias, **kwargs):
         for mode in layer.modes:
             merged = mode in ("RM4", "RM3")
             if own_bias != merged and (own_bias or layer.kernel):
-                yield layer, abm.hyperplanes(network, x, layer.name, mode, own_bias=own_bias, **kwargs)
+                yield (
+                    layer,
+                    abm.hyperplanes(network, x, layer.name, mode, own_bias=own_bias, **kwargs),
+                )
             elif not own_bias and layer.kernel:
                 yield layer, abm.hyperplanes(network, x, layer.name, mode, own_bias=False, **kwargs)
 
@@ -41,7 +44,9 @@ def test_forward_and_adjoint_are_transposes(traced):
 def test_dense_matrix_is_the_jacobian_of_the_model(traced):
     """The dense matrix of every layer is what ``jacrev`` finds in the untouched model, biases too."""
     for name in traced.network.layers:
-        assert abm.dense_test(abm.operator(traced.network, traced.x, name), traced.x)["error"] <= 1e-12
+        assert (
+            abm.dense_test(abm.operator(traced.network, traced.x, name), traced.x)["error"] <= 1e-12
+        )
 
 
 @pytest.mark.parametrize("own_bias", [True, False], ids=["own-bias", "without-own-bias"])
@@ -54,7 +59,10 @@ def test_every_unit_is_reconstructed_in_every_mode(traced, own_bias):
 def test_every_mode_of_a_kernel_was_met(traced_case):
     """The sweep above meets a convolution's four modes without own bias, and the two that may have it."""
     traced = traced_case("plain-conv-chain")
-    met = {own: [p.mode for la, p in all_planes(traced.network, traced.x, own) if la.name == "2"] for own in (True, False)}
+    met = {
+        own: [p.mode for la, p in all_planes(traced.network, traced.x, own) if la.name == "2"]
+        for own in (True, False)
+    }
     assert met == {True: ["RM2", "RM1"], False: ["RM4", "RM3", "RM2", "RM1"]}
 
 
@@ -63,7 +71,11 @@ def test_small_resnet_is_exact():
     model, x = make(small_resnet, images=1)
     network = abm.trace(model, x)
     checks = abm.verify(network, x)
-    assert {name for name in checks if "conv" in name} >= {"conv1", "layer1.0.conv2", "layer4.1.conv2"}
+    assert {name for name in checks if "conv" in name} >= {
+        "conv1",
+        "layer1.0.conv2",
+        "layer4.1.conv2",
+    }
     assert max(check.scaled for check in checks.values()) <= 1e-12
     for name in ("maxpool", "layer2.0.downsample.0", "layer4", "fc"):
         operator = abm.operator(network, x, name)
@@ -80,7 +92,9 @@ def test_float32_reconstructs_to_its_own_rounding(traced_case):
     model, x = make(traced.name)
     network = abm.trace(model.float(), x.float())
     for name, layer in network.layers.items():
-        error = abm.reconstruction_test(abm.hyperplanes(network, x.float(), name, layer.modes[-1]))["error"]
+        error = abm.reconstruction_test(abm.hyperplanes(network, x.float(), name, layer.modes[-1]))[
+            "error"
+        ]
         assert error <= 1e-6
 
 
@@ -96,13 +110,17 @@ def test_pattern_at_an_eighth_is_bitwise_the_one_at_one(traced):
 def test_unequal_patterns_are_told_apart(traced_case):
     """The comparison above can fail: another image has another pattern."""
     traced = traced_case("plain-conv-chain")
-    assert not abm.record_pattern(traced.network, -traced.x).equal(abm.record_pattern(traced.network, traced.x))
+    assert not abm.record_pattern(traced.network, -traced.x).equal(
+        abm.record_pattern(traced.network, traced.x)
+    )
 
 
 def test_any_scale_gives_the_same_values(traced):
     """k = 0.3 moves no gate beyond rounding: values and hyperplanes stay."""
     mode = traced.network.layers["output"].modes[0]
-    one, other = (abm.hyperplanes(traced.network, traced.x, "output", mode, scale=k) for k in (1.0, 0.3))
+    one, other = (
+        abm.hyperplanes(traced.network, traced.x, "output", mode, scale=k) for k in (1.0, 0.3)
+    )
     assert_close(other.reconstruct(), one.value)
     if traced.name != "max-pool-with-ties":  # there H is not unique
         assert_close(other.image, one.image)
@@ -137,21 +155,31 @@ def test_own_bias_changes_the_own_entry_alone(traced_case):
     """Without own bias, image part and other entries stay, and the own entry is zero."""
     traced = traced_case("plain-conv-chain")
     own = traced.network.biases["2.bias"].slice
-    with_, without = (abm.hyperplanes(traced.network, traced.x, "2", "RM2", own_bias=o) for o in (True, False))
+    with_, without = (
+        abm.hyperplanes(traced.network, traced.x, "2", "RM2", own_bias=o) for o in (True, False)
+    )
     assert torch.equal(with_.image, without.image)
     assert not without.bias[..., own].any()
     assert torch.equal(with_.bias[..., : own.start], without.bias[..., : own.start])
-    assert_close(with_.value - without.value, traced.network.biases["2.bias"].value.expand_as(with_.value))
+    assert_close(
+        with_.value - without.value, traced.network.biases["2.bias"].value.expand_as(with_.value)
+    )
 
 
 def test_tangents_and_cotangents_give_the_same_matrix(traced):
     """A column for each scalar of [x; b] and a row for each unit are the same matrix, for every layer."""
-    n, pixels, length = len(traced.x), traced.x[0].numel(), len(traced.network.biases)
+    n = len(traced.x)
+    pixels = traced.x[0].numel()
+    length = len(traced.network.biases)
     unit = torch.eye(pixels + length, dtype=traced.x.dtype).expand(n, -1, -1)
     for name in traced.network.layers:
         operator = abm.operator(traced.network, traced.x, name)
-        rows = torch.cat([part.reshape(n, prod(operator.out_shape), -1) for part in operator.dense()], 2)
-        columns = operator.forward(unit[..., :pixels].unflatten(2, operator.in_shape), unit[..., pixels:])
+        rows = torch.cat(
+            [part.reshape(n, prod(operator.out_shape), -1) for part in operator.dense()], 2
+        )
+        columns = operator.forward(
+            unit[..., :pixels].unflatten(2, operator.in_shape), unit[..., pixels:]
+        )
         assert_close(columns.flatten(2).mT, rows)
 
 
@@ -167,7 +195,12 @@ def with_grads(name):
     return model, x
 
 
-NETWORKS = ["residual-with-zero-padded-channels", "reused-module", "scalars-before-padded-convs", "in-place-relu"]
+NETWORKS = [
+    "residual-with-zero-padded-channels",
+    "reused-module",
+    "scalars-before-padded-convs",
+    "in-place-relu",
+]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -191,7 +224,9 @@ def test_results_carry_no_gradient(traced_case):
     traced = traced_case("plain-conv-chain")
     x = traced.x.clone().requires_grad_()
     planes = abm.hyperplanes(traced.network, x, "2", "RM2")
-    assert not any(t.requires_grad for t in (planes.image, planes.bias, planes.value, planes.reconstruct()))
+    assert not any(
+        t.requires_grad for t in (planes.image, planes.bias, planes.value, planes.reconstruct())
+    )
 
 
 class Interrupted(Exception):
@@ -259,7 +294,8 @@ def test_value_follows_what_is_altered_behind_the_trace(monkeypatch):
     """
     model, x = make("plain-conv-chain")
     network = abm.trace(model, x)
-    plain, relu = abm.hyperplanes(network, x, "4", "RM2"), F.relu
+    plain = abm.hyperplanes(network, x, "4", "RM2")
+    relu = F.relu
     monkeypatch.setattr(F, "relu", lambda *given, **named: 2 * relu(*given, **named))
     altered = abm.hyperplanes(network, x, "4", "RM2")
     assert torch.equal(altered.reconstruct(), plain.reconstruct())
@@ -316,19 +352,51 @@ RIGHT_WINNERS = MaxPooling.gates
 AVERAGE = "average-pool-with-ceil"
 CHAIN = "plain-conv-chain"
 STRIDED = "stride-dilation-groups"
-FORWARD, ADJOINT, BOTH = {"dot", "verify"}, {"dot", "dense", "reconstruction"}, {"dense", "reconstruction", "verify"}
+FORWARD = {"dot", "verify"}
+ADJOINT = {"dot", "dense", "reconstruction"}
+BOTH = {"dense", "reconstruction", "verify"}
 FAULTS = {
-    "average-pooling-doubled": (AVERAGE, AveragePooling, "forward", doubled(AveragePooling.forward), FORWARD),
+    "average-pooling-doubled": (
+        AVERAGE,
+        AveragePooling,
+        "forward",
+        doubled(AveragePooling.forward),
+        FORWARD,
+    ),
     "leaky-slope-doubled": (CHAIN, LeakyReLU, "slope", doubled(LeakyReLU.slope), BOTH),
     "relu-leaks": (CHAIN, ReLU, "slope", leaking, BOTH),
-    "wrong-winners": ("max-pool-with-overlap-padding-and-ceil", MaxPooling, "gates", last_winner, BOTH),
+    "wrong-winners": (
+        "max-pool-with-overlap-padding-and-ceil",
+        MaxPooling,
+        "gates",
+        last_winner,
+        BOTH,
+    ),
     "convolution-doubled": (STRIDED, Convolution, "forward", doubled(Convolution.forward), FORWARD),
-    "convolution-adjoint-doubled": (STRIDED, Convolution, "back", doubled(Convolution.back), ADJOINT),
+    "convolution-adjoint-doubled": (
+        STRIDED,
+        Convolution,
+        "back",
+        doubled(Convolution.back),
+        ADJOINT,
+    ),
     "linear-adjoint-doubled": (AVERAGE, Linear, "back", doubled(Linear.back), ADJOINT),
     "bias-doubled": (CHAIN, Place, "forward", doubled(Place.forward), FORWARD),
     "bias-lost-in-the-adjoint": (CHAIN, Add, "adjoint", without_bias_part(Add.adjoint), ADJOINT),
-    "batch-norm-scale-doubled": ("conv-with-bias-before-batch-norm", Scale, "forward", doubled(Scale.forward), FORWARD),
-    "bounds-lost": ("saturated-on-both-sides", Hardtanh, "adjoint", without_bias_part(Hardtanh.adjoint), ADJOINT - {"dense"}),
+    "batch-norm-scale-doubled": (
+        "conv-with-bias-before-batch-norm",
+        Scale,
+        "forward",
+        doubled(Scale.forward),
+        FORWARD,
+    ),
+    "bounds-lost": (
+        "saturated-on-both-sides",
+        Hardtanh,
+        "adjoint",
+        without_bias_part(Hardtanh.adjoint),
+        ADJOINT - {"dense"},
+    ),
 }
 """Name -> network, rule, its method, the wrong one, and the tests that must fail."""
 
@@ -340,7 +408,9 @@ def failures(network, x):
     tests = {
         "dot": lambda: abm.dot_test(operator),
         "dense": lambda: abm.dense_test(operator, x),
-        "reconstruction": lambda: abm.reconstruction_test(abm.hyperplanes(network, x, "output", layer.modes[0])),
+        "reconstruction": lambda: abm.reconstruction_test(
+            abm.hyperplanes(network, x, "output", layer.modes[0])
+        ),
         "verify": lambda: abm.verify(network, x, dtype=torch.float64),
     }
     failed = set()

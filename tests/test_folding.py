@@ -95,7 +95,12 @@ LEFT = {
     ),
     "multiplier-after-a-batch-norm-that-is-left": (
         lambda net, x: net.bn(net.conv1(x) + net.conv2(x)) * net.m,
-        {"conv1": nn.Conv2d(1, 2, 3), "conv2": nn.Conv2d(1, 2, 3), "bn": nn.BatchNorm2d(2), "m": parameter()},
+        {
+            "conv1": nn.Conv2d(1, 2, 3),
+            "conv2": nn.Conv2d(1, 2, 3),
+            "bn": nn.BatchNorm2d(2),
+            "m": parameter(),
+        },
         {"bn": "it follows add", "m": "it follows add"},
     ),
 }
@@ -117,7 +122,11 @@ TRANSPOSED = {
     "one-axis": (nn.ConvTranspose1d(2, 3, 3, stride=2), nn.BatchNorm1d(3), (2, 4)),
     "two-axes": (nn.ConvTranspose2d(2, 3, 3, stride=2, bias=False), nn.BatchNorm2d(3), (2, 3, 4)),
     "groups": (nn.ConvTranspose2d(4, 6, 2, groups=2), nn.BatchNorm2d(6), (4, 3, 3)),
-    "depthwise": (nn.ConvTranspose2d(3, 3, 2, groups=3), nn.BatchNorm2d(3, affine=False), (3, 3, 3)),
+    "depthwise": (
+        nn.ConvTranspose2d(3, 3, 2, groups=3),
+        nn.BatchNorm2d(3, affine=False),
+        (3, 3, 3),
+    ),
     "three-axes": (nn.ConvTranspose3d(2, 4, 2, groups=2), nn.BatchNorm3d(4), (2, 2, 2, 2)),
 }
 
@@ -126,7 +135,9 @@ TRANSPOSED = {
 def test_transposed_convolution_takes_batch_norm_and_multiplier(name):
     """Its kernel is (in, out / groups, ...): every out-channel of every group has its own factor."""
     conv, norm, shape = TRANSPOSED[name]
-    model, x, folded = folded_net(lambda net, x: F.relu(net.bn(net.conv(x)) * net.m), shape, conv=conv, bn=norm, m=parameter())
+    model, x, folded = folded_net(
+        lambda net, x: F.relu(net.bn(net.conv(x)) * net.m), shape, conv=conv, bn=norm, m=parameter()
+    )
     assert folded.merged == {"bn": "conv", "m": "conv"}
     assert_equivalent(model, x, folded)
 
@@ -141,7 +152,9 @@ def test_batch_norm_over_positions_is_left():
 
 def test_scalar_buffer_is_merged_as_a_parameter_is():
     """A multiplier may be a buffer."""
-    model, x, folded = folded_net(lambda net, x: net.conv(x) * net.m, conv=nn.Conv2d(1, 2, 3), m=torch.tensor(3.0))
+    model, x, folded = folded_net(
+        lambda net, x: net.conv(x) * net.m, conv=nn.Conv2d(1, 2, 3), m=torch.tensor(3.0)
+    )
     assert_equivalent(model, x, folded)
     assert folded.merged == {"m": "conv"}
     assert float(folded.model.m) == 1
@@ -149,8 +162,15 @@ def test_scalar_buffer_is_merged_as_a_parameter_is():
 
 def test_order_of_modules_does_not_matter():
     """What feeds what is read off the data flow: modules may be registered in any order."""
-    parts = {"bn_b": nn.BatchNorm2d(3), "bn_a": nn.BatchNorm2d(2), "b": nn.Conv2d(2, 3, 3), "a": nn.Conv2d(1, 2, 3)}
-    model, x, folded = folded_net(lambda net, x: net.bn_b(net.b(F.relu(net.bn_a(net.a(x))))), **parts)
+    parts = {
+        "bn_b": nn.BatchNorm2d(3),
+        "bn_a": nn.BatchNorm2d(2),
+        "b": nn.Conv2d(2, 3, 3),
+        "a": nn.Conv2d(1, 2, 3),
+    }
+    model, x, folded = folded_net(
+        lambda net, x: net.bn_b(net.b(F.relu(net.bn_a(net.a(x))))), **parts
+    )
     assert_equivalent(model, x, folded)
     assert folded.merged == {"bn_a": "a", "bn_b": "b"}
 
@@ -159,10 +179,13 @@ def test_folded_kernel_is_that_of_eq_3_6():
     """w' = s w, b' = beta + s (b - mean), the batch norm an identity."""
     model, x = make("conv-with-bias-before-batch-norm")
     folded = abm.fold(model, x).model
-    conv, norm = model[0], model[1]
+    conv = model[0]
+    norm = model[1]
     s = norm.weight / (norm.running_var + norm.eps).sqrt()
     torch.testing.assert_close(folded[0].weight, s.view(-1, 1, 1, 1) * conv.weight, **CLOSE)
-    torch.testing.assert_close(folded[0].bias, norm.bias + s * (conv.bias - norm.running_mean), **CLOSE)
+    torch.testing.assert_close(
+        folded[0].bias, norm.bias + s * (conv.bias - norm.running_mean), **CLOSE
+    )
     assert isinstance(folded[1], nn.Identity)
     assert folded[3].bias is not None
     assert model[3].bias is None
@@ -184,11 +207,17 @@ def test_chain_of_batch_norm_and_multiplier_goes_into_one_kernel():
     model, x = make("conv-batch-norm-multiplier")
     folded = abm.fold(model, x).model
     s = model.bn.weight / (model.bn.running_var + model.bn.eps).sqrt()
-    torch.testing.assert_close(folded.conv1.weight, model.m * s.view(-1, 1, 1, 1) * model.conv1.weight, **CLOSE)
-    torch.testing.assert_close(folded.conv1.bias, model.m * (model.bn.bias - s * model.bn.running_mean), **CLOSE)
+    torch.testing.assert_close(
+        folded.conv1.weight, model.m * s.view(-1, 1, 1, 1) * model.conv1.weight, **CLOSE
+    )
+    torch.testing.assert_close(
+        folded.conv1.bias, model.m * (model.bn.bias - s * model.bn.running_mean), **CLOSE
+    )
 
 
-@pytest.mark.parametrize("name", ["conv-batch-norm-multiplier", "scalars-before-padded-convs", "batch-norm-after-add"])
+@pytest.mark.parametrize(
+    "name", ["conv-batch-norm-multiplier", "scalars-before-padded-convs", "batch-norm-after-add"]
+)
 def test_fold_is_a_copy_with_the_same_names(name):
     """No tensor is shared with the model, module names stay, and the model is untouched."""
     model, x = make(name)
@@ -207,7 +236,9 @@ def test_folded_network_has_the_same_hyperplanes(traced_case):
     folded = abm.fold(traced.model, traced.x)
     network = abm.trace(folded.model, traced.x)
     assert network.biases.names == ("0.bias", "3.bias")
-    ours, theirs = (abm.hyperplanes(n, traced.x, "output", "RM2") for n in (network, traced.network))
+    ours, theirs = (
+        abm.hyperplanes(n, traced.x, "output", "RM2") for n in (network, traced.network)
+    )
     torch.testing.assert_close(ours.image, theirs.image, **CLOSE)
     torch.testing.assert_close(ours.value, theirs.value, **CLOSE)
     assert abm.reconstruction_test(ours)["error"] <= 1e-12
@@ -218,7 +249,9 @@ def test_small_resnet_folds_completely():
     model, x = make(small_resnet)
     folded = abm.fold(model, x)
     assert_equivalent(model, x, folded)
-    assert folded.merged.keys() == {n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert folded.merged.keys() == {
+        n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)
+    }
     assert folded.merged["layer2.0.downsample.1"] == "layer2.0.downsample.0"
     assert not folded.left
 

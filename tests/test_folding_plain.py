@@ -305,7 +305,8 @@ def test_a_fold_that_differs_is_not_returned():
     class Listed(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv, self.bn = conv(), nn.BatchNorm2d(3)
+            self.conv = conv()
+            self.bn = nn.BatchNorm2d(3)
             self.stages = [self.conv, self.bn]
 
         def forward(self, x):

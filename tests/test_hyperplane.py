@@ -9,8 +9,14 @@ from torch import nn
 
 import adjointbackmap as abm
 
-CONV, ROWS, COLS, INS, OUTS = "2", 4, 4, 3, 4  # a convolution of plain-conv-chain, its units, and its image
-PIXELS, LENGTH = (2, 6, 6), 7
+# a convolution of plain-conv-chain, its units, and its image
+CONV = "2"
+ROWS = 4
+COLS = 4
+INS = 3
+OUTS = 4
+PIXELS = (2, 6, 6)
+LENGTH = 7
 
 
 @pytest.fixture
@@ -35,11 +41,17 @@ def input_of(model, layer, x):
 
 def jacobian_of_input(model, layer, x):
     """J_F of one image: (c_in, h, w, d_1) by the image and (c_in, h, w, d_2) by the biases upstream of the layer."""
-    names = [n for n, _ in model.named_parameters() if n.endswith("bias") and int(n.split(".")[0]) < int(layer)]
+    names = [
+        n
+        for n, _ in model.named_parameters()
+        if n.endswith("bias") and int(n.split(".")[0]) < int(layer)
+    ]
     biases = {n: model.get_parameter(n).detach() for n in names}
 
     def maps(values, image):
-        return torch.func.functional_call(Front(model, layer), {f"model.{n}": v for n, v in values.items()}, (image,))
+        return torch.func.functional_call(
+            Front(model, layer), {f"model.{n}": v for n, v in values.items()}, (image,)
+        )
 
     by_biases, by_image = torch.func.jacrev(maps, (0, 1))(biases, x)
     return by_image.flatten(3), torch.cat([by_biases[n] for n in names], -1)
@@ -50,7 +62,8 @@ class Front(nn.Module):
 
     def __init__(self, model, layer):
         super().__init__()
-        self.model, self.layer = model, layer
+        self.model = model
+        self.layer = layer
 
     def forward(self, x):
         return input_of(self.model, self.layer, x)
@@ -65,11 +78,15 @@ def adjoint_back_map(model, layer, x, mode):
         if mode in ("RM4", "RM3"):
             R = []
             for j in range(conv.in_channels):
-                J_j, w_j = J[:, j : j + 1], conv.weight[:, j : j + 1]  # unstacked, with the dimension back
+                # unstacked, with the dimension back
+                J_j = J[:, j : j + 1]
+                w_j = conv.weight[:, j : j + 1]
                 R.append(F.conv2d(J_j, w_j, stride=conv.stride, padding=conv.padding))
             H = torch.stack(R, 1).permute(3, 4, 1, 2, 0)  # h_o x w_o x c_in x c_out x d
         else:
-            H = F.conv2d(J, conv.weight, stride=conv.stride, padding=conv.padding).permute(2, 3, 1, 0)
+            H = F.conv2d(J, conv.weight, stride=conv.stride, padding=conv.padding).permute(
+                2, 3, 1, 0
+            )
         parts.append(H.sum((0, 1)) if mode in ("RM3", "RM1") else H)
     return [part.detach() for part in parts]
 
@@ -81,14 +98,18 @@ def test_convolution_equals_its_slow_twin(chain, mode):
     for n, x in enumerate(chain.x):
         image, bias = adjoint_back_map(chain.model, CONV, x, mode)
         torch.testing.assert_close(planes.image[n].flatten(-3), image, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(planes.bias[n, ..., : bias.shape[-1]], bias, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            planes.bias[n, ..., : bias.shape[-1]], bias, rtol=1e-12, atol=1e-12
+        )
         assert not planes.bias[n, ..., bias.shape[-1] :].any()
 
 
 def test_fully_connected_layer_equals_its_slow_twin(flat):
     """RM0 is the Jacobian of the pooled map times the weights."""
     x = flat.x[0]
-    pooled = torch.func.jacrev(lambda image: torch.linalg.pinv(flat.model.fc.weight) @ flat.model(image[None])[0])(x)
+    pooled = torch.func.jacrev(
+        lambda image: torch.linalg.pinv(flat.model.fc.weight) @ flat.model(image[None])[0]
+    )(x)
     planes = abm.hyperplanes(flat.network, x, "fc", "RM0")
     product = torch.einsum("kc,cxyz->kxyz", flat.model.fc.weight, pooled).detach()
     torch.testing.assert_close(planes.image[0], product, rtol=1e-10, atol=1e-12)
@@ -107,7 +128,11 @@ SELECTIONS = {
     "array": ("RM2", (np.array([0, 3]),), (2, COLS, OUTS)),
     "arrays-pointwise": ("RM2", ([0, 1, 3], [0, 1, 2], [3, 2, 1]), (3,)),
     "arrays-apart": ("RM2", (np.array([0, 1]), slice(None), np.array([0, 2])), (2, COLS)),
-    "array-in-the-middle": ("RM2", (slice(None), torch.tensor([0, 2]), slice(None)), (ROWS, 2, OUTS)),
+    "array-in-the-middle": (
+        "RM2",
+        (slice(None), torch.tensor([0, 2]), slice(None)),
+        (ROWS, 2, OUTS),
+    ),
     "grid": ("RM2", (np.array([[0], [1]]), np.array([[0, 1, 2]]), 0), (2, 3)),
     "kernels": ("RM4", (slice(1), 2, slice(None), 1), (1, INS)),
     "kernels-summed": ("RM3", (slice(None), [0, 3]), (INS, 2)),
@@ -129,7 +154,12 @@ def test_units_are_chosen_as_numpy_chooses(chain, selection):
     key = tuple(np.asarray(k) if isinstance(k, list | torch.Tensor) else k for k in key)
     for n in range(2):
         for part in ("image", "bias", "value"):
-            np.testing.assert_allclose(getattr(planes, part)[n], getattr(whole, part)[n].numpy()[key], rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(
+                getattr(planes, part)[n],
+                getattr(whole, part)[n].numpy()[key],
+                rtol=1e-12,
+                atol=1e-12,
+            )
 
 
 def test_each_image_may_have_its_own_units(chain):
@@ -146,7 +176,9 @@ def test_each_image_may_have_its_own_units(chain):
 
 def test_predicted_is_the_largest_output_of_each_image(flat):
     """``"predicted"`` drops the unit dimension and takes the model's own answer for each image."""
-    x = torch.randn(5, *flat.network.in_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    x = torch.randn(
+        5, *flat.network.in_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
     planes = abm.hyperplanes(flat.network, x, "fc", "RM0", "predicted")
     assert planes.image.shape == (5, *flat.network.in_shape)
     assert len(flat.model(x).argmax(1).unique()) > 1
@@ -163,7 +195,9 @@ def test_one_image_is_a_batch_of_one(chain):
 
 def test_many_images_in_one_call(flat):
     """64 and 65 images, more than are computed together: each has the planes that it has alone."""
-    x = torch.randn(65, *flat.network.in_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    x = torch.randn(
+        65, *flat.network.in_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
+    )
     for images in (x[:64], x):
         planes = abm.hyperplanes(flat.network, images, "fc", "RM0")
         assert planes.image.shape == (len(images), 3, *flat.network.in_shape)
@@ -181,7 +215,9 @@ def test_linear_with_positions_has_a_unit_at_every_position(traced_case):
     assert torch.equal(planes.value, traced.model[0](traced.x).detach())
 
 
-@pytest.mark.parametrize(("mode", "own_bias"), [("RM2", True), ("RM1", True), ("RM4", False), ("RM3", False)])
+@pytest.mark.parametrize(
+    ("mode", "own_bias"), [("RM2", True), ("RM1", True), ("RM4", False), ("RM3", False)]
+)
 def test_own_bias_is_in_where_a_module_gives_it(chain, mode, own_bias):
     """By default RM2 and RM1 include the layer's bias, RM4 and RM3 never do."""
     assert abm.hyperplanes(chain.network, chain.x, CONV, mode).own_bias == own_bias
@@ -190,7 +226,9 @@ def test_own_bias_is_in_where_a_module_gives_it(chain, mode, own_bias):
 def test_value_is_what_the_module_gives(chain):
     """With own bias, the value is the module's output; without, the product of the kernel."""
     out = chain.model[:3](chain.x).detach()
-    assert torch.equal(abm.hyperplanes(chain.network, chain.x, CONV, "RM2").value, out.movedim(1, -1))
+    assert torch.equal(
+        abm.hyperplanes(chain.network, chain.x, CONV, "RM2").value, out.movedim(1, -1)
+    )
     summed = abm.hyperplanes(chain.network, chain.x, CONV, "RM1").value
     torch.testing.assert_close(summed, out.sum((2, 3)), rtol=1e-12, atol=1e-12)
 
@@ -201,11 +239,14 @@ def test_value_is_what_the_module_gives(chain):
 def test_float64_on_a_float32_model():
     """dtype=torch.float64 gives planes and values to float64's rounding from float32 parameters and images."""
     model, x = make("conv-with-bias-before-batch-norm")
-    model, x = model.float(), x.float()
+    model = model.float()
+    x = x.float()
     network = abm.trace(model, x)
     for image in (x, x.double()):
         planes = abm.hyperplanes(network, image, "4", "RM2", dtype=torch.float64)
-        assert {t.dtype for t in (planes.image, planes.bias, planes.value, planes.reconstruct())} == {torch.float64}
+        assert {
+            t.dtype for t in (planes.image, planes.bias, planes.value, planes.reconstruct())
+        } == {torch.float64}
         assert abm.reconstruction_test(planes)["error"] <= 1e-12
     assert abm.hyperplanes(network, x, "4", "RM2").image.dtype == torch.float32
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -228,7 +269,9 @@ def test_reconstruct_takes_other_images(chain):
 def test_magnitude_is_the_sum_of_absolute_products(chain):
     """sum |x h| + sum |b h_b|."""
     planes = abm.hyperplanes(chain.network, chain.x, CONV, "RM1")
-    expected = (planes.image * chain.x[:, None]).abs().sum((2, 3, 4)) + (planes.bias * chain.network.biases.vector).abs().sum(2)
+    expected = (planes.image * chain.x[:, None]).abs().sum((2, 3, 4)) + (
+        planes.bias * chain.network.biases.vector
+    ).abs().sum(2)
     torch.testing.assert_close(planes.magnitude(), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -259,15 +302,22 @@ def test_contributions_sum_to_the_value(chain, units):
     planes = abm.hyperplanes(chain.network, chain.x, CONV, "RM2", units)
     contributions = planes.contributions()
     assert contributions.image.shape == planes.image.shape
-    assert {name: part.shape[-1] for name, part in contributions.bias.items()} == {"0.bias": 3, "2.bias": 4}
+    assert {name: part.shape[-1] for name, part in contributions.bias.items()} == {
+        "0.bias": 3,
+        "2.bias": 4,
+    }
     torch.testing.assert_close(contributions.total(), planes.value, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["no-bias", "mlp-on-flat-inputs", "linear-with-positions", "conv-in-one-dimension"])
+@pytest.mark.parametrize(
+    "name", ["no-bias", "mlp-on-flat-inputs", "linear-with-positions", "conv-in-one-dimension"]
+)
 def test_contributions_sum_to_the_value_for_any_shape_of_input(traced_case, name):
     """Also without any bias, and where inputs are no maps."""
     traced = traced_case(name)
-    planes = abm.hyperplanes(traced.network, traced.x, "output", traced.network.layers["output"].modes[0])
+    planes = abm.hyperplanes(
+        traced.network, traced.x, "output", traced.network.layers["output"].modes[0]
+    )
     torch.testing.assert_close(planes.contributions().total(), planes.value, rtol=1e-11, atol=1e-11)
 
 
@@ -305,7 +355,8 @@ def test_xarray_coordinates_lead_back_to_the_value(chain, selection):
     data = abm.hyperplanes(chain.network, chain.x, CONV, "RM2", units).to_xarray()
     out = chain.model[:3](chain.x).detach().movedim(1, -1).numpy()
     places = [
-        data[name].broadcast_like(data["value"]).transpose(*data["value"].dims) for name in ("out_row", "out_col", "out_channel")
+        data[name].broadcast_like(data["value"]).transpose(*data["value"].dims)
+        for name in ("out_row", "out_col", "out_channel")
     ]
     n = np.arange(2).reshape(2, *(1,) * (data["value"].ndim - 1))
     np.testing.assert_array_equal(out[n, *(p.values for p in places)], data["value"].values)
@@ -335,18 +386,33 @@ ERRORS = {
     "unknown-layer": ({"layer": "fc"}, r"A layer must be one of 0, 1, 2, 3, 4, output\. Got 'fc'"),
     "mode-of-others": ({"mode": "RM0"}, r"Layer '2' has the modes RM4, RM3, RM2, RM1\. Got 'RM0'"),
     "no-mode": ({"mode": "rm2"}, r"has the modes .* Got 'rm2'"),
-    "kernel-mode-without-kernel": ({"layer": "1", "mode": "RM4"}, r"Layer '1' has the modes RM2, RM1\. Got 'RM4'"),
+    "kernel-mode-without-kernel": (
+        {"layer": "1", "mode": "RM4"},
+        r"Layer '1' has the modes RM2, RM1\. Got 'RM4'",
+    ),
     "own-bias-in-rm3": ({"mode": "RM3", "own_bias": True}, r"own_bias must be False in RM3"),
     "own-bias-in-rm4": ({"mode": "RM4", "own_bias": True}, r"own_bias must be False in RM4"),
-    "no-kernel-of-its-own": ({"layer": "1", "own_bias": False}, r"Layer '1' has no kernel of its own: .*own_bias=True"),
-    "row-out-of-range": ({"units": (4, 0, 0)}, r"units must lie in out_row of 0 to 3, .*out_channel of 0 to 3\. Got \(4, 0, 0\)"),
+    "no-kernel-of-its-own": (
+        {"layer": "1", "own_bias": False},
+        r"Layer '1' has no kernel of its own: .*own_bias=True",
+    ),
+    "row-out-of-range": (
+        {"units": (4, 0, 0)},
+        r"units must lie in out_row of 0 to 3, .*out_channel of 0 to 3\. Got \(4, 0, 0\)",
+    ),
     "array-out-of-range": ({"units": ([0, 9],)}, r"units must lie in"),
     "arrays-that-do-not-fit": ({"units": ([0, 1], [0, 1, 2])}, r"units must lie in"),
-    "too-many-parts": ({"units": (0, 0, 0, 0)}, r"units must be a tuple over out_row .*Got 4 parts"),
+    "too-many-parts": (
+        {"units": (0, 0, 0, 0)},
+        r"units must be a tuple over out_row .*Got 4 parts",
+    ),
     "none-chosen": ({"units": (slice(2, 2),)}, r"must name at least one unit"),
     "empty-array": ({"units": (np.array([], dtype=int),)}, r"must name at least one unit"),
     "float-unit": ({"units": (0.5,)}, r"units must be ints, slices or integer arrays\. Got 0\.5"),
-    "mask": ({"units": (np.array([True, False, True, False]),)}, r"units must be ints, slices or integer arrays"),
+    "mask": (
+        {"units": (np.array([True, False, True, False]),)},
+        r"units must be ints, slices or integer arrays",
+    ),
     "own-units-of-other-images": (
         {"units": OWN[:1]},
         r"units of each image must be integers of shape \(2, K, 3\)\. Got \(1, 3, 3\)",
@@ -355,29 +421,59 @@ ERRORS = {
     "own-units-out-of-range": ({"units": OWN + 4}, r"units must lie in out_row of 0 to 3"),
     "own-units-negative": ({"units": OWN - 1}, r"units must lie in out_row of 0 to 3"),
     "own-units-none": ({"units": OWN[:, :0]}, r"units must lie in .*or none"),
-    "predicted-of-a-map": ({"units": "predicted"}, r"units must be 'predicted' in RM0.* Got 'predicted' in RM2"),
+    "predicted-of-a-map": (
+        {"units": "predicted"},
+        r"units must be 'predicted' in RM0.* Got 'predicted' in RM2",
+    ),
     "another-word": ({"units": "largest"}, r"units must be 'predicted' in RM0.* Got 'largest'"),
     "other-size": (
         {"x": torch.zeros(2, 2, 6, 7).double()},
         r"x must have shape \(2, 6, 6\) or \(N, 2, 6, 6\)\. Got \(2, 2, 6, 7\)",
     ),
-    "channels-last": ({"x": torch.zeros(6, 6, 2).double()}, r"x must have shape .* Got \(6, 6, 2\)"),
+    "channels-last": (
+        {"x": torch.zeros(6, 6, 2).double()},
+        r"x must have shape .* Got \(6, 6, 2\)",
+    ),
     "no-image": ({"x": X[:0]}, r"x must have shape .* Got \(0, 2, 6, 6\)"),
     "float32": (
         {"x": X.float()},
         r"x must be torch\.float64 as the model\. Got torch\.float32: convert it with x\.to\(torch\.float64\)",
     ),
-    "bytes": ({"x": X.to(torch.uint8)}, r"x must be torch\.float64 as the model\. Got torch\.uint8"),
-    "bytes-in-float64": ({"x": X.to(torch.uint8), "dtype": torch.float64}, r"x must be torch\.float64.* Got torch\.uint8"),
-    "half": ({"dtype": torch.float16}, r"dtype must be torch\.float32 or torch\.float64\. Got torch\.float16"),
-    "integers": ({"dtype": torch.int64}, r"dtype must be torch\.float32 or torch\.float64\. Got torch\.int64"),
-    "other-device": ({"x": X.to("meta")}, r"x must be on cpu as the model\. Got meta: move it with x\.to\('cpu'\)"),
+    "bytes": (
+        {"x": X.to(torch.uint8)},
+        r"x must be torch\.float64 as the model\. Got torch\.uint8",
+    ),
+    "bytes-in-float64": (
+        {"x": X.to(torch.uint8), "dtype": torch.float64},
+        r"x must be torch\.float64.* Got torch\.uint8",
+    ),
+    "half": (
+        {"dtype": torch.float16},
+        r"dtype must be torch\.float32 or torch\.float64\. Got torch\.float16",
+    ),
+    "integers": (
+        {"dtype": torch.int64},
+        r"dtype must be torch\.float32 or torch\.float64\. Got torch\.int64",
+    ),
+    "other-device": (
+        {"x": X.to("meta")},
+        r"x must be on cpu as the model\. Got meta: move it with x\.to\('cpu'\)",
+    ),
     "not-finite": ({"x": NAN}, r"x must be finite\. Got 2 values that are NaN or infinite"),
-    "too-large": ({"memory": "1kB"}, r"must fit in memory=1kB\. It needs .* GiB for 2 x 64 hyperplanes: choose fewer units"),
-    "memory-without-a-unit": ({"memory": "2 lots"}, r"memory must be a number of bytes or such as '2GiB'.* Got '2 lots'"),
+    "too-large": (
+        {"memory": "1kB"},
+        r"must fit in memory=1kB\. It needs .* GiB for 2 x 64 hyperplanes: choose fewer units",
+    ),
+    "memory-without-a-unit": (
+        {"memory": "2 lots"},
+        r"memory must be a number of bytes or such as '2GiB'.* Got '2 lots'",
+    ),
     "memory-of-nothing": ({"memory": "GiB"}, r"memory must be a number of bytes"),
     "scale-zero": ({"scale": 0.0}, r"scale must be a positive number, such as 1/8\. Got 0"),
-    "scale-negative": ({"scale": -0.125}, r"scale must be a positive number, such as 1/8\. Got -0\.125"),
+    "scale-negative": (
+        {"scale": -0.125},
+        r"scale must be a positive number, such as 1/8\. Got -0\.125",
+    ),
     "scale-infinite": ({"scale": float("inf")}, r"scale must be a positive number"),
     "scale-nan": ({"scale": float("nan")}, r"scale must be a positive number"),
 }
@@ -401,7 +497,10 @@ def test_reconstruct_with_another_number_of_images_is_refused(chain):
         planes.reconstruct(torch.zeros(2, 6, 6, 2, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(("memory", "count"), [("2GiB", 2**31), ("500MB", 5 * 10**8), ("1.5 kB", 1500), ("7B", 7), (12, 12)])
+@pytest.mark.parametrize(
+    ("memory", "count"),
+    [("2GiB", 2**31), ("500MB", 5 * 10**8), ("1.5 kB", 1500), ("7B", 7), (12, 12)],
+)
 def test_memory_is_read_with_its_unit(memory, count):
     """Decimal and binary units, and plain numbers of bytes."""
     from adjointbackmap.planes.query import bytes_of

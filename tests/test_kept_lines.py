@@ -18,11 +18,15 @@ from adjointbackmap.files.checked import DamagedFileWarning
 def three():
     """A network, three images, their total, and the lines of a file of an older version, without checksums."""
     model, x = make("plain-conv-chain", 3)
-    network, names = abm.trace(model, x), ["a", "b", "c"]
+    network = abm.trace(model, x)
+    names = ["a", "b", "c"]
     terms = runs.terms_of(network)
     found = dict(runs.verified(network, x, terms, names))
     lines = [{"job": runs.job_of(network, terms)}]
-    lines += [{"name": name, "result": {k: check.to_dict() for k, check in found[name].items()}} for name in names]
+    lines += [
+        {"name": name, "result": {k: check.to_dict() for k, check in found[name].items()}}
+        for name in names
+    ]
     return network, x, names, abm.verify(network, x, names=names), json.dumps(lines)
 
 
@@ -46,16 +50,28 @@ def of_another_image(lines):
 
 
 FORGERIES = {
-    "share-of-149-percent": (forged(lambda e: e.update(within=e["units"] * 3 // 2)), "another histogram than units within 1 %"),
+    "share-of-149-percent": (
+        forged(lambda e: e.update(within=e["units"] * 3 // 2)),
+        "another histogram than units within 1 %",
+    ),
     "more-units": (forged(lambda e: e.update(units=e["units"] + 1)), "units in place of"),
     "histogram": (forged(lambda e: e["signed"].__setitem__(0, 3)), "a histogram of"),
-    "shifted-histogram": (forged(lambda e: e["signed"].append(e["signed"].pop(0))), "another histogram|a largest error beside"),
+    "shifted-histogram": (
+        forged(lambda e: e["signed"].append(e["signed"].pop(0))),
+        "another histogram|a largest error beside",
+    ),
     "negative": (forged(lambda e: e.update(zero=-1)), "counts that are none"),
-    "all-zero": (forged(lambda e: e.update(rounded=e["units"])), "too many units of zero or of rounding"),
+    "all-zero": (
+        forged(lambda e: e.update(rounded=e["units"])),
+        "too many units of zero or of rounding",
+    ),
     "text": (forged(lambda e: e.update(scaled="0")), "errors that are none|no errors of units"),
     "largest": (forged(lambda e: e.update(largest=0.5)), "a largest error beside the histogram"),
     "outside": (forged(lambda e: e.update(outside=0.5)), "an outside value of none"),
-    "worst-unit": (forged(lambda e: e.update(worst=["b", [0, 99, 0]])), "a worst unit that is none"),
+    "worst-unit": (
+        forged(lambda e: e.update(worst=["b", [0, 99, 0]])),
+        "a worst unit that is none",
+    ),
     "no-field": (forged(lambda e: e.pop("zero")), "units|no errors"),
     "other-field": (forged(lambda e: e.update(share=1.49)), "has no errors of units"),
     "missing-layer": (missing_layer, "it has other layers than"),
@@ -70,7 +86,8 @@ def test_line_that_cannot_be_is_computed_again(three, tmp_path, forgery):
     """The file and the line are named, and nothing of it is in the total."""
     network, x, names, total, lines = three
     change, reason = FORGERIES[forgery]
-    entries, keep = json.loads(lines), tmp_path / "kept.jsonl"
+    entries = json.loads(lines)
+    keep = tmp_path / "kept.jsonl"
     change(entries)
     keep.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     if forgery == "no-field":
@@ -80,7 +97,9 @@ def test_line_that_cannot_be_is_computed_again(three, tmp_path, forgery):
         found = abm.verify(network, x, names=names, keep=keep)
     said = [str(warning.message) for warning in caught if warning.category is DamagedFileWarning]
     assert found == total
-    assert any(f"{keep}: line 3 cannot be right: " in text for text in said) or forgery == "no-field"
+    assert (
+        any(f"{keep}: line 3 cannot be right: " in text for text in said) or forgery == "no-field"
+    )
     assert any(part in text for text in said for part in reason.split("|")) or forgery == "no-field"
 
 
@@ -89,7 +108,9 @@ def test_lines_of_an_older_version_are_used_with_a_word(three, tmp_path):
     network, x, names, total, lines = three
     keep = tmp_path / "kept.jsonl"
     keep.write_text("".join(json.dumps(entry) + "\n" for entry in json.loads(lines)))
-    with pytest.warns(DamagedFileWarning, match="of an older version: 3 of its lines have no checksum"):
+    with pytest.warns(
+        DamagedFileWarning, match="of an older version: 3 of its lines have no checksum"
+    ):
         assert abm.verify(network, x, names=names, keep=keep) == total
     assert keep.read_text().count("\n") == 4
 
@@ -114,7 +135,8 @@ def test_errors_of_an_image_fit_each_other():
     """NaN and infinity are in the last bins; what is exactly 1 % is within."""
     size = 2 * len(HISTOGRAM_EDGES) + 1
     signed = [0] * size
-    signed[-1], signed[len(HISTOGRAM_EDGES) + HISTOGRAM_EDGES.index(0.01)] = 1, 1
+    signed[-1] = 1
+    signed[len(HISTOGRAM_EDGES) + HISTOGRAM_EDGES.index(0.01)] = 1
     check = LayerCheck("fc", 2, 1, 1, 0, 0, float("nan"), 1.0, 0.5, ("a", (1,)), signed)
     assert LayerCheck.of_image(check.to_dict(), "fc", "a", (2,)).signed == signed
     with pytest.raises(ValueError, match="fc has 2 units in place of 3"):
@@ -128,4 +150,6 @@ def test_command_says_it_in_one_line():
     place = ("records.py", 3)
     text = cli._one_line(DamagedFileWarning("kept.jsonl: line 2"), DamagedFileWarning, *place)
     assert text == "adjointbackmap: kept.jsonl: line 2\n"
-    assert "records.py:3: UserWarning: other" in cli._one_line(UserWarning("other"), UserWarning, *place)
+    assert "records.py:3: UserWarning: other" in cli._one_line(
+        UserWarning("other"), UserWarning, *place
+    )

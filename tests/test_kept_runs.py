@@ -24,7 +24,8 @@ from adjointbackmap.study.adversarial import noise
 from adjointbackmap.study.verification import run as verification
 from adjointbackmap.training import loop as training
 
-NETWORK, OTHER = "vgg7-nobias-cifar10", "vgg7-cifar10"
+NETWORK = "vgg7-nobias-cifar10"
+OTHER = "vgg7-cifar10"
 SPLITS = {"train": slice(0, 64), "validation": slice(64, 80), "test": slice(80, 100)}
 STEPS = 4
 
@@ -32,7 +33,9 @@ STEPS = 4
 def tiny() -> nn.Module:
     """What --model names in these tests."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 2, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 64, 4))
+    return nn.Sequential(
+        nn.Conv2d(3, 2, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 64, 4)
+    )
 
 
 TINY = ("--model", f"{__name__}:tiny")
@@ -49,12 +52,18 @@ def little_data(monkeypatch):
     """A few images of the sample in place of CIFAR-10, and one setting in place of the fastest."""
     images = data.sample().draw(100, seed=0)
     monkeypatch.setattr(data, "load", lambda dataset, split, root=None: images[SPLITS[split]])
-    monkeypatch.setattr(training, "_fastest_setting", lambda *args: training.Setting(channels_last=True, bfloat16=False))
+    monkeypatch.setattr(
+        training,
+        "_fastest_setting",
+        lambda *args: training.Setting(channels_last=True, bfloat16=False),
+    )
 
 
 def task(**changes):
     """Four steps of the smallest network."""
-    return training.Task("vgg7", "cifar10", **{"recipe": training.Recipe(epochs=1, batch=16), **changes})
+    return training.Task(
+        "vgg7", "cifar10", **{"recipe": training.Recipe(epochs=1, batch=16), **changes}
+    )
 
 
 def steps_of(folder):
@@ -84,7 +93,9 @@ def test_the_second_process_is_told(run, tmp_path, name):
     with disk.hold_folder(path) if name in folders else disk.hold_file(path):
         status, _, err = run(*(word.format(tmp_path) for word in WRITERS[name]))
         assert status == 2
-        assert f"a{'.zarr' if name == 'save' else ''} must be written by one process at a time" in err
+        assert (
+            f"a{'.zarr' if name == 'save' else ''} must be written by one process at a time" in err
+        )
         assert f"It is in use by process {os.getpid()} on " in err
         assert err.count("\n") == 1
         left = {file.name for file in tmp_path.rglob("*") if file.is_file()}
@@ -98,7 +109,9 @@ def test_the_second_process_is_told(run, tmp_path, name):
 def measured(monkeypatch):
     """An experiment that takes no time: the images that it was run on."""
     seen = []
-    monkeypatch.setattr(noise, "measured", lambda trained, image: seen.append(image.hashes[0]) or ({}, {}))
+    monkeypatch.setattr(
+        noise, "measured", lambda trained, image: seen.append(image.hashes[0]) or ({}, {})
+    )
     monkeypatch.setattr(noise, "section", lambda folder: None)
     return seen
 
@@ -110,12 +123,18 @@ def contents(folder):
 
 def test_a_run_of_fewer_networks_has_the_same_image(tmp_path):
     """The image of a class is one that all shipped networks know, whichever of them are run."""
-    runs = [setup.Setup(tmp_path, names, "cat", sample=True) for names in ((OTHER,), (OTHER, "resnet20-cifar10"))]
+    runs = [
+        setup.Setup(tmp_path, names, "cat", sample=True)
+        for names in ((OTHER,), (OTHER, "resnet20-cifar10"))
+    ]
     images = [run.one(OTHER) for run in runs]
     assert images[0].hashes == images[1].hashes
     for name in (name for name in models.names() if models.card(name)["dataset"] == "cifar10"):
         trained = runs[0].trained(name)
-        assert trained.subject.module(trained.input(images[0].unit_interval())).argmax() == images[0].labels
+        assert (
+            trained.subject.module(trained.input(images[0].unit_interval())).argmax()
+            == images[0].labels
+        )
 
 
 def test_a_study_of_other_settings_is_refused(run, tmp_path, measured):
@@ -123,7 +142,11 @@ def test_a_study_of_other_settings_is_refused(run, tmp_path, measured):
     asked = ("study", "all", "--sample", "--only", "noise", "--out", str(tmp_path / "study"))
     assert run(*asked, "--network", NETWORK, "--images", "3")[0] == 0
     before = contents(tmp_path / "study")
-    for words in (("--images", "4"), ("--images", "3", "--seed", "1"), ("--images", "3", "--image", "frog")):
+    for words in (
+        ("--images", "4"),
+        ("--images", "3", "--seed", "1"),
+        ("--images", "3", "--image", "frog"),
+    ):
         status, _, err = run(*asked, "--network", NETWORK, OTHER, *words)
         assert status == 2
         assert f"must have results of {NETWORK} for the same settings" in err
@@ -135,7 +158,17 @@ def test_a_study_of_other_settings_is_refused(run, tmp_path, measured):
 
 def test_a_mistake_does_not_claim_a_folder(run, tmp_path, measured):
     """Where nothing was computed, other settings are welcome."""
-    asked = ("study", "all", "--sample", "--only", "noise", "--network", NETWORK, "--out", str(tmp_path))
+    asked = (
+        "study",
+        "all",
+        "--sample",
+        "--only",
+        "noise",
+        "--network",
+        NETWORK,
+        "--out",
+        str(tmp_path),
+    )
     assert run(*asked, "--image", "zzz")[0] == 2
     assert run(*asked)[0] == 0
     assert "image of the study" in everything.about(tmp_path)["settings"][NETWORK]
@@ -144,9 +177,24 @@ def test_a_mistake_does_not_claim_a_folder(run, tmp_path, measured):
 def test_a_killed_study_has_told_its_settings(run, tmp_path, monkeypatch):
     """Before its first result."""
     told = []
-    monkeypatch.setattr(noise, "compute", lambda setup, report: told.append(everything.about(tmp_path)["settings"]))
+    monkeypatch.setattr(
+        noise, "compute", lambda setup, report: told.append(everything.about(tmp_path)["settings"])
+    )
     monkeypatch.setattr(noise, "section", lambda folder: None)
-    assert run("study", "all", "--sample", "--only", "noise", "--network", NETWORK, "--out", str(tmp_path))[0] == 0
+    assert (
+        run(
+            "study",
+            "all",
+            "--sample",
+            "--only",
+            "noise",
+            "--network",
+            NETWORK,
+            "--out",
+            str(tmp_path),
+        )[0]
+        == 0
+    )
     assert list(told[0]) == [NETWORK]
 
 
@@ -154,7 +202,10 @@ def test_verification_of_other_weights_is_refused(tmp_path):
     """What the file has of the network stays."""
     results = verification.Results(tmp_path)
     results.network(NETWORK, "0" * 64)["accuracy"] = 1
-    with pytest.raises(ValueError, match=r"must have results of the weights 11111111 of .* Got those of 00000000: name another"):
+    with pytest.raises(
+        ValueError,
+        match=r"must have results of the weights 11111111 of .* Got those of 00000000: name another",
+    ):
         results.network(NETWORK, "1" * 64)
     assert results.network(NETWORK, "0" * 64)["accuracy"] == 1
 
@@ -180,7 +231,9 @@ def test_another_attack_is_refused(run, tmp_path):
 def test_a_picture_without_a_store_is_kept(run, tmp_path):
     """It is not map's own."""
     (tmp_path / "photo.png").write_text("a year's work")
-    status, _, err = run("map", *TINY, "--layer", "3", "--mode", "RM0", "--out", str(tmp_path / "photo"))
+    status, _, err = run(
+        "map", *TINY, "--layer", "3", "--mode", "RM0", "--out", str(tmp_path / "photo")
+    )
     assert status == 2
     assert "photo.png without photo.zarr: choose another name" in err
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
@@ -189,7 +242,10 @@ def test_a_picture_without_a_store_is_kept(run, tmp_path):
 def test_weights_without_their_checkpoint_are_kept(tmp_path, little_data):
     """A training would replace them at its end."""
     (tmp_path / "vgg7-cifar10.safetensors").write_text("weights")
-    with pytest.raises(ValueError, match=r"Got vgg7-cifar10.safetensors without its checkpoint.pt: name another folder"):
+    with pytest.raises(
+        ValueError,
+        match=r"Got vgg7-cifar10.safetensors without its checkpoint.pt: name another folder",
+    ):
         training.train(task(), tmp_path)
     assert (tmp_path / "vgg7-cifar10.safetensors").read_text() == "weights"
 
@@ -205,8 +261,9 @@ def test_verify_on_a_full_disk(run, small_disk):
     status, _, err = run(*asked, "6")
     assert status == 2
     assert "The disk must have room for" in err
-    assert "kept.jsonl. Got 0.0 MiB free: make room and run the same again, which keeps what is finished." in err.replace(
-        "\n", ""
+    assert (
+        "kept.jsonl. Got 0.0 MiB free: make room and run the same again, which keeps what is finished."
+        in err.replace("\n", "")
     )
     (small_disk / "filler").unlink()
     assert run(*asked, "6")[0] == 0
@@ -217,7 +274,17 @@ def test_study_on_a_full_disk(run, small_disk, monkeypatch):
     arrays = {"large": torch.rand(2**17).numpy()}
     monkeypatch.setattr(noise, "measured", lambda trained, image: ({}, arrays))
     monkeypatch.setattr(noise, "section", lambda folder: None)
-    status, _, err = run("study", "all", "--sample", "--only", "noise", "--network", NETWORK, "--out", str(small_disk))
+    status, _, err = run(
+        "study",
+        "all",
+        "--sample",
+        "--only",
+        "noise",
+        "--network",
+        NETWORK,
+        "--out",
+        str(small_disk),
+    )
     assert status == 2
     assert f"The disk must have room for {small_disk / 'noise' / NETWORK}.npz." in err
     assert [path.name for path in (small_disk / "noise").iterdir()] == []
@@ -238,7 +305,10 @@ def test_training_on_a_full_disk(tmp_path, little_data, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(disk, "write", full_at(2))
-        with pytest.raises(disk.DiskFull, match=r"must have room for .*checkpoint.pt. Got .* MiB free: make room and run"):
+        with pytest.raises(
+            disk.DiskFull,
+            match=r"must have room for .*checkpoint.pt. Got .* MiB free: make room and run",
+        ):
             training.train(task(), tmp_path)
     assert steps_of(tmp_path) == 2
     seen = []
@@ -251,7 +321,8 @@ def test_training_on_a_full_disk(tmp_path, little_data, monkeypatch):
 
 def test_sigterm_ends_the_step_and_saves_it(tmp_path, little_data, monkeypatch):
     """A signal in the midst of a step: the checkpoint has the step, and the run goes on with the next one."""
-    calls, loss = [], training._loss
+    calls = []
+    loss = training._loss
 
     def signalled(*args):
         calls.append(len(calls))
@@ -276,26 +347,36 @@ def test_sigterm_ends_the_step_and_saves_it(tmp_path, little_data, monkeypatch):
 
 def test_the_first_checkpoint_comes_at_once(tmp_path, little_data, monkeypatch):
     """Before the first step."""
-    seen, step = [], training._step
-    monkeypatch.setattr(training, "_step", lambda *args: seen.append(steps_of(tmp_path)) or step(*args))
+    seen = []
+    step = training._step
+    monkeypatch.setattr(
+        training, "_step", lambda *args: seen.append(steps_of(tmp_path)) or step(*args)
+    )
     training.train(task(), tmp_path)
     assert seen == [0] * STEPS
 
 
 def test_sigterm_of_a_command_keeps_what_is_finished(tmp_path):
     """Status 143, one line; the same command goes on where it was."""
-    keep, here = tmp_path / "kept.jsonl", Path(__file__).parent
+    keep = tmp_path / "kept.jsonl"
+    here = Path(__file__).parent
     code = "import sys; sys.argv[0] = 'adjointbackmap'; from adjointbackmap.cli import main; main()"
     words = ("verify", "--model", "test_kept_runs:tiny", "--images", "200", "--keep", str(keep))
     path = os.pathsep.join([str(here), *sys.path])
     program = subprocess.Popen(
-        [sys.executable, "-c", code, *words], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *words],
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while program.poll() is None and not (keep.exists() and keep.read_bytes().count(b"\n") > 3):
         time.sleep(0.002)
     program.send_signal(signal.SIGTERM)
     _, err = program.communicate()
-    assert (program.returncode, err.strip()) == (128 + signal.SIGTERM, "stopped; finished work is kept")
+    assert (program.returncode, err.strip()) == (
+        128 + signal.SIGTERM,
+        "stopped; finished work is kept",
+    )
     lines = [json.loads(line) for line in keep.read_text().splitlines()]
     assert 4 <= len(lines) < 201
     assert [path.name for path in tmp_path.iterdir()] == ["kept.jsonl"]

@@ -49,10 +49,14 @@ print(json.dumps(taken))
 FLOOR = 48  # MiB beside the memory: 8 bytes for each of a million units, maps of one vector, PyTorch's own
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux alone tells a peak since")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="Linux alone tells a peak since"
+)
 def test_a_process_keeps_to_the_memory():
     """Blocks of 16 MiB took 212 MiB before batches shrank with the memory."""
-    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True
+    )
     for name, mib in json.loads(done.stdout.splitlines()[-1]).items():
         assert mib <= int(name.split()[1]) + FLOOR, name
 
@@ -87,7 +91,8 @@ def test_batches_shrink_and_hyperplanes_stay(chain, method, mode):
 
 def test_windows_of_a_batch_shrink_to_one_pixel(chain):
     """A row of pixels at least is fast; less memory takes parts of a row."""
-    program, target = chain.network.program(), chain.network.layer("2").value
+    program = chain.network.program()
+    target = chain.network.layer("2").value
 
     def pixels(room):
         return Batches.of(program, [target], [], 1, torch.float64, room).pixels((6, 6))
@@ -109,7 +114,9 @@ def test_a_vector_holds_what_is_not_freed():
     model, x = make("residual-with-zero-padded-channels")
     program = abm.trace(model, x).program()
     assert held(program.steps) >= program.largest
-    assert held(program.steps, kept={step.output.slot for step in program.steps}) >= held(program.steps)
+    assert held(program.steps, kept={step.output.slot for step in program.steps}) >= held(
+        program.steps
+    )
 
 
 @pytest.mark.parametrize("memory", [None, "1MiB", 1])
@@ -117,7 +124,9 @@ def test_verify_takes_memory(chain, memory):
     """Every unit is verified in any memory, and kept results do not depend on it."""
     checks = abm.verify(chain.network, chain.x, memory=memory)
     plain = abm.verify(chain.network, chain.x)
-    assert {n: (c.units, c.within) for n, c in checks.items()} == {n: (c.units, c.within) for n, c in plain.items()}
+    assert {n: (c.units, c.within) for n, c in checks.items()} == {
+        n: (c.units, c.within) for n, c in plain.items()
+    }
     assert max(check.scaled for check in checks.values()) <= 1e-12
 
 

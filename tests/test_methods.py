@@ -24,9 +24,13 @@ CHAIN = "plain-conv-chain"
 def assert_same(found, expected):
     """The same hyperplanes to rounding, in every form that they have."""
     for part in ("value", "bias", "image"):
-        torch.testing.assert_close(getattr(found, part), getattr(expected, part), rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(
+            getattr(found, part), getattr(expected, part), rtol=1e-11, atol=1e-12
+        )
     for form in ("reconstruct", "magnitude"):
-        torch.testing.assert_close(getattr(found, form)(), getattr(expected, form)(), rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(
+            getattr(found, form)(), getattr(expected, form)(), rtol=1e-11, atol=1e-12
+        )
     abm.reconstruction_test(found)
 
 
@@ -65,8 +69,12 @@ def test_methods_agree_on_a_residual_network():
     model, x = make(small_resnet, images=1)
     network = abm.trace(model, x)
     for layer in ("layer1.0.conv2", "layer2.0.conv1", "layer2.0.downsample.0"):
-        assert_same(abm.hyperplanes(network, x, layer, "RM2", method="windowed"), abm.hyperplanes(network, x, layer, "RM2"))
-    model, x = model.float(), x.float()
+        assert_same(
+            abm.hyperplanes(network, x, layer, "RM2", method="windowed"),
+            abm.hyperplanes(network, x, layer, "RM2"),
+        )
+    model = model.float()
+    x = x.float()
     network = abm.trace(model, x)
     abm.reconstruction_test(abm.hyperplanes(network, x, "layer2.0.conv1", "RM2", method="windowed"))
 
@@ -74,9 +82,17 @@ def test_methods_agree_on_a_residual_network():
 def test_windowed_units_are_those_that_are_asked_for(traced_case):
     """Slices, negative indices, arrays and one unit, as NumPy combines them."""
     traced = traced_case(CHAIN)
-    for units in ((slice(1, None), -1, slice(None, None, 2)), ([0, 2], [1, 3], 1), (0, 3, 2), (slice(None), 2)):
+    for units in (
+        (slice(1, None), -1, slice(None, None, 2)),
+        ([0, 2], [1, 3], 1),
+        (0, 3, 2),
+        (slice(None), 2),
+    ):
         expected = abm.hyperplanes(traced.network, traced.x, "2", "RM2", units, method="adjoint")
-        assert_same(abm.hyperplanes(traced.network, traced.x, "2", "RM2", units, method="windowed"), expected)
+        assert_same(
+            abm.hyperplanes(traced.network, traced.x, "2", "RM2", units, method="windowed"),
+            expected,
+        )
 
 
 def test_batches_change_nothing(traced_case, monkeypatch):
@@ -118,7 +134,9 @@ def test_compact_parts_are_patches_on_the_receptive_field(traced_case):
     labelled = planes.to_xarray()
     assert labelled["image"].dims[-3:] == ("channel", "patch_row", "patch_col")
     assert labelled["top"].values[0, 0, 0] == -1
-    torch.testing.assert_close(torch.as_tensor(planes.to_xarray(dense=True)["image"].values), planes.image)
+    torch.testing.assert_close(
+        torch.as_tensor(planes.to_xarray(dense=True)["image"].values), planes.image
+    )
 
 
 def test_dense_part_larger_than_memory_is_refused_by_its_compact_name():
@@ -133,7 +151,9 @@ def test_dense_part_larger_than_memory_is_refused_by_its_compact_name():
 
 def test_unknown_method_is_refused(traced_case):
     """One sentence with what there is."""
-    with pytest.raises(ValueError, match=r"method must be one of adjoint, basis, coloured, windowed .*Got 'fast'"):
+    with pytest.raises(
+        ValueError, match=r"method must be one of adjoint, basis, coloured, windowed .*Got 'fast'"
+    ):
         traced_case(CHAIN).network.plan("4", "RM2", method="fast")
 
 
@@ -163,12 +183,17 @@ def test_single_kernels_by_every_method(name, monkeypatch):
             assert_same(shared, expected)
             if mode == "RM4" and network.kernel(layer).rule.groups == 1:
                 for method in ("basis", "coloured", "windowed"):
-                    assert_same(abm.hyperplanes(network, x, layer.name, mode, chosen, method=method), expected)
+                    assert_same(
+                        abm.hyperplanes(network, x, layer.name, mode, chosen, method=method),
+                        expected,
+                    )
 
 
 def test_kernels_share_the_rows_of_their_in_channel():
     """RM3 of 4 in-channels and 32 out-channels: nine cotangents for each in-channel, not one for each kernel."""
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 32, 3)).eval()
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 32, 3)
+    ).eval()
     network = abm.trace(model, torch.rand(1, 3, 8, 8))
     assert network.plan("2", "RM3").vectors == 4 * 9
     assert network.plan("2", "RM3", (0, slice(0, 3))).vectors == 3
@@ -183,7 +208,9 @@ def test_several_layers_share_a_sweep(traced_case):
     assert list(found) == names
     for name, planes in found.items():
         assert planes.mode == ("RM0" if len(traced.network.layers[name].out_shape) == 1 else "RM2")
-        assert_same(planes, abm.hyperplanes(traced.network, traced.x, name, planes.mode, method="adjoint"))
+        assert_same(
+            planes, abm.hyperplanes(traced.network, traced.x, name, planes.mode, method="adjoint")
+        )
 
 
 def test_one_sweep_serves_every_map_of_vgg7():
@@ -215,7 +242,9 @@ def test_windows_stay_smaller_than_maps_until_they_cover_them(traced_case):
 
 def test_strided_pixels_form_groups_of_one_geometry(traced_case):
     """Two halvings: sixteen groups, whose pixels are four apart and all the image's pixels together."""
-    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, 2, 1), torch.nn.MaxPool2d(2), torch.nn.Conv2d(2, 2, 1)).eval()
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 2, 3, 2, 1), torch.nn.MaxPool2d(2), torch.nn.Conv2d(2, 2, 1)
+    ).eval()
     x = torch.rand(1, 1, 10, 10)
     network = abm.trace(model, x)
     groups = list(Sweep(abm.record_pattern(network, x), [network.layers["2"].value]).groups())
@@ -240,7 +269,9 @@ def test_pixel_that_reaches_nothing_has_no_tangent():
 
 
 @pytest.mark.parametrize(
-    "geometry", [{}, {"padding": 1}, {"stride": 2, "padding": (1, 0)}, {"dilation": 2, "padding": 2}], ids=str
+    "geometry",
+    [{}, {"padding": 1}, {"stride": 2, "padding": (1, 0)}, {"dilation": 2, "padding": 2}],
+    ids=str,
 )
 def test_dead_channels_are_left_out_of_a_convolution(geometry):
     """Only what the gate lets through is multiplied: the same as the convolution of gated maps."""
@@ -250,7 +281,9 @@ def test_dead_channels_are_left_out_of_a_convolution(geometry):
     tangents = torch.randn(6, 4, 7, 8).double() * gate
     rule = Convolution(conv.weight.detach(), conv.stride, conv.padding, conv.dilation)
     alive = AliveConvolution(rule, gate)
-    torch.testing.assert_close(alive.forward(tangents), conv(tangents).detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        alive.forward(tangents), conv(tangents).detach(), rtol=1e-12, atol=1e-12
+    )
     assert sum(len(rows) for rows in alive.rows) < alive.kernel.shape[0] * len(alive.rows) / 2
 
 
@@ -266,4 +299,7 @@ def test_sweep_leaves_out_what_is_dead():
     for group in sweep.groups():
         sweep.run(group)
     assert list(sweep.alive) == list(sweep.dead)
-    assert_same(abm.hyperplanes(network, x, "3", "RM2", method="windowed"), abm.hyperplanes(network, x, "3", "RM2"))
+    assert_same(
+        abm.hyperplanes(network, x, "3", "RM2", method="windowed"),
+        abm.hyperplanes(network, x, "3", "RM2"),
+    )

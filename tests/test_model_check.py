@@ -18,7 +18,13 @@ X = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 def small() -> nn.Sequential:
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2), nn.MaxPool2d(3)]
+    layers = [
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.ConvTranspose2d(4, 2, 2),
+        nn.MaxPool2d(3),
+    ]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(18, 5)).eval()
 
 
@@ -29,10 +35,28 @@ def exported(model: nn.Module, dynamic: bool = True) -> torch.export.ExportedPro
         return torch.export.export(model, (X,), dynamic_shapes=shapes)
 
 
-UNFLATTENED = ["0.conv2d", "0", "1", "2", "3.conv_transpose2d", "3", "4", "5", "6.linear", "6", "output"]
+UNFLATTENED = [
+    "0.conv2d",
+    "0",
+    "1",
+    "2",
+    "3.conv_transpose2d",
+    "3",
+    "4",
+    "5",
+    "6.linear",
+    "6",
+    "output",
+]
 EXPORTS = {
-    "module": (lambda program: program.module(), ["conv2d", "conv_transpose2d", "linear", "output"]),
-    "decomposed": (lambda program: program.run_decompositions().module(), ["conv2d", "conv_transpose2d", "output"]),
+    "module": (
+        lambda program: program.module(),
+        ["conv2d", "conv_transpose2d", "linear", "output"],
+    ),
+    "decomposed": (
+        lambda program: program.run_decompositions().module(),
+        ["conv2d", "conv_transpose2d", "output"],
+    ),
     "unflattened": (
         torch.export.unflatten,
         ["0.conv2d", "0", "1", "2", "3.conv_transpose2d", "3", "4", "5", "6.linear", "6", "output"],
@@ -57,13 +81,19 @@ def test_modules_of_torch_export_are_traced(kind):
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_export_that_fixes_the_batch_is_refused_with_what_to_do():
-    with pytest.raises(ValueError, match=r"must take any batch size. Got an export that fixes it: export it with dynamic_shapes"):
+    with pytest.raises(
+        ValueError,
+        match=r"must take any batch size. Got an export that fixes it: export it with dynamic_shapes",
+    ):
         abm.trace(exported(small(), dynamic=False).module(), X)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_exported_train_mode_is_refused_by_its_operations():
-    with pytest.raises(ValueError, match=r"must leave its buffers as they are in eval mode|must be piecewise affine"):
+    with pytest.raises(
+        ValueError,
+        match=r"must leave its buffers as they are in eval mode|must be piecewise affine",
+    ):
         abm.trace(exported(small().train()).module(), X)
 
 
@@ -83,17 +113,41 @@ def on_two_devices() -> nn.Module:
 
 
 KINDS = {
-    "program": (lambda: exported(small()), TypeError, r"Got ExportedProgram: pass program\.module\(\)\."),
-    "function": (lambda: F.relu, TypeError, r"Got builtin_function_or_method|Got function: wrap it in one\."),
-    "quantised": (quantised, ValueError, r"Got the quantised Linear at 6: pass the model as it was before quantisation\."),
+    "program": (
+        lambda: exported(small()),
+        TypeError,
+        r"Got ExportedProgram: pass program\.module\(\)\.",
+    ),
+    "function": (
+        lambda: F.relu,
+        TypeError,
+        r"Got builtin_function_or_method|Got function: wrap it in one\.",
+    ),
+    "quantised": (
+        quantised,
+        ValueError,
+        r"Got the quantised Linear at 6: pass the model as it was before quantisation\.",
+    ),
     "observed": (
         lambda: nn.Sequential(torch.ao.quantization.FakeQuantize(), nn.ReLU()),
         ValueError,
         r"Got the quantised FakeQuantize at 0: pass the model as it was",
     ),
-    "lazy": (lambda: nn.Sequential(nn.LazyConv2d(4, 3)).eval(), ValueError, r"Got LazyConv2d, whose .* at 0: run the model on a"),
-    "inference": (made_in_inference_mode, ValueError, r"Got Conv2d with tensors of inference mode at 0: make or load"),
-    "parallel": (on_two_devices, ValueError, r"Got DataParallel on 2 devices at the model itself: pass .* model\.module\."),
+    "lazy": (
+        lambda: nn.Sequential(nn.LazyConv2d(4, 3)).eval(),
+        ValueError,
+        r"Got LazyConv2d, whose .* at 0: run the model on a",
+    ),
+    "inference": (
+        made_in_inference_mode,
+        ValueError,
+        r"Got Conv2d with tensors of inference mode at 0: make or load",
+    ),
+    "parallel": (
+        on_two_devices,
+        ValueError,
+        r"Got DataParallel on 2 devices at the model itself: pass .* model\.module\.",
+    ),
 }
 
 
@@ -106,7 +160,12 @@ def test_what_is_no_ordinary_module_is_named_with_what_to_pass(kind):
 
 
 def test_data_parallel_on_one_device_is_its_module():
-    network = abm.trace(nn.DataParallel(small(), device_ids=None).eval() if not torch.cuda.is_available() else small(), X)
+    network = abm.trace(
+        nn.DataParallel(small(), device_ids=None).eval()
+        if not torch.cuda.is_available()
+        else small(),
+        X,
+    )
     assert max(abm.audit(network, X).values()) < 1e-5
 
 
@@ -120,13 +179,22 @@ EXAMPLES = {
         torch.rand(1, 3, 5, 12),
         r"shape \(N, 3, 5, 12\)\. Got RuntimeError: mat1 and mat2.*: pass an example that it takes",
     ),
-    "channels last": (torch.rand(1, 8, 8, 3), r"shape \(N, 8, 8, 3\)\. Got RuntimeError: .*: pass example\.movedim\(-1, 1\)\."),
+    "channels last": (
+        torch.rand(1, 8, 8, 3),
+        r"shape \(N, 8, 8, 3\)\. Got RuntimeError: .*: pass example\.movedim\(-1, 1\)\.",
+    ),
     "one image, channels last": (
         torch.rand(8, 8, 3),
         r"Got RuntimeError: .*: pass example\.movedim\(-1, 0\)\[None\]\.",
     ),
-    "one image": (torch.rand(3, 8, 8), r"shape \(N, 8, 8\)\. Got ValueError: expected 4D input.*: pass example\[None\]\."),
-    "dtype": (torch.rand(1, 3, 8, 8).double(), r"Got RuntimeError: .*: pass example\.to\(torch\.float32\)\."),
+    "one image": (
+        torch.rand(3, 8, 8),
+        r"shape \(N, 8, 8\)\. Got ValueError: expected 4D input.*: pass example\[None\]\.",
+    ),
+    "dtype": (
+        torch.rand(1, 3, 8, 8).double(),
+        r"Got RuntimeError: .*: pass example\.to\(torch\.float32\)\.",
+    ),
     "bytes": (
         torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
         r"must be a batch .* of floating numbers\. Got \(1, 3, 8, 8\) of",
@@ -145,7 +213,10 @@ def test_an_example_that_the_model_does_not_take_is_refused_with_the_models_own_
 def test_one_image_that_a_convolution_takes_is_no_batch(layer):
     """A convolution takes an image without a batch; a trace would take its channels for images."""
     example = torch.rand(3, *[8] * (layer.weight.dim() - 2))
-    with pytest.raises(ValueError, match=r"must be a batch .*\. Got \(3, 8.*, which is one image: pass example\[None\]\."):
+    with pytest.raises(
+        ValueError,
+        match=r"must be a batch .*\. Got \(3, 8.*, which is one image: pass example\[None\]\.",
+    ):
         abm.trace(nn.Sequential(layer, nn.ReLU()).eval(), example)
 
 
@@ -157,7 +228,9 @@ class Two(nn.Module):
 
 
 def test_several_inputs_are_refused():
-    with pytest.raises(ValueError, match=r"Got TypeError: .*missing 1 required.*'y': .*or wrap the model in a"):
+    with pytest.raises(
+        ValueError, match=r"Got TypeError: .*missing 1 required.*'y': .*or wrap the model in a"
+    ):
         abm.trace(Two().eval(), X)
 
 
@@ -169,6 +242,9 @@ def test_a_failing_model_leaves_its_buffers():
     model = Net(forward, calls=torch.zeros(()), conv=nn.Conv2d(1, 1, 1)).eval()
     with pytest.raises(ValueError, match="must run on a batch"):
         abm.trace(model, X)
-    with pytest.raises(ValueError, match=r"must leave its buffers as they are in eval mode. Got a forward that changes calls"):
+    with pytest.raises(
+        ValueError,
+        match=r"must leave its buffers as they are in eval mode. Got a forward that changes calls",
+    ):
         abm.trace(model, X[:, :1])
     assert model.calls == 0

@@ -36,22 +36,29 @@ def randomised(name: str, seed: int = 0) -> nn.Module:
     for key, value in model.state_dict().items():
         if value.is_floating_point():
             fan_in = value[0].numel() if value.dim() > 1 else 4
-            draw = torch.randn(value.shape, generator=generator, dtype=value.dtype) * (2 / fan_in) ** 0.5
+            draw = (
+                torch.randn(value.shape, generator=generator, dtype=value.dtype)
+                * (2 / fan_in) ** 0.5
+            )
             value.copy_(draw.abs() + 0.5 if "var" in key else draw)
     return model
 
 
 def record(model: nn.Module, x: torch.Tensor) -> tuple[dict, dict]:
     """Inputs and outputs of every named layer in one forward pass."""
-    inputs, outputs = {}, {}
+    inputs = {}
+    outputs = {}
 
     def hook(name):
         def keep(module, args, output):
-            inputs[name], outputs[name] = args[0].detach(), output.detach()
+            inputs[name] = args[0].detach()
+            outputs[name] = output.detach()
 
         return keep
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
+    handles = [
+        module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name
+    ]
     with torch.no_grad():
         outputs["output"] = model(x)
     for handle in handles:
@@ -60,7 +67,9 @@ def record(model: nn.Module, x: torch.Tensor) -> tuple[dict, dict]:
 
 
 def image(seed: int = 1) -> torch.Tensor:
-    return torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        1, 3, 32, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def kernel_weights(model: nn.Module) -> int:
@@ -103,7 +112,9 @@ def test_other_parameters(name, others):
 def test_maps_have_the_sizes_of_the_tables(name):
     model = models.build(name).eval()
     _, outputs = record(model, torch.zeros(2, 3, 32, 32))
-    convolutions = {key: tuple(value.shape[1:]) for key, value in outputs.items() if key.startswith("conv")}
+    convolutions = {
+        key: tuple(value.shape[1:]) for key, value in outputs.items() if key.startswith("conv")
+    }
     assert convolutions == (VGG7_MAPS if name in VGGS else RESNET20_MAPS)
 
 
@@ -115,7 +126,11 @@ def test_outputs_are_one_score_for_each_class(name, classes):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_only_conv7_and_conv13_of_the_resnets_have_stride_two(name):
-    strided = {key for key, m in models.build(name).named_modules() if isinstance(m, nn.Conv2d) and m.stride != (1, 1)}
+    strided = {
+        key
+        for key, m in models.build(name).named_modules()
+        if isinstance(m, nn.Conv2d) and m.stride != (1, 1)
+    }
     assert strided == (set() if name in VGGS else {"conv7", "conv13"})
 
 
@@ -144,7 +159,8 @@ def same_convolution(x, w, stride):
         for column in range(size):
             for u in range(3):
                 for v in range(3):
-                    r, c = row * stride + u - before, column * stride + v - before
+                    r = row * stride + u - before
+                    c = column * stride + v - before
                     if 0 <= r < n and 0 <= c < n:
                         out[:, row, column] += w[:, :, u, v] @ x[:, r, c]
     return out
@@ -160,7 +176,10 @@ def test_same_padding(stride):
 def same_average_pooling(x):
     """Average pooling of window 3 and stride 2; what lies outside of the map is left out of the count."""
     size = x.shape[-1] // 2
-    windows = [[x[:, 2 * r : 2 * r + 3, 2 * c : 2 * c + 3].mean((1, 2)) for c in range(size)] for r in range(size)]
+    windows = [
+        [x[:, 2 * r : 2 * r + 3, 2 * c : 2 * c + 3].mean((1, 2)) for c in range(size)]
+        for r in range(size)
+    ]
     return torch.stack([torch.stack(row, dim=-1) for row in windows], dim=-2)
 
 
@@ -189,7 +208,8 @@ def test_resnet20_blocks_add_the_shortcut_and_leak_a_fifth():
     inputs, outputs = record(randomised("resnet20"), image())
     torch.testing.assert_close(inputs["conv1"], leaky(outputs["bn0"]))
     for block in range(9):
-        first, second = 2 * block + 1, 2 * block + 2
+        first = 2 * block + 1
+        second = 2 * block + 2
         branch = outputs[f"bn{second}"][0]
         expected = leaky(branch + shortcut(inputs[f"conv{first}"][0], len(branch)))
         actual = inputs[f"conv{second + 1}"][0] if block < 8 else inputs["fc"][0]
@@ -236,27 +256,44 @@ def test_fixup_scalar_is_added_before_the_padding():
 
 
 def test_fixup_scalars_are_named_as_in_the_tables():
-    scalars = {name for name, p in models.build("fixup-resnet20").named_parameters() if p.dim() == 0}
+    scalars = {
+        name for name, p in models.build("fixup-resnet20").named_parameters() if p.dim() == 0
+    }
     assert scalars == {f"b{i}" for i in range(37)} | {f"m{i}" for i in range(2, 19, 2)}
-    scalars = {name for name, p in models.build("fixup-resnet20-nobias").named_parameters() if p.dim() == 0}
+    scalars = {
+        name for name, p in models.build("fixup-resnet20-nobias").named_parameters() if p.dim() == 0
+    }
     assert scalars == {f"m{i}" for i in range(2, 19, 2)}
 
 
 def test_fixup_initialisation():
     parameters = dict(models.build("fixup-resnet20").named_parameters())
     zero = {name for name, p in parameters.items() if not p.any()}
-    assert zero == {f"conv{i}.weight" for i in range(2, 19, 2)} | {f"b{i}" for i in range(37)} | {"fc.weight"}
+    assert zero == {f"conv{i}.weight" for i in range(2, 19, 2)} | {f"b{i}" for i in range(37)} | {
+        "fc.weight"
+    }
     assert all(parameters[f"m{i}"] == 1 for i in range(2, 19, 2))
     for i, outputs in ((1, 32), (9, 64), (17, 96)):
         deviation = (2 / (9 * outputs)) ** 0.5 / 3  # He's, over the square root of the nine blocks
         assert parameters[f"conv{i}.weight"].std().item() == pytest.approx(deviation, rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["vgg7-nobias", "fixup-resnet20-nobias-cifar10", "fixup-resnet20", "fixup-resnet20-cifar100"])
+@pytest.mark.parametrize(
+    "name",
+    ["vgg7-nobias", "fixup-resnet20-nobias-cifar10", "fixup-resnet20", "fixup-resnet20-cifar100"],
+)
 def test_preprocessing_normalises_each_channel(name):
     pixels = image().abs()
-    expected = torch.stack([(pixels[0, 0] - 0.4914) / 0.2023, (pixels[0, 1] - 0.4822) / 0.1994, (pixels[0, 2] - 0.4465) / 0.2010])
-    torch.testing.assert_close(models.preprocessing(name)(pixels)[0], expected, rtol=1e-6, atol=1e-6)
+    expected = torch.stack(
+        [
+            (pixels[0, 0] - 0.4914) / 0.2023,
+            (pixels[0, 1] - 0.4822) / 0.1994,
+            (pixels[0, 2] - 0.4465) / 0.2010,
+        ]
+    )
+    torch.testing.assert_close(
+        models.preprocessing(name)(pixels)[0], expected, rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["vgg7", "vgg7-cifar10", "resnet20", "resnet20-cifar100"])
@@ -268,7 +305,8 @@ def test_preprocessing_leaves_the_networks_with_batch_norm_their_pixels(name):
 @pytest.mark.parametrize("name", ["vgg8", "vgg7-cifar1000", ""])
 def test_an_unknown_network_is_answered_with_the_known_ones(function, name):
     with pytest.raises(
-        ValueError, match=rf"one of vgg7-nobias, .*, fixup-resnet20, or .* -cifar10 or -cifar100\. Got '{name}'\."
+        ValueError,
+        match=rf"one of vgg7-nobias, .*, fixup-resnet20, or .* -cifar10 or -cifar100\. Got '{name}'\.",
     ):
         function(name)
 
@@ -278,7 +316,9 @@ def shipped(tmp_path, monkeypatch):
     """A folder of assets with one network of 100 classes."""
     model = models.build("vgg7", 100)
     save_file(model.state_dict(), tmp_path / "vgg7-cifar100.safetensors")
-    (tmp_path / "vgg7-cifar100.json").write_text(json.dumps({"classes": 100, "dataset": "cifar100"}))
+    (tmp_path / "vgg7-cifar100.json").write_text(
+        json.dumps({"classes": 100, "dataset": "cifar100"})
+    )
     monkeypatch.setattr(models, "_assets", lambda: tmp_path)
     return model
 
@@ -288,12 +328,16 @@ def test_a_shipped_network_is_loaded_with_its_weights(shipped):
     assert models.card("vgg7-cifar100")["classes"] == 100
     loaded = models.load("vgg7-cifar100")
     assert not any(module.training for module in loaded.modules())
-    assert all(torch.equal(value, shipped.state_dict()[key]) for key, value in loaded.state_dict().items())
+    assert all(
+        torch.equal(value, shipped.state_dict()[key]) for key, value in loaded.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("function", [models.load, models.card])
 def test_a_network_that_is_not_shipped_is_answered_with_those_that_are(shipped, function):
-    with pytest.raises(ValueError, match=r"A shipped network must be one of vgg7-cifar100\. Got 'vgg7-cifar10'\."):
+    with pytest.raises(
+        ValueError, match=r"A shipped network must be one of vgg7-cifar100\. Got 'vgg7-cifar10'\."
+    ):
         function("vgg7-cifar10")
 
 
@@ -307,12 +351,16 @@ def test_shipped_networks_classify_the_sample_as_their_cards_say():
         share = (scores.argmax(1) == images.labels).double().mean().item()
         expected = models.card(name)["test accuracy"]
         deviation = (expected * (1 - expected) / len(images)) ** 0.5
-        assert abs(share - expected) < 4 * deviation, f"{name}: {share} of the sample, {expected} of all test images"
+        assert abs(share - expected) < 4 * deviation, (
+            f"{name}: {share} of the sample, {expected} of all test images"
+        )
 
 
 def test_normalisation_is_traced_with_the_network_in_either_dtype():
     """The study's normalisation is no cast: a float32 trace gives float64 hyperplanes of pixels."""
-    whole = torch.nn.Sequential(models.preprocessing("vgg7-nobias-cifar10"), torch.nn.Conv2d(3, 2, 3)).eval()
+    whole = torch.nn.Sequential(
+        models.preprocessing("vgg7-nobias-cifar10"), torch.nn.Conv2d(3, 2, 3)
+    ).eval()
     x = torch.rand(1, 3, 8, 8)
     network = abm.trace(whole, x)
     planes = abm.hyperplanes(network, x, "output", "RM2", (slice(None), 0, 0), dtype=torch.float64)

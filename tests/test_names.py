@@ -15,7 +15,9 @@ def test_every_part_of_b_has_a_name_of_its_own_and_a_parameter_keeps_its_own():
     assert len(set(names)) == len(names)
     assert {"sub", "add", "max", "output.bias", "image.bias", "conv2d.bias"} <= set(names)
     assert torch.equal(network.biases["sub"].value, model.sub)
-    literals = [part.value for name, part in network.biases.items() if name.startswith(("sub#", "add#"))]
+    literals = [
+        part.value for name, part in network.biases.items() if name.startswith(("sub#", "add#"))
+    ]
     assert [literal.numel() for literal in literals] == [2, 1, 1]
     assert torch.equal(literals[0], model.mean - 0.1)
 
@@ -29,11 +31,18 @@ def test_a_module_called_output_is_not_the_output():
     recorded = abm.hyperplanes(network, x, "output#1", "RM2")
     assert recorded.value.shape[-1] == 3
     assert abm.reconstruction_test(recorded)["error"] < 1e-13
-    assert abm.trace(model, x, until="output#1").layers["output"].out_shape == recorded.network.layers["output#1"].out_shape
+    assert (
+        abm.trace(model, x, until="output#1").layers["output"].out_shape
+        == recorded.network.layers["output#1"].out_shape
+    )
 
 
 def test_a_last_module_called_output_is_the_output():
-    model = Net(lambda net, x: net.output(F.relu(net.conv(x))), conv=nn.Conv2d(1, 2, 2), output=nn.Conv2d(2, 3, 2)).eval()
+    model = Net(
+        lambda net, x: net.output(F.relu(net.conv(x))),
+        conv=nn.Conv2d(1, 2, 2),
+        output=nn.Conv2d(2, 3, 2),
+    ).eval()
     layers = abm.trace(model, torch.rand(1, 1, 5, 5)).layers
     assert list(layers) == ["conv", "output"]
     assert layers["output"].modes == ("RM4", "RM3", "RM2", "RM1")

@@ -41,8 +41,14 @@ def test_layers_have_the_names_of_the_modules_in_order(traced_case, name):
 
 def test_layers_inside_modules_have_dotted_names():
     """Nested modules keep their paths, and functional calls are named after the module that makes them."""
-    block = Net(lambda net, x: F.conv2d(net.inner(x), net.kernel), inner=nn.Conv2d(1, 2, 1), kernel=parameter(2, 2, 1, 1))
-    network = abm.trace(Net(lambda net, x: net.block(x), block=block).eval(), torch.rand(1, 1, 3, 3))
+    block = Net(
+        lambda net, x: F.conv2d(net.inner(x), net.kernel),
+        inner=nn.Conv2d(1, 2, 1),
+        kernel=parameter(2, 2, 1, 1),
+    )
+    network = abm.trace(
+        Net(lambda net, x: net.block(x), block=block).eval(), torch.rand(1, 1, 3, 3)
+    )
     assert list(network.layers) == ["block.inner", "block.conv2d", "block", "output"]
 
 
@@ -114,7 +120,9 @@ def test_receptive_field_is_never_smaller_than_the_true_one(traced):
     for name, layer in traced.network.layers.items():
         image, _ = abm.operator(traced.network, traced.x, name).dense()
         spatial = len(layer.receptive_field)
-        seen = (image.reshape(-1, *traced.network.in_shape) != 0).flatten(1, -1 - spatial).any(1)  # units, then rows and columns
+        seen = (
+            (image.reshape(-1, *traced.network.in_shape) != 0).flatten(1, -1 - spatial).any(1)
+        )  # units, then rows and columns
         for axis, extent in enumerate(layer.receptive_field, start=1):
             along = seen.movedim(axis, 1).flatten(2).any(2) if spatial > 1 else seen
             places = torch.arange(along.shape[1])
@@ -134,7 +142,14 @@ NAMES = {
     "residual-with-zero-padded-channels": {"bn1": 3, "bn2": 4, "fc.bias": 3},
     "scalars-before-padded-convs": {"b0": 1, "b1": 1, "b2": 1, "b3": 1, "b4": 1},
     "shared-scalar": {"b": 1, "conv.bias": 2, "mul": 1},
-    "constants-and-buffers": {"mean": 2, "rsub": 1, "conv.bias": 2, "sub": 1, "sub#1": 1, "prior": 3},
+    "constants-and-buffers": {
+        "mean": 2,
+        "rsub": 1,
+        "conv.bias": 2,
+        "sub": 1,
+        "sub#1": 1,
+        "prior": 3,
+    },
     "constant-for-every-position": {"place": 32, "conv.bias": 2},
     "conv-with-bias-before-batch-norm": {"0.bias": 3, "1": 3, "4": 2},
     "conv-batch-norm-multiplier": {"bn": 3, "b": 1, "conv2.bias": 2},
@@ -152,7 +167,8 @@ def test_bias_vector_has_an_entry_for_each_additive_scalar(traced_case, name):
 
 def test_slices_follow_each_other(traced):
     """The slices cut the vector b into its parts, in order and without gaps."""
-    biases, start = traced.network.biases, 0
+    biases = traced.network.biases
+    start = 0
     for part in biases.values():
         assert part.slice == slice(start, start + part.value.numel())
         assert torch.equal(biases.vector[part.slice], part.value.flatten())
@@ -174,15 +190,23 @@ def test_batch_norm_gives_its_shift(traced_case):
     for name in ("1", "4"):
         norm = traced.model.get_submodule(name)
         expected = norm(torch.zeros(1, norm.num_features, 1, 1, dtype=torch.float64)).flatten()
-        torch.testing.assert_close(traced.network.biases[name].value, expected.detach(), rtol=1e-14, atol=1e-14)
+        torch.testing.assert_close(
+            traced.network.biases[name].value, expected.detach(), rtol=1e-14, atol=1e-14
+        )
 
 
 def test_constants_and_bounds_have_their_values(traced_case):
     """Constants of the graph and the bounds of clamps are entries with their own values; exact zeros are none."""
     biases = traced_case("constants-and-buffers").network.biases
     assert [float(biases[name].value) for name in ("rsub", "sub", "sub#1")] == [1.5, 0.25, 0.5]
-    bounds = [p for p in traced_case("saturated-on-both-sides").network.biases.values() if p.parameter is None]
-    assert [float(p.value) for p in bounds] == pytest.approx([-0.7, 0.9, 6.0, -0.3, 1.2, 0.1], abs=0)
+    bounds = [
+        p
+        for p in traced_case("saturated-on-both-sides").network.biases.values()
+        if p.parameter is None
+    ]
+    assert [float(p.value) for p in bounds] == pytest.approx(
+        [-0.7, 0.9, 6.0, -0.3, 1.2, 0.1], abs=0
+    )
 
 
 def test_labels_name_every_element(traced_case):
@@ -200,7 +224,9 @@ def test_biases_of_a_float32_model_are_computed_in_the_asked_precision():
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     expected = (norm.bias.double() - scale * norm.running_mean.double()).detach()
     assert network.biases["1"].value.dtype == torch.float32
-    torch.testing.assert_close(network.biases_in(torch.float64)["1"].value, expected, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(
+        network.biases_in(torch.float64)["1"].value, expected, rtol=1e-14, atol=1e-14
+    )
 
 
 # until
@@ -222,7 +248,9 @@ def test_until_cuts_before_what_is_not_affine():
     model, x = make(not_affine)
     network = abm.trace(model, x, until="block.conv")
     assert list(network.layers) == ["first", "block.conv", "output"]
-    assert abm.reconstruction_test(abm.hyperplanes(network, x, "block.conv", "RM2"))["error"] <= 1e-12
+    assert (
+        abm.reconstruction_test(abm.hyperplanes(network, x, "block.conv", "RM2"))["error"] <= 1e-12
+    )
 
 
 def test_unknown_until_is_answered_with_the_layers():
@@ -270,13 +298,22 @@ def batch_moved(net, x):
 
 
 REFUSED = {
-    "kernel-from-data": (lambda net, x: F.conv2d(net.conv(x), net.conv(x)[:1, :, :2, :2]), "conv2d"),
+    "kernel-from-data": (
+        lambda net, x: F.conv2d(net.conv(x), net.conv(x)[:1, :, :2, :2]),
+        "conv2d",
+    ),
     "mean-over-the-batch": (batch_mixed, r"Got mean \(.*batch.*\): replace"),
     "batch-moved": (batch_moved, "moves the batch"),
-    "functional-dropout": (lambda net, x: F.dropout(net.conv(x)), "dropout .*training=self.training"),
+    "functional-dropout": (
+        lambda net, x: F.dropout(net.conv(x)),
+        "dropout .*training=self.training",
+    ),
     "square": (lambda net, x: net.conv(x) ** 2, "pow"),
     "division-by-data": (lambda net, x: 1 / net.conv(x), "reciprocal|div"),
-    "train-mode-batch-norm": (lambda net, x: F.batch_norm(net.conv(x), None, None, training=True), "batch_norm"),
+    "train-mode-batch-norm": (
+        lambda net, x: F.batch_norm(net.conv(x), None, None, training=True),
+        "batch_norm",
+    ),
 }
 
 
@@ -368,7 +405,15 @@ def into_float32(model, x):
     model.float()
 
 
-CHANGES = [optimizer_step, edited_data, replaced_parameter, replaced_module, changed_buffer, removed_bias, into_train_mode]
+CHANGES = [
+    optimizer_step,
+    edited_data,
+    replaced_parameter,
+    replaced_module,
+    changed_buffer,
+    removed_bias,
+    into_train_mode,
+]
 
 
 @pytest.mark.parametrize("change", [*CHANGES, into_float32], ids=lambda change: change.__name__)
@@ -406,16 +451,27 @@ def test_grads_are_no_change():
 
 
 @pytest.mark.parametrize("images", [1, 3, 7])
-@pytest.mark.parametrize("name", ["residual-with-zero-padded-channels", "conv-in-one-dimension", "mlp-on-flat-inputs"])
+@pytest.mark.parametrize(
+    "name", ["residual-with-zero-padded-channels", "conv-in-one-dimension", "mlp-on-flat-inputs"]
+)
 def test_trace_is_good_for_any_batch_size(traced_case, name, images):
     """Each image of a batch has the hyperplanes that it has alone."""
     traced = traced_case(name)
-    x = torch.randn(images, *traced.network.in_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(
+        images,
+        *traced.network.in_shape,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(1),
+    )
     planes = abm.hyperplanes(traced.network, x, "output", "RM0")
     assert abm.reconstruction_test(planes)["error"] <= 1e-12
     alone = [abm.hyperplanes(traced.network, one, "output", "RM0") for one in x]
-    torch.testing.assert_close(planes.image, torch.cat([p.image for p in alone]), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(planes.bias, torch.cat([p.bias for p in alone]), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        planes.image, torch.cat([p.image for p in alone]), rtol=1e-12, atol=1e-12
+    )
+    torch.testing.assert_close(
+        planes.bias, torch.cat([p.bias for p in alone]), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_example_of_one_image_is_enough():
@@ -430,7 +486,19 @@ def test_small_resnet_has_the_layers_of_torchvision():
     model, x = make(small_resnet)
     network = abm.trace(model, x)
     assert [n for n in network.layers if "." not in n] == [
-        *("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc", "output"),
+        *(
+            "conv1",
+            "bn1",
+            "relu",
+            "maxpool",
+            "layer1",
+            "layer2",
+            "layer3",
+            "layer4",
+            "avgpool",
+            "fc",
+            "output",
+        ),
     ]
     assert network.layers["conv1"].receptive_field == (7, 7)
     assert network.layers["maxpool"].receptive_field == (11, 11)

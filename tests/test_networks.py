@@ -11,7 +11,13 @@ import adjointbackmap as abm
 from adjointbackmap.planes.units import unit_dims
 
 NETWORKS = ("vgg7-nobias", "fixup-resnet20-nobias", "vgg7", "resnet20", "fixup-resnet20")
-BIASES = {"vgg7-nobias": 0, "fixup-resnet20-nobias": 0, "vgg7": 384, "resnet20": 1184, "fixup-resnet20": 37}
+BIASES = {
+    "vgg7-nobias": 0,
+    "fixup-resnet20-nobias": 0,
+    "vgg7": 384,
+    "resnet20": 1184,
+    "fixup-resnet20": 37,
+}
 UNITS = 64
 
 
@@ -33,7 +39,11 @@ def randomised(name: str, classes: int = 10) -> nn.Module:
         if value.is_floating_point():
             drawn = torch.randn(value.shape, generator=generator, dtype=value.dtype)
             spread = (2 / value[0].numel()) ** 0.5 if value.dim() > 1 else 0.3
-            positive = "running_var" in key or key.startswith("m") or (key.startswith("bn") and key.endswith("weight"))
+            positive = (
+                "running_var" in key
+                or key.startswith("m")
+                or (key.startswith("bn") and key.endswith("weight"))
+            )
             value.copy_(0.5 + drawn.abs() if positive else spread * drawn)
     return model
 
@@ -70,13 +80,23 @@ def test_seeded_units_of_every_layer_are_exact(study):
     first = kernel_layers(study.network)[0].name
     for layer in kernel_layers(study.network):
         mode = "RM0" if "RM0" in layer.modes else "RM2"
-        planes = abm.hyperplanes(study.network, study.x, layer.name, mode, seeded_units(layer, mode), own_bias=False, scale=1 / 8)
+        planes = abm.hyperplanes(
+            study.network,
+            study.x,
+            layer.name,
+            mode,
+            seeded_units(layer, mode),
+            own_bias=False,
+            scale=1 / 8,
+        )
         error = (planes.reconstruct() - planes.value).abs()
         assert error.numel() == min(UNITS, prod(unit_dims(layer, mode).values()))
         assert (error <= 1e-12 * planes.magnitude()).all(), layer.name
         assert planes.image.any(), layer.name
         assert planes.value.any(), layer.name
-        assert bool(planes.bias.any()) == (BIASES[study.name] > 0 and layer.name != first), layer.name
+        assert bool(planes.bias.any()) == (BIASES[study.name] > 0 and layer.name != first), (
+            layer.name
+        )
 
 
 def test_pattern_at_an_eighth_is_bitwise_the_one_at_one(study):
@@ -110,7 +130,10 @@ def test_modes_have_the_dimensions_of_the_tables(study):
     for number, (ins, outs, rows) in enumerate(table, start=1):
         layer = study.network.layers[f"conv{number}"]
         in_channels = study.network.kernel(layer).rule.in_channels
-        found = [tuple(unit_dims(layer, mode, in_channels).values()) for mode in ("RM4", "RM3", "RM2", "RM1")]
+        found = [
+            tuple(unit_dims(layer, mode, in_channels).values())
+            for mode in ("RM4", "RM3", "RM2", "RM1")
+        ]
         assert found == [(rows, rows, ins, outs), (ins, outs), (rows, rows, outs), (outs,)]
     assert f"conv{len(table) + 1}" not in study.network.layers
     assert unit_dims(study.network.layers["fc"], "RM0") == {"out_feature": 10}

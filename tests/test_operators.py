@@ -10,7 +10,11 @@ from cases import make
 import adjointbackmap as abm
 from adjointbackmap.capture.precision import exact
 
-LAYERS = {"map": ("plain-conv-chain", "2"), "flat": ("residual-with-zero-padded-channels", "fc"), "no-bias": ("no-bias", "2")}
+LAYERS = {
+    "map": ("plain-conv-chain", "2"),
+    "flat": ("residual-with-zero-padded-channels", "fc"),
+    "no-bias": ("no-bias", "2"),
+}
 CPU = torch.device("cpu")
 
 
@@ -54,7 +58,8 @@ def test_shapes_are_those_of_the_layer(operator):
 def test_forward_is_the_dense_matrix_times_the_tangent(operator, count):
     """With K tangents for each image, and with one each."""
     k = () if count is None else (count,)
-    image, bias = draw(2, *k, *operator.in_shape), draw(2, *k, operator.bias_length, seed=1)
+    image = draw(2, *k, *operator.in_shape)
+    bias = draw(2, *k, operator.bias_length, seed=1)
     out = operator.forward(image, bias)
     assert out.shape == (2, *k, *operator.out_shape)
     vectors = torch.cat([image.reshape(2, count or 1, -1), bias.reshape(2, count or 1, -1)], 2)
@@ -75,7 +80,8 @@ def test_adjoint_is_the_cotangent_times_the_dense_matrix(operator, count):
 
 def test_what_is_left_out_of_forward_is_zero(operator):
     """The image's and the bias vector's tangents add up to both."""
-    image, bias = draw(2, 3, *operator.in_shape), draw(2, 3, operator.bias_length, seed=1)
+    image = draw(2, 3, *operator.in_shape)
+    bias = draw(2, 3, operator.bias_length, seed=1)
     both = operator.forward(image, bias)
     assert_close(operator.forward(image) + operator.forward(bias=bias), both)
     assert_close(operator.forward(image), operator.forward(image, torch.zeros_like(bias)))
@@ -85,7 +91,10 @@ def test_forward_of_the_input_is_the_output(traced_case):
     """The tangent [x; b] itself gives what the model computes."""
     traced = traced_case("plain-conv-chain")
     b = traced.network.biases.vector.expand(2, -1)
-    assert_close(abm.operator(traced.network, traced.x, "4").forward(traced.x, b), traced.model(traced.x).detach())
+    assert_close(
+        abm.operator(traced.network, traced.x, "4").forward(traced.x, b),
+        traced.model(traced.x).detach(),
+    )
 
 
 def test_cotangent_of_a_margin_is_the_difference_of_rows(traced_case):
@@ -113,16 +122,20 @@ def test_layer_that_no_bias_reaches_has_zero_bias_parts(traced_case):
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7])
 def test_results_do_not_depend_on_the_chunks(operator, monkeypatch, chunk):
     """Whether vectors go through the network together or in parts makes no difference beyond rounding."""
-    image, cotangent = draw(2, 9, *operator.in_shape), draw(2, 9, *operator.out_shape)
+    image = draw(2, 9, *operator.in_shape)
+    cotangent = draw(2, 9, *operator.out_shape)
     together = (operator.forward(image), *operator.adjoint(cotangent))
     monkeypatch.setattr(operator.pattern.program, "chunk", chunk)
-    for ours, theirs in zip((operator.forward(image), *operator.adjoint(cotangent)), together, strict=True):
+    for ours, theirs in zip(
+        (operator.forward(image), *operator.adjoint(cotangent)), together, strict=True
+    ):
         assert_close(ours, theirs)
 
 
 def test_repeated_calls_give_the_same(operator):
     """An operator has no state."""
-    first, second = operator.dense(), operator.dense()
+    first = operator.dense()
+    second = operator.dense()
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -134,10 +147,12 @@ def test_scipy_operator_is_the_dense_matrix(traced_case):
     pytest.importorskip("scipy")
     traced = traced_case("plain-conv-chain")
     operator = abm.operator(traced.network, traced.x[:1], "2")
-    ours, dense = operator.as_scipy(), matrix(operator)[0].numpy()
+    ours = operator.as_scipy()
+    dense = matrix(operator)[0].numpy()
     assert ours.shape == dense.shape
     assert ours.dtype == np.float64
-    right, left = draw(dense.shape[1], 3).numpy(), draw(dense.shape[0], 3).numpy()
+    right = draw(dense.shape[1], 3).numpy()
+    left = draw(dense.shape[0], 3).numpy()
     for found, expected in (
         (ours.matvec(right[:, 0]), dense @ right[:, 0]),
         (ours.matvec(right[:, :1]), dense @ right[:, :1]),
@@ -154,7 +169,9 @@ def test_scipy_finds_the_singular_values(traced_case):
     linalg = pytest.importorskip("scipy.sparse.linalg")
     traced = traced_case("plain-conv-chain")
     operator = abm.operator(traced.network, traced.x[:1], "2")
-    found = np.sort(linalg.svds(operator.as_scipy(), k=3, return_singular_vectors=False, random_state=0))[::-1]
+    found = np.sort(
+        linalg.svds(operator.as_scipy(), k=3, return_singular_vectors=False, random_state=0)
+    )[::-1]
     expected = torch.linalg.svdvals(matrix(operator)[0])[:3].numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-8)
 
@@ -185,16 +202,34 @@ WRONG = {
         lambda op: op.forward(draw(2, 2, 6, 5)),
         r"image must have shape \(2, K, 2, 6, 6\) or \(2, 2, 6, 6\)\. Got \(2, 2, 6, 5\)",
     ),
-    "image-count": (lambda op: op.forward(draw(3, 2, 6, 6)), r"image must have shape .* Got \(3, 2, 6, 6\)"),
-    "no-vector": (lambda op: op.forward(draw(2, 0, 2, 6, 6)), r"image must have shape .* Got \(2, 0, 2, 6, 6\)"),
-    "bias-length": (lambda op: op.forward(bias=draw(2, 6)), r"bias must have shape \(2, K, 7\) or \(2, 7\)\. Got \(2, 6\)"),
-    "counts": (lambda op: op.forward(draw(2, 3, 2, 6, 6), draw(2, 4, 7)), r"must be as many\. Got 3 and 4"),
+    "image-count": (
+        lambda op: op.forward(draw(3, 2, 6, 6)),
+        r"image must have shape .* Got \(3, 2, 6, 6\)",
+    ),
+    "no-vector": (
+        lambda op: op.forward(draw(2, 0, 2, 6, 6)),
+        r"image must have shape .* Got \(2, 0, 2, 6, 6\)",
+    ),
+    "bias-length": (
+        lambda op: op.forward(bias=draw(2, 6)),
+        r"bias must have shape \(2, K, 7\) or \(2, 7\)\. Got \(2, 6\)",
+    ),
+    "counts": (
+        lambda op: op.forward(draw(2, 3, 2, 6, 6), draw(2, 4, 7)),
+        r"must be as many\. Got 3 and 4",
+    ),
     "dtype": (
         lambda op: op.forward(draw(2, 2, 6, 6).float()),
         r"image must be torch\.float64 as the pattern\. Got torch\.float32",
     ),
-    "cotangent-shape": (lambda op: op.adjoint(draw(2, 4)), r"cotangent must have shape \(2, K, 4, 4, 4\)"),
-    "cotangent-dtype": (lambda op: op.adjoint(draw(2, 4, 4, 4).float()), r"cotangent must be torch\.float64"),
+    "cotangent-shape": (
+        lambda op: op.adjoint(draw(2, 4)),
+        r"cotangent must have shape \(2, K, 4, 4, 4\)",
+    ),
+    "cotangent-dtype": (
+        lambda op: op.adjoint(draw(2, 4, 4, 4).float()),
+        r"cotangent must be torch\.float64",
+    ),
 }
 
 
@@ -226,7 +261,10 @@ def switches():
         "grad": torch.is_grad_enabled(),
     }
     if hasattr(getattr(backends.cudnn, "conv", None), "fp32_precision"):
-        return found | {"cudnn": backends.cudnn.conv.fp32_precision, "mkldnn": backends.mkldnn.conv.fp32_precision}
+        return found | {
+            "cudnn": backends.cudnn.conv.fp32_precision,
+            "mkldnn": backends.mkldnn.conv.fp32_precision,
+        }
     return found | {"cudnn": backends.cudnn.allow_tf32, "mkldnn": "ieee"}
 
 

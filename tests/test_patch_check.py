@@ -58,7 +58,9 @@ def start_forgotten(monkeypatch):
 
 def dilation_forgotten(monkeypatch):
     """A window as large as one without dilation."""
-    monkeypatch.setattr(MaxPooling, "reach", lambda self: (self.stride, [0, 0], [n - 1 for n in self.size]))
+    monkeypatch.setattr(
+        MaxPooling, "reach", lambda self: (self.stride, [0, 0], [n - 1 for n in self.size])
+    )
 
 
 def cut_taken_for_padding(monkeypatch):
@@ -74,7 +76,9 @@ def cut_taken_for_padding(monkeypatch):
 
 def edges_forgotten(monkeypatch):
     """An average on windows that counts the padding: the fields are right, only windows are wrong."""
-    monkeypatch.setattr(AveragePooling, "weight", lambda self, shape, like: like.new_ones(1, 1, *like.shape[2:]))
+    monkeypatch.setattr(
+        AveragePooling, "weight", lambda self, shape, like: like.new_ones(1, 1, *like.shape[2:])
+    )
 
 
 def origin_forgotten(monkeypatch):
@@ -107,12 +111,14 @@ def test_wrong_geometry_makes_the_trace_fail(monkeypatch, plant):
 
 def test_every_layer_that_has_patches_is_checked(traced):
     """Those whose field is smaller than the image, and no other; to rounding."""
-    network, image = traced.network, traced.network.in_shape[1:]
+    network = traced.network
+    image = traced.network.in_shape[1:]
     fields = network.program().fields
     smaller = [
         layer.name
         for layer in network.distinct_layers()
-        if fields[layer.value.slot] and any(n < m for n, m in zip(layer.receptive_field, image, strict=True))
+        if fields[layer.value.slot]
+        and any(n < m for n, m in zip(layer.receptive_field, image, strict=True))
     ]
     errors = check_patches(network, traced.x[:1])
     assert list(errors) == smaller
@@ -121,7 +127,9 @@ def test_every_layer_that_has_patches_is_checked(traced):
 
 def test_patches_of_every_operation(operation):
     """The same for one network around each operation."""
-    assert all(error <= 1e-12 for error in check_patches(operation.network, operation.x[:1]).values())
+    assert all(
+        error <= 1e-12 for error in check_patches(operation.network, operation.x[:1]).values()
+    )
 
 
 # geometry that no ratio of sizes shows
@@ -130,7 +138,11 @@ RESIZED = {
     "nearest 3.1": {"scale_factor": 3.1},
     "nearest 0.34": {"scale_factor": 0.34},
     "nearest of two factors": {"scale_factor": (2.0, 3.05)},
-    "nearest-exact 3.1, computed again": {"scale_factor": 3.1, "mode": "nearest-exact", "recompute_scale_factor": True},
+    "nearest-exact 3.1, computed again": {
+        "scale_factor": 3.1,
+        "mode": "nearest-exact",
+        "recompute_scale_factor": True,
+    },
     "bilinear 2.05": {"scale_factor": 2.05, "mode": "bilinear"},
     "bilinear 2 with corners": {"scale_factor": 2.0, "mode": "bilinear", "align_corners": True},
     "bicubic to a size": {"size": (24, 36), "mode": "bicubic"},

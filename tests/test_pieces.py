@@ -29,7 +29,11 @@ def binarised():
         x = net.conv2(net.sign(net.conv1(x)))
         return net.fc(torch.sign(net.bn(x)).flatten(1)) + net.fc(F.relu(x).flatten(1))
 
-    convs = {"conv1": nn.Conv2d(2, 3, 3, padding=1), "conv2": nn.Conv2d(3, 2, 3, 2, 1), "bn": nn.BatchNorm2d(2)}
+    convs = {
+        "conv1": nn.Conv2d(2, 3, 3, padding=1),
+        "conv2": nn.Conv2d(3, 2, 3, 2, 1),
+        "bn": nn.BatchNorm2d(2),
+    }
     sign = Net(lambda net, x: torch.sign(x))
     model, x = make(lambda: (Net(forward, **convs, sign=sign, fc=nn.Linear(18, 3)), (2, 6, 6)))
     return abm.trace(model, x), model, x
@@ -111,7 +115,12 @@ def test_infinite_constant_has_no_entry(traced_case):
 
 def test_module_that_pads_with_an_infinity_is_no_layer():
     """What follows its maximum is one."""
-    layers = [nn.Conv2d(1, 2, 3), nn.ConstantPad2d(1, -INFINITY), nn.MaxPool2d(3, 2), nn.Conv2d(2, 1, 2)]
+    layers = [
+        nn.Conv2d(1, 2, 3),
+        nn.ConstantPad2d(1, -INFINITY),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(2, 1, 2),
+    ]
     model, x = make(lambda: (nn.Sequential(*layers), (1, 7, 7)))
     network = abm.trace(model, x)
     assert list(network.layers) == ["0", "2", "3", "output"]
@@ -121,7 +130,10 @@ def test_module_that_pads_with_an_infinity_is_no_layer():
 def test_kink_against_an_infinite_constant_is_infinitely_far():
     """No step lets a filled place win; the distances of the others are those without it."""
     kept = torch.tensor([True, False, True]).view(3, 1, 1)
-    model, x = make(lambda: convolved(lambda net, c: torch.where(net.kept, c, -INFINITY).amax(1), kept=kept), images=1)
+    model, x = make(
+        lambda: convolved(lambda net, c: torch.where(net.kept, c, -INFINITY).amax(1), kept=kept),
+        images=1,
+    )
     found = abm.kink_distances(abm.trace(model, x), x).distances["output"]
     others = Net(lambda net, x: net.conv(x)[:, ::2].amax(1), conv=model.conv)
     theirs = abm.kink_distances(abm.trace(others.double().eval(), x), x).distances["output"]
@@ -134,9 +146,18 @@ REFUSED = {
         lambda net, c: c.masked_fill(c < 0, -INFINITY),
         r"The output must be finite\. Got infinite constants .* masked_fill",
     ),
-    "convolved": (lambda net, c: net.conv(F.pad(c, (1, 1), value=INFINITY)[:, :2]), r"The output must be finite\. Got .* conv2d"),
-    "window": (lambda net, c: F.max_pool2d(F.pad(c, (2, 2), value=-INFINITY), 2), r"Every value of max_pool2d must be finite"),
-    "bounds": (lambda net, c: c.clamp(min=INFINITY), r"clamp \(nothing is between its bounds: leave an infinite bound out\)"),
+    "convolved": (
+        lambda net, c: net.conv(F.pad(c, (1, 1), value=INFINITY)[:, :2]),
+        r"The output must be finite\. Got .* conv2d",
+    ),
+    "window": (
+        lambda net, c: F.max_pool2d(F.pad(c, (2, 2), value=-INFINITY), 2),
+        r"Every value of max_pool2d must be finite",
+    ),
+    "bounds": (
+        lambda net, c: c.clamp(min=INFINITY),
+        r"clamp \(nothing is between its bounds: leave an infinite bound out\)",
+    ),
 }
 
 

@@ -25,10 +25,20 @@ CLASSES = ("cat", "dog", "frog", "ship")
 def small():
     """A network of two convolutions with biases and a linear layer, and an image."""
     torch.manual_seed(0)
-    layers = (nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 9, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
-    model, x = nn.Sequential(*layers).eval(), torch.rand(1, 3, 8, 8)
+    layers = (
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 9, 3, 2, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(144, 4),
+    )
+    model = nn.Sequential(*layers).eval()
+    x = torch.rand(1, 3, 8, 8)
     network = abm.trace(model, x)
-    return SimpleNamespace(network=network, x=x, planes=lambda *args: abm.hyperplanes(network, x, *args))
+    return SimpleNamespace(
+        network=network, x=x, planes=lambda *args: abm.hyperplanes(network, x, *args)
+    )
 
 
 def render(drawing):
@@ -41,12 +51,22 @@ def render(drawing):
 
 def images_of(drawing, dims):
     """The arrays of the panels with so many dimensions: 3 for colours, 2 for those of a colour map."""
-    drawn = [image for axes in drawing.figure.axes for image in axes.images if axes.get_label() != "<colorbar>"]
+    drawn = [
+        image
+        for axes in drawing.figure.axes
+        for image in axes.images
+        if axes.get_label() != "<colorbar>"
+    ]
     return [np.asarray(image.get_array()) for image in drawn if image.get_array().ndim == dims]
 
 
 def limits_of(drawing):
-    return {image.get_clim() for axes in drawing.figure.axes for image in axes.images if image.get_array().ndim == 2}
+    return {
+        image.get_clim()
+        for axes in drawing.figure.axes
+        for image in axes.images
+        if image.get_array().ndim == 2
+    }
 
 
 def colours(parts, low, high):
@@ -68,7 +88,9 @@ def test_normalised_scale_reaches_from_the_smallest_to_the_largest():
     """The study's: one minimum and one maximum over all panels; a constant map does not divide by zero."""
     scale = plots.Scale.of([np.full((3, 1, 1), -1.0), np.full((3, 1, 1), 4.0)], normalised=True)
     assert scale.colours(np.array([-1.0, 1.5, 4.0]).reshape(3, 1, 1)).tolist() == [[[0, 0.5, 1]]]
-    assert np.isfinite(plots.Scale.of([np.ones((3, 2, 2))], normalised=True).colours(np.ones((3, 2, 2)))).all()
+    assert np.isfinite(
+        plots.Scale.of([np.ones((3, 2, 2))], normalised=True).colours(np.ones((3, 2, 2)))
+    ).all()
     assert "normalised to [0, 1]" in scale.words("units")
 
 
@@ -85,7 +107,8 @@ def test_classes_are_drawn_on_one_scale(small, normalised):
     """The colours of each panel are its numbers, scaled alike; so are the bias parts."""
     planes = small.planes("5", "RM0")
     drawing = render(plots.class_hyperplanes(planes, CLASSES, small.x[0], "title", normalised))
-    image, bias = planes.image[0].numpy(), planes.bias[0].numpy()
+    image = planes.image[0].numpy()
+    bias = planes.bias[0].numpy()
     low, high = (image.min(), image.max()) if normalised else (-abs(image).max(), abs(image).max())
     np.testing.assert_array_equal(drawing.numbers["image"], image)
     np.testing.assert_array_equal(drawing.numbers["bias"], bias)
@@ -94,21 +117,32 @@ def test_classes_are_drawn_on_one_scale(small, normalised):
     np.testing.assert_allclose(parts, colours(image, low, high), atol=1e-6)
     np.testing.assert_array_equal([part.flatten() for part in images_of(drawing, 2)], bias)
     ((low, high),) = limits_of(drawing)
-    assert (low, high) == pytest.approx((bias.min(), bias.max()) if normalised else (-abs(bias).max(), abs(bias).max()))
+    assert (low, high) == pytest.approx(
+        (bias.min(), bias.max()) if normalised else (-abs(bias).max(), abs(bias).max())
+    )
     assert ("normalised" in drawing.caption) == normalised
 
 
 def test_best_class_is_bold_and_headings_have_the_values(small):
     planes = small.planes("5", "RM0")
     drawing = plots.class_hyperplanes(planes, CLASSES, small.x[0], "title")
-    titles = {axes.get_title(): axes.title.get_fontweight() for axes in drawing.figure.axes if "\n" in axes.get_title()}
-    assert list(titles) == [f"{name}\n{value:.2f}" for name, value in zip(CLASSES, planes.value[0].tolist(), strict=True)]
+    titles = {
+        axes.get_title(): axes.title.get_fontweight()
+        for axes in drawing.figure.axes
+        if "\n" in axes.get_title()
+    }
+    assert list(titles) == [
+        f"{name}\n{value:.2f}"
+        for name, value in zip(CLASSES, planes.value[0].tolist(), strict=True)
+    ]
     assert [list(titles.values()).index("bold")] == [int(planes.value[0].argmax())]
     assert list(titles.values()).count("bold") == 1
 
 
 def test_network_without_biases_has_no_bias_panels():
-    model = nn.Sequential(nn.Conv2d(3, 2, 3, bias=False), nn.Flatten(), nn.Linear(8, 4, bias=False)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 2, 3, bias=False), nn.Flatten(), nn.Linear(8, 4, bias=False)
+    ).eval()
     x = torch.rand(1, 3, 4, 4)
     planes = abm.hyperplanes(abm.trace(model, x), x, "2", "RM0")
     drawing = render(plots.class_hyperplanes(planes, CLASSES, x[0], "title"))
@@ -117,7 +151,9 @@ def test_network_without_biases_has_no_bias_panels():
 
 
 def test_classes_that_do_not_fit_are_refused(small):
-    with pytest.raises(ValueError, match=r"Classes must be those of the RM0 hyperplanes\. Got 3 for 4 of RM0"):
+    with pytest.raises(
+        ValueError, match=r"Classes must be those of the RM0 hyperplanes\. Got 3 for 4 of RM0"
+    ):
         plots.class_hyperplanes(small.planes("5", "RM0"), CLASSES[:3], small.x[0], "title")
     with pytest.raises(ValueError, match=r"Got 4 for 4 of RM1"):
         plots.class_hyperplanes(small.planes("0", "RM1"), CLASSES, small.x[0], "title")
@@ -135,11 +171,19 @@ def test_units_of_two_dimensions_are_rows_and_columns(small):
     assert drawing.numbers["out_row"].tolist() == [0, 0, 0, 2, 2, 2]
     assert drawing.numbers["out_col"].tolist() == [1, 2, 3, 1, 2, 3]
     limit = float(planes.image.abs().max())
-    np.testing.assert_allclose(images_of(drawing, 3), colours(drawing.numbers["image"], -limit, limit), atol=1e-6)
+    np.testing.assert_allclose(
+        images_of(drawing, 3), colours(drawing.numbers["image"], -limit, limit), atol=1e-6
+    )
     panels = drawing.figure.axes
     assert [axes.get_ylabel() for axes in panels] == ["row 0", "", "", "row 2", "", ""]
-    assert [axes.get_title().partition("\n")[0] for axes in panels[:3]] == ["column 1", "column 2", "column 3"]
-    assert [axes.get_title() for axes in panels[3:]] == [f"{v:.3g}" for v in planes.value[0, 1].tolist()]
+    assert [axes.get_title().partition("\n")[0] for axes in panels[:3]] == [
+        "column 1",
+        "column 2",
+        "column 3",
+    ]
+    assert [axes.get_title() for axes in panels[3:]] == [
+        f"{v:.3g}" for v in planes.value[0, 1].tolist()
+    ]
     assert panels[1].get_subplotspec().colspan.start == 1
     assert panels[3].get_subplotspec().rowspan.start == 1
 
@@ -147,7 +191,9 @@ def test_units_of_two_dimensions_are_rows_and_columns(small):
 def test_units_by_channel_follow_one_another(small):
     """Only where they differ is named; at most 64 are drawn, and the heading says of how many."""
     drawing = render(plots.unit_hyperplanes(small.planes("2", "RM2", (1, 2)), "title"))
-    assert [axes.get_title().partition("\n")[0] for axes in drawing.figure.axes] == [str(i) for i in range(9)]
+    assert [axes.get_title().partition("\n")[0] for axes in drawing.figure.axes] == [
+        str(i) for i in range(9)
+    ]
     assert "headings: channel and value" in drawing.caption
     drawing = plots.unit_hyperplanes(small.planes("2", "RM2"), "title")
     assert len(drawing.figure.axes) == len(drawing.numbers["image"]) == plots.MOST_PANELS
@@ -157,7 +203,10 @@ def test_units_by_channel_follow_one_another(small):
 def test_each_images_own_units_and_one_unit_are_drawn(small):
     own = small.planes("2", "RM2", torch.tensor([[[0, 1, 2], [3, 3, 3]]]))
     drawing = render(plots.unit_hyperplanes(own, "title"))
-    assert [axes.get_title().partition("\n")[0] for axes in drawing.figure.axes] == ["0, 1, 2", "3, 3, 3"]
+    assert [axes.get_title().partition("\n")[0] for axes in drawing.figure.axes] == [
+        "0, 1, 2",
+        "3, 3, 3",
+    ]
     one = render(plots.unit_hyperplanes(small.planes("2", "RM2", (0, 1, 2)), "title", outline=True))
     assert one.numbers["image"].shape == (1, 3, 8, 8)
 
@@ -171,7 +220,9 @@ def test_kernels_are_in_channels_by_out_channels(small, mode):
     np.testing.assert_array_equal(drawing.numbers["image"], planes.image[0][:, :8].flatten(0, 1))
     np.testing.assert_array_equal(drawing.numbers["value"], planes.value[0][:, :8].flatten())
     assert drawing.figure.get_suptitle() == "title (first 4 x 8 of 4 x 9 units)"
-    assert [axes.get_ylabel() for axes in drawing.figure.axes[::8]] == [f"in-channel {i}" for i in range(4)]
+    assert [axes.get_ylabel() for axes in drawing.figure.axes[::8]] == [
+        f"in-channel {i}" for i in range(4)
+    ]
 
 
 def test_units_that_are_no_kernels_are_refused(small):
@@ -182,7 +233,9 @@ def test_units_that_are_no_kernels_are_refused(small):
 
 def outlines(drawing):
     """First row, first column, rows, columns of the rectangle of each panel."""
-    found = [next(p for p in axes.patches if isinstance(p, Rectangle)) for axes in drawing.figure.axes]
+    found = [
+        next(p for p in axes.patches if isinstance(p, Rectangle)) for axes in drawing.figure.axes
+    ]
     return [(p.get_y() + 0.5, p.get_x() + 0.5, p.get_height(), p.get_width()) for p in found]
 
 
@@ -192,7 +245,9 @@ def test_outline_is_the_receptive_field(small):
     drawing = render(plots.unit_hyperplanes(planes, "title", outline=True))
     assert outlines(drawing) == [(0, 0, 3, 3), (0, 2, 3, 5), (2, 0, 5, 3), (2, 2, 5, 5)]
     np.testing.assert_array_equal(drawing.numbers["fields"], outlines(drawing))
-    for part, (top, left, rows, columns) in zip(drawing.numbers["image"], drawing.numbers["fields"], strict=True):
+    for part, (top, left, rows, columns) in zip(
+        drawing.numbers["image"], drawing.numbers["fields"], strict=True
+    ):
         inside = part[:, top : top + rows, left : left + columns]
         assert np.count_nonzero(inside) == np.count_nonzero(part) > 0
 
@@ -214,16 +269,21 @@ def test_units_without_a_position_have_the_whole_image_as_their_field(small):
 
 def test_images_of_other_shapes_are_drawn():
     """Two channels are summed, signals are rows; these have no receptive field to outline."""
-    model, x = nn.Conv2d(2, 3, 3).eval(), torch.rand(1, 2, 5, 5)
+    model = nn.Conv2d(2, 3, 3).eval()
+    x = torch.rand(1, 2, 5, 5)
     planes = abm.hyperplanes(abm.trace(model, x), x, "output", "RM1")
     drawing = render(plots.unit_hyperplanes(planes, "title"))
     np.testing.assert_allclose(images_of(drawing, 2), planes.image[0].sum(1))
     ((low, high),) = limits_of(drawing)
     assert low == -high == pytest.approx(-abs(drawing.numbers["image"]).max())
-    model, x = nn.Conv1d(2, 3, 3).eval(), torch.rand(1, 2, 7)
+    model = nn.Conv1d(2, 3, 3).eval()
+    x = torch.rand(1, 2, 7)
     planes = abm.hyperplanes(abm.trace(model, x), x, "output", "RM2")
     assert plots.unit_hyperplanes(planes, "title").numbers["image"].shape == (15, 2, 7)
-    with pytest.raises(ValueError, match=r"Receptive fields are drawn on images with rows and columns\. Got images of shape"):
+    with pytest.raises(
+        ValueError,
+        match=r"Receptive fields are drawn on images with rows and columns\. Got images of shape",
+    ):
         receptive_fields(planes, np.arange(2))
 
 
@@ -246,7 +306,10 @@ def biases_of(*lengths):
     return abm.trace(Additions(lengths).eval(), torch.rand(1, 1)).biases
 
 
-@pytest.mark.parametrize(("length", "shape"), [(384, (24, 16)), (1184, (37, 32)), (37, (1, 37)), (1, (1, 1)), (0, (0, 1))])
+@pytest.mark.parametrize(
+    ("length", "shape"),
+    [(384, (24, 16)), (1184, (37, 32)), (37, (1, 37)), (1, (1, 1)), (0, (0, 1))],
+)
 def test_near_squares_are_the_studys(length, shape):
     """Read row by row."""
     assert plots.near_square(torch.arange(float(length))).shape == shape
@@ -256,7 +319,10 @@ def test_near_squares_are_the_studys(length, shape):
 @pytest.mark.parametrize("shape", ["square", "strip"])
 @pytest.mark.parametrize("normalised", [False, True])
 def test_bias_parts_share_one_scale_and_name_the_layers(shape, normalised):
-    vectors = {name: torch.randn(24, generator=torch.Generator().manual_seed(i)) for i, name in enumerate(CLASSES)}
+    vectors = {
+        name: torch.randn(24, generator=torch.Generator().manual_seed(i))
+        for i, name in enumerate(CLASSES)
+    }
     drawing = render(plots.bias_parts(vectors, biases_of(8, 4, 12), "title", shape, normalised))
     values = torch.stack(list(vectors.values()))
     np.testing.assert_array_equal(drawing.numbers["bias"], values)
@@ -264,7 +330,9 @@ def test_bias_parts_share_one_scale_and_name_the_layers(shape, normalised):
     np.testing.assert_array_equal(np.concatenate(images_of(drawing, 2)).flatten(), values.flatten())
     ((low, high),) = limits_of(drawing)
     limit = values.abs().max().item()
-    assert (low, high) == pytest.approx((values.min().item(), values.max().item()) if normalised else (-limit, limit))
+    assert (low, high) == pytest.approx(
+        (values.min().item(), values.max().item()) if normalised else (-limit, limit)
+    )
     first = drawing.figure.axes[0]
     labels = first.get_yticklabels() if shape == "square" else first.get_xticklabels()
     assert [label.get_text() for label in labels] == list(drawing.numbers["layers"])
@@ -275,7 +343,12 @@ def test_squares_are_cut_where_a_layer_begins():
     """Also in the middle of a row: 20 biases in rows of four, cut after six."""
     drawing = plots.bias_parts({"one": torch.zeros(20)}, biases_of(6, 14), "title")
     (line,) = drawing.figure.axes[0].lines
-    assert list(zip(*line.get_data(), strict=True)) == [(-0.5, 1.5), (1.5, 1.5), (1.5, 0.5), (3.5, 0.5)]
+    assert list(zip(*line.get_data(), strict=True)) == [
+        (-0.5, 1.5),
+        (1.5, 1.5),
+        (1.5, 0.5),
+        (3.5, 0.5),
+    ]
 
 
 def test_scalar_biases_are_strips_without_lines():
@@ -291,7 +364,9 @@ def test_bias_parts_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"shape must be square or strip\. Got 'round'"):
         plots.bias_parts({"one": torch.zeros(4)}, biases, "title", "round")
     for vectors, found in (({"one": torch.zeros(3)}, r"\[3\]"), ({}, "none")):
-        with pytest.raises(ValueError, match=rf"one number for each of the network's 4 biases\. Got {found}"):
+        with pytest.raises(
+            ValueError, match=rf"one number for each of the network's 4 biases\. Got {found}"
+        ):
             plots.bias_parts(vectors, biases, "title")
 
 
@@ -314,17 +389,26 @@ def test_difference_is_drawn_on_its_own_scale():
 
 
 def test_differences_of_bias_parts_are_near_squares():
-    first, second = torch.randn(2, 24), torch.randn(2, 24)
-    drawing = render(plots.differences(first, second, CLASSES[:2], "title", biases=biases_of(8, 16)))
-    np.testing.assert_array_equal([p.flatten() for p in images_of(drawing, 2)], torch.cat([first, second, second - first]))
+    first = torch.randn(2, 24)
+    second = torch.randn(2, 24)
+    drawing = render(
+        plots.differences(first, second, CLASSES[:2], "title", biases=biases_of(8, 16))
+    )
+    np.testing.assert_array_equal(
+        [p.flatten() for p in images_of(drawing, 2)], torch.cat([first, second, second - first])
+    )
     assert {image.shape for image in images_of(drawing, 2)} == {(6, 4)}
     assert all(low == -high for low, high in limits_of(drawing))
     assert all(len(axes.lines) == 1 for axes in drawing.figure.axes)
 
 
-@pytest.mark.parametrize(("first", "second", "names"), [((2, 5), (2, 6), 2), ((2, 5), (2, 5), 3), ((11, 5), (11, 5), 11)])
+@pytest.mark.parametrize(
+    ("first", "second", "names"), [((2, 5), (2, 6), 2), ((2, 5), (2, 5), 3), ((11, 5), (11, 5), 11)]
+)
 def test_differences_that_do_not_fit_are_refused(first, second, names):
-    with pytest.raises(ValueError, match=r"must have one shape and a name each, for 1 to 10 units\. Got \(\d+, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"must have one shape and a name each, for 1 to 10 units\. Got \(\d+, 5\)"
+    ):
         plots.differences(torch.zeros(first), torch.zeros(second), ["name"] * names, "title")
 
 
@@ -337,16 +421,30 @@ def test_attacked_image_shows_the_noise_twice():
     noise = 0.01 * torch.randn(3, 4, 4).sign()
     drawing = render(plots.attacked(pixels, pixels + noise, "title", ("ship", "cat")))
     before, once, enlarged, after = images_of(drawing, 3)
-    for found, expected in ((before, pixels), (once, 0.5 + noise), (enlarged, 0.5 + 10 * noise), (after, pixels + noise)):
+    for found, expected in (
+        (before, pixels),
+        (once, 0.5 + noise),
+        (enlarged, 0.5 + 10 * noise),
+        (after, pixels + noise),
+    ):
         np.testing.assert_allclose(found, expected.movedim(0, -1), atol=1e-6)
     np.testing.assert_allclose(drawing.numbers["noise"], noise, atol=1e-6)
-    assert [axes.get_title() for axes in drawing.figure.axes] == ["ship", "noise", "noise x 10", "cat"]
+    assert [axes.get_title() for axes in drawing.figure.axes] == [
+        "ship",
+        "noise",
+        "noise x 10",
+        "cat",
+    ]
     assert "its largest is 0.01" in drawing.caption
 
 
 def test_attacked_images_of_two_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"two images must have one shape\. Got \(3, 4, 4\) and \(1, 4, 4\)"):
-        inspect.unwrap(plots.attacked)(torch.zeros(3, 4, 4), torch.zeros(1, 4, 4), "title")  # no types checked before
+    with pytest.raises(
+        ValueError, match=r"two images must have one shape\. Got \(3, 4, 4\) and \(1, 4, 4\)"
+    ):
+        inspect.unwrap(plots.attacked)(
+            torch.zeros(3, 4, 4), torch.zeros(1, 4, 4), "title"
+        )  # no types checked before
 
 
 def test_attributions_have_their_own_scales():
@@ -357,12 +455,20 @@ def test_attributions_have_their_own_scales():
         np.testing.assert_allclose(panel, colours(part, -limit, limit), atol=1e-6)
     np.testing.assert_array_equal(drawing.numbers["maps"], torch.stack(list(maps.values())))
     below = [axes.get_xlabel() for axes in drawing.figure.axes]
-    assert below == ["", f"±{maps['saliency'].max():.3g}", f"±{maps['gradients'].abs().max():.3g}\n93 %"]
+    assert below == [
+        "",
+        f"±{maps['saliency'].max():.3g}",
+        f"±{maps['gradients'].abs().max():.3g}\n93 %",
+    ]
 
 
 def test_numbers_of_no_attribution_are_refused():
-    with pytest.raises(ValueError, match=r"Numbers must be of the methods saliency\. Got gradients"):
-        plots.attributions(torch.rand(3, 4, 4), {"saliency": torch.rand(3, 4, 4)}, {"gradients": "1"}, "title")
+    with pytest.raises(
+        ValueError, match=r"Numbers must be of the methods saliency\. Got gradients"
+    ):
+        plots.attributions(
+            torch.rand(3, 4, 4), {"saliency": torch.rand(3, 4, 4)}, {"gradients": "1"}, "title"
+        )
 
 
 # spectra
@@ -381,23 +487,34 @@ def test_spectra_are_drawn_on_one_scale():
     np.testing.assert_allclose(image, maps["image"].movedim(0, -1))
     np.testing.assert_allclose(hyperplane, colours(maps["hyperplane"], -limit, limit), atol=1e-6)
     below = [axes.get_xlabel() for axes in drawing.figure.axes if axes.get_xlabel()]
-    assert below == [f"above 0.25: {100 * share:.1f} %" for share in high_share(stacked).flatten().tolist()]
+    assert below == [
+        f"above 0.25: {100 * share:.1f} %" for share in high_share(stacked).flatten().tolist()
+    ]
 
 
-@pytest.mark.parametrize("maps", [{}, {"a": torch.zeros(3, 4, 4), "b": torch.zeros(3, 5, 4)}], ids=["none", "two shapes"])
+@pytest.mark.parametrize(
+    "maps", [{}, {"a": torch.zeros(3, 4, 4), "b": torch.zeros(3, 5, 4)}], ids=["none", "two shapes"]
+)
 def test_spectra_of_no_shape_are_refused(maps):
-    with pytest.raises(ValueError, match=r"There must be maps of one shape\. Got (none|\(3, 4, 4\), \(3, 5, 4\))"):
+    with pytest.raises(
+        ValueError, match=r"There must be maps of one shape\. Got (none|\(3, 4, 4\), \(3, 5, 4\))"
+    ):
         plots.spectra(maps, "title")
 
 
 def test_radial_profiles_are_lines_of_the_mean():
     """With a band where there are many maps."""
-    profiles = {"images": radial_energy(torch.rand(5, 3, 8, 8)), "one": radial_energy(torch.rand(8, 8))}
+    profiles = {
+        "images": radial_energy(torch.rand(5, 3, 8, 8)),
+        "one": radial_energy(torch.rand(8, 8)),
+    }
     drawing = render(plots.radial_profiles(profiles, "title"))
     (axes,) = drawing.figure.axes
     for i, (line, (name, profile)) in enumerate(zip(axes.lines, profiles.items(), strict=True)):
         mean = profile.share.reshape(-1, 4).mean(0)
-        np.testing.assert_allclose(line.get_xydata(), torch.stack([profile.frequency, mean], 1), rtol=1e-6)
+        np.testing.assert_allclose(
+            line.get_xydata(), torch.stack([profile.frequency, mean], 1), rtol=1e-6
+        )
         np.testing.assert_array_equal(drawing.numbers[f"share_{i}"], profile.share.reshape(-1, 4))
         assert line.get_label() == name
     assert len(axes.collections) == 1
@@ -414,13 +531,19 @@ def test_no_profile_is_refused():
 
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_points_are_at_their_places(dimensions):
-    groups = {"adversarial": np.random.default_rng(0).normal(size=(5, dimensions)), "others": np.zeros((3, dimensions))}
+    groups = {
+        "adversarial": np.random.default_rng(0).normal(size=(5, dimensions)),
+        "others": np.zeros((3, dimensions)),
+    }
     drawing = render(plots.points(groups, "title", ("a", "b", "c")[:dimensions]))
     (axes,) = drawing.figure.axes
     if dimensions == 2:
         for drawn, found in zip(axes.collections, groups.values(), strict=True):
             np.testing.assert_allclose(drawn.get_offsets(), found)
-    assert [label.get_text() for label in axes.get_legend().get_texts()] == ["adversarial (5)", "others (3)"]
+    assert [label.get_text() for label in axes.get_legend().get_texts()] == [
+        "adversarial (5)",
+        "others (3)",
+    ]
     red, *_ = axes.collections[0].get_facecolor()[0]
     assert red > 0.8
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("a", "b")
@@ -433,14 +556,20 @@ def test_points_are_at_their_places(dimensions):
     ids=["wrong", "none", "4-d"],
 )
 def test_points_of_other_dimensions_are_refused(groups, axes):
-    with pytest.raises(ValueError, match=r"Groups must be points \(n, 2\) or \(n, 3\) with a name for each axis\. Got "):
+    with pytest.raises(
+        ValueError,
+        match=r"Groups must be points \(n, 2\) or \(n, 3\) with a name for each axis\. Got ",
+    ):
         plots.points(groups, "title", tuple(axes))
 
 
 @pytest.mark.parametrize("kind", ["line", "bar"])
 def test_numbers_by_layer_have_their_intervals(kind):
     """Layers that a series does not have are left out of it."""
-    values = {"VGG7": {"conv0": 1.0, "conv1": (2.0, 1.5, 4.0)}, "ResNet20": {"conv1": 3.0, "fc": 4.0}}
+    values = {
+        "VGG7": {"conv0": 1.0, "conv1": (2.0, 1.5, 4.0)},
+        "ResNet20": {"conv1": 3.0, "fc": 4.0},
+    }
     drawing = render(plots.by_layer(values, "title", "share in %", kind))
     (axes,) = drawing.figure.axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["conv0", "conv1", "fc"]
@@ -453,14 +582,17 @@ def test_numbers_by_layer_have_their_intervals(kind):
         assert second.lines[0].get_ydata()[1:].tolist() == [3, 4]
         low, high = first.lines[2][0].get_segments()[1][:, 1]
         assert (low, high) == (1.5, 4.0)
-    np.testing.assert_array_equal(drawing.numbers["series_0"], [[1, np.nan, np.nan], [2, 1.5, 4], [np.nan] * 3])
+    np.testing.assert_array_equal(
+        drawing.numbers["series_0"], [[1, np.nan, np.nan], [2, 1.5, 4], [np.nan] * 3]
+    )
     assert "whiskers" in drawing.caption
 
 
 def test_kinds_of_lines_and_nothing_to_draw_are_refused():
     for values, kind in (({"a": {"conv0": 1.0}}, "pie"), ({"a": {}}, "line"), ({}, "bar")):
         with pytest.raises(
-            ValueError, match=rf"by_layer must draw line or bar, of at least one number\. Got '{kind}' of [01] layers"
+            ValueError,
+            match=rf"by_layer must draw line or bar, of at least one number\. Got '{kind}' of [01] layers",
         ):
             plots.by_layer(values, "title", "share", kind)
 
@@ -477,7 +609,11 @@ def test_saving_writes_the_numbers_beside_the_picture(tmp_path):
     drawing = drawing_of_zeros()
     path = plots.save(drawing, tmp_path / "new" / "figure.png", formats=("png", "svg"))
     assert path == tmp_path / "new" / "figure.png"
-    assert sorted(p.name for p in path.parent.iterdir()) == ["figure.npz", "figure.png", "figure.svg"]
+    assert sorted(p.name for p in path.parent.iterdir()) == [
+        "figure.npz",
+        "figure.png",
+        "figure.svg",
+    ]
     assert path.read_bytes().startswith(b"\x89PNG")
     assert "<svg" in path.with_suffix(".svg").read_text()
     with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:
@@ -491,7 +627,9 @@ def test_saving_twice_gives_the_same_files(tmp_path):
     for folder in ("a", "b"):
         plots.save(drawing_of_zeros(), tmp_path / folder / "figure.png", formats=("svg", "png"))
     for suffix in ("npz", "png", "svg"):
-        assert (tmp_path / "a" / f"figure.{suffix}").read_bytes() == (tmp_path / "b" / f"figure.{suffix}").read_bytes()
+        assert (tmp_path / "a" / f"figure.{suffix}").read_bytes() == (
+            tmp_path / "b" / f"figure.{suffix}"
+        ).read_bytes()
 
 
 def test_figure_alone_has_the_numbers_that_are_given(tmp_path):

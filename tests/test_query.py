@@ -23,7 +23,9 @@ from adjointbackmap.planes import hyperplane, query
 from adjointbackmap.planes.query import UNBOUNDED, Query, bytes_of
 from adjointbackmap.planes.units import select
 
-CHAIN, CONV = "plain-conv-chain", "2"  # its units are (4, 4, 4)
+# its units are (4, 4, 4)
+CHAIN = "plain-conv-chain"
+CONV = "2"
 BACK = slice(None, None, -1)
 
 
@@ -45,7 +47,11 @@ def assert_same_planes(ours, theirs):
 def test_the_arguments_are_the_same_everywhere():
     """hyperplanes, iter_hyperplanes, save and Query.of take the same arguments, by the same names and defaults."""
     known = inspect.signature(abm.hyperplanes).parameters
-    for function, others in ((abm.iter_hyperplanes, []), (abm.save, ["path", "report"]), (Query.of, [])):
+    for function, others in (
+        (abm.iter_hyperplanes, []),
+        (abm.save, ["path", "report"]),
+        (Query.of, []),
+    ):
         found = inspect.signature(function).parameters
         assert [name for name in found if name not in others] == list(known)
         for name in ("units", "own_bias", "scale", "dtype", "method", "memory"):
@@ -57,7 +63,8 @@ def test_the_arguments_are_the_same_everywhere():
 
 def counted(monkeypatch, owner, name):
     """A list that grows by one with every call of a function."""
-    calls, function = [], getattr(owner, name)
+    calls = []
+    function = getattr(owner, name)
 
     def spy(*args, **kwargs):
         calls.append(1)
@@ -132,13 +139,18 @@ def test_a_module_is_its_layer(traced_case, name):
         if module is not network.model and len(names) == 1:
             assert network.layer(module).name == names[0]
         elif module is not network.model:
-            with pytest.raises(ValueError, match=r"module must be called once\. Got .* calls: give one of the names"):
+            with pytest.raises(
+                ValueError,
+                match=r"module must be called once\. Got .* calls: give one of the names",
+            ):
                 network.layer(module)
 
 
 def test_layers_are_taken_by_their_module_everywhere(chain, tmp_path):
     """As users of Captum write it: the same results as by name."""
-    network, x, module = chain.network, chain.x, chain.model[2]
+    network = chain.network
+    x = chain.x
+    module = chain.model[2]
     named = abm.hyperplanes(network, x, CONV, "RM2")
     assert_same_planes(abm.hyperplanes(network, x, module, "RM2"), named)
     several = abm.hyperplanes(network, x, [module, "4"])
@@ -148,7 +160,11 @@ def test_layers_are_taken_by_their_module_everywhere(chain, tmp_path):
     assert abm.save(tmp_path / "planes", network, x, module, "RM2").attributes["layer"] == CONV
     assert abm.operator(network, x, module).layer.name == CONV
     assert abm.plan(network, module, "RM2") == abm.plan(network, CONV, "RM2")
-    assert list(abm.verify(network, x[:1], [module])) == list(abm.verify(network, x[:1], module)) == [CONV]
+    assert (
+        list(abm.verify(network, x[:1], [module]))
+        == list(abm.verify(network, x[:1], module))
+        == [CONV]
+    )
     assert list(abm.sparsity(network, x[:1], module)) == [CONV]
     assert abm.trace(chain.model, x, until=module).until == CONV
     assert network.layer(chain.model).name == "output"
@@ -168,7 +184,9 @@ def test_modules_that_give_no_layer_are_refused():
     model = Net(lambda net, x: net.conv(F.relu(net.conv(x))), **parts).eval()
     network = abm.trace(model, torch.rand(1, 1, 4, 4))
     refused = {
-        r"module of the model, or a name\. Got another Conv2d: take it from network\.model": nn.Conv2d(1, 1, 3),
+        r"module of the model, or a name\. Got another Conv2d: take it from network\.model": nn.Conv2d(
+            1, 1, 3
+        ),
         r"one of conv, conv:1, output\. Got Conv2d 'unused', which gives none of them: take a module": model.unused,
         r"called once\. Got Conv2d with 2 calls: give one of the names 'conv', 'conv:1'": model.conv,
     }
@@ -197,7 +215,8 @@ def test_slices_may_step_backwards(chain, method, mode, units):
     ours = abm.hyperplanes(chain.network, chain.x, CONV, mode, units, method=method)
     whole = abm.hyperplanes(chain.network, chain.x, CONV, mode)
     for part in ("image", "bias", "value"):
-        found, expected = getattr(ours, part).numpy(), getattr(whole, part).numpy()
+        found = getattr(ours, part).numpy()
+        expected = getattr(whole, part).numpy()
         np.testing.assert_allclose(found, expected[(slice(None), *units)], rtol=1e-12, atol=1e-12)
     abm.reconstruction_test(ours)
 
@@ -218,7 +237,9 @@ def test_units_backwards_in_blocks_and_on_disk(chain, tmp_path):
     whole = abm.hyperplanes(chain.network, chain.x, CONV, "RM2", units)
     blocks = list(abm.iter_hyperplanes(chain.network, chain.x, CONV, "RM2", units, memory=10_000))
     assert len(blocks) > 2
-    stored = abm.save(tmp_path / "planes", chain.network, chain.x, CONV, "RM2", units, memory=10_000)
+    stored = abm.save(
+        tmp_path / "planes", chain.network, chain.x, CONV, "RM2", units, memory=10_000
+    )
     torch.testing.assert_close(stored.value, whole.value)
     torch.testing.assert_close(stored.planes(chain.network).image, whole.image)
 
@@ -235,13 +256,20 @@ def test_units_of_one_number_are_saved(chain, tmp_path):
 def test_dtypes_are_taken_by_name(tmp_path):
     """ "float64" and "torch.float64" are torch.float64, wherever a dtype is taken."""
     model, x = make(CHAIN)
-    model, x = model.float(), x.float()
+    model = model.float()
+    x = x.float()
     network = abm.trace(model, x)
     expected = abm.hyperplanes(network, x, CONV, "RM1", dtype=torch.float64)
     for name in ("float64", "torch.float64", "double"):
         assert_same_planes(abm.hyperplanes(network, x, CONV, "RM1", dtype=name), expected)
-    assert next(abm.iter_hyperplanes(network, x, CONV, "RM1", dtype="float64")).value.dtype == torch.float64
-    assert abm.save(tmp_path / "planes", network, x, CONV, "RM1", dtype="float64").attributes["dtype"] == "float64"
+    assert (
+        next(abm.iter_hyperplanes(network, x, CONV, "RM1", dtype="float64")).value.dtype
+        == torch.float64
+    )
+    assert (
+        abm.save(tmp_path / "planes", network, x, CONV, "RM1", dtype="float64").attributes["dtype"]
+        == "float64"
+    )
     assert abm.operator(network, x, CONV, dtype="float64").pattern.dtype == torch.float64
     assert abm.record_pattern(network, x, dtype="float64").dtype == torch.float64
     assert max(abm.audit(network, x, dtype="float64").values()) <= 1e-12
@@ -263,10 +291,24 @@ def test_k_is_taken_as_text_and_as_any_number(chain):
 
 def test_memory_is_a_number_a_text_or_no_bound(chain):
     """2e9 bytes, NumPy's integers, and None for no bound; one block then holds everything."""
-    found = [bytes_of(2e9), bytes_of("2e9"), inspect.unwrap(bytes_of)(np.int64(7)), bytes_of(" 1 MiB "), bytes_of(None)]
+    found = [
+        bytes_of(2e9),
+        bytes_of("2e9"),
+        inspect.unwrap(bytes_of)(np.int64(7)),
+        bytes_of(" 1 MiB "),
+        bytes_of(None),
+    ]
     assert found == [2 * 10**9, 2 * 10**9, 7, 2**20, UNBOUNDED]
     assert len(list(abm.iter_hyperplanes(chain.network, chain.x, CONV, "RM4", memory=None))) == 1
-    assert abm.hyperplanes(chain.network, chain.x, CONV, "RM2", memory=None).image.shape == (2, 4, 4, 4, 2, 6, 6)
+    assert abm.hyperplanes(chain.network, chain.x, CONV, "RM2", memory=None).image.shape == (
+        2,
+        4,
+        4,
+        4,
+        2,
+        6,
+        6,
+    )
     assert abm.hyperplanes(chain.network, chain.x, CONV, "RM2", memory=2e9).memory == 2 * 10**9
 
 
@@ -274,29 +316,80 @@ def test_memory_is_a_number_a_text_or_no_bound(chain):
 
 OWN_BOOLS = torch.ones(2, 1, 3, dtype=torch.bool)
 REFUSED = {
-    "no-layer": ({"layer": []}, r"Layers must be at least one\. Got an empty list: give names of network\.layers"),
-    "dtype-that-is-none": ({"dtype": "float65"}, r"dtype must be torch\.float32 or torch\.float64\. Got 'float65': give one"),
-    "dtype-that-is-a-function": ({"dtype": "rand"}, r"dtype must be torch\.float32 or torch\.float64\. Got 'rand'"),
+    "no-layer": (
+        {"layer": []},
+        r"Layers must be at least one\. Got an empty list: give names of network\.layers",
+    ),
+    "dtype-that-is-none": (
+        {"dtype": "float65"},
+        r"dtype must be torch\.float32 or torch\.float64\. Got 'float65': give one",
+    ),
+    "dtype-that-is-a-function": (
+        {"dtype": "rand"},
+        r"dtype must be torch\.float32 or torch\.float64\. Got 'rand'",
+    ),
     "half-by-name": ({"dtype": "float16"}, r"Got torch\.float16: convert the model"),
-    "scale-text": ({"scale": "an eighth"}, r"scale must be a positive number, such as 1/8\. Got 'an eighth': give one"),
-    "scale-over-zero": ({"scale": "1/0"}, r"scale must be a positive number, such as 1/8\. Got '1/0'"),
-    "scale-text-negative": ({"scale": "-1/8"}, r"scale must be a positive number, such as 1/8\. Got '-1/8'"),
-    "memory-of-zero": ({"memory": 0}, r"memory must be a number of bytes .* Got 0: give one of these, or None for no bound"),
+    "scale-text": (
+        {"scale": "an eighth"},
+        r"scale must be a positive number, such as 1/8\. Got 'an eighth': give one",
+    ),
+    "scale-over-zero": (
+        {"scale": "1/0"},
+        r"scale must be a positive number, such as 1/8\. Got '1/0'",
+    ),
+    "scale-text-negative": (
+        {"scale": "-1/8"},
+        r"scale must be a positive number, such as 1/8\. Got '-1/8'",
+    ),
+    "memory-of-zero": (
+        {"memory": 0},
+        r"memory must be a number of bytes .* Got 0: give one of these, or None for no bound",
+    ),
     "memory-negative": ({"memory": "-1GiB"}, r"memory must be a number of bytes .* Got '-1GiB'"),
     "memory-infinite": ({"memory": float("inf")}, r"memory must be a number of bytes .* Got inf"),
     "memory-nan": ({"memory": float("nan")}, r"memory must be a number of bytes .* Got nan"),
-    "step-of-zero": ({"units": slice(0, 4, 0)}, r"units must be ints, slices .* Got slice\(0, 4, 0\): choose out_row of 0"),
-    "slice-of-text": ({"units": slice("a")}, r"units must be ints, slices or integer arrays\. Got slice\(None, 'a', None\)"),
+    "step-of-zero": (
+        {"units": slice(0, 4, 0)},
+        r"units must be ints, slices .* Got slice\(0, 4, 0\): choose out_row of 0",
+    ),
+    "slice-of-text": (
+        {"units": slice("a")},
+        r"units must be ints, slices or integer arrays\. Got slice\(None, 'a', None\)",
+    ),
     "truth-value": ({"units": True}, r"units must be ints, slices or integer arrays\. Got True"),
-    "mask": ({"units": torch.tensor([True, False, True, False])}, r"Got tensor.*: take nonzero\(\) of the mask"),
+    "mask": (
+        {"units": torch.tensor([True, False, True, False])},
+        r"Got tensor.*: take nonzero\(\) of the mask",
+    ),
     "new-axis": ({"units": (None, 0)}, r"units must be ints, slices or integer arrays\. Got None"),
-    "ellipsis": ({"units": (..., 0)}, r"units must be ints, slices or integer arrays\. Got Ellipsis"),
-    "ragged": ({"units": ([[0], [1, 2]],)}, r"units must be ints, slices or integer arrays\. Got \[\[0\], \[1, 2\]\]"),
-    "empty-list": ({"units": []}, r"units must name at least one unit of .* Got \[\], which is none"),
-    "huge": ({"units": 2**70}, r"units must be ints, slices or integer arrays\. Got 1180591620717411303424"),
-    "unsigned": ({"units": np.array([2**64 - 1], dtype=np.uint64)}, r"units must lie in out_row of 0 to 3"),
-    "meta": ({"units": torch.zeros(1, dtype=torch.int64, device="meta")}, r"units must be ints, slices or integer arrays"),
-    "own-units-of-truth-values": ({"units": OWN_BOOLS}, r"integers of shape \(2, K, 3\)\. Got \(2, 1, 3\) of torch\.bool"),
+    "ellipsis": (
+        {"units": (..., 0)},
+        r"units must be ints, slices or integer arrays\. Got Ellipsis",
+    ),
+    "ragged": (
+        {"units": ([[0], [1, 2]],)},
+        r"units must be ints, slices or integer arrays\. Got \[\[0\], \[1, 2\]\]",
+    ),
+    "empty-list": (
+        {"units": []},
+        r"units must name at least one unit of .* Got \[\], which is none",
+    ),
+    "huge": (
+        {"units": 2**70},
+        r"units must be ints, slices or integer arrays\. Got 1180591620717411303424",
+    ),
+    "unsigned": (
+        {"units": np.array([2**64 - 1], dtype=np.uint64)},
+        r"units must lie in out_row of 0 to 3",
+    ),
+    "meta": (
+        {"units": torch.zeros(1, dtype=torch.int64, device="meta")},
+        r"units must be ints, slices or integer arrays",
+    ),
+    "own-units-of-truth-values": (
+        {"units": OWN_BOOLS},
+        r"integers of shape \(2, K, 3\)\. Got \(2, 1, 3\) of torch\.bool",
+    ),
     "sparse": (
         {"x": make(CHAIN)[1].to_sparse()},
         r"x must be a dense tensor\. Got torch\.sparse_coo: convert it with x\.to_dense",
@@ -335,7 +428,9 @@ def test_a_selection_backwards_is_not_everything():
 
 def test_the_network_itself_is_checked_without_type_checks_too():
     """The tests' own checks would answer first."""
-    with pytest.raises(TypeError, match=r"must be a traced network\. Got str: trace the model first"):
+    with pytest.raises(
+        TypeError, match=r"must be a traced network\. Got str: trace the model first"
+    ):
         inspect.unwrap(check_network)("vgg7")
 
 
@@ -395,7 +490,11 @@ def test_arguments_of_another_type_are_refused_in_a_sentence():
     source = os.path.dirname(os.path.dirname(abm.__file__))
     environment = {**os.environ, "PYTHONPATH": source}
     run = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TYPE_CHECKS], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-c", WITHOUT_TYPE_CHECKS],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     said = json.loads(run.stdout)
@@ -409,7 +508,15 @@ def test_arguments_of_another_type_are_refused_in_a_sentence():
 
 def test_planes_hold_the_query_that_made_them(chain):
     """Layer, mode, units, own bias, k and memory are those that were asked for."""
-    asked = Query.of(chain.network, chain.x, chain.model[2], None, (0, BACK), False, "1/2", None, "basis", "1MB")
+    asked = Query.of(
+        chain.network, chain.x, chain.model[2], None, (0, BACK), False, "1/2", None, "basis", "1MB"
+    )
     (planes,) = hyperplane.planes_of([asked], ["basis"])
-    assert (planes.layer, planes.mode, planes.own_bias, planes.scale, planes.memory) == (CONV, "RM2", False, 0.5, 10**6)
+    assert (planes.layer, planes.mode, planes.own_bias, planes.scale, planes.memory) == (
+        CONV,
+        "RM2",
+        False,
+        0.5,
+        10**6,
+    )
     assert planes.value.shape == (2, 4, 4)

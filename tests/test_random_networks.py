@@ -25,8 +25,14 @@ import adjointbackmap as abm
 
 def has_ties(network, x):
     """Whether a gate is within rounding of its kink: then float32 finds another pattern, and hyperplanes are not unique."""
-    double, single = (abm.record_pattern(network, x, dtype=d) for d in (torch.float64, torch.float32))
-    pairs = [(a, b) for slot in double.gates for a, b in zip(double.gates[slot], single.gates[slot], strict=True)]
+    double, single = (
+        abm.record_pattern(network, x, dtype=d) for d in (torch.float64, torch.float32)
+    )
+    pairs = [
+        (a, b)
+        for slot in double.gates
+        for a, b in zip(double.gates[slot], single.gates[slot], strict=True)
+    ]
     return not all(torch.allclose(a.double(), b.double(), rtol=1e-5, atol=1e-5) for a, b in pairs)
 
 
@@ -40,7 +46,9 @@ def small_convolution(network):
 
 def is_factor(part):
     """Whether a part may be folded."""
-    return isinstance(part, nn.modules.batchnorm._BatchNorm) or getattr(part, "name", "") == "scalar"
+    return (
+        isinstance(part, nn.modules.batchnorm._BatchNorm) or getattr(part, "name", "") == "scalar"
+    )
 
 
 @given(networks())
@@ -59,7 +67,9 @@ def test_random_network_is_exact(drawn):
         if not tied and layer.name in ends and "nearest {'scale_factor'" not in repr(model):
             # PyTorch's own derivative of nearest interpolation by a factor is not the transpose
             abm.dense_test(operator, x, tolerance=2e-7 if "hard sigmoid" in repr(model) else None)
-        assert_field_contains(true_field(network, x, layer.name), declared_field(network, layer.name))
+        assert_field_contains(
+            true_field(network, x, layer.name), declared_field(network, layer.name)
+        )
     conv = small_convolution(network)
     if conv:
         assert_modes_are_sums(network, x, conv)
@@ -84,7 +94,9 @@ def test_random_networks_are_exact_in_threads(drawn):
 
     def run_models():
         while not stopped.is_set():
-            seen.append(all(torch.equal(m(x), out) for (m, x), out in zip(drawn, expected, strict=True)))
+            seen.append(
+                all(torch.equal(m(x), out) for (m, x), out in zip(drawn, expected, strict=True))
+            )
 
     def check(model, x):
         network = abm.trace(model, x)

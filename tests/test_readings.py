@@ -24,13 +24,19 @@ def net(function, **parts) -> nn.Module:
         "scales": torch.tensor([0.5, 0.3, 0.125]),
         "flag": torch.tensor(True),
     }
-    parts = {"conv": nn.Conv2d(2, 3, 3, padding=1), "p": nn.Parameter(torch.tensor(0.7)), **constants, **parts}
+    parts = {
+        "conv": nn.Conv2d(2, 3, 3, padding=1),
+        "p": nn.Parameter(torch.tensor(0.7)),
+        **constants,
+        **parts,
+    }
     return Net(function, **parts).eval()
 
 
 def reshaped(net: nn.Module, x: Tensor) -> Tensor:
     """As onnx2torch reshapes: 0 keeps a dimension."""
-    y, shape = net.conv(x), net.shape
+    y = net.conv(x)
+    shape = net.shape
     if torch.any(shape == 0):
         shape = [y.shape[i] if size == 0 else size for i, size in enumerate(shape)]
     return torch.reshape(y, torch.Size(shape))
@@ -72,11 +78,15 @@ READ = {
     "any": reshaped,
     "shape in a tensor": shape_in_a_tensor,
     "numpy": lambda net, x: net.conv(x)[:, : int(net.shape.detach().cpu().numpy()[0]) + 2],
-    "tolist": lambda net, x: torch.cat(torch.split(net.conv(x), (net.n + torch.tensor([0, -1])).tolist(), 1)[::-1], 1),
+    "tolist": lambda net, x: torch.cat(
+        torch.split(net.conv(x), (net.n + torch.tensor([0, -1])).tolist(), 1)[::-1], 1
+    ),
     "branch": lambda net, x: net.conv(x) if net.flag else x,
     "boolean index": lambda net, x: net.conv(x)[:, net.kept],
     "boolean index of two dimensions": lambda net, x: net.conv(x)[:, :, 1][:, net.chosen],
-    "boolean index of a constant": lambda net, x: net.conv(x)[:, :2] * net.scales[net.kept][:, None, None],
+    "boolean index of a constant": lambda net, x: (
+        net.conv(x)[:, :2] * net.scales[net.kept][:, None, None]
+    ),
     "index": lambda net, x: net.conv(x)[:, net.n],
     "slice": lambda net, x: net.conv(x)[:, : net.n],
     "view": lambda net, x: net.conv(x).view(-1, net.n + 1, 25),
@@ -131,7 +141,10 @@ DATA = {
 
 
 AT_ITS_LINE = r"Got a branch or a shape that depends on the data at .*test_readings\.py"
-REFUSED = {"made of data": "must be piecewise affine", "filled with data": "must be piecewise affine"}
+REFUSED = {
+    "made of data": "must be piecewise affine",
+    "filled with data": "must be piecewise affine",
+}
 
 
 @pytest.mark.parametrize("kind", DATA)
@@ -152,5 +165,7 @@ def test_a_number_of_a_tensor_that_no_module_holds_is_refused_with_what_to_do():
 
 def test_the_number_of_images_as_an_integer_is_refused_with_what_to_write():
     model = net(lambda net, x: net.conv(x).reshape(int(torch.tensor(x.shape[0])), -1))
-    with pytest.raises(ValueError, match=r"Got a model that fixes the batch at .*write x\.shape\[0\]"):
+    with pytest.raises(
+        ValueError, match=r"Got a model that fixes the batch at .*write x\.shape\[0\]"
+    ):
         abm.trace(model, torch.rand(2, *MAPS))

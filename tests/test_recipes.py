@@ -37,13 +37,23 @@ def test_the_study_rates_are_the_published_ones(key):
 def test_the_study_settings():
     """Section 2.5.1: plain gradient descent, batch 100, L1 of 1e-4, every two epochs, its augmentation."""
     recipe = study_recipe("vgg7-cifar10", "cifar10")
-    assert (recipe.batch, recipe.momentum, recipe.weight_decay, recipe.label_smoothing) == (100, 0, 0, 0)
+    assert (recipe.batch, recipe.momentum, recipe.weight_decay, recipe.label_smoothing) == (
+        100,
+        0,
+        0,
+        0,
+    )
     assert (recipe.l1, recipe.validate_every, recipe.augmentation) == (1e-4, 2, "study")
 
 
 def test_the_default_is_our_own_recipe():
     own = Recipe(30, 128, 0.2, 0.2, 0.9, 5e-4, 0.1, 4, (), 0.0, 1, "crop")
-    assert Recipe() == choose_recipe("vgg7", "cifar10") == choose_recipe("vgg7", "cifar10", epochs=None) == own
+    assert (
+        Recipe()
+        == choose_recipe("vgg7", "cifar10")
+        == choose_recipe("vgg7", "cifar10", epochs=None)
+        == own
+    )
 
 
 def test_options_override_the_preset():
@@ -76,18 +86,34 @@ def test_the_recipe_augments(name):
     pixels = data.sample().pixels[:4]
     generators = [torch.Generator().manual_seed(3) for _ in range(2)]
     actual = Recipe(augmentation=name, crop_padding=2).augment(pixels, generators[0])
-    by_hand = augmentation.crop(pixels, 2, generators[1]) if name == "crop" else augmentation.study(pixels, generators[1])
+    by_hand = (
+        augmentation.crop(pixels, 2, generators[1])
+        if name == "crop"
+        else augmentation.study(pixels, generators[1])
+    )
     assert torch.equal(actual, by_hand)
 
 
 WRONG = {
     "epochs": (lambda: Recipe(epochs=0), r"at least 1\. Got 0, 128, 1 and \[\]"),
     "validate_every": (lambda: Recipe(validate_every=0), "at least 1. Got 30, 128, 0"),
-    "interval": (lambda: Recipe(intervals=((0.1, 2), (0.2, 0))), r"at least 1\. Got .* and \[2, 0\]"),
+    "interval": (
+        lambda: Recipe(intervals=((0.1, 2), (0.2, 0))),
+        r"at least 1\. Got .* and \[2, 0\]",
+    ),
     "augmentation": (lambda: Recipe(augmentation="blur"), "must be one of crop, study. Got 'blur'"),
-    "preset": (lambda: choose_recipe("vgg7", "cifar10", "best"), "must be one of own, study. Got 'best'"),
-    "rate": (lambda: choose_recipe("vgg7", "cifar10", "study", rise=0.1), "no peak_rate and no rise. Got rise: leave it out"),
-    "both": (lambda: choose_recipe("vgg7", "cifar10", intervals=[(1.0, 1)], peak_rate=1.0), "Got peak_rate: leave it out"),
+    "preset": (
+        lambda: choose_recipe("vgg7", "cifar10", "best"),
+        "must be one of own, study. Got 'best'",
+    ),
+    "rate": (
+        lambda: choose_recipe("vgg7", "cifar10", "study", rise=0.1),
+        "no peak_rate and no rise. Got rise: leave it out",
+    ),
+    "both": (
+        lambda: choose_recipe("vgg7", "cifar10", intervals=[(1.0, 1)], peak_rate=1.0),
+        "Got peak_rate: leave it out",
+    ),
     "not trained": (
         lambda: study_recipe("vgg7-nobias", "cifar100"),
         r"must be of vgg7-nobias on cifar10, .* Got vgg7-nobias on cifar100: leave the preset out",

@@ -68,7 +68,8 @@ def test_half_written_first_line_is_dropped(tmp_path):
 def test_name_that_is_there_twice_counts_once(tmp_path):
     """As after two runs that were started at once."""
     path = tmp_path / "kept.jsonl"
-    first, second = Record(path, JOB), Record(path, JOB)
+    first = Record(path, JOB)
+    second = Record(path, JOB)
     first.append("a", 1)
     second.append("a", 1)
     assert list(Record(path, JOB).results()) == [("a", 1)]
@@ -88,15 +89,25 @@ def test_file_of_another_job_is_refused(tmp_path):
     assert path.read_bytes() == before
 
 
-FOREIGN = {"empty": "{}\n", "list": "[]\n", "text": "what\nelse", "line": "what", "less": '{"job": {"k": 0.125}}\n'}
+FOREIGN = {
+    "empty": "{}\n",
+    "list": "[]\n",
+    "text": "what\nelse",
+    "line": "what",
+    "less": '{"job": {"k": 0.125}}\n',
+}
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_file_of_something_else_is_refused(tmp_path, kind):
     """Nothing is appended to a file that is no record, and nothing is cut off."""
-    path, text = tmp_path / "notes.txt", FOREIGN[kind]
+    path = tmp_path / "notes.txt"
+    text = FOREIGN[kind]
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"notes.txt must hold results of this job. Got (something else|those of another)"):
+    with pytest.raises(
+        ValueError,
+        match=r"notes.txt must hold results of this job. Got (something else|those of another)",
+    ):
         Record(path, JOB)
     assert path.read_text() == text
 
@@ -110,7 +121,9 @@ HARMS = {
     "checksum": lambda line: line.replace("checksum", "Checksum"),
     "bytes": lambda line: "\udcff" + line,
     "deep": lambda line: 100_000 * "[" + "\n",
-    "of-another-job": lambda line: json.dumps({"name": "a", "result": 1, "checksum": checksum([{}, "a", 1])}) + "\n",
+    "of-another-job": lambda line: (
+        json.dumps({"name": "a", "result": 1, "checksum": checksum([{}, "a", 1])}) + "\n"
+    ),
 }
 
 
@@ -122,8 +135,13 @@ def test_damaged_line_is_named_and_left_out(tmp_path, harm):
     for name in ("z", "a", "y"):
         record.append(name, 1)
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join((*lines[:2], HARMS[harm](lines[2]), lines[3])), errors="surrogateescape")
-    with pytest.warns(DamagedFileWarning, match=r"kept.jsonl: line 3 .*\. It is left out, and its result is computed again"):
+    path.write_text(
+        "".join((*lines[:2], HARMS[harm](lines[2]), lines[3])), errors="surrogateescape"
+    )
+    with pytest.warns(
+        DamagedFileWarning,
+        match=r"kept.jsonl: line 3 .*\. It is left out, and its result is computed again",
+    ):
         again = Record(path, JOB)
     assert again.names == {"z", "y"}
     again.append("a", 3)
@@ -137,7 +155,10 @@ def test_damaged_lines_are_named_together(tmp_path):
     Record(path, JOB).append("a", 1)
     with path.open("a") as file:
         file.write(20 * "what\n")
-    with pytest.warns(DamagedFileWarning, match=r"line 3 is no JSON object \(also line 4, 5, 6, 7, 8, 9, 10, 11, 12\.\.\.\)"):
+    with pytest.warns(
+        DamagedFileWarning,
+        match=r"line 3 is no JSON object \(also line 4, 5, 6, 7, 8, 9, 10, 11, 12\.\.\.\)",
+    ):
         assert Record(path, JOB).names == {"a"}
 
 
@@ -146,9 +167,13 @@ def test_damaged_first_line_is_named(tmp_path):
     path = tmp_path / "kept.jsonl"
     Record(path, JOB).append("a", 1)
     path.write_text(path.read_text().replace("conv0", "conv9", 1))
-    with pytest.warns(DamagedFileWarning, match="line 1 is damaged, but the others are of this job"):
+    with pytest.warns(
+        DamagedFileWarning, match="line 1 is damaged, but the others are of this job"
+    ):
         assert dict(Record(path, JOB).results()) == {"a": 1}
-    with pytest.raises(ValueError, match=r"must hold results of this job. Got something else: name another file"):
+    with pytest.raises(
+        ValueError, match=r"must hold results of this job. Got something else: name another file"
+    ):
         Record(path, {**JOB, "k": 1.0})
 
 
@@ -164,7 +189,9 @@ def test_results_that_cannot_be_are_left_out(tmp_path):
     record = Record(path, JOB)
     record.append("a", -1)
     record.append("b", 1)
-    with pytest.warns(DamagedFileWarning, match="line 2 cannot be right: a is negative. It is left out"):
+    with pytest.warns(
+        DamagedFileWarning, match="line 2 cannot be right: a is negative. It is left out"
+    ):
         assert Record(path, JOB, positive).names == {"b"}
 
 
@@ -172,7 +199,10 @@ def test_file_of_an_older_version_is_read(tmp_path):
     """Its lines have no checksums, which is said; new ones do."""
     path = tmp_path / "kept.jsonl"
     path.write_text(json.dumps({"job": JOB}) + '\n{"name": "a", "result": 1}\n')
-    with pytest.warns(DamagedFileWarning, match="of an older version: 1 of its lines have no checksum and are taken as they are"):
+    with pytest.warns(
+        DamagedFileWarning,
+        match="of an older version: 1 of its lines have no checksum and are taken as they are",
+    ):
         record = Record(path, JOB)
     record.append("b", 2)
     path.write_text(path.read_text().replace('"result": 2', '"result": 3'))
@@ -183,13 +213,15 @@ def test_file_of_an_older_version_is_read(tmp_path):
 @pytest.mark.parametrize("seed", range(20))
 def test_damage_drawn_at_random(tmp_path, seed):
     """What is not as it was written is left out with a warning, cut off as half a line, or the file is refused."""
-    path, results = tmp_path / "kept.jsonl", {f"image {n}": {"error": n / 7} for n in range(10)}
+    path = tmp_path / "kept.jsonl"
+    results = {f"image {n}": {"error": n / 7} for n in range(10)}
     record = Record(path, JOB)
     for name, result in results.items():
         record.append(name, result)
     before = path.read_text().splitlines()
     harm(tmp_path, seed)
-    refusal, left = "", {}
+    refusal = ""
+    left = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -198,5 +230,7 @@ def test_damage_drawn_at_random(tmp_path, seed):
             refusal = str(error)
     assert left.items() <= results.items()
     lost = [number for number, name in enumerate(results, start=2) if name not in left]
-    cut = not path.exists() or len(path.read_bytes().splitlines()) < len(before)  # no line follows what is lost
+    cut = not path.exists() or len(path.read_bytes().splitlines()) < len(
+        before
+    )  # no line follows what is lost
     assert not lost or caught or "name another file" in refusal or cut

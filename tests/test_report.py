@@ -29,7 +29,8 @@ class Tags(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.found, self.open = [], []
+        self.found = []
+        self.open = []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -62,7 +63,9 @@ def test_page_holds_all_that_it_shows(folder):
         Claim("Noise < signal.", "3 of 10", False, "all"),
         Claim("It cannot be told.", "0 of 0", None),
         Table(
-            Sheet("Losses", ["layer", "loss"], [["**conv1**", "<0.5"]]), "Low is good.", Sheet("Table 4.1", ["class"], [["cat"]])
+            Sheet("Losses", ["layer", "loss"], [["**conv1**", "<0.5"]]),
+            "Low is good.",
+            Sheet("Table 4.1", ["class"], [["cat"]]),
         ),
         Picture(Path("noise/lines.png"), "A line.", "Fig. 4.2"),
     )
@@ -85,7 +88,12 @@ def test_page_holds_all_that_it_shows(folder):
 
 def test_scenes_bring_their_script(folder):
     """Plotly is in the page, once; a name that would end the script does not."""
-    scene = Scene({"red": [[0.0, 1.0, 2.0]], "black": [[1.0, 1.0, 1.0]]}, {"red": ["</script>"]}, "tSNE", "Points.")
+    scene = Scene(
+        {"red": [[0.0, 1.0, 2.0]], "black": [[1.0, 1.0, 1.0]]},
+        {"red": ["</script>"]},
+        "tSNE",
+        "Points.",
+    )
     text = render(folder, [section(scene, scene)], ABOUT)
     assert text.count("Plotly.newPlot(") >= 2
     assert len(Tags(text).of("script")) == 3
@@ -94,7 +102,10 @@ def test_scenes_bring_their_script(folder):
 
 def test_picture_that_is_missing_is_named(folder):
     """With its path."""
-    with pytest.raises(FileNotFoundError, match=r"must be in the folder of the results. Got .*other\.png, which is not there"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"must be in the folder of the results. Got .*other\.png, which is not there",
+    ):
         render(folder, [section(Picture(Path("other.png"), "Nothing."))], ABOUT)
 
 
@@ -106,13 +117,22 @@ def test_document_has_claims_and_tables_between_its_marks(folder):
     (folder / "noise" / "a-network.json").write_text("{}")
     (folder / "verification").mkdir()
     (folder / "verification" / "verification.json").write_text("{}")
-    blocks = (Claim("|e| is small.", "3 of 4", True), Table(Sheet("Losses", ["layer"], [["conv1"]]), "Low is good."))
+    blocks = (
+        Claim("|e| is small.", "3 of 4", True),
+        Table(Sheet("Losses", ["layer"], [["conv1"]]), "Low is good."),
+    )
     written = write_document(folder, [section(*blocks)], page)
     text = page.read_text()
     assert text.startswith("Above.\n")
     assert text.endswith("Below.\n")
     assert "earlier" not in text
-    for line in ("### Noise & <more>", "| \\|e\\| is small. | 3 of 4 |  | holds |", "*Losses*", "| conv1 |", "Low is good."):
+    for line in (
+        "### Noise & <more>",
+        "| \\|e\\| is small. | 3 of 4 |  | holds |",
+        "*Losses*",
+        "| conv1 |",
+        "Low is good.",
+    ):
         assert f"\n{line}\n" in text
     assert written == [page, page.parent / "results" / "study" / "noise" / "a-network.json"]
     assert written[1].read_text() == "{}"
@@ -121,5 +141,7 @@ def test_document_has_claims_and_tables_between_its_marks(folder):
 def test_page_without_a_place_is_refused(folder):
     """Before anything is written."""
     (folder / "page.md").write_text("No marks.\n")
-    with pytest.raises(ValueError, match=r"--docs must be a page with the lines .* Got .*page\.md: add them"):
+    with pytest.raises(
+        ValueError, match=r"--docs must be a page with the lines .* Got .*page\.md: add them"
+    ):
         write_document(folder, [], folder / "page.md")

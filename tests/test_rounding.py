@@ -16,7 +16,8 @@ def larger(a, b):
 
 def both_ways(net, x):
     """The same maximum written in two ways: the difference is zero but for rounding."""
-    a, b = net.a(x), net.b(x)
+    a = net.a(x)
+    b = net.b(x)
     return larger(a, b) - larger(b, a)
 
 

@@ -17,7 +17,15 @@ from torch import nn
 
 import adjointbackmap as abm
 from adjointbackmap.rules.linear import Masked
-from adjointbackmap.rules.piecewise import Clamp, HardShrink, HardSigmoid, Hardtanh, ReLU6, SoftShrink, Threshold
+from adjointbackmap.rules.piecewise import (
+    Clamp,
+    HardShrink,
+    HardSigmoid,
+    Hardtanh,
+    ReLU6,
+    SoftShrink,
+    Threshold,
+)
 
 # PyTorch's own derivative of hard sigmoid in float64 is 1/6 rounded to float32; the reconstruction is exact with 1/6.
 DENSE_TOLERANCE = {"hard-sigmoid": 1e-7}
@@ -43,7 +51,9 @@ def test_value_is_the_models(operation):
     mode = operation.network.layers["output"].modes[0]
     planes = abm.hyperplanes(operation.network, operation.x, "output", mode)
     output = operation.model(operation.x).detach()
-    assert torch.equal(planes.value, output.movedim(1, -1) if "out_channel" in planes.units.names else output)
+    assert torch.equal(
+        planes.value, output.movedim(1, -1) if "out_channel" in planes.units.names else output
+    )
 
 
 # receptive fields
@@ -76,7 +86,12 @@ WIDER = set(
 
 def test_receptive_field_is_as_declared(operation):
     """Jacobians at many images have their non-zeros inside the declared field, and reach its ends unless it is widened."""
-    images = torch.randn(12, *operation.network.in_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    images = torch.randn(
+        12,
+        *operation.network.in_shape,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(5),
+    )
     declared = declared_field(operation.network, "output")
     assert (declared is None) == (operation.name in WHOLE_IMAGE)
     if declared is None:
@@ -96,13 +111,18 @@ def frame(c):
 
 
 CONSTANTS = {
-    "hard-sigmoid": [("middle", 0.5, lambda c: (4 * c).abs() < 3), ("top", 1, lambda c: 4 * c >= 3)],
+    "hard-sigmoid": [
+        ("middle", 0.5, lambda c: (4 * c).abs() < 3),
+        ("top", 1, lambda c: 4 * c >= 3),
+    ],
     "relu6": [("max", 6, lambda c: 8 * c >= 6)],
     "hardtanh": [("min", -0.3, lambda c: c <= -0.3), ("max", 0.4, lambda c: c >= 0.4)],
     "threshold": [("value", -0.8, lambda c: c <= 0.1)],
     "threshold-at-zero": [],
     "hard-shrink": [],
-    "soft-shrink": [(None, 0.4, lambda c: -c.sign() * (c.abs() > 0.4))],  # PyTorch names it, by its version
+    "soft-shrink": [
+        (None, 0.4, lambda c: -c.sign() * (c.abs() > 0.4))
+    ],  # PyTorch names it, by its version
     "clamp-max": [
         ("max", 0.3, lambda c: c > 0.3),
         ("min", -0.2, lambda c: c < -0.2),
@@ -173,7 +193,9 @@ def test_rule_computes_the_function(name):
     gates = rule.gates(1 / 8, c / 8)
     assert torch.equal(rule.forward(gates, c, *entries), function(c))
     grad = torch.func.jacrev(lambda c: function(c).sum())(c)
-    assert torch.equal(rule.adjoint(gates, torch.ones_like(c), [c.shape[1:]] * (1 + len(entries)))[0], grad)
+    assert torch.equal(
+        rule.adjoint(gates, torch.ones_like(c), [c.shape[1:]] * (1 + len(entries)))[0], grad
+    )
 
 
 KINKS = {
@@ -193,9 +215,12 @@ KINKS = {
 def test_kink_left_unscaled_would_change_gates(traced_case, monkeypatch, name):
     """k multiplies the places of kinks: with those of k = 1, the pattern at an eighth is another one."""
     traced = traced_case(name)
-    at_one, right = abm.record_pattern(traced.network, traced.x), KINKS[name].gates
+    at_one = abm.record_pattern(traced.network, traced.x)
+    right = KINKS[name].gates
     assert at_one.equal(abm.record_pattern(traced.network, traced.x, 1 / 8))
-    monkeypatch.setattr(KINKS[name], "gates", lambda self, scale, *inputs: right(self, 1.0, *inputs))
+    monkeypatch.setattr(
+        KINKS[name], "gates", lambda self, scale, *inputs: right(self, 1.0, *inputs)
+    )
     assert not at_one.equal(abm.record_pattern(traced.network, traced.x, 1 / 8))
 
 
@@ -205,7 +230,9 @@ def test_kink_left_unscaled_would_change_gates(traced_case, monkeypatch, name):
 def between(module, inputs, outputs, axes):
     """A module between two convolutions, so that it has biases before it and gates around it."""
     conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
-    return nn.Sequential(conv(1, inputs, 2), nn.ReLU(), module, nn.LeakyReLU(0.3), conv(outputs, 2, 2))
+    return nn.Sequential(
+        conv(1, inputs, 2), nn.ReLU(), module, nn.LeakyReLU(0.3), conv(outputs, 2, 2)
+    )
 
 
 def assert_exact_kernel(network, x, layer):
@@ -251,14 +278,19 @@ def test_transposed_convolution_has_the_modes(name):
     abm.reconstruction_test(planes)
     for j in range(inputs // model[2].groups):
         for i in range(outputs):
-            assert_close(planes.value[..., j, i], kernel_by_kernel(model[2], model[:2](x), j, i).detach())
+            assert_close(
+                planes.value[..., j, i], kernel_by_kernel(model[2], model[:2](x), j, i).detach()
+            )
 
 
 PADDED = {
     f"{axes}d-{mode}": (conv, axes, mode, (2, 1, 1)[:axes])
     for axes, conv in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d), start=1)
     for mode in ("reflect", "replicate", "circular")
-} | {"2d-same-and-reflect": (nn.Conv2d, 2, "reflect", "same"), "1d-same-and-zeros": (nn.Conv1d, 1, "zeros", "same")}
+} | {
+    "2d-same-and-reflect": (nn.Conv2d, 2, "reflect", "same"),
+    "1d-same-and-zeros": (nn.Conv1d, 1, "zeros", "same"),
+}
 
 
 @pytest.mark.parametrize("name", PADDED)
@@ -273,8 +305,10 @@ def test_convolution_module_pads_in_its_own_way(name):
 # what is refused
 
 
-BATCH, MOVES = "over the images of a batch", "moves the batch out of the first dimension"
-STATISTICS, TWO_DATA = "its statistics depend on the image", "its second factor depends on the image"
+BATCH = "over the images of a batch"
+MOVES = "moves the batch out of the first dimension"
+STATISTICS = "its statistics depend on the image"
+TWO_DATA = "its second factor depends on the image"
 REFUSED = {
     "instance-norm": (nn.InstanceNorm1d(4), rf"instance_norm at part \({STATISTICS}"),
     "layer-norm": (nn.LayerNorm(6), rf"layer_norm at part \({STATISTICS}"),
@@ -288,41 +322,85 @@ REFUSED = {
     "sigmoid": (nn.Sigmoid(), "Got sigmoid at part"),
     "softmax": (nn.Softmax(1), "Got softmax at part"),
     "product-of-data": (lambda net, x: x * F.relu(x), rf"Got mul \({TWO_DATA}\)"),
-    "quotient-of-data": (lambda net, x: x / (1 + x.abs()), r"Got div \(its divisor depends on the image"),
+    "quotient-of-data": (
+        lambda net, x: x / (1 + x.abs()),
+        r"Got div \(its divisor depends on the image",
+    ),
     "power": (lambda net, x: x**2, "Got pow:"),
     "matrix-product-of-data": (lambda net, x: x @ x.mT, rf"Got matmul \({TWO_DATA}\)"),
-    "einsum-of-data": (lambda net, x: torch.einsum("ncw,nkw->nck", x, x), "several of its operands depend on the image"),
+    "einsum-of-data": (
+        lambda net, x: torch.einsum("ncw,nkw->nck", x, x),
+        "several of its operands depend on the image",
+    ),
     "mask-of-a-product": (lambda net, x: x * (x * x > 1), rf"Got mul \({TWO_DATA}\)"),
-    "functional-dropout": (lambda net, x: F.dropout(x), r"drops units at random: pass training=self\.training"),
-    "functional-rrelu": (lambda net, x: F.rrelu(x, training=True), r"draws slopes at random: pass training=self\.training"),
+    "functional-dropout": (
+        lambda net, x: F.dropout(x),
+        r"drops units at random: pass training=self\.training",
+    ),
+    "functional-rrelu": (
+        lambda net, x: F.rrelu(x, training=True),
+        r"draws slopes at random: pass training=self\.training",
+    ),
     "flip-of-the-batch": (lambda net, x: x.flip(0), rf"Got flip \(it goes {BATCH}\)"),
     "roll-of-the-batch": (lambda net, x: x.roll(1, 0), rf"Got roll \(it goes {BATCH}\)"),
-    "roll-of-everything": (lambda net, x: x.roll(1), rf"Got roll \(it goes {BATCH}: name the dimensions\)"),
+    "roll-of-everything": (
+        lambda net, x: x.roll(1),
+        rf"Got roll \(it goes {BATCH}: name the dimensions\)",
+    ),
     "sum-over-the-batch": (lambda net, x: x - x.sum(0, keepdim=True), rf"Got sum \(it {MOVES}\)"),
-    "mean-over-the-batch": (lambda net, x: x - x.mean(0, keepdim=True), rf"Got mean \(it {MOVES}\)"),
-    "largest-of-the-batch": (lambda net, x: x - x.amax(0, keepdim=True), rf"Got amax \(it {MOVES}\)"),
+    "mean-over-the-batch": (
+        lambda net, x: x - x.mean(0, keepdim=True),
+        rf"Got mean \(it {MOVES}\)",
+    ),
+    "largest-of-the-batch": (
+        lambda net, x: x - x.amax(0, keepdim=True),
+        rf"Got amax \(it {MOVES}\)",
+    ),
     "first-image": (lambda net, x: x - x[:1], rf"Got slice \(it {MOVES}\)"),
     "images-in-another-order": (lambda net, x: x[[1, 0]], rf"Got index \(it goes {BATCH}\)"),
     "cat-over-the-batch": (lambda net, x: torch.cat([x, x]), rf"Got cat \(it {MOVES}\)"),
     "stack-before-the-batch": (lambda net, x: torch.stack([x, x]), rf"Got stack \(it {MOVES}\)"),
-    "batch-that-is-transposed": (lambda net, x: x.transpose(0, 1), rf"Got transpose \(it {MOVES}\)"),
-    "batch-that-is-merged": (lambda net, x: x.reshape(-1, 6), rf"Got (view|reshape) \(it {MOVES}\)"),
-    "padding-of-the-batch": (lambda net, x: F.pad(x, (0, 0, 0, 0, 1, 0)), rf"Got pad \(it {MOVES}\)"),
+    "batch-that-is-transposed": (
+        lambda net, x: x.transpose(0, 1),
+        rf"Got transpose \(it {MOVES}\)",
+    ),
+    "batch-that-is-merged": (
+        lambda net, x: x.reshape(-1, 6),
+        rf"Got (view|reshape) \(it {MOVES}\)",
+    ),
+    "padding-of-the-batch": (
+        lambda net, x: F.pad(x, (0, 0, 0, 0, 1, 0)),
+        rf"Got pad \(it {MOVES}\)",
+    ),
     "sort-of-the-batch": (lambda net, x: x.msort(), "Got msort:"),
-    "quantile-of-everything": (lambda net, x: x - x.quantile(0.5), rf"Got quantile \(it goes {BATCH}|moves the batch"),
+    "quantile-of-everything": (
+        lambda net, x: x - x.quantile(0.5),
+        rf"Got quantile \(it goes {BATCH}|moves the batch",
+    ),
     "place-in-everything": (lambda net, x: x * x.argmax(), "Got argmax"),
     "all-last-states": (
-        Net(lambda net, x: net.rnn(x)[1].transpose(0, 1), rnn=nn.RNN(6, 3, 2, nonlinearity="relu", batch_first=True)),
+        Net(
+            lambda net, x: net.rnn(x)[1].transpose(0, 1),
+            rnn=nn.RNN(6, 3, 2, nonlinearity="relu", batch_first=True),
+        ),
         r"Got transpose at .* \(its input has the batch in the second dimension",
     ),
-    "half-precision": (lambda net, x: x.half().double(), r"casts to torch\.float16, and the network computes in torch\.float64"),
-    "integers": (lambda net, x: x.int().double(), r"casts to torch\.int32, and the network computes in torch\.float64"),
+    "half-precision": (
+        lambda net, x: x.half().double(),
+        r"casts to torch\.float16, and the network computes in torch\.float64",
+    ),
+    "integers": (
+        lambda net, x: x.int().double(),
+        r"casts to torch\.int32, and the network computes in torch\.float64",
+    ),
 }
 
 
 def with_part(part):
     """A network of one module or function, in float64 and eval mode, and two images of shape (4, 6)."""
-    model = Net(part) if not isinstance(part, nn.Module) else Net(lambda net, x: net.part(x), part=part)
+    model = (
+        Net(part) if not isinstance(part, nn.Module) else Net(lambda net, x: net.part(x), part=part)
+    )
     return model.double().eval(), torch.randn(2, 4, 6, dtype=torch.float64)
 
 
@@ -345,7 +423,10 @@ def test_images_left_out_are_refused():
 def test_cast_to_a_finer_dtype_is_refused():
     """``.double()`` inside a float32 model would compute in float64 what the trace computes in float32."""
     model, x = with_part(lambda net, x: x.double().relu())
-    with pytest.raises(abm.UnsupportedOperation, match=r"casts to torch\.float64, and the network computes in torch\.float32"):
+    with pytest.raises(
+        abm.UnsupportedOperation,
+        match=r"casts to torch\.float64, and the network computes in torch\.float32",
+    ):
         abm.trace(model.float(), x.float())
 
 
@@ -353,6 +434,12 @@ def test_cast_that_would_round_is_refused_in_float64():
     """``.float()`` changes nothing in float32 and is taken there, and would round where float64 is asked for."""
     model, x = with_part(lambda net, x: F.relu(x.float()))
     network = abm.trace(model, x.float())
-    assert abm.reconstruction_test(abm.hyperplanes(network, x.float(), "output", "RM2"))["error"] <= 1e-6
-    with pytest.raises(abm.UnsupportedOperation, match=r"casts to torch\.float32, and the network computes in torch\.float64"):
+    assert (
+        abm.reconstruction_test(abm.hyperplanes(network, x.float(), "output", "RM2"))["error"]
+        <= 1e-6
+    )
+    with pytest.raises(
+        abm.UnsupportedOperation,
+        match=r"casts to torch\.float32, and the network computes in torch\.float64",
+    ):
         abm.hyperplanes(network, x.float(), "output", "RM2", dtype=torch.float64)

@@ -44,7 +44,8 @@ def six():
 @pytest.fixture
 def computed(monkeypatch):
     """Names of the images that are computed from here on."""
-    seen, right = [], runs.verify_images
+    seen = []
+    right = runs.verify_images
 
     def spy(network, batch, names, *rest):
         seen.extend(names)
@@ -59,7 +60,8 @@ def test_any_order_and_any_parts_give_the_same_total(six):
     network, x, whole = six
     alone = [abm.verify(network, image) for image in x]
     for seed in range(3):
-        order, total = random.Random(seed).sample(range(6), 6), {}
+        order = random.Random(seed).sample(range(6), 6)
+        total = {}
         for n in order:
             runs.merge(total, alone[n])
         assert as_json(total) == whole
@@ -86,9 +88,13 @@ def test_killed_run_goes_on_where_it_was(six, tmp_path, computed):
     network, x, whole = six
     keep = tmp_path / "kept.jsonl"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    process = subprocess.Popen([sys.executable, "-c", STOPPED.format(keep=str(keep))], env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED.format(keep=str(keep))], env=environment
+    )
     try:
-        while process.poll() is None and not (keep.exists() and keep.read_bytes().count(b"\n") >= 3):
+        while process.poll() is None and not (
+            keep.exists() and keep.read_bytes().count(b"\n") >= 3
+        ):
             time.sleep(0.01)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -114,7 +120,10 @@ OTHER_JOBS = {
     "k": ({"scale": 1.0}, "k 0.125, not 1.0"),
     "own-bias": ({"own_bias": True}, "own bias False, not True"),
     "layers": ({"layers": ["0"]}, r"layers \['0', .*, not \['0'\]"),
-    "dtype": ({"dtype": torch.float32}, "dtype float64, not float32; accumulate float64, not float32"),
+    "dtype": (
+        {"dtype": torch.float32},
+        "dtype float64, not float32; accumulate float64, not float32",
+    ),
     "accumulate": ({"accumulate": torch.float32}, "accumulate float64, not float32"),
 }
 
@@ -145,7 +154,8 @@ def test_file_of_other_weights_is_refused(six, tmp_path):
 def test_interrupt_keeps_what_is_finished(six, tmp_path, monkeypatch):
     """Ctrl-C comes through, and the images before it are in the file."""
     network, x, whole = six
-    keep, right = tmp_path / "kept.jsonl", runs.verify_images
+    keep = tmp_path / "kept.jsonl"
+    right = runs.verify_images
     third = runs.image_hash(x[2])
 
     def stopped(network, batch, names, *rest):
@@ -164,7 +174,8 @@ def test_interrupt_keeps_what_is_finished(six, tmp_path, monkeypatch):
 def test_image_that_is_there_twice_counts_twice(six, tmp_path, computed):
     """It is computed and kept once."""
     network, x, _ = six
-    twice, once = abm.verify(network, x[[0, 0]], keep=tmp_path / "kept.jsonl"), abm.verify(network, x[0])
+    twice = abm.verify(network, x[[0, 0]], keep=tmp_path / "kept.jsonl")
+    once = abm.verify(network, x[0])
     assert twice["2"].units == 2 * once["2"].units
     assert abm.verify(network, x[[0, 0]], keep=tmp_path / "kept.jsonl") == twice
     assert len(computed) == 2
@@ -197,9 +208,11 @@ def test_progress_counts_what_is_kept(six, tmp_path):
 def test_sums_in_float64_are_nearer():
     """Of the same float32 hyperplanes: what float64 makes of the sums alone, measured on a float32 network."""
     model, x = make(CHAIN, 4)
-    model, x = model.float(), x.float()
+    model = model.float()
+    x = x.float()
     network = abm.trace(model, x)
-    plain, sums = abm.verify(network, x)["4"], abm.verify(network, x, accumulate=torch.float64)["4"]
+    plain = abm.verify(network, x)["4"]
+    sums = abm.verify(network, x, accumulate=torch.float64)["4"]
     assert sums.units == plain.units
     assert sums.scaled != plain.scaled
     assert sums.scaled < 1e-6

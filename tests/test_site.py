@@ -14,7 +14,9 @@ import adjointbackmap
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-IN_REPOSITORY = re.compile(r"(?<![\w./-])(?:docs|src|tests|benchmarks)/(?!results/)[\w./-]*\w")  # results come with a run
+IN_REPOSITORY = re.compile(
+    r"(?<![\w./-])(?:docs|src|tests|benchmarks)/(?!results/)[\w./-]*\w"
+)  # results come with a run
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.DOTALL | re.MULTILINE)
 
@@ -30,13 +32,17 @@ def missing_files(page):
 def broken_links(page):
     """Relative links of a Markdown page that lead to no file, as a code host shows it."""
     links = [urlsplit(link) for link in LINK.findall(CODE.sub("", page.read_text()))]
-    return [link.path for link in links if not link.scheme and not (page.parent / link.path).exists()]
+    return [
+        link.path for link in links if not link.scheme and not (page.parent / link.path).exists()
+    ]
 
 
 def unknown_keys(text):
     """Keys that a text cites and the bibliography does not have."""
     known = re.findall(r"^@\w+\{(\w+),", (DOCS / "bibliography.bib").read_text(), re.MULTILINE)
-    return sorted({key for key in re.findall(r"\[([A-Z][A-Za-z]+\d{4})\b", text) if key not in known})
+    return sorted(
+        {key for key in re.findall(r"\[([A-Z][A-Za-z]+\d{4})\b", text) if key not in known}
+    )
 
 
 SOURCES = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -59,7 +65,9 @@ def test_what_is_cited_is_in_the_bibliography(folder):
 def test_missing_files_and_links_are_found(tmp_path):
     """The checks above see what is wrong; code is no link."""
     page = tmp_path / "page.md"
-    page.write_text("`tests/test_nothing.py` and docs/conf.py, [a](b.md), [c](page.md#d), [e](https://f), `x[0](y)`")
+    page.write_text(
+        "`tests/test_nothing.py` and docs/conf.py, [a](b.md), [c](page.md#d), [e](https://f), `x[0](y)`"
+    )
     assert missing_files(page) == ["tests/test_nothing.py"]
     assert broken_links(page) == ["b.md"]
     assert unknown_keys("[Wan2022, eq. 3.6] and [Wan1999]") == ["Wan1999"]
@@ -73,7 +81,9 @@ class Read(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.anchors, self.links, self.loads = set(), [], []
+        self.anchors = set()
+        self.links = []
+        self.loads = []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -86,7 +96,10 @@ class Read(HTMLParser):
 
 def read_site(folder):
     """Path from the folder -> what is in the page."""
-    return {path.relative_to(folder).as_posix(): Read(path.read_text()) for path in sorted(folder.rglob("*.html"))}
+    return {
+        path.relative_to(folder).as_posix(): Read(path.read_text())
+        for path in sorted(folder.rglob("*.html"))
+    }
 
 
 def target_of(folder, page, link):
@@ -104,41 +117,72 @@ def dead_links(folder, site):
             if urlsplit(link).scheme:
                 continue
             path, anchor = target_of(folder, page, link)
-            if not (folder / path).is_file() or (anchor and path in site and anchor not in site[path].anchors):
+            if not (folder / path).is_file() or (
+                anchor and path in site and anchor not in site[path].anchors
+            ):
                 dead.append((page, link))
     return dead
 
 
 def loaded_from_elsewhere(site):
     """What a reader without a connection would miss."""
-    return [(page, load) for page, read in site.items() for load in read.loads if urlsplit(load).scheme not in ("", "data")]
+    return [
+        (page, load)
+        for page, read in site.items()
+        for load in read.loads
+        if urlsplit(load).scheme not in ("", "data")
+    ]
 
 
 def reached(folder, site, start="index.html"):
     """Pages that links lead to from the first one."""
-    seen, waiting = set(), [start]
+    seen = set()
+    waiting = [start]
     while waiting:
         page = waiting.pop()
         seen.add(page)
-        targets = {target_of(folder, page, link)[0] for link in site[page].links if not urlsplit(link).scheme}
+        targets = {
+            target_of(folder, page, link)[0]
+            for link in site[page].links
+            if not urlsplit(link).scheme
+        }
         waiting += [target for target in targets & site.keys() if target not in seen]
     return seen
 
 
 def test_problems_of_a_site_are_found(tmp_path):
     """A missing file, a missing anchor, a script from elsewhere, a page without a link to it."""
-    (tmp_path / "index.html").write_text('<a href="a.html#x">1</a><a href="a.html#y">2</a><a href="b.html">3</a>')
-    (tmp_path / "a.html").write_text('<p id="x"><a href="https://c">4</a><script src="https://d"></script><img src="e.png">')
+    (tmp_path / "index.html").write_text(
+        '<a href="a.html#x">1</a><a href="a.html#y">2</a><a href="b.html">3</a>'
+    )
+    (tmp_path / "a.html").write_text(
+        '<p id="x"><a href="https://c">4</a><script src="https://d"></script><img src="e.png">'
+    )
     (tmp_path / "alone.html").write_text("")
     site = read_site(tmp_path)
-    assert dead_links(tmp_path, site) == [("a.html", "e.png"), ("index.html", "a.html#y"), ("index.html", "b.html")]
+    assert dead_links(tmp_path, site) == [
+        ("a.html", "e.png"),
+        ("index.html", "a.html#y"),
+        ("index.html", "b.html"),
+    ]
     assert loaded_from_elsewhere(site) == [("a.html", "https://d")]
     assert reached(tmp_path, site) == {"index.html", "a.html"}
 
 
 def build(folder):
     """Build the site, with warnings as errors."""
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-d", folder / "doctrees", DOCS, folder / "html"]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-d",
+        folder / "doctrees",
+        DOCS,
+        folder / "html",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder / "html"
@@ -157,7 +201,9 @@ def test_site_builds_and_is_whole(tmp_path):
     shown = set().union(*(site[page].anchors for page in site if page.startswith("reference/")))
     named = {f"adjointbackmap.{name}" for name in adjointbackmap.__all__}
     modules = {anchor.removeprefix("module-") for anchor in shown if anchor.startswith("module-")}
-    assert named - shown - modules == set(), "add these names to the page of their stage in docs/reference/"
+    assert named - shown - modules == set(), (
+        "add these names to the page of their stage in docs/reference/"
+    )
 
     commands = (folder / "reference/command-line.html").read_text()
     assert "adjointbackmap map --layer STR" in re.sub("<[^>]*>", "", commands)

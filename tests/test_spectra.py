@@ -22,7 +22,10 @@ def wave(rows: int, columns: int, down: int, across: int) -> torch.Tensor:
 
 
 def phase(rows: int, columns: int, down: int, across: int) -> torch.Tensor:
-    places = torch.arange(rows).double()[:, None] * down / rows + torch.arange(columns).double() * across / columns
+    places = (
+        torch.arange(rows).double()[:, None] * down / rows
+        + torch.arange(columns).double() * across / columns
+    )
     return 2 * torch.pi * places
 
 
@@ -32,7 +35,9 @@ def plain_amplitude(image: torch.Tensor) -> torch.Tensor:
     amplitude = torch.zeros(rows, columns, dtype=torch.float64)
     for i, down in enumerate(range(-(rows // 2), -(rows // 2) + rows)):
         for j, across in enumerate(range(-(columns // 2), -(columns // 2) + columns)):
-            amplitude[i, j] = (image * torch.exp(-1j * phase(rows, columns, down, across))).sum().abs()
+            amplitude[i, j] = (
+                (image * torch.exp(-1j * phase(rows, columns, down, across))).sum().abs()
+            )
     return amplitude
 
 
@@ -49,7 +54,9 @@ def test_log_amplitude_is_that_of_the_definition(size):
 def test_log_amplitude_of_a_scaled_map_is_the_same():
     """Images and hyperplanes have other units; tiny numbers do not vanish."""
     image = noise(2, 3, 8, 8).float()
-    torch.testing.assert_close(log_amplitude(image * 1e-25), log_amplitude(image), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        log_amplitude(image * 1e-25), log_amplitude(image), atol=1e-4, rtol=1e-4
+    )
     torch.testing.assert_close(mean_frequency(image * 1e-25), mean_frequency(image))
 
 
@@ -75,11 +82,14 @@ def test_shares_sum_to_one(size):
 
 
 @pytest.mark.parametrize(
-    ("size", "down", "across"), [((32, 32), 8, 0), ((32, 32), 3, 12), ((9, 15), 2, 5), ((9, 9), 4, 4), ((8, 8), 4, 4)], ids=str
+    ("size", "down", "across"),
+    [((32, 32), 8, 0), ((32, 32), 3, 12), ((9, 15), 2, 5), ((9, 9), 4, 4), ((8, 8), 4, 4)],
+    ids=str,
 )
 def test_pure_wave_lies_at_its_frequency(size, down, across):
     """All of its energy is in one bin, around its radial frequency."""
-    image, frequency = wave(*size, down, across) + 5, math.hypot(down / size[0], across / size[1])
+    image = wave(*size, down, across) + 5
+    frequency = math.hypot(down / size[0], across / size[1])
     profile = radial_energy(image, bins=10)
     largest = profile.share.argmax()
     width = profile.frequency[1] - profile.frequency[0]
@@ -100,7 +110,8 @@ def test_frequency_itself_is_not_above():
 @pytest.mark.parametrize("size", [(16, 16), (15, 21)], ids=str)
 def test_shares_are_those_of_the_variance(size):
     """Parseval: the share of a part that has its own frequencies is its share of the variance over the pixels."""
-    low, high = 2 * wave(*size, 1, 2) + wave(*size, 2, 0), 0.7 * wave(*size, 6, 5) + 0.2 * wave(*size, 0, 7)
+    low = 2 * wave(*size, 1, 2) + wave(*size, 2, 0)
+    high = 0.7 * wave(*size, 6, 5) + 0.2 * wave(*size, 0, 7)
     image = low + high + 1.5
     expected = high.var(correction=0) / image.var(correction=0)
     torch.testing.assert_close(high_share(image), expected)
@@ -113,7 +124,10 @@ def test_white_noise_has_the_same_energy_at_every_frequency(size):
     """Shares are those of the number of frequencies, within five standard errors."""
     rows, columns = size
     radii = [
-        math.hypot(min(i, rows - i) / rows, min(j, columns - j) / columns) for i in range(rows) for j in range(columns) if i or j
+        math.hypot(min(i, rows - i) / rows, min(j, columns - j) / columns)
+        for i in range(rows)
+        for j in range(columns)
+        if i or j
     ]
     maps = noise(2000, *size)
     cases = (
@@ -132,9 +146,13 @@ def test_maps_are_taken_one_by_one():
         torch.testing.assert_close(function(maps)[1, 2], function(maps[1, 2]))
 
 
-@pytest.mark.parametrize("maps", [torch.zeros(4, 4, dtype=torch.int64), torch.zeros(3), torch.zeros(2, 0, 4)], ids=str)
+@pytest.mark.parametrize(
+    "maps", [torch.zeros(4, 4, dtype=torch.int64), torch.zeros(3), torch.zeros(2, 0, 4)], ids=str
+)
 def test_what_is_no_map_is_refused(maps):
-    with pytest.raises(ValueError, match=r"Maps must be floating numbers of shape \(\.\.\., H, W\)\. Got"):
+    with pytest.raises(
+        ValueError, match=r"Maps must be floating numbers of shape \(\.\.\., H, W\)\. Got"
+    ):
         inspect.unwrap(mean_frequency)(maps)  # the tests' own checks would answer first
 
 
@@ -142,5 +160,8 @@ def test_impossible_bins_and_limits_are_refused():
     with pytest.raises(ValueError, match=r"bins must be at least 1\. Got 0"):
         radial_energy(noise(4, 4), bins=0)
     for above in (-0.1, 0.8):
-        with pytest.raises(ValueError, match=rf"above must be a frequency from 0 to .* 0.7071 cycles per pixel. Got {above}"):
+        with pytest.raises(
+            ValueError,
+            match=rf"above must be a frequency from 0 to .* 0.7071 cycles per pixel. Got {above}",
+        ):
             high_share(noise(4, 4), above=above)

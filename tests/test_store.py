@@ -22,7 +22,9 @@ import adjointbackmap as abm
 from adjointbackmap.files import disk
 from adjointbackmap.planes import store_files as drafts
 
-CHAIN, LAYER, MEMORY = "plain-conv-chain", "2", 20_000
+CHAIN = "plain-conv-chain"
+LAYER = "2"
+MEMORY = 20_000
 ABANDONED = f".{disk._host()}.99999999.1{disk.PARTIAL}"  # as a process has left it that is no more
 SELECTIONS = {
     "all": ("RM2", None),
@@ -69,7 +71,11 @@ def save(chain, tmp_path):
 
 def files(folder):
     """Every file of a folder and what is in it."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def chunks(folder, name="image"):
@@ -79,7 +85,8 @@ def chunks(folder, name="image"):
 
 def assert_same_files(folder, other):
     """The same names with the same bytes."""
-    ours, theirs = files(folder), files(other)
+    ours = files(folder)
+    theirs = files(other)
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if ours[name] != theirs[name]] == []
 
@@ -91,25 +98,36 @@ def assert_same_files(folder, other):
 def test_stored_planes_are_the_planes(chain, save, selection):
     """All of it back as hyperplanes; their inner products without the network."""
     mode, units = SELECTIONS[selection]
-    stored, whole = save(mode=mode, units=units), abm.hyperplanes(chain.network, chain.x, LAYER, mode, units)
+    stored = save(mode=mode, units=units)
+    whole = abm.hyperplanes(chain.network, chain.x, LAYER, mode, units)
     opened = abm.open(stored.path)
     planes = opened.planes(chain.network)
     assert (opened.shape, opened.dims) == (tuple(whole.value.shape), ("n", *whole.units.names))
-    assert (planes.layer, planes.mode, planes.own_bias, planes.scale) == (LAYER, mode, whole.own_bias, 1.0)
+    assert (planes.layer, planes.mode, planes.own_bias, planes.scale) == (
+        LAYER,
+        mode,
+        whole.own_bias,
+        1.0,
+    )
     assert planes.units.names == whole.units.names
     torch.testing.assert_close(planes.units.flat, whole.units.flat)
     for part in ("image", "bias", "value", "x"):
-        torch.testing.assert_close(getattr(planes, part), getattr(whole, part), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            getattr(planes, part), getattr(whole, part), rtol=1e-10, atol=1e-12
+        )
     torch.testing.assert_close(opened.value, whole.value)
     torch.testing.assert_close(opened.reconstruct(), whole.reconstruct(), rtol=1e-10, atol=1e-12)
     assert opened.relative_error().abs().max() < 1e-10
-    torch.testing.assert_close(opened.reconstruct(chain.x[1]), whole.reconstruct(chain.x[1]), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        opened.reconstruct(chain.x[1]), whole.reconstruct(chain.x[1]), rtol=1e-10, atol=1e-12
+    )
     assert opened.damaged() == []
 
 
 def test_some_units_are_read(chain, save):
     """Ints drop their dimension, as everywhere."""
-    stored, whole = save(), abm.hyperplanes(chain.network, chain.x, LAYER, "RM2")
+    stored = save()
+    whole = abm.hyperplanes(chain.network, chain.x, LAYER, "RM2")
     some = stored.planes(chain.network, (1, slice(2, None)), images=1)
     assert some.units.names == ("out_col", "out_channel")
     torch.testing.assert_close(some.image, whole.image[1:, 1, 2:])
@@ -122,22 +140,48 @@ def test_chunks_are_read_one_after_the_other(chain, save):
     stored = save()
     parts = list(stored.iter_planes(chain.network))
     assert len(parts) == len(chunks(stored.path))
-    torch.testing.assert_close(torch.cat([p.value.flatten() for p in parts]), stored.value.flatten())
+    torch.testing.assert_close(
+        torch.cat([p.value.flatten() for p in parts]), stored.value.flatten()
+    )
 
 
 def test_xarray_reads_labelled_dimensions(chain, save):
     """Without a warning, lazily, with the units' places, the patches' corners and the names of the biases."""
     with warnings.catch_warnings(action="error"):
         data = xarray.open_zarr(save().path, chunks=None)
-        assert data["image"].dims == ("n", "out_row", "out_col", "out_channel", "channel", "patch_row", "patch_col")
+        assert data["image"].dims == (
+            "n",
+            "out_row",
+            "out_col",
+            "out_channel",
+            "channel",
+            "patch_row",
+            "patch_col",
+        )
         assert data["bias"].dims == ("n", "out_row", "out_col", "out_channel", "m")
-        assert set(data.coords) == {"out_row", "out_col", "out_channel", "top", "left", "bias_name", "entry"}
+        assert set(data.coords) == {
+            "out_row",
+            "out_col",
+            "out_channel",
+            "top",
+            "left",
+            "bias_name",
+            "entry",
+        }
         unit = data.sel(out_row=2, out_col=1, out_channel=3).isel(n=0)
     planes = abm.hyperplanes(chain.network, chain.x[0], LAYER, "RM2", (2, 1, 3))
-    top, left = int(unit["top"]), int(unit["left"])
-    expected = torch.nn.functional.pad(planes.image[0], (2, 2, 2, 2))[:, 2 + top : 7 + top, 2 + left : 7 + left]
+    top = int(unit["top"])
+    left = int(unit["left"])
+    expected = torch.nn.functional.pad(planes.image[0], (2, 2, 2, 2))[
+        :, 2 + top : 7 + top, 2 + left : 7 + left
+    ]
     np.testing.assert_allclose(unit["image"].values, expected.numpy(), rtol=1e-10, atol=1e-12)
-    assert list(unit["bias_name"].values[:4]) == ["0.bias[0]", "0.bias[1]", "0.bias[2]", "2.bias[0]"]
+    assert list(unit["bias_name"].values[:4]) == [
+        "0.bias[0]",
+        "0.bias[1]",
+        "0.bias[2]",
+        "2.bias[0]",
+    ]
     reconstructed = float((unit["bias"] * unit["b"]).sum()) + float((planes.image * planes.x).sum())
     assert reconstructed == pytest.approx(float(unit["value"]))
 
@@ -147,7 +191,12 @@ def test_it_is_a_zarr_store_of_version_3(save):
     group = zarr.open_group(save().path, mode="r")
     assert group.metadata.zarr_format == 3
     assert group["value"].metadata.dimension_names == ("n", "out_row", "out_col", "out_channel")
-    assert (group.attrs["layer"], group.attrs["mode"], group.attrs["k"], group.attrs["own bias"]) == (LAYER, "RM2", 1.0, True)
+    assert (
+        group.attrs["layer"],
+        group.attrs["mode"],
+        group.attrs["k"],
+        group.attrs["own bias"],
+    ) == (LAYER, "RM2", 1.0, True)
     assert group.attrs["biases"] == {"0.bias": [0, 3], "2.bias": [3, 7]}
     assert len(group.attrs["weights sha256"]) == 64
     assert group.attrs["blocks"]["memory"] == MEMORY
@@ -196,7 +245,8 @@ def kill_at(count, folder):
 def test_a_killed_run_continues_where_it_stopped(save, tmp_path):
     """Killed among the metadata, then twice among the blocks: what is finished stays, and the files are those of one run."""
     unbroken = save(tmp_path / "unbroken", mode="RM4", method="adjoint")
-    folder, last = tmp_path / "planes", len(unbroken.records) - 1
+    folder = tmp_path / "planes"
+    last = len(unbroken.records) - 1
     assert len(files(unbroken.path)) > 140
     finished: dict = {}
     for count in (5, 40, 100):
@@ -204,7 +254,9 @@ def test_a_killed_run_continues_where_it_stopped(save, tmp_path):
         assert len(finished) <= len(seen) < last
         assert finished.items() <= seen.items()
         finished = seen
-        with pytest.raises(ValueError, match=rf"must be complete. Got {len(seen)} of {last} blocks"):
+        with pytest.raises(
+            ValueError, match=rf"must be complete. Got {len(seen)} of {last} blocks"
+        ):
             abm.open(folder)
     assert finished
     save(folder, mode="RM4", method="adjoint")
@@ -234,7 +286,8 @@ def half_written(path):
 @pytest.mark.parametrize("array", ["image", "bias", "value", "x", "top"])
 def test_a_damaged_chunk_is_computed_again(save, tmp_path, harm, array):
     """It is named, and mended alone."""
-    stored, untouched = save(), save(tmp_path / "untouched")
+    stored = save()
+    untouched = save(tmp_path / "untouched")
     chunk = chunks(stored.path, array)[-1]
     others = [path for path in chunks(stored.path) if path != chunk]
     before = [path.stat().st_mtime_ns for path in others]
@@ -249,7 +302,8 @@ def test_a_damaged_chunk_is_computed_again(save, tmp_path, harm, array):
 @pytest.mark.parametrize("name", ["000003.json", "metadata.json"])
 def test_a_damaged_record_is_written_again(save, tmp_path, harm, name):
     """A block is finished when its record says so and its files agree."""
-    stored, untouched = save(), save(tmp_path / "untouched")
+    stored = save()
+    untouched = save(tmp_path / "untouched")
     harm(stored.path / "progress" / name)
     assert stored.damaged()
     save()
@@ -259,7 +313,8 @@ def test_a_damaged_record_is_written_again(save, tmp_path, harm, name):
 @pytest.mark.parametrize("name", ["image/zarr.json", "value/zarr.json"])
 def test_damaged_metadata_is_written_again(save, tmp_path, name):
     """Also where the readers of Zarr would fail on it."""
-    stored, untouched = save(), save(tmp_path / "untouched")
+    stored = save()
+    untouched = save(tmp_path / "untouched")
     truncate(stored.path / name)
     assert stored.damaged() == [name]
     save()
@@ -275,7 +330,9 @@ def test_a_full_disk_is_one_sentence_and_finished_blocks_stay(save, tmp_path, mo
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(0, 0, 3 * 2**20))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(0, 0, 3 * 2**20)
+    )
     message = r"The disk must have room for .*planes, at most 0\.\d MiB more. Got 3.0 MiB free: make room and run the same again"
     with pytest.raises(OSError, match=message):
         save()
@@ -313,7 +370,10 @@ def test_other_hyperplanes_in_the_folder_are_kept(save):
         ({"own_bias": False}, "own bias"),
         ({"dtype": torch.float32}, "images sha256, dtype"),
     ):
-        with pytest.raises(ValueError, match=r"must be a store of the same hyperplanes. Got .*: choose another path") as refusal:
+        with pytest.raises(
+            ValueError,
+            match=r"must be a store of the same hyperplanes. Got .*: choose another path",
+        ) as refusal:
             save(**given)
         named = str(refusal.value).split("of other ")[1].split(": choose")[0].split(", ")
         assert set(differs.split(", ")) <= set(named)
@@ -322,7 +382,8 @@ def test_other_hyperplanes_in_the_folder_are_kept(save):
 
 def test_another_network_or_image_is_refused(chain, traced_case, save):
     """By the hash of the weights and of the images."""
-    stored, other = save(), traced_case("no-bias")
+    stored = save()
+    other = traced_case("no-bias")
     with pytest.raises(ValueError, match="of other images sha256: choose another path"):
         abm.save(stored.path, chain.network, chain.x.flip(0), LAYER, "RM2", memory=MEMORY)
     with pytest.raises(ValueError, match="of other weights sha256"):
@@ -338,7 +399,8 @@ def test_a_folder_of_other_files_is_refused(save, tmp_path):
     (tmp_path / "planes").mkdir()
     (tmp_path / "planes" / "thesis.tex").write_text("a year's work")
     with pytest.raises(
-        ValueError, match=r"must be a new folder or a store of these hyperplanes. Got .*, which holds other files"
+        ValueError,
+        match=r"must be a new folder or a store of these hyperplanes. Got .*, which holds other files",
     ):
         save()
     assert list(files(tmp_path / "planes")) == ["thesis.tex"]
@@ -346,10 +408,12 @@ def test_a_folder_of_other_files_is_refused(save, tmp_path):
 
 def test_more_memory_continues_and_less_is_refused(save, tmp_path):
     """The blocks are those with which the store was begun."""
-    stored, untouched = save(), save(tmp_path / "untouched")
+    stored = save()
+    untouched = save(tmp_path / "untouched")
     truncate(chunks(stored.path)[3])
     with pytest.raises(
-        ValueError, match=r"memory must be at least the 20,000 bytes that .* was begun with. Got 19,000: raise memory"
+        ValueError,
+        match=r"memory must be at least the 20,000 bytes that .* was begun with. Got 19,000: raise memory",
     ):
         save(memory=19_000)
     save(memory=10**6)
@@ -374,12 +438,15 @@ def test_open_of_no_store(tmp_path, content):
     if content is not None:
         (tmp_path / "zarr.json").write_text(content)
     with pytest.raises(
-        FileNotFoundError, match=r"path must be a folder that save or the command map wrote. Got .*, which is none"
+        FileNotFoundError,
+        match=r"path must be a folder that save or the command map wrote. Got .*, which is none",
     ):
         abm.open(tmp_path if content is not None else tmp_path / "nowhere")
 
 
 def test_images_of_another_shape_are_refused(chain, save):
     """An inner product needs the same pixels."""
-    with pytest.raises(ValueError, match=r"x must have shape \(2, 6, 6\) or \(2, 2, 6, 6\). Got \(2, 5, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"x must have shape \(2, 6, 6\) or \(2, 2, 6, 6\). Got \(2, 5, 6\)"
+    ):
         save().reconstruct(chain.x[0, :, :5])

@@ -14,8 +14,22 @@ import adjointbackmap as abm
 from adjointbackmap.files import disk
 from adjointbackmap.planes import storage as store
 
-LAYER, MEMORY = "2", 40_000
-ARRAYS = ("image", "bias", "value", "x", "b", "entry", "bias_name", "top", "left", "out_row", "out_col", "out_channel")
+LAYER = "2"
+MEMORY = 40_000
+ARRAYS = (
+    "image",
+    "bias",
+    "value",
+    "x",
+    "b",
+    "entry",
+    "bias_name",
+    "top",
+    "left",
+    "out_row",
+    "out_col",
+    "out_channel",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +57,14 @@ def save(chain, tmp_path):
 @pytest.fixture(scope="module")
 def whole(chain, tmp_path_factory):
     """The same store, which no test touches."""
-    return abm.save(tmp_path_factory.mktemp("whole") / "planes", chain.network, chain.x, LAYER, "RM2", memory=MEMORY)
+    return abm.save(
+        tmp_path_factory.mktemp("whole") / "planes",
+        chain.network,
+        chain.x,
+        LAYER,
+        "RM2",
+        memory=MEMORY,
+    )
 
 
 @pytest.fixture
@@ -54,7 +75,11 @@ def copied(whole, tmp_path):
 
 def contents(folder):
     """Every file of a folder and what is in it."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def read(path):
@@ -88,9 +113,15 @@ def test_missing_chunk_is_refused_at_open(copied):
     opened = abm.open(copied)
     chunk = next(path for path in sorted((copied / "image" / "c").rglob("*")) if path.is_file())
     chunk.unlink()
-    with pytest.raises(ValueError, match=rf"must be as it was written. Got no file at {chunk}: run the same save or map again"):
+    with pytest.raises(
+        ValueError,
+        match=rf"must be as it was written. Got no file at {chunk}: run the same save or map again",
+    ):
         abm.open(copied)
-    with pytest.raises(ValueError, match=rf"{chunk} must match its checksum. Got no file: run the same save or map again"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{chunk} must match its checksum. Got no file: run the same save or map again",
+    ):
         opened.reconstruct()
 
 
@@ -98,7 +129,9 @@ def test_shortened_chunk_is_refused_at_open(copied):
     """By its size: nothing is read."""
     chunk = next(path for path in sorted((copied / "value" / "c").rglob("*")) if path.is_file())
     os.truncate(chunk, 9)
-    with pytest.raises(ValueError, match=rf"must be as it was written. Got 9 bytes instead of \d+ at {chunk}"):
+    with pytest.raises(
+        ValueError, match=rf"must be as it was written. Got 9 bytes instead of \d+ at {chunk}"
+    ):
         abm.open(copied)
 
 
@@ -122,22 +155,31 @@ def test_missing_chunk_is_not_zero_for_any_reader(copied):
     assert xarray.open_zarr(copied, chunks=None)["value"].isnull().any()
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"zarr.json": 3}', '{"../thesis": "00"}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "null", '{"zarr.json": 3}', '{"../thesis": "00"}', "[" * 100_000]
+)
 @pytest.mark.parametrize("name", ["000001.json", "metadata.json"])
 def test_record_of_nothing_is_not_finished(whole, copied, save, name, text):
     """A block is finished when its record lists all of its files."""
     (copied / "progress" / name).write_text(text)
-    with pytest.raises(ValueError, match=r"must be complete. Got \d of \d blocks in .*: run the same save or map again"):
+    with pytest.raises(
+        ValueError,
+        match=r"must be complete. Got \d of \d blocks in .*: run the same save or map again",
+    ):
         abm.open(copied)
     save()
     assert contents(copied) == contents(whole.path)
 
 
-@pytest.mark.parametrize("text", [b"", b"{}", b"no json", b"\xff\xfe", b'{"attributes": {"blocks": 3}}'])
+@pytest.mark.parametrize(
+    "text", [b"", b"{}", b"no json", b"\xff\xfe", b'{"attributes": {"blocks": 3}}']
+)
 def test_damaged_metadata_does_not_strand_the_blocks(whole, copied, save, text):
     """The same save repairs it, and computes nothing again."""
     (copied / "zarr.json").write_bytes(text)
-    with pytest.raises(ValueError, match=r"zarr.json must match its checksum in .*: run the same save or map again"):
+    with pytest.raises(
+        ValueError, match=r"zarr.json must match its checksum in .*: run the same save or map again"
+    ):
         abm.open(copied)
     before = {path: path.stat().st_mtime_ns for path in copied.glob("progress/0*.json")}
     save()
@@ -148,10 +190,15 @@ def test_damaged_metadata_does_not_strand_the_blocks(whole, copied, save, text):
 def test_damaged_layout_is_told_from_the_real_one(whole, copied, save):
     """A flipped digit of the blocks' shape would shift every block."""
     text = (copied / "zarr.json").read_text()
-    (copied / "zarr.json").write_text(text.replace(f'"memory": {MEMORY}', f'"memory": {MEMORY + 1}'))
+    (copied / "zarr.json").write_text(
+        text.replace(f'"memory": {MEMORY}', f'"memory": {MEMORY + 1}')
+    )
     with pytest.raises(ValueError, match=r"zarr.json must match its checksum"):
         abm.open(copied)
-    with pytest.raises(ValueError, match=r"run the save or map that began the store, with the same arguments, memory too"):
+    with pytest.raises(
+        ValueError,
+        match=r"run the save or map that began the store, with the same arguments, memory too",
+    ):
         save(memory=10**6)
     save()
     assert contents(copied) == contents(whole.path)
@@ -170,7 +217,9 @@ def test_link_out_of_the_store_is_refused(copied, save, tmp_path):
     outside = shutil.move(copied / "image", tmp_path / "elsewhere")
     (copied / "image").symlink_to(outside)
     before = contents(tmp_path / "elsewhere")
-    message = r"must hold its own files. Got .*image, a link to .*elsewhere: put the files in its place"
+    message = (
+        r"must hold its own files. Got .*image, a link to .*elsewhere: put the files in its place"
+    )
     for attempt in (save, lambda: abm.open(copied)):
         with pytest.raises(ValueError, match=message):
             attempt()
@@ -185,7 +234,12 @@ def test_link_out_of_the_store_is_refused(copied, save, tmp_path):
 
 def test_store_of_an_older_version_opens_and_continues(chain, whole, tmp_path, monkeypatch):
     """Without checksums of chunks: its records have those of files, which are compared as well."""
-    older = {key: value for key, value in json.loads((whole.path / "zarr.json").read_text())["attributes"]["blocks"].items()}
+    older = {
+        key: value
+        for key, value in json.loads((whole.path / "zarr.json").read_text())["attributes"][
+            "blocks"
+        ].items()
+    }
     del older["checksum"]
     monkeypatch.setattr(store, "_layout", lambda work: older)
     arguments = (tmp_path / "older", chain.network, chain.x, LAYER, "RM2")
@@ -193,7 +247,9 @@ def test_store_of_an_older_version_opens_and_continues(chain, whole, tmp_path, m
     monkeypatch.undo()
     for record in folder.glob("progress/*.json"):
         seals = json.loads(record.read_text())
-        record.write_text(json.dumps({name: seal["sha256"] for name, seal in seals.items()}, indent=1))
+        record.write_text(
+            json.dumps({name: seal["sha256"] for name, seal in seals.items()}, indent=1)
+        )
     assert "crc32c" not in (folder / "zarr.json").read_text()
     for name, array in read(whole.path).items():
         np.testing.assert_array_equal(read(folder)[name], array)

@@ -43,8 +43,12 @@ def assert_blocks_equal(work, whole):
         torch.testing.assert_close(planes.units.flat, own)
         assert planes.units.names == whole.units.names
         for part in ("image", "bias", "value"):
-            torch.testing.assert_close(getattr(planes, part), getattr(whole, part)[block], rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(planes.reconstruct(), whole.reconstruct()[block], rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(
+                getattr(planes, part), getattr(whole, part)[block], rtol=1e-10, atol=1e-12
+            )
+        torch.testing.assert_close(
+            planes.reconstruct(), whole.reconstruct()[block], rtol=1e-10, atol=1e-12
+        )
     assert (seen == 1).all()
 
 
@@ -86,11 +90,16 @@ def test_every_method_gives_the_same_form(chain, method):
 
 def test_other_arguments_reach_the_blocks(chain):
     """Own bias, k and dtype."""
-    network, x = chain.network, chain.x.float()
+    network = chain.network
+    x = chain.x.float()
     given = {"own_bias": False, "scale": 0.5, "dtype": torch.float32}
     blocks = list(abm.iter_hyperplanes(network, x, "2", "RM2", memory="10kB", **given))
     whole = abm.hyperplanes(network, x, "2", "RM2", **given)
-    assert (blocks[0].own_bias, blocks[0].scale, blocks[0].value.dtype) == (False, 0.5, torch.float32)
+    assert (blocks[0].own_bias, blocks[0].scale, blocks[0].value.dtype) == (
+        False,
+        0.5,
+        torch.float32,
+    )
     found = torch.cat([b.image.flatten(0, -4) for b in blocks])
     torch.testing.assert_close(found, whole.image.flatten(0, -4), rtol=1e-5, atol=1e-6)
 
@@ -100,19 +109,32 @@ def test_blocks_are_whole_rows_and_fit(chain):
     for memory in (10_000, 40_000, 160_000):
         work = stream(Query.of(chain.network, chain.x, "2", "RM2", memory=memory))
         assert work.plan.bytes <= memory // 2
-        assert work.block in {(1, 1, 1, 4), (1, 1, 2, 4), (1, 1, 4, 4), (1, 2, 4, 4), (1, 4, 4, 4), (1, 3, 4, 4), (2, 4, 4, 4)}
+        assert work.block in {
+            (1, 1, 1, 4),
+            (1, 1, 2, 4),
+            (1, 1, 4, 4),
+            (1, 2, 4, 4),
+            (1, 4, 4, 4),
+            (1, 3, 4, 4),
+            (2, 4, 4, 4),
+        }
 
 
 def test_the_estimate_names_number_method_and_size(chain):
     """What the command map shows before it starts."""
     work = stream(Query.of(chain.network, chain.x, "2", "RM2", method="adjoint", memory="10kB"))
     mib = 128 * (2 * 25 + 7 + 1) * 8 / 2**20
-    assert str(work).startswith(f"128 hyperplanes in {len(work.blocks)} block(s), adjoint, at most 0.000")
+    assert str(work).startswith(
+        f"128 hyperplanes in {len(work.blocks)} block(s), adjoint, at most 0.000"
+    )
     assert str(work).endswith(f"at most {mib:.1f} MiB")
 
 
 REFUSED = {
-    "memory": ({"memory": 100}, r"memory must be at least [\d,]+ bytes for one hyperplane of '2'. Got 100: raise memory."),
+    "memory": (
+        {"memory": 100},
+        r"memory must be at least [\d,]+ bytes for one hyperplane of '2'. Got 100: raise memory.",
+    ),
     "memory-text": ({"memory": "much"}, "memory must be a number of bytes or such as '2GiB'"),
     "method": ({"method": "guess"}, "method must be one of .* Got 'guess'"),
     "unit": ({"units": (9, 0, 0)}, "units must lie in"),
@@ -132,13 +154,21 @@ def test_the_memory_that_a_refusal_names_suffices(chain):
     with pytest.raises(ValueError, match="memory must be at least") as refusal:
         stream(Query.of(chain.network, chain.x, "2", "RM4", memory=100))
     least = int(str(refusal.value).split("at least ")[1].split(" bytes")[0].replace(",", ""))
-    assert stream(Query.of(chain.network, chain.x, "2", "RM4", memory=least)).block == (1, 1, 1, 1, 1)
+    assert stream(Query.of(chain.network, chain.x, "2", "RM4", memory=least)).block == (
+        1,
+        1,
+        1,
+        1,
+        1,
+    )
 
 
 def test_a_batch_takes_several_images_in_a_block():
     """Where all units of several images fit, a block is a range of images."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2)).double().eval()
+    model = (
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2)).double().eval()
+    )
     x = torch.rand(7, 3, 2, 2, dtype=torch.float64)
     network = abm.trace(model, x)
     work = stream(Query.of(network, x, "3", "RM0", memory=2 * 3 * 2 * (12 + 7) * 8))

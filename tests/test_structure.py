@@ -35,7 +35,9 @@ def heads(function, **parts):
 
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        model = Net(forward, conv=nn.Conv2d(2, 3, 3), fc=nn.Linear(27, 4), aux=nn.Linear(27, 2), **parts)
+        model = Net(
+            forward, conv=nn.Conv2d(2, 3, 3), fc=nn.Linear(27, 4), aux=nn.Linear(27, 2), **parts
+        )
         return model.double().eval()
 
 
@@ -46,7 +48,9 @@ def conv(function, **parts):
 
 def images(count=2, *shape, seed=0):
     """Some images, always the same."""
-    return torch.randn(count, *(shape or SHAPE), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        count, *(shape or SHAPE), dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def output_error(network, x, **options):
@@ -82,7 +86,8 @@ CHOICES = [
 @pytest.mark.parametrize(("kind", "output", "layer"), CHOICES, ids=lambda part: str(part))
 def test_output_is_chosen_by_name_or_index(kind, output, layer):
     """The network ends at the chosen output; the other head has no layer and no bias in it."""
-    model, x = heads(RETURNS[kind]), images()
+    model = heads(RETURNS[kind])
+    x = images()
     network = abm.trace(model, x, output=output)
     assert list(network.layers) == ["conv", layer, "output"]
     assert network.biases.names == ("conv.bias", f"{layer}.bias")
@@ -99,9 +104,14 @@ def test_everything_works_on_a_chosen_output():
     operator = abm.operator(network, x[:1], "output")
     assert abm.dot_test(operator)["error"] <= 1e-12
     assert abm.dense_test(operator, x[:1])["error"] <= 1e-12
-    assert all(check.scaled <= 1e-12 and check.share == 1 for check in abm.verify(network, x).values())
+    assert all(
+        check.scaled <= 1e-12 and check.share == 1 for check in abm.verify(network, x).values()
+    )
     assert max(abm.audit(network, x).values()) <= 1e-12
-    assert output_error(abm.trace(heads(RETURNS["dict"]).float(), x.float(), output="aux"), x.float()) <= 1e-5
+    assert (
+        output_error(abm.trace(heads(RETURNS["dict"]).float(), x.float(), output="aux"), x.float())
+        <= 1e-5
+    )
 
 
 def test_until_needs_no_choice_of_an_output():
@@ -114,7 +124,8 @@ def test_until_needs_no_choice_of_an_output():
 
 def test_fold_keeps_several_outputs():
     """Folding a network with several outputs leaves each of them what it was."""
-    model, x = heads(lambda net, x: (net.fc(x), net.norm(net.aux(x))), norm=nn.BatchNorm1d(2)), images()
+    model = heads(lambda net, x: (net.fc(x), net.norm(net.aux(x))), norm=nn.BatchNorm1d(2))
+    x = images()
     folded = abm.fold(model, x).model
     assert isinstance(folded.norm, nn.Identity)
     for ours, theirs in zip(folded(x), model(x), strict=True):
@@ -128,7 +139,8 @@ def train_only_head(net, x):
 
 def test_head_for_training_alone_needs_no_choice():
     """Where all outputs but one are None, that one is the network's."""
-    model, x = heads(train_only_head), images()
+    model = heads(train_only_head)
+    x = images()
     network = abm.trace(model, x)
     assert list(network.layers) == ["conv", "fc", "output"]
     assert not any("aux" in name for name in network.biases)
@@ -136,22 +148,38 @@ def test_head_for_training_alone_needs_no_choice():
 
 
 REFUSED_OUTPUTS = {
-    "none-chosen": (RETURNS["tuple"], None, r"must be one of what the model returns: 0, 1\. Got None: choose one with output="),
+    "none-chosen": (
+        RETURNS["tuple"],
+        None,
+        r"must be one of what the model returns: 0, 1\. Got None: choose one with output=",
+    ),
     "no-such-name": (RETURNS["dict"], "fc", r"what the model returns: scores, aux\. Got 'fc'"),
     "no-such-index": (RETURNS["namedtuple"], 2, r"what the model returns: scores, aux\. Got 2"),
     "index-before-the-first": (train_only_head, -3, r"what the model returns: 0\. Got -3"),
     "a-head-that-is-none": (train_only_head, 1, r"what the model returns: 0\. Got 1"),
     "truth-value": (RETURNS["tuple"], True, r"what the model returns: 0, 1\. Got True"),
     "nothing": (lambda net, x: None, None, r"what the model returns: nothing\. Got None"),
-    "nested": (lambda net, x: ((x, x), x), 0, r"The output 0 must be a tensor\. Got tuple: wrap the model"),
+    "nested": (
+        lambda net, x: ((x, x), x),
+        0,
+        r"The output 0 must be a tensor\. Got tuple: wrap the model",
+    ),
     "constant": (
         lambda net, x: (net.fc(x), net.fc.weight),
         1,
         "numbers that depend on the input.*: choose another with output=",
     ),
     "shape-alone": (lambda net, x: torch.ones_like(x), None, "numbers that depend on the input"),
-    "truth-values": (lambda net, x: x > 0, None, r"numbers that depend on the input.* Got \(N, 27\) of torch\.bool"),
-    "a-number": (lambda net, x: net.fc(x).mean(1), None, r"with a dimension beside the batch\. Got \(N\) of torch\.float64"),
+    "truth-values": (
+        lambda net, x: x > 0,
+        None,
+        r"numbers that depend on the input.* Got \(N, 27\) of torch\.bool",
+    ),
+    "a-number": (
+        lambda net, x: net.fc(x).mean(1),
+        None,
+        r"with a dimension beside the batch\. Got \(N\) of torch\.float64",
+    ),
 }
 
 
@@ -173,7 +201,8 @@ def test_unused_parts_are_no_layers_and_no_biases():
         net.wasted(x)
         return net.fc(x)
 
-    model, x = heads(forward, wasted=nn.Linear(27, 5), never=nn.BatchNorm1d(3), scalar=parameter()), images()
+    model = heads(forward, wasted=nn.Linear(27, 5), never=nn.BatchNorm1d(3), scalar=parameter())
+    x = images()
     network = abm.trace(model, x)
     assert list(network.layers) == ["conv", "fc", "output"]
     assert network.biases.names == ("conv.bias", "fc.bias")
@@ -182,7 +211,12 @@ def test_unused_parts_are_no_layers_and_no_biases():
 
 def test_softmax_tail_is_cut_with_until():
     """A classifier that ends in softmax is refused with the name of its module, and works up to the scores."""
-    model, x = nn.Sequential(nn.Flatten(), nn.Linear(50, 4), nn.ReLU(), nn.Linear(4, 3), nn.Softmax(1)).double().eval(), images()
+    model = (
+        nn.Sequential(nn.Flatten(), nn.Linear(50, 4), nn.ReLU(), nn.Linear(4, 3), nn.Softmax(1))
+        .double()
+        .eval()
+    )
+    x = images()
     with pytest.raises(abm.UnsupportedOperation, match=r"Got softmax at 4: .*until="):
         abm.trace(model, x)
     network = abm.trace(model, x, until="3")
@@ -217,7 +251,8 @@ def test_example_of_any_batch_size_gives_the_same_network(count):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = conv(pooled, fc=nn.Linear(3, 4))
-    network, x = abm.trace(model, images(count)), images(5, seed=1)
+    network = abm.trace(model, images(count))
+    x = images(5, seed=1)
     planes = abm.hyperplanes(network, x, "output", "RM0")
     torch.testing.assert_close(planes.value, model(x).detach(), rtol=1e-12, atol=1e-12)
     assert abm.reconstruction_test(planes)["error"] <= 1e-12
@@ -283,7 +318,8 @@ def test_channels_last_model_gives_the_same_hyperplanes(traced_case):
     assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     last = x.contiguous(memory_format=torch.channels_last)
     network = abm.trace(model, last)
-    ours, plain = abm.hyperplanes(network, last, "output", "RM0"), abm.hyperplanes(traced_case(name).network, x, "output", "RM0")
+    ours = abm.hyperplanes(network, last, "output", "RM0")
+    plain = abm.hyperplanes(traced_case(name).network, x, "output", "RM0")
     torch.testing.assert_close(ours.image, plain.image, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(ours.bias, plain.bias, rtol=1e-12, atol=1e-12)
     assert abm.dense_test(abm.operator(network, last, "output"), last)["error"] <= 1e-12
@@ -292,7 +328,8 @@ def test_channels_last_model_gives_the_same_hyperplanes(traced_case):
 
 def test_model_may_write_into_its_input():
     """An in-place operation on the image itself: the network is right, and the user's images are left as they are."""
-    model, x = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(2, 3, 3)).double().eval(), images()
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(2, 3, 3)).double().eval()
+    x = images()
     network = abm.trace(model, x)
     assert output_error(network, x) <= 1e-12
     abm.dense_test(abm.operator(network, x, "output"), x)
@@ -305,13 +342,16 @@ def test_model_may_write_into_its_input():
 def test_model_in_float64_is_computed_in_float64(view_network):
     """Hyperplanes and values are in the model's dtype."""
     planes = abm.hyperplanes(view_network, images(), "output", "RM0")
-    assert {planes.image.dtype, planes.bias.dtype, planes.value.dtype, view_network.dtype} == {torch.float64}
+    assert {planes.image.dtype, planes.bias.dtype, planes.value.dtype, view_network.dtype} == {
+        torch.float64
+    }
 
 
 def test_model_in_float32_is_computed_in_either():
     """In its own dtype, and in float64 on request: then the value is the module's with its parameters cast."""
     model = conv(viewed, fc=nn.Linear(27, 4)).float()
-    network, x = abm.trace(model, images().float()), images().float()
+    network = abm.trace(model, images().float())
+    x = images().float()
     assert output_error(network, x) <= 1e-6
     assert output_error(network, x, dtype=torch.float64) <= 1e-12
 
@@ -368,9 +408,27 @@ def line_of(function, code):
 GRAPH = "The model must be a graph that torch.export can capture"
 RUNS = "The model must run on a batch of the example's shape (N, "
 REFUSED_CODE = {
-    "branch": (GRAPH, branch, "if x.sum() > 0:", "a branch or a shape that depends on the data", "write it with torch.where."),
-    "loop": (GRAPH, loop, "for _ in range(int(x.abs().sum())):", "a branch or a shape that depends on the data", "torch.where."),
-    "error": (RUNS, fails, "return net.parts[0]", "AttributeError: 'Net' object has no attribute 'parts'", "one tensor."),
+    "branch": (
+        GRAPH,
+        branch,
+        "if x.sum() > 0:",
+        "a branch or a shape that depends on the data",
+        "write it with torch.where.",
+    ),
+    "loop": (
+        GRAPH,
+        loop,
+        "for _ in range(int(x.abs().sum())):",
+        "a branch or a shape that depends on the data",
+        "torch.where.",
+    ),
+    "error": (
+        RUNS,
+        fails,
+        "return net.parts[0]",
+        "AttributeError: 'Net' object has no attribute 'parts'",
+        "one tensor.",
+    ),
 }
 
 
@@ -397,14 +455,20 @@ BATCHES = {
 def test_fixed_batch_is_refused_with_what_to_write(why, capfd):
     """A batch size that the code fixes: the message says how it is written, and nothing else is printed."""
     function, example = BATCHES[why]
-    with pytest.raises(ValueError, match=r"fixes the batch: write x\.shape\[0\] in place of len\(x\).* give a batch"):
+    with pytest.raises(
+        ValueError,
+        match=r"fixes the batch: write x\.shape\[0\] in place of len\(x\).* give a batch",
+    ):
         abm.trace(conv(function), example)
     assert capfd.readouterr() == ("", "")
 
 
 NUMBERS = {
     "item": (lambda net, x: net.conv(x) * x.sum((1, 2, 3))[0].item(), "mul"),
-    "boolean-index": (lambda net, x: net.conv(x)[x[:, :1, :3, :3].expand(-1, 3, -1, -1) > 0], "index"),
+    "boolean-index": (
+        lambda net, x: net.conv(x)[x[:, :1, :3, :3].expand(-1, 3, -1, -1) > 0],
+        "index",
+    ),
 }
 
 
@@ -412,17 +476,29 @@ NUMBERS = {
 def test_numbers_read_from_the_data_are_refused(why):
     """A factor or a shape that the image decides is no piecewise-affine operation: it is refused by name."""
     function, op = NUMBERS[why]
-    with pytest.raises(abm.UnsupportedOperation, match=rf"\b{op} \([^)]*number in it is [^)]*read from the data\)"):
+    with pytest.raises(
+        abm.UnsupportedOperation, match=rf"\b{op} \([^)]*number in it is [^)]*read from the data\)"
+    ):
         abm.trace(conv(function), images())
 
 
 REFUSED_MODELS = {
-    "object": (conv(known_object), images(), ValueError, r"in output: return a tensor, a tuple, a dict or a dataclass"),
+    "object": (
+        conv(known_object),
+        images(),
+        ValueError,
+        r"in output: return a tensor, a tuple, a dict or a dataclass",
+    ),
     "buffer": (
         *(conv(lambda net, x: net.conv(x + net.seen.add_(1)), seen=torch.zeros(())), images()),
         *(ValueError, r"must leave its buffers as they are.*changes seen: leave that out"),
     ),
-    "compiled": (torch.compile(nn.Conv2d(2, 3, 3).eval()), images(), TypeError, r"Got OptimizedModule, which is compiled: pass"),
+    "compiled": (
+        torch.compile(nn.Conv2d(2, 3, 3).eval()),
+        images(),
+        TypeError,
+        r"Got OptimizedModule, which is compiled: pass",
+    ),
 }
 
 
@@ -436,9 +512,14 @@ def test_models_of_another_kind_are_refused(why):
 
 def test_other_kinds_are_refused_without_type_checks_too():
     """The tests' own checks would answer first: without them a function and a tuple of inputs are refused in a sentence."""
-    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module\. Got builtin_function_or_method: wrap it in one"):
+    with pytest.raises(
+        TypeError,
+        match=r"must be a torch\.nn\.Module\. Got builtin_function_or_method: wrap it in one",
+    ):
         inspect.unwrap(check_eval)(torch.relu, ValueError)
-    with pytest.raises(TypeError, match=r"must be a torch\.Tensor\. Got tuple: a network has one input"):
+    with pytest.raises(
+        TypeError, match=r"must be a torch\.Tensor\. Got tuple: a network has one input"
+    ):
         inspect.unwrap(batch_of)((images(), images()))
 
 
@@ -447,8 +528,15 @@ def state(model):
     return [
         (
             *(name, module.training, sorted(module.__dict__)),
-            *(len(module._forward_hooks), len(module._forward_pre_hooks), len(module._backward_hooks)),
-            {n: (p.data_ptr(), p._version, p.requires_grad, p.grad) for n, p in module.named_parameters(recurse=False)},
+            *(
+                len(module._forward_hooks),
+                len(module._forward_pre_hooks),
+                len(module._backward_hooks),
+            ),
+            {
+                n: (p.data_ptr(), p._version, p.requires_grad, p.grad)
+                for n, p in module.named_parameters(recurse=False)
+            },
         )
         for name, module in model.named_modules()
     ]
@@ -464,11 +552,14 @@ def several(net, x):
     return net.conv(x), x
 
 
-@pytest.mark.parametrize("function", [branch, fails, known_object, gelu, several], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "function", [branch, fails, known_object, gelu, several], ids=lambda f: f.__name__
+)
 def test_model_is_left_as_it_was_after_a_failure(function):
     """No hook, mode, attribute or gradient stays behind, and the module computes what it did."""
     model = conv(function)
-    before, kernel = state(model), model.conv(images())
+    before = state(model)
+    kernel = model.conv(images())
     with pytest.raises((ValueError, RuntimeError)):
         abm.trace(model, images())
     assert state(model) == before

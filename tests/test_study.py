@@ -37,7 +37,9 @@ def network():
 def study(monkeypatch, tmp_path, network):
     """Run the study over ten images of the sample, of conv1 alone of the convolutions, and tell which images were computed."""
     monkeypatch.setattr(data, "load", lambda *arguments: data.sample()[:10])
-    right, seen, layers = runs.verify_images, [], verification._Study.layers
+    right = runs.verify_images
+    seen = []
+    layers = verification._Study.layers
 
     def spy(network, batch, names, *rest):
         seen.extend(names)
@@ -47,12 +49,16 @@ def study(monkeypatch, tmp_path, network):
     monkeypatch.setattr(verification, "load_subject", loaded)
     monkeypatch.setattr(verification._Study, "network", network)
     monkeypatch.setattr(
-        verification._Study, "layers", lambda self, part: ["conv1"] if part == "convolutions" else layers(self, part)
+        verification._Study,
+        "layers",
+        lambda self, part: ["conv1"] if part == "convolutions" else layers(self, part),
     )
 
     def run(counts=FEW, **arguments):
         seen.clear()
-        return verification.run(tmp_path, [NETWORK], counts, **arguments)["networks"][NETWORK], list(seen)
+        return verification.run(tmp_path, [NETWORK], counts, **arguments)["networks"][
+            NETWORK
+        ], list(seen)
 
     return run
 
@@ -60,7 +66,8 @@ def study(monkeypatch, tmp_path, network):
 @pytest.fixture(scope="module")
 def layers():
     """Tallies of made-up units, three outside."""
-    good, bad = LayerCheck("conv1", 100, 100, 100), LayerCheck("conv1", 100, 97, 98, rounded=3, outside=1e-7)
+    good = LayerCheck("conv1", 100, 100, 100)
+    bad = LayerCheck("conv1", 100, 97, 98, rounded=3, outside=1e-7)
     tally = Tally(LayerCheck("conv1"))
     for check in (good, bad):
         check.signed[19] = 100
@@ -74,16 +81,28 @@ def results(layers):
     entry = {"runs": {"float32": {"convolutions": part}, "float64": {"convolutions": part}}}
     environment = {"cpu": "a processor", "threads": 1, "torch": "2", "python": "3"}
     machines = [environment, {**environment, "gpu": "a card"}]
-    return {"format": 2, "environments": machines, "networks": {"fixup-resnet20-nobias-cifar10": entry}}
+    return {
+        "format": 2,
+        "environments": machines,
+        "networks": {"fixup-resnet20-nobias-cifar10": entry},
+    }
 
 
 def test_every_column_names_a_network_and_its_layers():
     """Layers of the untrained network, but the first; shares as printed."""
     for name, column in COLUMNS.items():
-        kernels = [n.removesuffix(".weight") for n, p in models.build(name).named_parameters() if p.dim() > 1]
+        kernels = [
+            n.removesuffix(".weight")
+            for n, p in models.build(name).named_parameters()
+            if p.dim() > 1
+        ]
         assert list(column.shares) == kernels[1:]
         assert all(99.97 <= share < 100 for share in column.shares.values())
-    assert COLUMNS["resnet20-cifar100"].shares["conv17"] == COLUMNS["resnet20-cifar100"].shares["conv18"] == 99.9705
+    assert (
+        COLUMNS["resnet20-cifar100"].shares["conv17"]
+        == COLUMNS["resnet20-cifar100"].shares["conv18"]
+        == 99.9705
+    )
     assert COLUMNS["vgg7-cifar10"].shares["fc"] == 99.991
 
 
@@ -91,7 +110,9 @@ def test_interval_of_independent_units_is_that_of_wilson():
     """Against the equation whose roots its ends are: |share - p| = z sqrt(p (1 - p) / n)."""
     low, high = interval(10_000, 30, 30, 30)
     for end in (low, high):
-        assert abs(0.997 - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / 10_000), rel=1e-9)
+        assert abs(0.997 - end) == pytest.approx(
+            1.959964 * math.sqrt(end * (1 - end) / 10_000), rel=1e-9
+        )
 
 
 def test_design_effect_is_the_variance_over_that_of_independent_units():
@@ -106,7 +127,8 @@ def test_design_effect_is_the_variance_over_that_of_independent_units():
 def test_interval_holds_the_share_of_all_in_most_of_many_draws():
     """Units that crowd in images: nineteen of twenty intervals have the true share, within chance."""
     generator = torch.Generator().manual_seed(0)
-    crowded, held = torch.tensor([0.0, 0.0, 0.0, 0.04]), 0
+    crowded = torch.tensor([0.0, 0.0, 0.0, 0.04])
+    held = 0
     for _ in range(400):
         shares = crowded[torch.randint(4, (100,), generator=generator)]
         counts = torch.binomial(torch.full((100,), 1000.0), shares, generator)
@@ -119,14 +141,28 @@ def test_study_verifies_every_arithmetic(study, tmp_path, network):
     """Counts of images, the same figures as the library's own verification, float64 exact, folded as accurate; progress."""
     heard = []
     entry, seen = study(report=lambda what, share: heard.append((what, share)))
-    assert {(f"{NETWORK}, convolutions, float64", 1.0), (f"{NETWORK}, fc, float32", 0.0)} < set(heard)
+    assert {(f"{NETWORK}, convolutions, float64", 1.0), (f"{NETWORK}, fc, float32", 0.0)} < set(
+        heard
+    )
     assert all(0 <= share <= 1 for _, share in heard)
     images = data.sample()[:10].by_hash()
-    assert seen == [images.hashes[0], images.hashes[1], images.hashes[0], images.hashes[0]]  # float32, float64, sums in float64
-    ran = {name: {part: found["images"] for part, found in run.items()} for name, run in entry["runs"].items()}
+    assert seen == [
+        images.hashes[0],
+        images.hashes[1],
+        images.hashes[0],
+        images.hashes[0],
+    ]  # float32, float64, sums in float64
+    ran = {
+        name: {part: found["images"] for part, found in run.items()}
+        for name, run in entry["runs"].items()
+    }
     assert ran["float32"] == {"fc": 3, "convolutions": 2}
-    assert set(map(str, (ran[name] for name in ran if name != "float32"))) == {"{'fc': 3, 'convolutions': 1}"}
-    ours = abm.verify(network, images[:2].unit_interval(), ["conv1"], names=images.hashes[:2])["conv1"]
+    assert set(map(str, (ran[name] for name in ran if name != "float32"))) == {
+        "{'fc': 3, 'convolutions': 1}"
+    }
+    ours = abm.verify(network, images[:2].unit_interval(), ["conv1"], names=images.hashes[:2])[
+        "conv1"
+    ]
     layer = entry["runs"]["float32"]["convolutions"]["layers"]["conv1"]
     assert layer["check"] == json.loads(json.dumps(ours.to_dict()))
     assert layer["squares"] >= ours.units - ours.within
@@ -136,7 +172,12 @@ def test_study_verifies_every_arithmetic(study, tmp_path, network):
     assert set(entry["outside alone"]) == {"conv1", "fc"}
     assert [row[0] for row in page.sums_rows(entry).rows] == ["conv1", "fc"]
     assert entry["accuracy"]["trained"] == entry["accuracy"]["folded"]
-    assert json.loads((tmp_path / verification.RESULTS).read_text())["networks"][NETWORK]["orders"]["conv1"]["place"][0] in seen
+    assert (
+        json.loads((tmp_path / verification.RESULTS).read_text())["networks"][NETWORK]["orders"][
+            "conv1"
+        ]["place"][0]
+        in seen
+    )
 
 
 def test_layer_fc_by_rm0_is_as_by_tangents(study, network):
@@ -145,7 +186,11 @@ def test_layer_fc_by_rm0_is_as_by_tangents(study, network):
     images = data.sample()[:10].by_hash()[:1]
     theirs = abm.verify(network, images.unit_interval(), ["fc"], names=images.hashes)["fc"]
     ours = LayerCheck.from_dict(page.layers_of(entry, "float32")["fc"]["check"])
-    assert (ours.units, ours.within, ours.zero) == (theirs.units, theirs.within, theirs.zero) == (10, 10, 0)
+    assert (
+        (ours.units, ours.within, ours.zero)
+        == (theirs.units, theirs.within, theirs.zero)
+        == (10, 10, 0)
+    )
     assert 0 < ours.scaled < 1e-6
 
 
@@ -153,9 +198,18 @@ def test_image_that_is_there_twice_counts_twice(network, tmp_path):
     """In the run that computes it and in the next one."""
     images = data.sample()[[0, 1, 0]]
     terms = runs.terms_of(network, ["fc"])
-    arguments = (network, images.unit_interval(), terms, images.hashes, lambda share: None, tmp_path / "kept.jsonl")
+    arguments = (
+        network,
+        images.unit_interval(),
+        terms,
+        images.hashes,
+        lambda share: None,
+        tmp_path / "kept.jsonl",
+    )
     for _ in range(2):
-        assert sorted(name for name, _ in verification.outputs_verified(*arguments)) == sorted(images.hashes)
+        assert sorted(name for name, _ in verification.outputs_verified(*arguments)) == sorted(
+            images.hashes
+        )
 
 
 def test_later_run_only_adds(study):
@@ -166,7 +220,10 @@ def test_later_run_only_adds(study):
     assert entry["runs"]["float32"]["fc"]["images"] == 4
     again, seen = study(Counts(1, 1, 1))
     assert seen == []
-    assert {part: run["images"] for part, run in again["runs"]["float32"].items()} == {"fc": 4, "convolutions": 3}
+    assert {part: run["images"] for part, run in again["runs"]["float32"].items()} == {
+        "fc": 4,
+        "convolutions": 3,
+    }
     assert page.layers_of(again, "float32") == page.layers_of(entry, "float32")
 
 
@@ -188,7 +245,9 @@ def test_results_alone_are_enough_to_go_on(study, tmp_path):
 def test_machines_are_told_for_each_run(study, monkeypatch):
     """A second machine adds images of the convolutions alone: these were computed on both."""
     study()
-    monkeypatch.setattr(verification, "environment", lambda device: {"cpu": "another", "gpu": device})
+    monkeypatch.setattr(
+        verification, "environment", lambda device: {"cpu": "another", "gpu": device}
+    )
     entry, _ = study(Counts(3, 1, 3))
     ran = {part: run["environments"] for part, run in entry["runs"]["float32"].items()}
     assert ran == {"fc": [0], "convolutions": [0, 1]}
@@ -201,14 +260,17 @@ def test_study_on_cuda_is_computed_there(tmp_path, monkeypatch):
     found = verification.run(tmp_path, [NETWORK], Counts(1, 1, 2), device="cuda")
     entry = found["networks"][NETWORK]
     assert found["environments"][0]["gpu"] == torch.cuda.get_device_name()
-    assert all(layer["check"]["scaled"] < 1e-13 for layer in page.layers_of(entry, "float64").values())
+    assert all(
+        layer["check"]["scaled"] < 1e-13 for layer in page.layers_of(entry, "float64").values()
+    )
     assert set(entry["orders"]) == {f"conv{n}" for n in range(1, 6)}
     assert sum(entry["outside alone"].values()) < 20  # a thousand of an image's would be, in TF32
 
 
 def test_interrupt_keeps_finished_images(study, monkeypatch, tmp_path):
     """Ctrl-C in the second image: the first is in the results, and the next run computes the others alone."""
-    right, second = runs.verify_images, data.sample()[:10].by_hash().hashes[1]
+    right = runs.verify_images
+    second = data.sample()[:10].by_hash().hashes[1]
 
     def stopped(network, batch, names, *rest):
         if second in names:
@@ -219,7 +281,9 @@ def test_interrupt_keeps_finished_images(study, monkeypatch, tmp_path):
         patch.setattr(runs, "verify_images", stopped)
         with pytest.raises(KeyboardInterrupt):
             study()
-    kept = json.loads((tmp_path / verification.RESULTS).read_text())["networks"][NETWORK]["runs"]["float32"]["convolutions"]
+    kept = json.loads((tmp_path / verification.RESULTS).read_text())["networks"][NETWORK]["runs"][
+        "float32"
+    ]["convolutions"]
     assert kept["images"] == 1
     entry, seen = study()
     assert seen[0] == second
@@ -236,7 +300,9 @@ def test_other_numbers_of_images_are_refused(study, count):
 
 def test_unknown_network_is_refused():
     """The message lists the shipped ones."""
-    with pytest.raises(ValueError, match=f"--network must be one of .*{NETWORK}.* Got nothing: leave it out"):
+    with pytest.raises(
+        ValueError, match=f"--network must be one of .*{NETWORK}.* Got nothing: leave it out"
+    ):
         verification.check_networks(["nothing"])
     assert verification.check_networks([NETWORK]) == [NETWORK]
     assert NETWORK in verification.check_networks(None)
@@ -246,7 +312,10 @@ def test_other_files_are_no_results(tmp_path):
     """Neither text nor another JSON."""
     for text in ("no JSON", "[]", '{"format": 0}'):
         (tmp_path / verification.RESULTS).write_text(text)
-        with pytest.raises(ValueError, match=r"must be a file that study verification wrote. Got .*: delete it or name another"):
+        with pytest.raises(
+            ValueError,
+            match=r"must be a file that study verification wrote. Got .*: delete it or name another",
+        ):
             verification.run(tmp_path, [])
 
 
@@ -270,8 +339,11 @@ def test_units_that_the_network_alone_takes_outside(network):
 
 def test_page_has_tables_and_figures(tmp_path, layers):
     """A short row is marked; the rest of the page stays; results and figures lie beside it."""
-    there, found = tmp_path / "there.md", results(layers)
-    there.write_text(f"Before.\n\n{page.PLACE.begin}\n\nearlier tables\n\n{page.PLACE.end}\n\nAfter.\n")
+    there = tmp_path / "there.md"
+    found = results(layers)
+    there.write_text(
+        f"Before.\n\n{page.PLACE.begin}\n\nearlier tables\n\n{page.PLACE.end}\n\nAfter.\n"
+    )
     file = tmp_path / "run" / verification.RESULTS
     file.parent.mkdir()
     file.write_text(json.dumps(found))
@@ -281,8 +353,14 @@ def test_page_has_tables_and_figures(tmp_path, layers):
     assert text.endswith("After.\n")
     assert "earlier tables" not in text
     assert "| conv1 | >= 99.997 | 99.00000 | **short** | 98.50000 |" in text
-    assert "| caption of Fig. 2.5 |  |  | 2 | 0 | 1, 2 | 1 of 1 | 1 of 1 | 98.50000 | 2 | 0 | 1, 2 | 4.0 |" in text
-    assert "Measured on 1: a processor, 1 threads, torch 2, Python 3; 2: a card beside a processor, 1 threads" in text
+    assert (
+        "| caption of Fig. 2.5 |  |  | 2 | 0 | 1, 2 | 1 of 1 | 1 of 1 | 98.50000 | 2 | 0 | 1, 2 | 4.0 |"
+        in text
+    )
+    assert (
+        "Measured on 1: a processor, 1 threads, torch 2, Python 3; 2: a card beside a processor, 1 threads"
+        in text
+    )
     assert "| **short** |" in text
     assert (tmp_path / "results" / verification.RESULTS).read_text() == file.read_text()
     pictures = [path for path in written if path.suffix == ".png"]
@@ -298,7 +376,9 @@ def run(monkeypatch, capsys):
     """Run a command line and return its exit status, output and errors."""
 
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["adjointbackmap", "study", "verification", *map(str, words)])
+        monkeypatch.setattr(
+            sys, "argv", ["adjointbackmap", "study", "verification", *map(str, words)]
+        )
         monkeypatch.setattr(cli.console, "width", 200, raising=False)
         with pytest.raises(SystemExit) as stop:
             cli.main()
@@ -311,7 +391,8 @@ def run(monkeypatch, capsys):
 @pytest.mark.usefixtures("study")
 def test_command_writes_results_and_page(run, tmp_path):
     """From nothing to the page; then the page again from the results alone."""
-    there, out = tmp_path / "docs" / "verification.md", tmp_path / "out"
+    there = tmp_path / "docs" / "verification.md"
+    out = tmp_path / "out"
     there.parent.mkdir()
     there.write_text(f"{page.PLACE.begin}\n{page.PLACE.end}\n")
     words = ("--images", 1, "--images-float64", 1, "--images-fc", 2, "--out", out, "--docs", there)
@@ -321,7 +402,9 @@ def test_command_writes_results_and_page(run, tmp_path):
     assert "verification-vgg7-cifar10-signed.png" in text.replace("\n", "")
     before = there.read_text()
     there.write_text(f"{page.PLACE.begin}\n{page.PLACE.end}\n")
-    status, _, err = run("--results", there.parent / "results" / verification.RESULTS, "--docs", there)
+    status, _, err = run(
+        "--results", there.parent / "results" / verification.RESULTS, "--docs", there
+    )
     assert status == 0, err
     assert there.read_text() == before
 
@@ -334,7 +417,9 @@ def test_command_stopped_still_writes_the_tables(run, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runs, "verify_images", stopped)
-    status, text, err = run("--images", 1, "--images-float64", 1, "--images-fc", 2, "--out", tmp_path / "out")
+    status, text, err = run(
+        "--images", 1, "--images-float64", 1, "--images-fc", 2, "--out", tmp_path / "out"
+    )
     assert status == 130
     assert "finished work is kept" in err
     assert "│ fc " in text
@@ -342,7 +427,8 @@ def test_command_stopped_still_writes_the_tables(run, tmp_path, monkeypatch):
 
 def test_command_ends_with_status_2_if_float64_is_off(run, tmp_path, layers):
     """The page is written all the same."""
-    file, there = tmp_path / "results" / verification.RESULTS, tmp_path / "there.md"
+    file = tmp_path / "results" / verification.RESULTS
+    there = tmp_path / "there.md"
     file.parent.mkdir()
     file.write_text(json.dumps(results(layers)))
     there.write_text(f"{page.PLACE.begin}\n{page.PLACE.end}\n")
@@ -359,7 +445,10 @@ def test_bad_options_are_one_line(run, tmp_path):
     for words, message in (
         (("--docs", tmp_path / "bare.md"), "--docs must be a page with the lines"),
         (("--results", tmp_path / "none.json"), "add --docs PAGE"),
-        (("--results", tmp_path / "none.json", "--docs", tmp_path / "marked.md"), "must be a file that study verification wrote"),
+        (
+            ("--results", tmp_path / "none.json", "--docs", tmp_path / "marked.md"),
+            "must be a file that study verification wrote",
+        ),
         (("--network", "resnet21"), "--network must be one of"),
     ):
         status, _, err = run(*words, "--out", tmp_path / "out")

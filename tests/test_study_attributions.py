@@ -23,7 +23,8 @@ from adjointbackmap.study.attributions import (
 from adjointbackmap.study.setup import Setup, read_json
 
 pytest.importorskip("captum")
-BIASED, PLAIN = "vgg7-cifar10", "vgg7-nobias-cifar10"
+BIASED = "vgg7-cifar10"
+PLAIN = "vgg7-nobias-cifar10"
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,11 @@ def test_sums_are_those_of_a_slow_twin(run, name):
     """One backward pass for an image of the trained network; integrated gradients as a sum over the path's points."""
     setup, _ = run
     hashed, kept = next(iter(found(setup.folder, name)["images"].items()))
-    sample, model = data.sample(), models.load(name)
-    x = models.preprocessing(name)(sample[[sample.hashes.index(hashed)]].unit_interval()).requires_grad_()
+    sample = data.sample()
+    model = models.load(name)
+    x = models.preprocessing(name)(
+        sample[[sample.hashes.index(hashed)]].unit_interval()
+    ).requires_grad_()
     logit = model(x).max()
     (slope,) = torch.autograd.grad(logit, x)
     sums = kept["sums"]
@@ -57,10 +61,13 @@ def test_sums_are_those_of_a_slow_twin(run, name):
     assert sums[WHOLE] == pytest.approx(kept["logit"], rel=1e-4)
     assert sums[FULLGRAD] == pytest.approx(kept["logit"], rel=1e-4)
     nodes, weights = np.polynomial.legendre.leggauss(attributions.STEPS)
-    total, place = 0.0, int(model(x).argmax())
+    total = 0.0
+    place = int(model(x).argmax())
     for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
         point = (x * float(node)).detach().requires_grad_()
-        total += float(weight) * float((x.detach() * torch.autograd.grad(model(point)[0, place], point)[0]).sum())
+        total += float(weight) * float(
+            (x.detach() * torch.autograd.grad(model(point)[0, place], point)[0]).sum()
+        )
     assert sums[INTEGRATED] == pytest.approx(total, rel=1e-3, abs=1e-3)
 
 
@@ -75,7 +82,8 @@ def test_fullgrad_finds_scalars_that_are_no_modules():
             torch.nn.init.normal_(parameter)
     torch.nn.init.normal_(model.fc.weight)
     x = torch.rand(2, 3, 32, 32)
-    network, classes = trace(model, x), torch.tensor([3, 1])
+    network = trace(model, x)
+    classes = torch.tensor([3, 1])
     slopes, biases = attributions.full_gradients(network, x, classes)
     values = model(x).detach()[torch.arange(2), classes]
     pixels = (x * slopes).flatten(1).sum(1)
@@ -90,13 +98,18 @@ def test_finished_images_are_not_computed_again(run, monkeypatch):
     setup, heard = run
     assert heard[-1] == ("attributions", 1.0)
     assert all(0 <= share <= 1 for _, share in heard)
-    seen, right = [], attributions.sums
-    monkeypatch.setattr(attributions, "sums", lambda t, u, images: seen.extend(images.hashes) or right(t, u, images))
+    seen = []
+    right = attributions.sums
+    monkeypatch.setattr(
+        attributions, "sums", lambda t, u, images: seen.extend(images.hashes) or right(t, u, images)
+    )
     monkeypatch.setattr(attributions, "maps", lambda *arguments: pytest.fail("computed again"))
     attributions.compute(setup, lambda what, share: None)
     assert not seen
     assert len(found(setup.folder, BIASED)["images"]) == 4
-    attributions.compute(Setup(setup.folder, (PLAIN,), images=3, sample=True), lambda what, share: None)
+    attributions.compute(
+        Setup(setup.folder, (PLAIN,), images=3, sample=True), lambda what, share: None
+    )
     assert len(seen) == 2
     assert len(read_json(setup.folder / "attributions" / f"{PLAIN}.json")["images"]) == 6
 
@@ -108,21 +121,31 @@ def test_section_needs_the_files_alone(run, monkeypatch):
     monkeypatch.setattr(data, "sample", lambda: pytest.fail("loaded"))
     section = attributions.section(setup.folder)
     claims = [block for block in section.blocks if isinstance(block, Claim)]
-    assert [claim.holds for claim in claims if "part sum" in claim.text or "FullGrad" in claim.text] == [True, True]
+    assert [
+        claim.holds for claim in claims if "part sum" in claim.text or "FullGrad" in claim.text
+    ] == [True, True]
     assert all(name in claims[0].measured for name in (BIASED, PLAIN))
     tables = [block for block in section.blocks if isinstance(block, Table)]
     assert [row[0] for row in tables[0].sheet.rows].count(DIFFERENCE) == 1
     assert {row[0]: row[2] for row in tables[0].sheet.rows}[PRODUCT] == "100.0"
     pictures = [block.path.name for block in section.blocks if isinstance(block, Picture)]
     assert pictures == [f"{PLAIN}-maps.png", f"{BIASED}-maps.png", f"{BIASED}-biases.png"]
-    assert all((setup.folder / "attributions" / name).with_suffix(s).is_file() for name in pictures for s in (".svg", ".npz"))
+    assert all(
+        (setup.folder / "attributions" / name).with_suffix(s).is_file()
+        for name in pictures
+        for s in (".svg", ".npz")
+    )
 
 
 def test_errors_are_relative_to_the_logit():
     """By hand; a method that misses all but one in three images does not hold."""
     others = dict.fromkeys((SALIENCY, FULLGRAD, OF_MODULES), 0.0)
     images = [
-        {"logit": v, "at zero": 0.5, "sums": {PRODUCT: s, INTEGRATED: v - 0.5, IMAGE: 1.0, WHOLE: 1 + v - s, **others}}
+        {
+            "logit": v,
+            "at zero": 0.5,
+            "sums": {PRODUCT: s, INTEGRATED: v - 0.5, IMAGE: 1.0, WHOLE: 1 + v - s, **others},
+        }
         for v, s in {2.0: 2.0, -1.0: 0.0, 4.0: 0.0}.items()
     ]
     errors = attributions.relative_errors(images)

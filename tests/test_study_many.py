@@ -30,7 +30,8 @@ def small():
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory):
     """Two images under both networks."""
-    setup, heard = Setup(tmp_path_factory.mktemp("study"), NETWORKS, images=2, sample=True), []
+    setup = Setup(tmp_path_factory.mktemp("study"), NETWORKS, images=2, sample=True)
+    heard = []
     many.compute(setup, lambda what, share: heard.append(share))
     assert heard[-1] == 1
     assert all(0 <= share <= 1 for share in heard)
@@ -45,10 +46,21 @@ def results(setup, name):
 def made_up(spread=2.0, **changes):
     """A result in which every claim holds."""
     ratios = {
-        f"{before}{m} {part}": spread for before in ("", "control ") for m in ("distances", "variances") for part in many.PARTS
+        f"{before}{m} {part}": spread
+        for before in ("", "control ")
+        for m in ("distances", "variances")
+        for part in many.PARTS
     }
     found = {
-        **{"label": 0, "before": 0, "after": 1, "steps": 2, "l2": 0.4, "linf": 0.008, "fooled": True},
+        **{
+            "label": 0,
+            "before": 0,
+            "after": 1,
+            "steps": 2,
+            "l2": 0.4,
+            "linf": 0.008,
+            "fooled": True,
+        },
         **{"pixels changed": 0.01, "inputs changed": 0.02, "changed": {"image": 0.5, "bias": 0.3}},
         **{"angle": {"image": 60.0, "bias": 9.0}, "median angle": {"image": 50.0, "bias": 8.0}},
         **{"errors": {"H_adv": 1e-6, "H_orig": 0.4}, "class with H_orig": 5, "near kinks": [1, 2]},
@@ -72,15 +84,25 @@ def test_image_has_the_numbers_of_experiment_1_and_3(setup, name):
         }
         assert found["flipped"] == pytest.approx(alone["flipped"], abs=1e-3)
         assert found["gates"] == sum(alone["gates"].values()) == 110_592
-        assert found["gates flipped"] == pytest.approx(sum(s * alone["gates"][n] for n, s in alone["flipped"].items()), abs=5)
+        assert found["gates flipped"] == pytest.approx(
+            sum(s * alone["gates"][n] for n, s in alone["flipped"].items()), abs=5
+        )
         for part, changes in alone["changed"].items():
             assert found["changed"][part] == pytest.approx(changes[found["label"]], rel=1e-2)
-        network, again, rebuilt = (np.array(alone["outputs"][key]) for key in ("network", "H_adv", "H_orig"))
-        assert found["errors"]["H_orig"] == pytest.approx(np.abs(rebuilt - network).max() / np.abs(network).max(), rel=1e-2)
-        assert found["errors"]["H_adv"] < 1e-4 > np.abs(again - network).max() / np.abs(network).max()
+        network, again, rebuilt = (
+            np.array(alone["outputs"][key]) for key in ("network", "H_adv", "H_orig")
+        )
+        assert found["errors"]["H_orig"] == pytest.approx(
+            np.abs(rebuilt - network).max() / np.abs(network).max(), rel=1e-2
+        )
+        assert (
+            found["errors"]["H_adv"] < 1e-4 > np.abs(again - network).max() / np.abs(network).max()
+        )
         assert found["class with H_orig"] == rebuilt.argmax()
         assert set(found["angle"]) == set(alone["changed"])
-    assert found["spread"] == spread_of(trained, one.unit_interval(), found["label"], setup.seed, PATTERNS)  # of the last one
+    assert found["spread"] == spread_of(
+        trained, one.unit_interval(), found["label"], setup.seed, PATTERNS
+    )  # of the last one
 
 
 def test_angles_are_those_between_the_hyperplanes(setup):
@@ -90,7 +112,8 @@ def test_angles_are_those_between_the_hyperplanes(setup):
     one = trained.images[trained.images.hashes.index(image)]
     attacked = many.attacked_pair(trained, one).found.adversarial
     planes = [
-        abm.hyperplanes(trained.network, trained.input(x), "fc", "RM0", scale=SCALE) for x in (one.unit_interval(), attacked)
+        abm.hyperplanes(trained.network, trained.input(x), "fc", "RM0", scale=SCALE)
+        for x in (one.unit_interval(), attacked)
     ]
     for part in many.PARTS:
         before, after = (getattr(p, part)[0].double().flatten(1) for p in planes)
@@ -101,7 +124,8 @@ def test_angles_are_those_between_the_hyperplanes(setup):
 
 def test_stopped_run_goes_on(tmp_path, monkeypatch):
     """Ctrl-C in the third image; then the third alone; more images only add; another seed is another job."""
-    right, seen = {"missing": None}, []
+    right = {"missing": None}
+    seen = []
 
     def spread(trained, pixels, label, seed, patterns):
         if len(seen) == 2 and seen[-1] is not None:
@@ -113,7 +137,10 @@ def test_stopped_run_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(many, "spread_of", spread)
 
     def run(images, seed=0):
-        many.compute(Setup(tmp_path, NETWORKS[:1], images=images, seed=seed, sample=True), lambda what, share: None)
+        many.compute(
+            Setup(tmp_path, NETWORKS[:1], images=images, seed=seed, sample=True),
+            lambda what, share: None,
+        )
         return len(results(Setup(tmp_path, NETWORKS), NETWORKS[0]))
 
     with pytest.raises(KeyboardInterrupt):
@@ -138,9 +165,17 @@ def test_section_is_made_of_the_files_alone(setup, monkeypatch):
     assert "vgg7-cifar10: 2 of 2 images" in section.ran[1]
     pictures = [block.path for block in section.blocks if isinstance(block, Picture)]
     assert [path.stem for path in pictures] == ["flipped-cifar10", "angles", "spread"]
-    assert all((setup.folder / path.with_suffix(f".{kind}")).is_file() for path in pictures for kind in ("png", "svg", "npz"))
+    assert all(
+        (setup.folder / path.with_suffix(f".{kind}")).is_file()
+        for path in pictures
+        for kind in ("png", "svg", "npz")
+    )
     angles = np.load(setup.folder / many.KEY / "angles.npz")
-    assert sorted(angles) == ["vgg7-cifar10 bias", "vgg7-cifar10 image", "vgg7-nobias-cifar10 image"]
+    assert sorted(angles) == [
+        "vgg7-cifar10 bias",
+        "vgg7-cifar10 image",
+        "vgg7-nobias-cifar10 image",
+    ]
     (table,) = [block for block in section.blocks if isinstance(block, Table)]
     rows = {row[0]: row[1:] for row in table.sheet.rows}
     assert rows["images"] == ["2", "2"]
@@ -151,8 +186,14 @@ def test_section_is_made_of_the_files_alone(setup, monkeypatch):
 
 def test_table_counts_failures_and_leaves_them_out():
     """Medians are those of the other images."""
-    nothing = {**made_up(None)["spread"], "missing": "only 0 of 3 adversarial patterns could be made"}
-    few = {**made_up(None)["spread"], "missing": "only 1 of 3 Gaussian patterns, 2 of 3 control patterns could be made"}
+    nothing = {
+        **made_up(None)["spread"],
+        "missing": "only 0 of 3 adversarial patterns could be made",
+    }
+    few = {
+        **made_up(None)["spread"],
+        "missing": "only 1 of 3 Gaussian patterns, 2 of 3 control patterns could be made",
+    }
     found = [
         made_up(),
         made_up(4.0),
@@ -172,14 +213,22 @@ def test_claims_weigh_most_images():
     good = [made_up() for _ in range(20)]
     bad = [
         made_up(
-            0.5, **{"errors": {"H_adv": 0.1, "H_orig": 0.0}, "class with H_orig": 1, "inputs changed": 0.6, "gates flipped": 2}
+            0.5,
+            **{
+                "errors": {"H_adv": 0.1, "H_orig": 0.0},
+                "class with H_orig": 1,
+                "inputs changed": 0.6,
+                "gates flipped": 2,
+            },
         )
         for _ in range(20)
     ]
     assert [claim.holds for claim in many.claims({"a": good})] == [True] * 8
     assert [claim.holds for claim in many.claims({"a": good, "b": bad})] == [False] * 8
     assert [claim.holds for claim in many.claims({"a": good + bad})] == [False] + [None] * 7
-    assert [claim.holds for claim in many.claims({"a": [made_up(None, fooled=False)]})] == [None] * 4
+    assert [claim.holds for claim in many.claims({"a": [made_up(None, fooled=False)]})] == [
+        None
+    ] * 4
     assert "a: 20 of 20 (84 to 100 %)" in list(many.claims({"a": good}))[1].measured
 
 
@@ -187,5 +236,7 @@ def test_section_of_nothing_is_none(tmp_path: Path):
     """No results, or none that is finished."""
     assert many.section(tmp_path) is None
     (tmp_path / many.KEY).mkdir()
-    (tmp_path / many.KEY / f"{NETWORKS[0]}.json").write_text('{"job": {}, "asked": 3, "images": {}}')
+    (tmp_path / many.KEY / f"{NETWORKS[0]}.json").write_text(
+        '{"job": {}, "asked": 3, "images": {}}'
+    )
     assert many.section(tmp_path) is None

@@ -45,8 +45,10 @@ def section(setup):
 @pytest.fixture(params=NETWORKS)
 def case(request, setup):
     """A network with its results, its module, and the input before and after the attack."""
-    trained, image = setup.trained(request.param), setup.one(request.param)
-    pixels, subject = image.unit_interval(), trained.subject
+    trained = setup.trained(request.param)
+    image = setup.one(request.param)
+    pixels = image.unit_interval()
+    subject = trained.subject
     attack = study_attack(1, pixels, subject.prepare)
     attacked = basic_iterative(subject.module, pixels, image.labels, attack, subject.prepare)
     found = read_json(setup.folder / noise.KEY / f"{request.param}.json")
@@ -55,25 +57,41 @@ def case(request, setup):
 
 def gradients(module, x, of, layer=None):
     """Hyperplanes by autograd: of all outputs, or of a layer's channels, by the input and by the convolutions' biases."""
-    x, kept = x.clone().requires_grad_(), []
+    x = x.clone().requires_grad_()
+    kept = []
     biases = [p for n, p in module.named_parameters() if n.endswith("bias")]
-    hook = module.get_submodule(layer).register_forward_hook(lambda m, i, o: kept.append(o)) if layer else None
+    hook = (
+        module.get_submodule(layer).register_forward_hook(lambda m, i, o: kept.append(o))
+        if layer
+        else None
+    )
     units = of(module(x)[0] if hook is None else (module(x), kept[0][0])[1])
     if hook:
         hook.remove()
-    rows = [torch.autograd.grad(unit, [x, *biases], retain_graph=True, materialize_grads=True) for unit in units]
+    rows = [
+        torch.autograd.grad(unit, [x, *biases], retain_graph=True, materialize_grads=True)
+        for unit in units
+    ]
     bias = [torch.cat([torch.zeros(0), *(g.flatten() for g in row[1:])]) for row in rows]
-    return torch.stack([row[0][0] for row in rows]), torch.stack(bias), torch.cat([torch.zeros(0), *biases]).detach()
+    return (
+        torch.stack([row[0][0] for row in rows]),
+        torch.stack(bias),
+        torch.cat([torch.zeros(0), *biases]).detach(),
+    )
 
 
 def preactivations(module, x):
     """Output of every convolution, and the magnitudes of the terms that it was summed from."""
-    kept, hooks = {}, []
+    kept = {}
+    hooks = []
 
     def hear(name):
         def keep(conv, inputs, output):
             sizes = functional.conv2d(
-                inputs[0].abs(), conv.weight.abs(), conv.bias if conv.bias is None else conv.bias.abs(), padding=1
+                inputs[0].abs(),
+                conv.weight.abs(),
+                conv.bias if conv.bias is None else conv.bias.abs(),
+                padding=1,
             )
             kept[name] = (output, sizes)
 
@@ -99,12 +117,16 @@ def test_outputs_and_changes_are_those_of_autograd(case):
         assert outputs["network"] == pytest.approx(module(attacked)[0].tolist(), rel=1e-5)
         assert outputs["original"] == pytest.approx(module(x)[0].tolist(), rel=1e-5)
     assert outputs["H_adv"] == pytest.approx(outputs["network"], abs=1e-4)
-    assert outputs["H_orig"] == pytest.approx(((image * attacked).flatten(1).sum(1) + bias @ b).tolist(), abs=1e-4)
+    assert outputs["H_orig"] == pytest.approx(
+        ((image * attacked).flatten(1).sum(1) + bias @ b).tolist(), abs=1e-4
+    )
     changed = (after - image).flatten(1).norm(dim=1) / image.flatten(1).norm(dim=1)
     assert found["changed"]["image"] == pytest.approx(changed.tolist(), rel=1e-3)
     assert list(found["changed"]) == (["image", "bias"] if len(b) else ["image"])
     if len(b):
-        assert found["changed"]["bias"] == pytest.approx(((bias_after - bias).norm(dim=1) / bias.norm(dim=1)).tolist(), rel=1e-3)
+        assert found["changed"]["bias"] == pytest.approx(
+            ((bias_after - bias).norm(dim=1) / bias.norm(dim=1)).tolist(), rel=1e-3
+        )
 
 
 def test_difference_begins_at_conv1(case):
@@ -112,13 +134,23 @@ def test_difference_begins_at_conv1(case):
     found, module, x, attacked = case
     assert found["layers"]["conv0"] == {"image": 0.0, "bias": None}
     for layer in ("conv1", "conv2"):
-        parts = [gradients(module, z, lambda output: output.sum((1, 2)), layer) for z in (x, attacked)]
-        for part, (before, after) in zip(("image", "bias"), list(zip(*parts, strict=True))[:2], strict=True):
-            if part == "bias" and before.numel():  # without the layer's own, 1,024 or 256 for each of its channels
+        parts = [
+            gradients(module, z, lambda output: output.sum((1, 2)), layer) for z in (x, attacked)
+        ]
+        for part, (before, after) in zip(
+            ("image", "bias"), list(zip(*parts, strict=True))[:2], strict=True
+        ):
+            if (
+                part == "bias" and before.numel()
+            ):  # without the layer's own, 1,024 or 256 for each of its channels
                 own = 32 * (int(layer[-1]) + 1) if layer == "conv1" else 128
-                before, after = (t[:, : own - (32 if layer == "conv1" else 64)] for t in (before, after))
+                before, after = (
+                    t[:, : own - (32 if layer == "conv1" else 64)] for t in (before, after)
+                )
             if before.numel():
-                assert found["layers"][layer][part] == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-3)
+                assert found["layers"][layer][part] == pytest.approx(
+                    float((after - before).norm() / before.norm()), rel=1e-3
+                )
             else:
                 assert found["layers"][layer][part] is None
     assert list(found["layers"]) == [*(f"conv{i}" for i in range(6)), "fc"]
@@ -127,12 +159,19 @@ def test_difference_begins_at_conv1(case):
 def test_gates_are_counted_one_by_one(case):
     """Signs before and after; those nearer to zero than 16 eps of their terms."""
     found, module, x, attacked = case
-    before, after = preactivations(module, x), preactivations(module, attacked)
+    before = preactivations(module, x)
+    after = preactivations(module, attacked)
     for layer, share in found["flipped"].items():
-        (first, sizes), (second, sizes_after) = before[layer], after[layer]
+        (first, sizes) = before[layer]
+        (second, sizes_after) = after[layer]
         assert found["gates"][layer] == first.numel()
-        assert share == pytest.approx(float(((first > 0) != (second > 0)).double().mean()), abs=1.1 / first.numel())
-        near = [int((c.abs() <= 16 * 2.0**-23 * s).sum()) for c, s in ((first, sizes), (second, sizes_after))]
+        assert share == pytest.approx(
+            float(((first > 0) != (second > 0)).double().mean()), abs=1.1 / first.numel()
+        )
+        near = [
+            int((c.abs() <= 16 * 2.0**-23 * s).sum())
+            for c, s in ((first, sizes), (second, sizes_after))
+        ]
         assert found["near kinks"][layer] == pytest.approx(near, abs=1)
 
 
@@ -141,10 +180,16 @@ def test_kernels_are_those_that_change_most(setup, case):
     found, _, x, attacked = case
     name = found["settings"]["network"]
     arrays = np.load(setup.folder / noise.KEY / f"{name}.npz")
-    planes = [abm.hyperplanes(setup.trained(name).network, z, "conv1", "RM3", scale=SCALE).image[0] for z in (x, attacked)]
+    planes = [
+        abm.hyperplanes(setup.trained(name).network, z, "conv1", "RM3", scale=SCALE).image[0]
+        for z in (x, attacked)
+    ]
     change = planes[1] - planes[0]
-    rows, columns = arrays["in_channels"], arrays["out_channels"]
-    torch.testing.assert_close(torch.from_numpy(arrays["kernels"]), change[rows][:, columns], rtol=1e-4, atol=1e-5)
+    rows = arrays["in_channels"]
+    columns = arrays["out_channels"]
+    torch.testing.assert_close(
+        torch.from_numpy(arrays["kernels"]), change[rows][:, columns], rtol=1e-4, atol=1e-5
+    )
     by_row = change.flatten(1).norm(dim=1)
     assert by_row[rows].min() >= np.delete(by_row.numpy(), rows).max()
     alive = planes[0].flatten(2).norm(dim=2) > 0
@@ -168,17 +213,26 @@ class Residual(torch.nn.Module):
 def test_gates_that_precision_flips_are_near_their_kink():
     """Units that are zero but for rounding, which float64 sets otherwise; gates are named after the convolution before them."""
     torch.manual_seed(0)
-    model, x = Residual().eval(), torch.full((1, 3, 32, 32), 0.3)
+    model = Residual().eval()
+    x = torch.full((1, 3, 32, 32), 0.3)
     with torch.no_grad():
         model.conv0.bias -= model.conv0(x)[0, :, 16, 16]
     network = abm.trace(model, x)
-    patterns = [abm.record_pattern(network, x, dtype=dtype) for dtype in (torch.float32, torch.float64)]
-    near, counts = near_kinks(network, x), gate_counts(patterns[0])
+    patterns = [
+        abm.record_pattern(network, x, dtype=dtype) for dtype in (torch.float32, torch.float64)
+    ]
+    near = near_kinks(network, x)
+    counts = gate_counts(patterns[0])
     assert counts == {"conv0": 32768, "conv1": 32768}
-    differ = [int((a[0] != b[0].float()).sum()) for a, b in zip(*(p.gates.values() for p in patterns), strict=True)]
+    differ = [
+        int((a[0] != b[0].float()).sum())
+        for a, b in zip(*(p.gates.values() for p in patterns), strict=True)
+    ]
     assert differ[0] > 0
     assert all(count <= int(near[layer]) for layer, count in zip(counts, differ, strict=True))
-    assert int(near["conv0"]) == pytest.approx(32 * 30 * 30, abs=60)  # all but those at the edge, where zeros are padded
+    assert int(near["conv0"]) == pytest.approx(
+        32 * 30 * 30, abs=60
+    )  # all but those at the edge, where zeros are padded
     assert near_kinks(network, x, 1e9)["conv1"].tolist() == [32768]
 
 
@@ -192,7 +246,8 @@ def test_flipped_takes_patterns_of_one_kind(setup):
 
 def test_changes_and_angles():
     """Against their plain equations; undefined where both are zero."""
-    before, after = torch.randn(2, 5, 7), torch.randn(2, 5, 7)
+    before = torch.randn(2, 5, 7)
+    after = torch.randn(2, 5, 7)
     cosine = functional.cosine_similarity(before.double().flatten(1), after.double().flatten(1))
     torch.testing.assert_close(angles(before, after, 1), cosine.arccos().rad2deg())
     assert angles(before, -before, 1).tolist() == pytest.approx([180.0, 180.0])
@@ -207,7 +262,10 @@ def test_second_run_computes_nothing(setup, monkeypatch):
     assert calls == []
     other = Setup(setup.folder, NETWORKS[:1], image="frog", sample=True)
     kept = {path: path.read_bytes() for path in (setup.folder / noise.KEY).glob(f"{NETWORKS[0]}.*")}
-    with pytest.raises(ValueError, match=r"Got others \(image [0-9a-f]+..., not [0-9a-f]+...\): name another folder"):
+    with pytest.raises(
+        ValueError,
+        match=r"Got others \(image [0-9a-f]+..., not [0-9a-f]+...\): name another folder",
+    ):
         noise.compute(other, lambda what, share: None)
     assert calls == []
     assert all(path.read_bytes() == content for path, content in kept.items())
@@ -222,23 +280,34 @@ def test_section_tells_tables_pictures_and_claims(setup, section):
     assert f"{NETWORKS[0]}-bias" not in pictures
     assert len(set(pictures)) == len(pictures) == 8
     for stem in pictures:
-        assert all((setup.folder / noise.KEY / f"{stem}.{kind}").is_file() for kind in ("png", "svg", "npz"))
+        assert all(
+            (setup.folder / noise.KEY / f"{stem}.{kind}").is_file()
+            for kind in ("png", "svg", "npz")
+        )
     tables = [block for block in section.blocks if isinstance(block, Table)]
     assert [len(t.sheet.rows) for t in tables] == [10, 7, 10, 7]
-    assert [t.published.title for t in tables if t.published] == ["Table 4.1: horse", "Table 4.3: bird"]
+    assert [t.published.title for t in tables if t.published] == [
+        "Table 4.1: horse",
+        "Table 4.3: bird",
+    ]
     assert "**14.794**" in tables[2].published.rows[3]
     claims = [block for block in section.blocks if isinstance(block, Claim)]
     assert len(claims) == 13
     assert [c.holds for c in claims if "reproduce" in c.text] == [True, True]
-    assert next(c.published for c in claims if "changes the class" in c.text) == "horse becomes dog (Table 4.1)"
+    assert (
+        next(c.published for c in claims if "changes the class" in c.text)
+        == "horse becomes dog (Table 4.1)"
+    )
 
 
 def test_claims_fail_where_numbers_do(setup):
     """Results that say the contrary."""
     found = copy.deepcopy(read_json(setup.folder / noise.KEY / f"{NETWORKS[1]}.json"))
     outputs = found["outputs"]
-    outputs["H_orig"], outputs["H_adv"] = outputs["network"], outputs["original"]
-    found["attack"]["fooled"], found["changed"] = False, {"image": [1.0, 1e-6], "bias": [1e-6]}
+    outputs["H_orig"] = outputs["network"]
+    outputs["H_adv"] = outputs["original"]
+    found["attack"]["fooled"] = False
+    found["changed"] = {"image": [1.0, 1e-6], "bias": [1e-6]}
     found["layers"]["conv1"]["image"] = 0.0
     assert [claim.holds for claim in noise.claims(NETWORKS[1], found)] == [False] * 7
 
@@ -264,11 +333,22 @@ def test_section_of_nothing_is_none(tmp_path: Path):
 
 def test_published_tables_are_as_their_captions_say():
     """The class that each network predicts; H_adv reproduces, H_orig does not."""
-    winners = {"4.1": ("dog", "dog"), "4.2": ("dog", "cat"), "4.3": ("cat", "dog"), "4.4": ("deer", "deer")}
+    winners = {
+        "4.1": ("dog", "dog"),
+        "4.2": ("dog", "cat"),
+        "4.3": ("cat", "dog"),
+        "4.4": ("deer", "deer"),
+    }
     for name, table in OUTPUTS.items():
         network, adversarial, original = table.numbers
         assert len(network) == 10
-        assert noise.largest_error(adversarial, network) < 3e-4 < noise.largest_error(original, network)
-        shown = tuple(data.CIFAR10_CLASSES[int(np.argmax(column))] for column in (network, original))
+        assert (
+            noise.largest_error(adversarial, network)
+            < 3e-4
+            < noise.largest_error(original, network)
+        )
+        shown = tuple(
+            data.CIFAR10_CLASSES[int(np.argmax(column))] for column in (network, original)
+        )
         assert shown == winners.get(table.source.split()[1], ("airplane", "ship"))
         assert table.label == ("horse" if "nobias" in name else "bird")

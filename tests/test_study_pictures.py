@@ -16,7 +16,8 @@ from adjointbackmap.study.pictures import run as pictures
 from adjointbackmap.study.pictures.tables import claims, region_table, sparsity_table
 from adjointbackmap.study.setup import Setup, read_json
 
-BIASED, PLAIN = "vgg7-cifar10", "vgg7-nobias-cifar10"
+BIASED = "vgg7-cifar10"
+PLAIN = "vgg7-nobias-cifar10"
 
 
 @pytest.fixture(scope="module")
@@ -62,20 +63,30 @@ def test_images_are_the_first_that_every_network_knows(run):
     setup, _ = run
     sample = data.sample().by_hash()
     known = setup.trained(BIASED).known & setup.trained(PLAIN).known
-    ships, frogs = ((known & (sample.labels == label)).nonzero().flatten().tolist() for label in (8, 6))
+    ships, frogs = (
+        (known & (sample.labels == label)).nonzero().flatten().tolist() for label in (8, 6)
+    )
     expected = [sample.hashes[i] for i in (*ships[:2], frogs[0])]
-    assert kept(run, BIASED)["settings"]["images"] == kept(run, PLAIN)["settings"]["images"] == expected
+    assert (
+        kept(run, BIASED)["settings"]["images"]
+        == kept(run, PLAIN)["settings"]["images"]
+        == expected
+    )
 
 
 def test_too_few_images_are_refused(run, monkeypatch):
     monkeypatch.setitem(pictures.SHOWN, "cifar10", ("ship",) * 30)
-    with pytest.raises(ValueError, match=r"There must be 30 test images of a ship that every shipped network knows. Got \d+: "):
+    with pytest.raises(
+        ValueError,
+        match=r"There must be 30 test images of a ship that every shipped network knows. Got \d+: ",
+    ):
         pictures.shown_images(run[0], BIASED)
 
 
 def test_two_ships_differ_as_a_slow_twin_says(run):
     """By autograd on the trained network."""
-    sample, model = data.sample(), models.load(BIASED)
+    sample = data.sample()
+    model = models.load(BIASED)
     slopes = []
     for hashed in kept(run, BIASED)["settings"]["images"][:2]:
         x = sample[[sample.hashes.index(hashed)]].unit_interval().requires_grad_()
@@ -93,24 +104,36 @@ def test_two_ships_differ_as_a_slow_twin_says(run):
 def test_spectra_over_many_are_those_of_each_image(run):
     """Slow twin: each image alone, and its energy by a loop over the frequencies of one channel."""
     setup, _ = run
-    many, found = setup.many(BIASED), kept(run, BIASED)["many"]
+    many = setup.many(BIASED)
+    found = kept(run, BIASED)["many"]
     for n in range(len(many)):
         shares = []
         for channel in many[n].unit_interval()[0]:
             energy = torch.fft.fft2(channel).abs().square()
             energy[0, 0] = 0
             rows = torch.fft.fftfreq(32)
-            high = [(i, j) for i in range(32) for j in range(32) if float(rows[i]) ** 2 + float(rows[j]) ** 2 > 1 / 16]
+            high = [
+                (i, j)
+                for i in range(32)
+                for j in range(32)
+                if float(rows[i]) ** 2 + float(rows[j]) ** 2 > 1 / 16
+            ]
             shares.append(float(sum(energy[i, j] for i, j in high) / energy.sum()))
         assert found["high"]["images"][n] == pytest.approx(sum(shares) / 3, rel=1e-3)
     x = setup.trained(BIASED).input(many.unit_interval()).requires_grad_()
     scores = models.load(BIASED)(x)
-    slopes = torch.autograd.grad(scores.gather(1, many.labels[:, None]).sum(), x)[0].flatten(1).double()
+    slopes = (
+        torch.autograd.grad(scores.gather(1, many.labels[:, None]).sum(), x)[0].flatten(1).double()
+    )
     between = {"one class": [], "two classes": []}
     for i, j in ((0, 1), (0, 2), (1, 2)):
         cosine = slopes[i] @ slopes[j] / (slopes[i].norm() * slopes[j].norm())
-        between["one class" if many.labels[i] == many.labels[j] else "two classes"].append(float(cosine.acos().rad2deg()))
-    assert found["angles"]["two classes"]["median"] == pytest.approx(statistics.median(between["two classes"]), rel=1e-3)
+        between["one class" if many.labels[i] == many.labels[j] else "two classes"].append(
+            float(cosine.acos().rad2deg())
+        )
+    assert found["angles"]["two classes"]["median"] == pytest.approx(
+        statistics.median(between["two classes"]), rel=1e-3
+    )
 
 
 def test_positions_are_pairs_of_whole_fields(run):
@@ -118,13 +141,17 @@ def test_positions_are_pairs_of_whole_fields(run):
     found, deeper = kept(run, BIASED)["positions"]
     assert (found["layer"], deeper["layer"]) == ("conv1", "conv3")
     assert 2 <= found["positions"] <= 28**2
-    assert 0 <= found["angles"]["low"] <= found["angles"]["median"] <= found["angles"]["high"] <= 180
+    assert (
+        0 <= found["angles"]["low"] <= found["angles"]["median"] <= found["angles"]["high"] <= 180
+    )
 
 
 def test_positions_are_spread_evenly(monkeypatch):
     """Every third of twenty from the second on; all of six."""
     monkeypatch.setattr(panels, "SIDE", 8)
-    network = abm.trace(torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3, padding=1)).eval(), torch.zeros(1, 1, 20, 6))
+    network = abm.trace(
+        torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3, padding=1)).eval(), torch.zeros(1, 1, 20, 6)
+    )
     rows, columns = panels.positions(network.layers["0"])
     assert list(range(20)[rows]) == [1, 4, 7, 10, 13, 16, 19]
     assert list(range(6)[columns]) == [0, 1, 2, 3, 4, 5]
@@ -137,7 +164,11 @@ def test_region_of_an_image_is_told_by_norm(traced_case):
     told = surroundings.beside(found)
     for norm in ("l2", "linf"):
         nearest = found.boundaries[norm][0]
-        assert told[norm]["boundary"] == min(b.distance for b in found.boundaries[norm]) == nearest.distance
+        assert (
+            told[norm]["boundary"]
+            == min(b.distance for b in found.boundaries[norm])
+            == nearest.distance
+        )
         assert told[norm]["kink"] == found.kinks[norm].distance
         assert told[norm]["in region"] == nearest.in_region
     json.dumps(told)
@@ -156,7 +187,9 @@ def test_finished_work_is_not_done_again(run, fast, monkeypatch):
     assert len(fast) == 8
     assert kept(run, BIASED) == before
     with pytest.raises(ValueError, match=r"Got others \(many .*\): name another folder"):
-        pictures.compute(Setup(setup.folder, (PLAIN,), images=4, sample=True), lambda what, share: None)
+        pictures.compute(
+            Setup(setup.folder, (PLAIN,), images=4, sample=True), lambda what, share: None
+        )
 
 
 def test_section_needs_the_files_alone(run, monkeypatch):
@@ -175,8 +208,14 @@ def test_section_needs_the_files_alone(run, monkeypatch):
     assert f"{BIASED}-bias-parts.png" in names
     assert f"{PLAIN}-bias-parts.png" not in names
     assert len(names) == len(set(names)) == 5 + 12 + 11
-    assert {f"{BIASED}-RM{mode}-conv{layer}.png" for mode in (1, 2, 3, 4) for layer in (1, 4)} < set(names)
-    assert all((setup.folder / picture.path).with_suffix(s).is_file() for picture in shown for s in (".png", ".svg", ".npz"))
+    assert {
+        f"{BIASED}-RM{mode}-conv{layer}.png" for mode in (1, 2, 3, 4) for layer in (1, 4)
+    } < set(names)
+    assert all(
+        (setup.folder / picture.path).with_suffix(s).is_file()
+        for picture in shown
+        for s in (".png", ".svg", ".npz")
+    )
     assert [picture.published for picture in shown[:3]] == ["Fig. 2.8", "Fig. 2.9", "Fig. 2.10"]
 
 
@@ -196,7 +235,10 @@ def test_claims_that_numbers_do_not_bear_out_do_not_hold(run):
     assert [claim.holds for claim in told] == [False] * 7
     assert "larger for 33.3 % of 3 images" in told[1].measured
     assert "all-zero RM4 hyperplanes in 0 of 1 layers" in told[5].measured
-    assert "20 (20 to 20) times as far in l2; it is in the region for 3 of 3 images" in told[6].measured
+    assert (
+        "20 (20 to 20) times as far in l2; it is in the region for 3 of 3 images"
+        in told[6].measured
+    )
 
 
 def test_tables_count_images_once():
@@ -204,13 +246,18 @@ def test_tables_count_images_once():
     counts = {"layer": "conv1", "hyperplanes": 10, "zero": 2, "full": 1, "pixels": 100, "used": 40}
     image = {"found": {"conv1": counts}, "seconds": 1.0}
     sheet = sparsity_table(
-        "net", {"sparsity": {"a": image, "b": {"found": {"conv1": counts | {"zero": 4}}, "seconds": 1.0}}}
+        "net",
+        {"sparsity": {"a": image, "b": {"found": {"conv1": counts | {"zero": 4}}, "seconds": 1.0}}},
     ).sheet
     assert sheet.rows == [["conv1", "20", "30.00", "40.00", "10.00"]]
     near = {"kink": 0.5, "ends region": True, "boundary": 2.0, "in region": False, "changes": True}
     far = near | {"kink": None, "ends region": False, "boundary": None, "changes": False}
-    table = region_table({"net": {"regions": {"a": {"found": {"l2": near}}, "b": {"found": {"l2": far}}}}})
-    assert table.sheet.rows == [["net", "l2", "2", "0.5 (0.5 to 0.5)", "50.0", "2 (2 to 2)", "0.0", "50.0"]]
+    table = region_table(
+        {"net": {"regions": {"a": {"found": {"l2": near}}, "b": {"found": {"l2": far}}}}}
+    )
+    assert table.sheet.rows == [
+        ["net", "l2", "2", "0.5 (0.5 to 0.5)", "50.0", "2 (2 to 2)", "0.0", "50.0"]
+    ]
 
 
 def test_no_results_are_no_section(tmp_path):

@@ -71,7 +71,9 @@ def untrained(module):
     class Untrained(Trained):
         @property
         def subject(self):
-            return Subject(module.eval(), torch.nn.Identity(), data.CIFAR10_CLASSES, "untrained", (3, 32, 32))
+            return Subject(
+                module.eval(), torch.nn.Identity(), data.CIFAR10_CLASSES, "untrained", (3, 32, 32)
+            )
 
     return Untrained("untrained", None, True)
 
@@ -82,7 +84,9 @@ def test_adversarial_patterns_deceive_and_gaussian_ones_do_not(setup, name):
     made = make_patterns(trained, pixels, label, 0, 40)
     assert made.missing is None
     assert (classified(trained, made.images["adversarial"]) != label).all()
-    assert all((classified(trained, made.images[kind]) == label).all() for kind in ("Gaussian", "control"))
+    assert all(
+        (classified(trained, made.images[kind]) == label).all() for kind in ("Gaussian", "control")
+    )
     assert torch.bincount(made.target)[made.targets].tolist() == [5] * 4 + [4] * 5
     assert ((made.beta > 0) & (made.beta < 1)).all()
     for kind, noise in made.noise.items():
@@ -94,9 +98,14 @@ def test_adversarial_patterns_deceive_and_gaussian_ones_do_not(setup, name):
     assert abs(float(gaussian.mean() - adversarial.mean())) < sure
     assert float(gaussian.std()) == pytest.approx(float(adversarial.std()), rel=0.02)
     assert float(control.var(0).mean()) == pytest.approx(float(adversarial.var(0).mean()), rel=0.02)
-    by_pixel = torch.corrcoef(torch.stack([control.var(0).flatten(), adversarial.var(0).flatten()]))[0, 1]
+    by_pixel = torch.corrcoef(
+        torch.stack([control.var(0).flatten(), adversarial.var(0).flatten()])
+    )[0, 1]
     assert by_pixel > 0.7
-    noises = {t: adversarial[made.target == t] / made.beta[made.target == t].view(-1, 1, 1, 1) for t in made.targets.tolist()}
+    noises = {
+        t: adversarial[made.target == t] / made.beta[made.target == t].view(-1, 1, 1, 1)
+        for t in made.targets.tolist()
+    }
     assert all((n - n[0]).abs().max() < 1e-5 for n in noises.values())
 
 
@@ -112,7 +121,9 @@ def plain_ratio(trained, images, label, part, measure, other):
             slopes = torch.autograd.grad(score, [x] if part == "image" else biases)
             points.append(torch.cat([s.flatten() for s in slopes]).double())
         points = torch.stack(points)
-        spreads.append(float(torch.pdist(points).mean() if measure == "distances" else points.var(0).sum()))
+        spreads.append(
+            float(torch.pdist(points).mean() if measure == "distances" else points.var(0).sum())
+        )
     return spreads[0] / spreads[1]
 
 
@@ -121,7 +132,12 @@ def test_spread_of_is_that_of_plain_gradients(setup, name):
     trained, pixels, label = one(setup, name)
     found = scaled.spread_of(trained, pixels, label, 0, FEW)
     made = make_patterns(trained, pixels, label, 0, FEW)
-    ratios = [f"{b}{m} {p}" for b in ("", "control ") for p in ("image", "bias") for m in ("distances", "variances")]
+    ratios = [
+        f"{b}{m} {p}"
+        for b in ("", "control ")
+        for p in ("image", "bias")
+        for m in ("distances", "variances")
+    ]
     assert list(found) == [*ratios, "redrawn", "targets", "missing"]
     assert json.loads(json.dumps(found)) == found
     assert (found["targets"], found["missing"]) == (9, None)
@@ -132,7 +148,9 @@ def test_spread_of_is_that_of_plain_gradients(setup, name):
             assert found[key] is None
         else:
             other = "control" if before else "Gaussian"
-            assert found[key] == pytest.approx(plain_ratio(trained, made.images, label, part, measure, other), rel=1e-3)
+            assert found[key] == pytest.approx(
+                plain_ratio(trained, made.images, label, part, measure, other), rel=1e-3
+            )
 
 
 def test_kept_ratios_are_those_of_spread_of(setup, results):
@@ -144,7 +162,9 @@ def test_kept_ratios_are_those_of_spread_of(setup, results):
                 assert ratio["low"] <= ratio["value"] <= ratio["high"]
                 if part != "noise":
                     assert ratio["value"] == pytest.approx(same[f"control {measure} {part}"])
-        assert {part: scores.shape for part, scores in arrays.items()} == dict.fromkeys(found["factors"], (2 * FEW, 2))
+        assert {part: scores.shape for part, scores in arrays.items()} == dict.fromkeys(
+            found["factors"], (2 * FEW, 2)
+        )
         red, black = (torch.from_numpy(half) for half in np.split(arrays["image"], 2))
         value = float(torch.pdist(red).mean() / torch.pdist(black).mean())
         assert found["factors"]["image"]["distances"]["value"] == pytest.approx(value)
@@ -155,7 +175,9 @@ def test_a_target_that_gives_too_few_leaves_the_rest_to_others(monkeypatch):
     """The first noise never deceives, the second does from 0.5 on, the third always."""
     monkeypatch.setattr(noise_patterns, "TRIES", 60)
     noises = torch.tensor([0.0, 1.0, 5.0]).view(3, 1, 1, 1)
-    found = noise_patterns._scale_down(noises, lambda n: n.flatten() < 0.5, 7, torch.Generator().manual_seed(0))
+    found = noise_patterns._scale_down(
+        noises, lambda n: n.flatten() < 0.5, 7, torch.Generator().manual_seed(0)
+    )
     of, beta, redrawn = found
     assert of.tolist() in ([1] * 4 + [2] * 3, [1] * 3 + [2] * 4)
     assert (beta[of == 1] >= 0.5).all()
@@ -167,7 +189,8 @@ def test_a_network_that_nothing_deceives_has_no_ratios():
     linear = torch.nn.Linear(3072, 10)
     linear.weight.data.zero_()
     linear.bias.data.copy_(torch.eye(10)[3])
-    trained, pixels = untrained(torch.nn.Sequential(torch.nn.Flatten(), linear)), torch.rand(1, 3, 32, 32)
+    trained = untrained(torch.nn.Sequential(torch.nn.Flatten(), linear))
+    pixels = torch.rand(1, 3, 32, 32)
     found = scaled.spread_of(trained, pixels, 3, 0, 4)
     assert found["missing"] == "only 0 of 4 adversarial patterns could be made"
     assert found["targets"] == found["redrawn"] == 0
@@ -206,7 +229,9 @@ def test_results_stay_and_other_settings_are_refused(setup, results, monkeypatch
     scaled.compute(setup, lambda what, share: heard.append(share))
     assert heard == [0.0, 0.5, 1.0]
     monkeypatch.setattr(scaled, "PATTERNS", FEW + 1)
-    with pytest.raises(ValueError, match=rf"Got others \(patterns {FEW}, not {FEW + 1}\): name another"):
+    with pytest.raises(
+        ValueError, match=rf"Got others \(patterns {FEW}, not {FEW + 1}\): name another"
+    ):
         scaled.compute(setup, lambda what, share: None)
 
 
@@ -217,8 +242,16 @@ def test_page_is_made_from_the_files_alone(setup, results, monkeypatch):
     assert section.key == scaled.KEY
     assert len(section.ran) == 3
     pictures = [block.path for block in section.blocks if isinstance(block, Picture)]
-    assert [path.stem for path in pictures] == [f"{NETWORKS[0]}-image", f"{NETWORKS[1]}-image", f"{NETWORKS[1]}-bias"]
-    assert all((setup.folder / path).with_suffix(s).is_file() for path in pictures for s in (".png", ".svg", ".npz"))
+    assert [path.stem for path in pictures] == [
+        f"{NETWORKS[0]}-image",
+        f"{NETWORKS[1]}-image",
+        f"{NETWORKS[1]}-bias",
+    ]
+    assert all(
+        (setup.folder / path).with_suffix(s).is_file()
+        for path in pictures
+        for s in (".png", ".svg", ".npz")
+    )
     sheets = [block.sheet for block in section.blocks if isinstance(block, Table)]
     assert [len(sheet.rows) for sheet in sheets] == [4, 6]
     assert all(len(row) == len(sheet.head) for sheet in sheets for row in sheet.rows)
@@ -242,7 +275,10 @@ def test_what_is_missing_is_told(tmp_path, monkeypatch):
     scaled.compute(Setup(tmp_path, NETWORKS[1:], sample=True), lambda what, share: None)
     section = scaled.section(tmp_path)
     claim = next(block for block in section.blocks if isinstance(block, Claim))
-    assert (claim.holds, claim.measured) == (None, "only 0 of 11 adversarial patterns could be made")
+    assert (claim.holds, claim.measured) == (
+        None,
+        "only 0 of 11 adversarial patterns could be made",
+    )
     sheets = [block.sheet for block in section.blocks if isinstance(block, Table)]
     assert sheets[0].rows[0][2] == claim.measured
     assert all(len(row) == len(sheet.head) for sheet in sheets for row in sheet.rows)

@@ -16,7 +16,9 @@ def plain(chosen, measure):
     """Slow twin: over pairs of different points, in the order in which they were drawn; ``chosen`` holds places and points."""
     places, found = chosen
     terms = [
-        np.linalg.norm(found[i] - found[j]) if measure == "distances" else ((found[i] - found[j]) ** 2).sum() / 2
+        np.linalg.norm(found[i] - found[j])
+        if measure == "distances"
+        else ((found[i] - found[j]) ** 2).sum() / 2
         for i in range(len(places))
         for j in range(i)
         if places[i] != places[j]
@@ -37,14 +39,21 @@ def test_spread_keeps_its_precision_far_from_zero():
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_ratio_and_interval_are_those_of_plain_loops(measure):
-    first, second = points(5, 0), points(4, 1)
-    found, generator = spread_ratio(first, second, measure, seed=3, draws=40), torch.Generator().manual_seed(3)
+    first = points(5, 0)
+    second = points(4, 1)
+    found = spread_ratio(first, second, measure, seed=3, draws=40)
+    generator = torch.Generator().manual_seed(3)
     groups = [g.double().numpy() for g in (first, second)]
     whole = [plain((range(len(g)), g), measure) for g in groups]
     chosen = [torch.randint(len(g), (40, len(g)), generator=generator).numpy() for g in groups]
-    drawn = [[plain((places, g[places]), measure) for places in c] for c, g in zip(chosen, groups, strict=True)]
+    drawn = [
+        [plain((places, g[places]), measure) for places in c]
+        for c, g in zip(chosen, groups, strict=True)
+    ]
     assert found.value == pytest.approx(whole[0] / whole[1])
-    assert (found.low, found.high) == pytest.approx(tuple(np.nanquantile(np.divide(*drawn), [0.025, 0.975])))
+    assert (found.low, found.high) == pytest.approx(
+        tuple(np.nanquantile(np.divide(*drawn), [0.025, 0.975]))
+    )
     assert found == spread_ratio(first, second, measure, seed=3, draws=40)
     assert str(found) == f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
 
@@ -60,13 +69,18 @@ def test_most_intervals_hold_the_true_ratio():
     pairs = [(points(30, 2 * s), points(30, 2 * s + 1)) for s in range(100)]
     same = [spread_ratio(*pair, "distances", draws=300) for pair in pairs]
     assert 86 <= sum(r.low <= 1 <= r.high for r in same) <= 99
-    assert all(spread_ratio(2 * first, second, "distances", draws=300).low > 1 for first, second in pairs[:20])
+    assert all(
+        spread_ratio(2 * first, second, "distances", draws=300).low > 1
+        for first, second in pairs[:20]
+    )
 
 
 def test_spread_takes_points_that_have_one():
     with pytest.raises(ValueError, match=r"at least two points. Got 1\."):
         spread(points(1, 0))
-    with pytest.raises(ValueError, match=r"measure must be one of distances, variances. Got 'width'"):
+    with pytest.raises(
+        ValueError, match=r"measure must be one of distances, variances. Got 'width'"
+    ):
         spread(points(3, 0), "width")
     with pytest.raises(ValueError, match=r"points that differ. Got 3 that are the same"):
         spread_ratio(points(3, 0), torch.ones(3, 4), "distances")
@@ -83,7 +97,8 @@ def test_tsne_keeps_groups_apart_and_repeats_itself():
 
 def test_factors_are_found_again():
     """Two planted factors and noise of another size in each of thirty numbers: scores explain the factors, and repeat."""
-    planted, noise = points(60, 0, 2), points(60, 1, 30) * torch.linspace(0.1, 1, 30)
+    planted = points(60, 0, 2)
+    noise = points(60, 1, 30) * torch.linspace(0.1, 1, 30)
     whole = planted @ points(2, 2, 30) + noise
     scores = factors(whole, 2, seed=0)
     fitted = scores @ np.linalg.lstsq(scores, planted.double().numpy(), rcond=None)[0]
@@ -93,7 +108,9 @@ def test_factors_are_found_again():
 
 
 def test_projections_take_enough_points():
-    with pytest.raises(ValueError, match=r"perplexity must be from 1 to less than the 5 points. Got 5\.0"):
+    with pytest.raises(
+        ValueError, match=r"perplexity must be from 1 to less than the 5 points. Got 5\.0"
+    ):
         tsne(points(5, 0), seed=0, perplexity=module.PERPLEXITY)
     with pytest.raises(ValueError, match=r"count must be from 1 to less than the 2 points. Got 2"):
         factors(points(2, 0), 2, seed=0)

@@ -51,7 +51,9 @@ def changed(setup, tmp_path, monkeypatch):
 
 def plain_hyperplanes(trained, pixels, label):
     """Slow twin: a network of pieces is its gradient by input and biases."""
-    module, images, biases = trained.subject.module, [], []
+    module = trained.subject.module
+    images = []
+    biases = []
     for x in trained.input(pixels).split(1):
         x = x.detach().requires_grad_()
         parts = [bias for name, bias in module.named_parameters() if name.endswith("bias")]
@@ -65,17 +67,24 @@ def plain_hyperplanes(trained, pixels, label):
 def test_attacks_are_ten_steps_down_the_loss_of_each_class(setup, results, name):
     """Slow twin of the attack at three classes: steps of 0.008 in the input, or 0.04 in the normalised one."""
     found, arrays = results[name]
-    trained, start = setup.trained(name), setup.one(name).unit_interval()
+    trained = setup.trained(name)
+    start = setup.one(name).unit_interval()
     std = torch.tensor(models.CIFAR_STD).view(3, 1, 1)
     step = 0.04 * std if "nobias" in name else 0.008
     for target in found["shown"][:3]:
         pixels = start.clone()
         for _ in range(10 if target != found["label"] else 0):
             pixels.requires_grad_()
-            loss = F.cross_entropy(trained.subject.module(trained.input(pixels)), torch.tensor([target]))
-            pixels = (pixels - step * torch.autograd.grad(loss, pixels)[0].sign()).clamp(0, 1).detach()
+            loss = F.cross_entropy(
+                trained.subject.module(trained.input(pixels)), torch.tensor([target])
+            )
+            pixels = (
+                (pixels - step * torch.autograd.grad(loss, pixels)[0].sign()).clamp(0, 1).detach()
+            )
         theirs = torch.from_numpy(arrays["inputs"][found["shown"].index(target)])
-        assert ((pixels[0] - theirs).abs() > 1e-4).float().mean() < 0.01  # a sign may turn where a slope is nearly zero
+        assert (
+            (pixels[0] - theirs).abs() > 1e-4
+        ).float().mean() < 0.01  # a sign may turn where a slope is nearly zero
     for attack in found["attacks"]:
         x = torch.from_numpy(arrays["inputs"][found["shown"].index(attack["target"])])[None]
         shares = trained.subject.module(trained.input(x)).softmax(1)[0].detach()
@@ -96,11 +105,16 @@ def test_hyperplanes_and_ratios_are_those_of_plain_gradients(setup, results, nam
     for part, points in (("image", image.flatten(1)), ("bias", bias)):
         if not points.numel():
             continue
-        red, black = points[:10].double(), points[10:].double()
+        red = points[:10].double()
+        black = points[10:].double()
         distances = [torch.pdist(group).mean() for group in (red, black)]
-        assert found["ratios"][part]["distances"]["value"] == pytest.approx(float(distances[0] / distances[1]), rel=1e-4)
+        assert found["ratios"][part]["distances"]["value"] == pytest.approx(
+            float(distances[0] / distances[1]), rel=1e-4
+        )
         variances = [group.var(0).sum() for group in (red, black)]
-        assert found["ratios"][part]["variances"]["value"] == pytest.approx(float(variances[0] / variances[1]), rel=1e-4)
+        assert found["ratios"][part]["variances"]["value"] == pytest.approx(
+            float(variances[0] / variances[1]), rel=1e-4
+        )
         own = red[found["shown"].index(found["label"])]
         for attack in found["attacks"]:
             change = (red[found["shown"].index(attack["target"])] - own).norm() / own.norm()
@@ -109,7 +123,8 @@ def test_hyperplanes_and_ratios_are_those_of_plain_gradients(setup, results, nam
 
 def test_images_of_other_classes_are_known_and_of_others(setup, results):
     for name, (found, arrays) in results.items():
-        trained, labels = setup.trained(name), torch.tensor(found["others"])
+        trained = setup.trained(name)
+        labels = torch.tensor(found["others"])
         scores = trained.subject.module(trained.input(torch.from_numpy(arrays["inputs"][10:])))
         assert (scores.argmax(1) == labels).all()
         assert found["label"] not in labels
@@ -124,8 +139,14 @@ def test_results_stay_and_other_settings_are_refused(setup, results, monkeypatch
     heard = []
     targets.compute(setup, lambda what, share: heard.append(share))
     assert heard == [0.0, 0.5, 1.0]
-    for other in (Setup(setup.folder, NETWORKS[:1], seed=1, sample=True), Setup(setup.folder, NETWORKS[:1], "ship", sample=True)):
-        with pytest.raises(ValueError, match=r"must hold results of this run.s settings. Got others .*: name another"):
+    for other in (
+        Setup(setup.folder, NETWORKS[:1], seed=1, sample=True),
+        Setup(setup.folder, NETWORKS[:1], "ship", sample=True),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"must hold results of this run.s settings. Got others .*: name another",
+        ):
             targets.compute(other, lambda what, share: None)
 
 
@@ -136,9 +157,19 @@ def test_page_is_made_from_the_files_alone(setup, results, monkeypatch):
     assert section.key == targets.KEY
     assert all(h[:8] in section.ran[2] for h in results["vgg7-cifar10"][0]["settings"]["others"])
     pictures = [block.path for block in section.blocks if isinstance(block, Picture)]
-    kinds = [[p.stem.removeprefix(f"{name}-") for p in pictures if p.stem.startswith(name)] for name in NETWORKS]
-    assert kinds == [["inputs", "image", "tsne-image"], ["inputs", "image", "bias", "tsne-image", "tsne-bias"]]
-    assert all((setup.folder / path).with_suffix(s).is_file() for path in pictures for s in (".png", ".svg", ".npz"))
+    kinds = [
+        [p.stem.removeprefix(f"{name}-") for p in pictures if p.stem.startswith(name)]
+        for name in NETWORKS
+    ]
+    assert kinds == [
+        ["inputs", "image", "tsne-image"],
+        ["inputs", "image", "bias", "tsne-image", "tsne-bias"],
+    ]
+    assert all(
+        (setup.folder / path).with_suffix(s).is_file()
+        for path in pictures
+        for s in (".png", ".svg", ".npz")
+    )
     scenes = [block for block in section.blocks if isinstance(block, Scene)]
     assert [[len(points) for points in scene.groups.values()] for scene in scenes] == [[10, 10]] * 3
     assert all([len(labels) for labels in scene.labels.values()] == [10, 10] for scene in scenes)
@@ -147,7 +178,9 @@ def test_page_is_made_from_the_files_alone(setup, results, monkeypatch):
     assert [len(row) for row in summary.rows] == [len(summary.head)] * 2
     assert summary.rows[0][-3:] == ["none"] * 3
     shown = np.load(setup.folder / targets.KEY / "vgg7-cifar10-bias.npz")["maps_1"]
-    assert np.array_equal(shown[0], plots.near_square(torch.from_numpy(results["vgg7-cifar10"][1]["bias"][10])))
+    assert np.array_equal(
+        shown[0], plots.near_square(torch.from_numpy(results["vgg7-cifar10"][1]["bias"][10]))
+    )
 
 
 def test_claims_follow_the_numbers(changed):
@@ -174,11 +207,15 @@ def test_of_a_hundred_classes_nine_are_drawn():
     class Untrained(Trained):
         @property
         def subject(self):
-            return Subject(network, torch.nn.Identity(), data.CIFAR100_CLASSES, "untrained", (3, 32, 32))
+            return Subject(
+                network, torch.nn.Identity(), data.CIFAR100_CLASSES, "untrained", (3, 32, 32)
+            )
 
-    network, pixels = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 100)).eval(), torch.rand(1, 3, 32, 32)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 100)).eval()
+    pixels = torch.rand(1, 3, 32, 32)
     (first, found), (again, _), (other, _) = (
-        targets.attack_targets(Untrained("untrained", None, True), pixels, 5, seed) for seed in (0, 0, 1)
+        targets.attack_targets(Untrained("untrained", None, True), pixels, 5, seed)
+        for seed in (0, 0, 1)
     )
     assert len(found.adversarial) == len(set(first.tolist())) == 9
     assert first.equal(again)

@@ -19,7 +19,8 @@ import adjointbackmap as abm
 from adjointbackmap.capture.copies import structural_copy
 from adjointbackmap.capture.precision import exact
 
-THREADS, ROUNDS = 8, 1
+THREADS = 8
+ROUNDS = 1
 
 
 @pytest.fixture
@@ -79,7 +80,8 @@ def test_threads_beside_one_that_runs_the_model(often):
     model = classifier()
     network = abm.trace(model, images(0))
     mine = {seed: model(images(seed)).detach() for seed in range(4)}
-    stop, runs = threading.Event(), []
+    stop = threading.Event()
+    runs = []
 
     def run_the_model():
         while not stop.is_set():
@@ -91,7 +93,9 @@ def test_threads_beside_one_that_runs_the_model(often):
 
     with ThreadPoolExecutor(THREADS + 1) as pool:
         running = pool.submit(run_the_model)
-        work = [pool.submit(WORK[i % len(WORK)], model, network, i) for i in range(THREADS * ROUNDS)]
+        work = [
+            pool.submit(WORK[i % len(WORK)], model, network, i) for i in range(THREADS * ROUNDS)
+        ]
         try:
             for each in work:
                 each.result()
@@ -107,9 +111,17 @@ def test_threads_beside_one_that_runs_the_model(often):
 
 def settings():
     convolutions = torch.backends.mkldnn.conv
-    precisions = torch.get_float32_matmul_precision(), convolutions.fp32_precision, torch.backends.cudnn.allow_tf32
+    precisions = (
+        torch.get_float32_matmul_precision(),
+        convolutions.fp32_precision,
+        torch.backends.cudnn.allow_tf32,
+    )
     text = "The tensor attribute"
-    hidden = [entry for entry in warnings.filters if entry[0] == "ignore" and entry[1] and entry[1].match(text)]
+    hidden = [
+        entry
+        for entry in warnings.filters
+        if entry[0] == "ignore" and entry[1] and entry[1].match(text)
+    ]
     return *precisions, sys.stderr, logging.root.manager.disable, hidden
 
 
@@ -118,7 +130,8 @@ def test_process_is_as_before_whatever_the_order():
     before = settings()
     torch.set_float32_matmul_precision("medium")
     try:
-        first, second = exact(torch.device("cpu")), exact(torch.device("cpu"))
+        first = exact(torch.device("cpu"))
+        second = exact(torch.device("cpu"))
         first.__enter__()
         assert torch.get_float32_matmul_precision() == "highest"
         second.__enter__()
@@ -133,7 +146,9 @@ def test_process_is_as_before_whatever_the_order():
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before[0])
-        torch.set_grad_enabled(True)  # the thread's own: in one thread, only the order of a stack puts it back
+        torch.set_grad_enabled(
+            True
+        )  # the thread's own: in one thread, only the order of a stack puts it back
     assert settings() == before
 
 
@@ -145,7 +160,8 @@ def test_traces_in_threads_leave_the_process_as_it_was(often, monkeypatch):
     """Successful and refused ones; what another thread writes meanwhile to the error stream arrives, and nothing else."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    before, stop = settings(), threading.Event()
+    before = settings()
+    stop = threading.Event()
 
     def write():
         while not stop.is_set():
@@ -238,7 +254,9 @@ def test_structures_that_lead_back_to_the_model(change):
     assert not getattr(getattr(model, "keeper", None), "kept", [])
 
 
-@pytest.mark.parametrize("case", ["reused-module", "residual-with-zero-padded-channels", "in-place-relu"])
+@pytest.mark.parametrize(
+    "case", ["reused-module", "residual-with-zero-padded-channels", "in-place-relu"]
+)
 def test_copy_computes_the_same(case):
     """It shares every tensor and no module."""
     model, x = make(case)

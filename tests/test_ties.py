@@ -45,7 +45,8 @@ def network_without_bias(function):
 @pytest.mark.parametrize("name", [*FUNCTIONS, "abs"])
 def test_derivative_at_an_exact_kink_is_that_of_pytorch(name):
     """H equals autograd's Jacobian where the activation is exactly zero, and the sum is the value."""
-    model, x = network_without_bias(FUNCTIONS.get(name, Abs())), with_empty_block()
+    model = network_without_bias(FUNCTIONS.get(name, Abs()))
+    x = with_empty_block()
     assert int((model[0](x) == 0).sum()) >= 48
     network = abm.trace(model, x)
     for layer in ("2", "output"):

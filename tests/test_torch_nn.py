@@ -27,7 +27,8 @@ def table(heading: str) -> dict[str, str]:
     return dict(pairs)
 
 
-IN_MODULES, IN_FUNCTIONS = table("Every module of torch.nn"), table("Every function of torch.nn.functional")
+IN_MODULES = table("Every module of torch.nn")
+IN_FUNCTIONS = table("Every function of torch.nn.functional")
 
 Part = Callable[[Tensor], Tensor]
 constant = torch.Generator().manual_seed(3)
@@ -38,8 +39,12 @@ def drawn(*shape: int) -> Tensor:
     return torch.rand(shape, dtype=torch.float64, generator=constant) - 0.3
 
 
-PER_CHANNEL, KERNEL, VARIANCE = drawn(4), drawn(4, 2, 2, 2), drawn(4).abs() + 0.3
-GRID, FORMS, LARGE_GRID = drawn(1, 3, 5, 2), drawn(2, 6, 5), drawn(1, 2, 3, 4, 3)
+PER_CHANNEL = drawn(4)
+KERNEL = drawn(4, 2, 2, 2)
+VARIANCE = drawn(4).abs() + 0.3
+GRID = drawn(1, 3, 5, 2)
+FORMS = drawn(2, 6, 5)
+LARGE_GRID = drawn(1, 2, 3, 4, 3)
 
 
 def once(layer: nn.Module, shape: tuple[int, ...]) -> nn.Module:
@@ -90,7 +95,9 @@ MODULES: dict[tuple[int, ...], dict[str, Callable[[], nn.Module]]] = {
         "LeakyReLU": nn.LeakyReLU,
         "Linear": lambda: nn.Linear(6, 3),
         "MaxPool2d": lambda: nn.MaxPool2d(2),
-        "MaxUnpool2d": lambda: on(nn.MaxUnpool2d(2), lambda part, x: part(*F.max_pool2d(x, 2, return_indices=True))),
+        "MaxUnpool2d": lambda: on(
+            nn.MaxUnpool2d(2), lambda part, x: part(*F.max_pool2d(x, 2, return_indices=True))
+        ),
         "PReLU": lambda: nn.PReLU(4),
         "PairwiseDistance": lambda: on(nn.PairwiseDistance(1), lambda part, x: part(x, relu(x))),
         "PixelShuffle": lambda: nn.PixelShuffle(2),
@@ -128,9 +135,12 @@ MODULES: dict[tuple[int, ...], dict[str, Callable[[], nn.Module]]] = {
         "LazyConvTranspose1d": lambda: once(nn.LazyConvTranspose1d(2, 2), LINE),
         "LazyInstanceNorm1d": lambda: once(nn.LazyInstanceNorm1d(track_running_stats=True), LINE),
         "MaxPool1d": lambda: nn.MaxPool1d(2),
-        "MaxUnpool1d": lambda: on(nn.MaxUnpool1d(2), lambda part, x: part(*F.max_pool1d(x, 2, return_indices=True))),
+        "MaxUnpool1d": lambda: on(
+            nn.MaxUnpool1d(2), lambda part, x: part(*F.max_pool1d(x, 2, return_indices=True))
+        ),
         "RNN": lambda: on(
-            nn.RNN(6, 3, nonlinearity="relu", batch_first=True), lambda part, x: part(x)[0] + part(x)[1][-1][:, None]
+            nn.RNN(6, 3, nonlinearity="relu", batch_first=True),
+            lambda part, x: part(x)[0] + part(x)[1][-1][:, None],
         ),
         "ReflectionPad1d": lambda: nn.ReflectionPad1d(1),
         "ReplicationPad1d": lambda: nn.ReplicationPad1d(1),
@@ -153,13 +163,17 @@ MODULES: dict[tuple[int, ...], dict[str, Callable[[], nn.Module]]] = {
         "LazyConvTranspose3d": lambda: once(nn.LazyConvTranspose3d(2, 2), VOLUME),
         "LazyInstanceNorm3d": lambda: once(nn.LazyInstanceNorm3d(track_running_stats=True), VOLUME),
         "MaxPool3d": lambda: nn.MaxPool3d(2),
-        "MaxUnpool3d": lambda: on(nn.MaxUnpool3d(2), lambda part, x: part(*F.max_pool3d(x, 2, return_indices=True))),
+        "MaxUnpool3d": lambda: on(
+            nn.MaxUnpool3d(2), lambda part, x: part(*F.max_pool3d(x, 2, return_indices=True))
+        ),
         "ReflectionPad3d": lambda: nn.ReflectionPad3d(1),
         "ReplicationPad3d": lambda: nn.ReplicationPad3d(1),
         "ZeroPad3d": lambda: nn.ZeroPad3d(1),
     },
     ROW: {
-        "Bilinear": lambda: on(nn.Bilinear(6, 4, 2), lambda part, x: part(x, PER_CHANNEL.expand(x.shape[0], 4))),
+        "Bilinear": lambda: on(
+            nn.Bilinear(6, 4, 2), lambda part, x: part(x, PER_CHANNEL.expand(x.shape[0], 4))
+        ),
         "RNNCell": lambda: nn.RNNCell(6, 3, nonlinearity="relu"),
     },
 }
@@ -171,8 +185,12 @@ FUNCTIONS: dict[tuple[int, ...], dict[str, Part]] = {
     MAP: {
         "adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, (2, 4)),
         "adaptive_max_pool2d": lambda x: F.adaptive_max_pool2d(x, (2, 4)),
-        "adaptive_max_pool2d_with_indices": lambda x: F.adaptive_max_pool2d_with_indices(x, (2, 4))[0],
-        "affine_grid": lambda x: F.affine_grid(x[:, 0, :2, :3], (x.shape[0], 4, 3, 3), align_corners=False),
+        "adaptive_max_pool2d_with_indices": lambda x: F.adaptive_max_pool2d_with_indices(x, (2, 4))[
+            0
+        ],
+        "affine_grid": lambda x: F.affine_grid(
+            x[:, 0, :2, :3], (x.shape[0], 4, 3, 3), align_corners=False
+        ),
         "alpha_dropout": lambda x: F.alpha_dropout(x, training=False),
         "avg_pool2d": lambda x: F.avg_pool2d(x, 2),
         "batch_norm": lambda x: F.batch_norm(x, **NORMS),
@@ -183,7 +201,9 @@ FUNCTIONS: dict[tuple[int, ...], dict[str, Part]] = {
         "dropout2d": lambda x: F.dropout2d(x, training=False),
         "feature_alpha_dropout": lambda x: F.feature_alpha_dropout(x, training=False),
         "fold": lambda x: F.fold(F.unfold(x, 2), (6, 6), 2),
-        "grid_sample": lambda x: F.grid_sample(x, GRID.expand(x.shape[0], -1, -1, -1), align_corners=False),
+        "grid_sample": lambda x: F.grid_sample(
+            x, GRID.expand(x.shape[0], -1, -1, -1), align_corners=False
+        ),
         "hardshrink": F.hardshrink,
         "hardsigmoid": F.hardsigmoid,
         "hardtanh": F.hardtanh,
@@ -242,7 +262,11 @@ FUNCTIONS: dict[tuple[int, ...], dict[str, Part]] = {
         "max_pool3d_with_indices": lambda x: F.max_pool3d_with_indices(x, 2)[0],
         "max_unpool3d": lambda x: F.max_unpool3d(*F.max_pool3d(x, 2, return_indices=True), 2),
     },
-    ROW: {"bilinear": lambda x: F.bilinear(x, FORMS[0, 0].expand(x.shape[0], 5), FORMS, PER_CHANNEL[:2])},
+    ROW: {
+        "bilinear": lambda x: F.bilinear(
+            x, FORMS[0, 0].expand(x.shape[0], 5), FORMS, PER_CHANNEL[:2]
+        )
+    },
 }
 """Shape of an input -> every name in ``torch.nn.functional`` that is accepted."""
 
@@ -304,17 +328,23 @@ class Every(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
-        return torch.cat([part(x).flatten(1).sum(1, keepdim=True) for part in self.parts.values()], 1)
+        return torch.cat(
+            [part(x).flatten(1).sum(1, keepdim=True) for part in self.parts.values()], 1
+        )
 
 
-def every(shape: tuple[int, ...], parts: dict[str, Callable[[], nn.Module]]) -> tuple[nn.Module, Tensor]:
+def every(
+    shape: tuple[int, ...], parts: dict[str, Callable[[], nn.Module]]
+) -> tuple[nn.Module, Tensor]:
     """A network of all parts, and images."""
     return make(lambda: (Every(shape, {name: build() for name, build in parts.items()}), shape))
 
 
 def as_modules(functions: dict[str, Part]) -> dict[str, Callable[[], nn.Module]]:
     """Functions as modules, so that each is a layer."""
-    return {name: lambda f=function: Net(lambda net, x: f(x)) for name, function in functions.items()}
+    return {
+        name: lambda f=function: Net(lambda net, x: f(x)) for name, function in functions.items()
+    }
 
 
 GROUPS = [(shape, parts) for shape, parts in MODULES.items()]
@@ -328,13 +358,17 @@ def test_what_the_tables_accept_is_exact(group):
     shape, parts = GROUPS[group]
     model, x = every(shape, parts)
     network = abm.trace(model, x)
-    by_value = {network.layers[layer].value: check for layer, check in abm.verify(network, x).items()}
+    by_value = {
+        network.layers[layer].value: check for layer, check in abm.verify(network, x).items()
+    }
     errors = {name: by_value[network.layers[f"parts.{name}_"].value].scaled for name in parts}
     assert {name: error for name, error in errors.items() if not error <= 1e-12} == {}
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("parts", [REFUSED_MODULES, as_modules(REFUSED_FUNCTIONS)], ids=["modules", "functions"])
+@pytest.mark.parametrize(
+    "parts", [REFUSED_MODULES, as_modules(REFUSED_FUNCTIONS)], ids=["modules", "functions"]
+)
 def test_what_the_tables_refuse_is_refused(parts):
     """One message names every one of them."""
     model, x = every(MAP, parts)
@@ -369,7 +403,12 @@ def test_tables_name_everything():
 
 def test_every_accepted_name_is_run():
     """What the tables call exact is what the test above runs, and what it refuses is not."""
-    modules, functions = ({name for parts in group.values() for name in parts} for group in (MODULES, FUNCTIONS))
+    modules, functions = (
+        {name for parts in group.values() for name in parts} for group in (MODULES, FUNCTIONS)
+    )
     assert {name for name, said in IN_MODULES.items() if said == ACCEPTED} == modules
     assert {name for name, said in IN_FUNCTIONS.items() if said == ACCEPTED} == functions
-    assert not REFUSED_MODULES.keys() - IN_MODULES.keys() | REFUSED_FUNCTIONS.keys() - IN_FUNCTIONS.keys()
+    assert (
+        not REFUSED_MODULES.keys() - IN_MODULES.keys()
+        | REFUSED_FUNCTIONS.keys() - IN_FUNCTIONS.keys()
+    )

@@ -16,11 +16,20 @@ from adjointbackmap import data, models, plots
 from adjointbackmap.training import loop as training
 from adjointbackmap.training.recipes import choose_recipe
 
-EPOCHS, BATCH, STEPS_PER_EPOCH = 2, 16, 4
+EPOCHS = 2
+BATCH = 16
+STEPS_PER_EPOCH = 4
 SPLITS = {"train": slice(0, 70), "validation": slice(70, 110), "test": slice(110, 200)}
 NETWORKS = ("vgg7", "fixup-resnet20")
-FASTEST_SETTING, DRAW = training._fastest_setting, training._draw  # the fixture below replaces them
-NEW_FIELDS = ("intervals", "l1", "validate_every", "augmentation")  # what the first checkpoints did not have
+# the fixture below replaces them
+FASTEST_SETTING = training._fastest_setting
+DRAW = training._draw
+NEW_FIELDS = (
+    "intervals",
+    "l1",
+    "validate_every",
+    "augmentation",
+)  # what the first checkpoints did not have
 
 
 class KilledError(Exception):
@@ -28,7 +37,9 @@ class KilledError(Exception):
 
 
 def task(network="vgg7", **changes):
-    return training.Task(network, "cifar10", **{"recipe": training.Recipe(epochs=EPOCHS, batch=BATCH), **changes})
+    return training.Task(
+        network, "cifar10", **{"recipe": training.Recipe(epochs=EPOCHS, batch=BATCH), **changes}
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +47,11 @@ def little_data(monkeypatch):
     """Images of the sample in place of CIFAR-10, one setting in place of the fastest, and no picture."""
     images = data.sample().draw(200, seed=0)
     monkeypatch.setattr(data, "load", lambda dataset, split, root=None: images[SPLITS[split]])
-    monkeypatch.setattr(training, "_fastest_setting", lambda *args: training.Setting(channels_last=True, bfloat16=False))
+    monkeypatch.setattr(
+        training,
+        "_fastest_setting",
+        lambda *args: training.Setting(channels_last=True, bfloat16=False),
+    )
     monkeypatch.setattr(training, "_draw", lambda log, title: None)
 
 
@@ -77,10 +92,14 @@ def raise_after(function, calls):
 
 def assert_same_end(folder, expected):
     name = next(expected.glob("*.safetensors")).name
-    actual, wanted = load_file(folder / name), load_file(expected / name)
+    actual = load_file(folder / name)
+    wanted = load_file(expected / name)
     assert actual.keys() == wanted.keys()
     assert [key for key in wanted if not torch.equal(actual[key], wanted[key])] == []
-    rows = [[json.loads(line) for line in (f / "log.jsonl").read_text().splitlines()] for f in (folder, expected)]
+    rows = [
+        [json.loads(line) for line in (f / "log.jsonl").read_text().splitlines()]
+        for f in (folder, expected)
+    ]
     assert [{**row, "seconds": 0} for row in rows[0]] == [{**row, "seconds": 0} for row in rows[1]]
 
 
@@ -112,7 +131,9 @@ def test_a_run_continues_from_its_latest_checkpoint(unbroken, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(("name", "calls"), [("_loss", 6), ("accuracy", 1), ("accuracy", 2)])
-def test_a_run_killed_in_the_midst_of_a_step_repeats_it(unbroken, tmp_path, monkeypatch, name, calls):
+def test_a_run_killed_in_the_midst_of_a_step_repeats_it(
+    unbroken, tmp_path, monkeypatch, name, calls
+):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
     with monkeypatch.context() as patch:
         patch.setattr(training, name, raise_after(getattr(training, name), calls))
@@ -135,14 +156,17 @@ def test_a_checkpoint_without_the_newer_fields_continues(unbroken, tmp_path):
     training.train(task(), tmp_path, report=lambda progress: losses.append(progress.loss))
     last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert last["loss"] == sum(losses) / 3
-    actual, wanted = (load_file(folder / "vgg7-cifar10.safetensors") for folder in (tmp_path, unbroken("vgg7")))
+    actual, wanted = (
+        load_file(folder / "vgg7-cifar10.safetensors") for folder in (tmp_path, unbroken("vgg7"))
+    )
     assert all(torch.equal(actual[key], wanted[key]) for key in wanted)
 
 
 def test_the_study_recipe_continues_bit_for_bit(tmp_path):
     """Intervals, L1, its augmentation; validated every two epochs and at the end."""
     recipe = choose_recipe("vgg7", "cifar10", "study", epochs=3, batch=BATCH)
-    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    cut = tmp_path / "cut"
+    whole = tmp_path / "whole"
     with pytest.raises(KilledError):
         training.train(task(recipe=recipe), cut, report=stop_at(STEPS_PER_EPOCH + 2))
     seen = []
@@ -151,7 +175,9 @@ def test_the_study_recipe_continues_bit_for_bit(tmp_path):
     assert_same_end(cut, whole)
     rows = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
     assert [row["validation"] is None for row in rows] == [True, False, False]
-    assert [row["loss"] for row in rows] == [sum(p.loss for p in seen[i : i + 4]) / 4 for i in (0, 4, 8)]
+    assert [row["loss"] for row in rows] == [
+        sum(p.loss for p in seen[i : i + 4]) / 4 for i in (0, 4, 8)
+    ]
     assert seen[8].validation == seen[7].validation == rows[1]["validation"]
     assert json.loads((whole / "vgg7-cifar10.json").read_text())["recipe"]["l1"] == 1e-4
 
@@ -170,13 +196,19 @@ def test_a_finished_run_is_not_trained_again(unbroken, tmp_path):
     ids=["seed", "network", "recipe"],
 )
 def test_the_run_of_another_task_is_refused(unbroken, other):
-    with pytest.raises(ValueError, match=r"must be empty or hold a run of .* Got a run of .*'vgg7'.*: name another folder"):
+    with pytest.raises(
+        ValueError,
+        match=r"must be empty or hold a run of .* Got a run of .*'vgg7'.*: name another folder",
+    ):
         training.train(other, unbroken("vgg7"))
 
 
 def test_another_seed_gives_other_weights(unbroken, tmp_path):
     training.train(task(seed=1), tmp_path)
-    first, second = (load_file(f / "vgg7-cifar10.safetensors")["conv0.weight"] for f in (tmp_path, unbroken("vgg7")))
+    first, second = (
+        load_file(f / "vgg7-cifar10.safetensors")["conv0.weight"]
+        for f in (tmp_path, unbroken("vgg7"))
+    )
     assert not torch.equal(first, second)
 
 
@@ -186,7 +218,9 @@ def test_progress_counts_steps_and_tells_the_last_validation(tmp_path):
     assert [p.step for p in seen] == list(range(1, 9))
     assert {p.steps for p in seen} == {8}
     assert [p.validation is None for p in seen] == [True] * 3 + [False] * 5
-    history = [json.loads(line)["validation"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    history = [
+        json.loads(line)["validation"] for line in (tmp_path / "log.jsonl").read_text().splitlines()
+    ]
     assert [seen[3].validation, seen[7].validation] == history
 
 
@@ -204,7 +238,9 @@ def test_the_card_tells_what_was_trained_and_how_well(unbroken):
         "training images": 70,
         "recipe": {**asdict(task().recipe), "intervals": []},
         "seed": 0,
-        "validation accuracy": training.accuracy(model, data.load("cifar10", "validation"), prepare),
+        "validation accuracy": training.accuracy(
+            model, data.load("cifar10", "validation"), prepare
+        ),
         "test accuracy": training.accuracy(model, data.load("cifar10", "test"), prepare),
         "setting": {"channels_last": True, "bfloat16": False},
     }
@@ -223,15 +259,25 @@ def test_the_weights_kept_are_those_of_the_best_validation(tmp_path, monkeypatch
 
     monkeypatch.setattr(training, "accuracy", accuracy)
     card = training.train(task(), tmp_path)
-    assert (card["kept epoch"], card["validation accuracy"], card["test accuracy"]) == (kept, max(shares), 0.9)
+    assert (card["kept epoch"], card["validation accuracy"], card["test accuracy"]) == (
+        kept,
+        max(shares),
+        0.9,
+    )
     assert not torch.equal(weights[0], weights[1])
-    assert torch.equal(load_file(tmp_path / "vgg7-cifar10.safetensors")["conv0.weight"], weights[kept - 1])
+    assert torch.equal(
+        load_file(tmp_path / "vgg7-cifar10.safetensors")["conv0.weight"], weights[kept - 1]
+    )
     assert torch.equal(weights[2], weights[kept - 1])  # the test accuracy is theirs
 
 
 def test_training_lowers_the_loss(tmp_path):
     losses = []
-    training.train(task(recipe=training.Recipe(epochs=6, batch=BATCH)), tmp_path, report=lambda p: losses.append(p.loss))
+    training.train(
+        task(recipe=training.Recipe(epochs=6, batch=BATCH)),
+        tmp_path,
+        report=lambda p: losses.append(p.loss),
+    )
     assert sum(losses[-4:]) / 4 < sum(losses[:4]) / 4 - 0.1
 
 
@@ -283,14 +329,20 @@ def test_accuracy_puts_the_mode_back_after_a_failure():
     assert model.training
 
 
-@pytest.mark.parametrize("setting", [training.Setting(a, False) for a in (True, False)], ids=["channels last", "contiguous"])
+@pytest.mark.parametrize(
+    "setting",
+    [training.Setting(a, False) for a in (True, False)],
+    ids=["channels last", "contiguous"],
+)
 def test_layouts_compute_the_same_loss(setting):
     images = data.sample()[:8]
     torch.manual_seed(0)
     model = models.build("vgg7").to(memory_format=setting.layout)
     torch.manual_seed(0)
     twin = models.build("vgg7")
-    actual = training._loss(model, images.unit_interval(), images.labels, training.Recipe(), setting)
+    actual = training._loss(
+        model, images.unit_interval(), images.labels, training.Recipe(), setting
+    )
     scores = twin(images.unit_interval()).log_softmax(1)
     expected = -(0.9 * scores[torch.arange(8), images.labels] + 0.1 * scores.mean(1)).mean()
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
@@ -300,15 +352,24 @@ def test_l1_is_of_the_kernels_alone():
     """Multipliers, scalar biases and batch norm have none."""
     for network in NETWORKS:
         torch.manual_seed(0)
-        model, images = models.build(network).eval(), data.sample()[:4]
-        kernels = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        model = models.build(network).eval()
+        images = data.sample()[:4]
+        kernels = [
+            module.weight for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)
+        ]
         arguments = (model, images.unit_interval(), images.labels)
         setting = training.Setting(channels_last=True, bfloat16=False)
-        without, loss = (training._loss(*arguments, training.Recipe(l1=l1), setting) for l1 in (0.0, 1e-3))
-        torch.testing.assert_close(loss - without, 1e-3 * torch.stack([w.abs().sum() for w in kernels]).sum())
+        without, loss = (
+            training._loss(*arguments, training.Recipe(l1=l1), setting) for l1 in (0.0, 1e-3)
+        )
+        torch.testing.assert_close(
+            loss - without, 1e-3 * torch.stack([w.abs().sum() for w in kernels]).sum()
+        )
 
 
-@pytest.mark.parametrize("fastest", [training.Setting(a, b) for a in (True, False) for b in (True, False)], ids=str)
+@pytest.mark.parametrize(
+    "fastest", [training.Setting(a, b) for a in (True, False) for b in (True, False)], ids=str
+)
 def test_the_fastest_setting_is_taken(monkeypatch, fastest):
     def loss(model, x, labels, recipe, setting):
         time.sleep(0 if setting == fastest else 0.02)
@@ -317,11 +378,15 @@ def test_the_fastest_setting_is_taken(monkeypatch, fastest):
     monkeypatch.setattr(training, "_loss", loss)
     monkeypatch.setattr(training, "_has_bfloat16", lambda device: True)
     images = data.sample()[:4]
-    assert FASTEST_SETTING(task(), 10, nn.Identity(), images.pixels, images.labels, "cpu") == fastest
+    assert (
+        FASTEST_SETTING(task(), 10, nn.Identity(), images.pixels, images.labels, "cpu") == fastest
+    )
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"), [("avx512f avx512_bf16", True), ("amx_bf16", True), ("avx2 avx512f", False), (None, False)], ids=str
+    ("flags", "expected"),
+    [("avx512f avx512_bf16", True), ("amx_bf16", True), ("avx2 avx512f", False), (None, False)],
+    ids=str,
 )
 def test_bfloat16_is_tried_where_the_processor_has_it(monkeypatch, flags, expected):
     def read_text(path):
@@ -337,7 +402,13 @@ def test_bfloat16_is_tried_where_the_processor_has_it(monkeypatch, flags, expect
 
 
 def row(epoch, loss, validation):
-    return {"epoch": epoch, "step": 4 * epoch, "loss": loss, "validation": validation, "seconds": 1.0}
+    return {
+        "epoch": epoch,
+        "step": 4 * epoch,
+        "loss": loss,
+        "validation": validation,
+        "seconds": 1.0,
+    }
 
 
 @pytest.mark.parametrize("step", [STEPS_PER_EPOCH + 1, None], ids=["stopped", "finished"])
@@ -365,9 +436,13 @@ def test_a_run_stopped_in_its_first_epoch_has_no_curves(tmp_path, monkeypatch):
 
 
 def test_curves_leave_out_epochs_without_validation():
-    drawing = plots.training_curves([row(1, 2.0, None), row(2, 1.5, 0.5), row(3, 1.2, None), row(4, 1.0, 0.5)], "title")
+    drawing = plots.training_curves(
+        [row(1, 2.0, None), row(2, 1.5, 0.5), row(3, 1.2, None), row(4, 1.0, 0.5)], "title"
+    )
     left, right = drawing.figure.axes
-    assert [line.get_xydata().tolist() for line in left.lines] == [[[1, 2.0], [2, 1.5], [3, 1.2], [4, 1.0]]]
+    assert [line.get_xydata().tolist() for line in left.lines] == [
+        [[1, 2.0], [2, 1.5], [3, 1.2], [4, 1.0]]
+    ]
     assert [line.get_xydata().tolist() for line in right.lines] == [[[2, 50], [4, 50]], [[2, 50]]]
     assert "circle: epoch 2, whose weights are kept, 50.00 %" in drawing.caption
     assert "circle" not in plots.training_curves([row(1, 2.0, None)], "title").caption

@@ -36,7 +36,9 @@ def test_every_kernel_is_among_the_layers(traced):
 
 def test_scale_of_the_study_is_the_default(traced_case, monkeypatch):
     """The pattern is taken at k = 1/8 unless asked otherwise."""
-    traced, module, seen = traced_case("plain-conv-chain"), verification, []
+    traced = traced_case("plain-conv-chain")
+    module = verification
+    seen = []
 
     def spy(network, x, scale, *rest):
         seen.append(scale)
@@ -67,7 +69,8 @@ def test_layers_may_be_chosen(traced_case):
 
 def test_progress_is_reported(traced_case):
     """The callback hears a rising share that ends at one."""
-    traced, heard = traced_case("plain-conv-chain"), []
+    traced = traced_case("plain-conv-chain")
+    heard = []
     abm.verify(traced.network, traced.x, report=heard.append)
     assert heard == sorted(heard)
     assert heard[-1] == pytest.approx(1)
@@ -89,9 +92,11 @@ def test_images_add_up(traced_case):
 def test_float64_is_more_exact_than_float32():
     """A float32 network verified in float64 has errors of float64's rounding; the model stays float32."""
     model, x = make("plain-conv-chain")
-    model, x = model.float(), x.float()
+    model = model.float()
+    x = x.float()
     network = abm.trace(model, x)
-    single, double = abm.verify(network, x)["2"], abm.verify(network, x, dtype=torch.float64)["2"]
+    single = abm.verify(network, x)["2"]
+    double = abm.verify(network, x, dtype=torch.float64)["2"]
     assert 1e-10 < single.scaled <= 1e-6
     assert double.scaled <= 1e-13
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -100,7 +105,9 @@ def test_float64_is_more_exact_than_float32():
 def test_altered_model_is_found(monkeypatch):
     """What the model computes differently from the trace shows in the share, the largest error, and the worst unit."""
     model, x = make("plain-conv-chain")
-    network, convolve, shape = abm.trace(model, x), torch.nn.functional.conv2d, model[2].weight.shape
+    network = abm.trace(model, x)
+    convolve = torch.nn.functional.conv2d
+    shape = model[2].weight.shape
 
     def altered(c, w, *rest):
         out = convolve(c, w, *rest)
@@ -118,7 +125,11 @@ def test_images_may_be_computed_at_once(traced, monkeypatch):
     alone = abm.verify(traced.network, traced.x)
     monkeypatch.setattr(runs, "images_at_once", lambda *given: len(traced.x))
     for name, check in abm.verify(traced.network, traced.x).items():
-        assert (check.units, check.within, check.zero) == (alone[name].units, alone[name].within, alone[name].zero)
+        assert (check.units, check.within, check.zero) == (
+            alone[name].units,
+            alone[name].within,
+            alone[name].zero,
+        )
         assert check.scaled <= 1e-12
 
 
@@ -134,8 +145,15 @@ def add(check, *arguments):
 def counted(value, reconstructed, magnitude=None):
     """The counts of a layer with planted values."""
     check = LayerCheck("planted")
-    value, reconstructed = torch.tensor([value]), torch.tensor([reconstructed])
-    add(check, value, reconstructed, value.abs() if magnitude is None else torch.tensor([magnitude]), ["image"])
+    value = torch.tensor([value])
+    reconstructed = torch.tensor([reconstructed])
+    add(
+        check,
+        value,
+        reconstructed,
+        value.abs() if magnitude is None else torch.tensor([magnitude]),
+        ["image"],
+    )
     return check
 
 
@@ -156,7 +174,8 @@ def test_worst_unit_is_found_with_its_image():
     """The place of the largest absolute relative error, in the layer's own shape, over all images added."""
     check = LayerCheck("planted")
     value = torch.ones(2, 3, 2, 2)
-    first, second = value.clone(), value.clone()
+    first = value.clone()
+    second = value.clone()
     first[1, 2, 0, 1] = 1.1
     second[0, 1, 1, 0] = 0.7
     add(check, value, first, value, ["a", "b"])
@@ -188,8 +207,14 @@ def test_histogram_counts_between_powers_of_ten():
 def test_signed_histogram_is_mirrored_at_zero():
     """Errors of -5 %, 5 %, 2 %, -1e-17 and -1e3: one below, two above, one in the middle, one in the first bin."""
     check = counted([1.0, 1.0, 1.0, 1e17, 1.0], [0.95, 1.05, 1.02, 1e17 - 1.0, -1e3])
-    middle, step = len(HISTOGRAM_EDGES), HISTOGRAM_EDGES.index(1e-2) + 1
-    assert (check.signed[middle - step], check.signed[middle + step], check.signed[middle], check.signed[0]) == (1, 2, 1, 1)
+    middle = len(HISTOGRAM_EDGES)
+    step = HISTOGRAM_EDGES.index(1e-2) + 1
+    assert (
+        check.signed[middle - step],
+        check.signed[middle + step],
+        check.signed[middle],
+        check.signed[0],
+    ) == (1, 2, 1, 1)
     assert len(check.signed) == 2 * middle + 1
     assert check.histogram[step] == 3
     assert sum(check.signed) == sum(check.histogram) == 5
@@ -198,7 +223,8 @@ def test_signed_histogram_is_mirrored_at_zero():
 def test_units_outside_one_percent_are_explained_by_rounding_or_not():
     """Four units are off by more than 1 %: two are the rounding of terms that cancel, two are wrong."""
     epsilon = torch.finfo(torch.float32).eps
-    value, off = [1e-6, 1e-6, 0.5, 1e-6, 1.0], [1e-6 + epsilon, 1e-6 - 15 * epsilon, 0.6, 2e-5, 1.0]
+    value = [1e-6, 1e-6, 0.5, 1e-6, 1.0]
+    off = [1e-6 + epsilon, 1e-6 - 15 * epsilon, 0.6, 2e-5, 1.0]
     check = counted(value, off, [1.0] * 5)
     assert (check.units - check.within, check.rounded) == (4, 2)
     assert check.outside == 0.5
@@ -220,7 +246,13 @@ def test_equal_errors_are_placed_by_name_and_unit(order):
     for worst in (1.5, float("nan")):
         checks = [LayerCheck("planted") for _ in range(3)]
         for check, name, error in zip(checks, "bac", (worst, worst, 1.1), strict=True):
-            add(check, torch.ones(1, 3), torch.tensor([[1.0, error, error]]), torch.ones(1, 3), [name])
+            add(
+                check,
+                torch.ones(1, 3),
+                torch.tensor([[1.0, error, error]]),
+                torch.ones(1, 3),
+                [name],
+            )
         total = LayerCheck("planted")
         for n in order:
             total.merge(checks[n])
@@ -258,8 +290,14 @@ def altered_chain(monkeypatch):
     Not the model is another but torch: a change of the model is refused before anything is computed.
     """
     model, x = make("plain-conv-chain")
-    network, convolve, shape = abm.trace(model, x), torch.nn.functional.conv2d, model[2].weight.shape
-    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda c, w, *rest: convolve(c, w, *rest) * (1 + (w.shape == shape)))
+    network = abm.trace(model, x)
+    convolve = torch.nn.functional.conv2d
+    shape = model[2].weight.shape
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "conv2d",
+        lambda c, w, *rest: convolve(c, w, *rest) * (1 + (w.shape == shape)),
+    )
     return network, x
 
 
@@ -279,16 +317,22 @@ def test_failing_reconstruction_names_the_unit_and_the_figures(altered_chain):
 def test_failing_dense_test_tells_both_parts(altered_chain):
     """The message tells the image's and the biases' differences."""
     network, x = altered_chain
-    with pytest.raises(RuntimeError, match=r"The dense test must have an error of at most 1e-12\. Got image 0\.5.*, bias 0\.5"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"The dense test must have an error of at most 1e-12\. Got image 0\.5.*, bias 0\.5",
+    ):
         abm.dense_test(abm.operator(network, x, "2"), x)
 
 
 def test_failing_dot_test_tells_both_products(monkeypatch):
     """The message tells <J u | v>, <u | J* v> and their difference."""
     model, x = make("average-pool-with-ceil")
-    network, right = abm.trace(model, x), Linear.adjoint
+    network = abm.trace(model, x)
+    right = Linear.adjoint
     monkeypatch.setattr(Linear, "adjoint", lambda *args: tuple(2 * part for part in right(*args)))
-    with pytest.raises(RuntimeError, match=r"The dot test must have an error .* Got forward .*, adjoint .*, error "):
+    with pytest.raises(
+        RuntimeError, match=r"The dot test must have an error .* Got forward .*, adjoint .*, error "
+    ):
         abm.dot_test(abm.operator(network, x, "output"))
 
 

@@ -17,7 +17,8 @@ import adjointbackmap as abm
 from adjointbackmap.exactness import verification as runs
 
 distributed = pytest.importorskip(
-    "distributed", reason="several workers need the extra cluster: pip install 'adjointbackmap[cluster]'"
+    "distributed",
+    reason="several workers need the extra cluster: pip install 'adjointbackmap[cluster]'",
 )
 dask = pytest.importorskip("dask")
 workers = pytest.importorskip("adjointbackmap.exactness.workers")
@@ -66,14 +67,18 @@ def as_json(checks):
 def scheduler():
     """The address of a cluster of one worker with two threads, in this process."""
     quiet = {"dashboard_address": None, "silence_logs": 50}
-    with distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, **quiet) as cluster:
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, **quiet
+    ) as cluster:
         yield cluster.scheduler_address
 
 
 def test_lost_worker_changes_nothing(six, tmp_path, monkeypatch):
     """One of two processes is killed with an image in work: the other computes it, and the total is the same to the bit."""
     network, x, whole = six
-    marker, keep, heard = tmp_path / "killed", tmp_path / "kept.jsonl", []
+    marker = tmp_path / "killed"
+    keep = tmp_path / "kept.jsonl"
+    heard = []
     monkeypatch.setattr(runs, "_verified_batch", partial(killed_once, marker))
     checks = abm.verify(network, x, keep=keep, workers=2, report=heard.append)
     assert marker.exists()
@@ -111,14 +116,18 @@ def test_item_that_ends_every_worker_is_told():
 
 def test_number_of_workers_is_checked(six):
     """At least one."""
-    with pytest.raises(ValueError, match=r"workers must be at least 1, or the address of a Dask scheduler. Got 0"):
+    with pytest.raises(
+        ValueError, match=r"workers must be at least 1, or the address of a Dask scheduler. Got 0"
+    ):
         abm.verify(*six[:2], workers=0)
 
 
 def test_address_without_a_scheduler(six, monkeypatch):
     """It is given up soon, with what to do."""
     monkeypatch.setattr(workers, "CONNECT_SECONDS", 0.5)
-    with pytest.raises(ConnectionError, match=r"No one answers at tcp://127.0.0.1:9: start one with dask scheduler"):
+    with pytest.raises(
+        ConnectionError, match=r"No one answers at tcp://127.0.0.1:9: start one with dask scheduler"
+    ):
         abm.verify(*six[:2], workers="tcp://127.0.0.1:9")
 
 
@@ -126,7 +135,9 @@ def test_missing_dask_is_told(six, monkeypatch):
     """With the extra that has it."""
     monkeypatch.setitem(sys.modules, "distributed", None)
     monkeypatch.delitem(sys.modules, "adjointbackmap.exactness.workers")
-    with pytest.raises(ImportError, match=r"Several workers need Dask.*: pip install 'adjointbackmap\[cluster\]'"):
+    with pytest.raises(
+        ImportError, match=r"Several workers need Dask.*: pip install 'adjointbackmap\[cluster\]'"
+    ):
         abm.verify(*six[:2], workers=2)
 
 
@@ -134,7 +145,11 @@ def test_each_worker_has_a_card_of_its_own(monkeypatch):
     """The visible ones in turn; on the processor none is named."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [workers._environment(i, "cuda")["CUDA_VISIBLE_DEVICES"] for i in range(3)] == ["0", "1", "0"]
+    assert [workers._environment(i, "cuda")["CUDA_VISIBLE_DEVICES"] for i in range(3)] == [
+        "0",
+        "1",
+        "0",
+    ]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert [workers._environment(i, "cuda")["CUDA_VISIBLE_DEVICES"] for i in range(2)] == ["5", "7"]
     assert workers._environment(0, "cpu") == {}

@@ -15,7 +15,8 @@ from adjointbackmap.analysis.crossings import Prepare
 from adjointbackmap.engine.network import check_eval
 from adjointbackmap.examples import BATCH, Attacked, examine, finite_batch, forward, scores_of
 
-STUDY_STEP, STUDY_STEP_NORMALISED = 0.008, 0.04
+STUDY_STEP = 0.008
+STUDY_STEP_NORMALISED = 0.04
 STUDY_MOST_STEPS = 100  # limit of experiment 1, which stops at the first success
 STUDY_STEPS = 10  # steps of experiment 2, which does not stop at a success
 # Tolerance for an affine map in float32, relative to its largest number. It is larger than the error
@@ -193,9 +194,14 @@ def pixel_steps(step: float, pixels: Tensor, prepare: Prepare) -> tuple[float, .
         constant, back = torch.func.vjp(prepare, zeros)[:2]
     if constant.shape == zeros.shape:
         factors = back(torch.ones_like(constant))[0]
-        by_channel, rebuilt = factors[0, :, 0, 0], constant + factors * others
+        by_channel = factors[0, :, 0, 0]
+        rebuilt = constant + factors * others
         off = (prepare(others) - rebuilt).abs().amax()
-        if off <= AFFINE * rebuilt.abs().amax() and by_channel.all() and (factors == by_channel[:, None, None]).all():
+        if (
+            off <= AFFINE * rebuilt.abs().amax()
+            and by_channel.all()
+            and (factors == by_channel[:, None, None]).all()
+        ):
             return tuple(abs(step / factor) for factor in by_channel.tolist())
     msg = "prepare must be an affine map of each pixel, with one factor for a channel. Got another: give the steps in pixels."
     raise ValueError(msg)
@@ -249,7 +255,9 @@ def _attacked(
     Sign 1 increases the loss of the classes; sign -1 decreases it.
     """
     parts = zip(pixels.split(BATCH), classes.split(BATCH), strict=True)
-    found = [_iterate(model, images, of_images, attack, prepare, sign) for images, of_images in parts]
+    found = [
+        _iterate(model, images, of_images, attack, prepare, sign) for images, of_images in parts
+    ]
     adversarial, steps = (torch.cat(each) for each in zip(*found, strict=True))
     return replace(examine(model, pixels, adversarial, prepare, attack.box), steps=steps)
 
@@ -263,14 +271,17 @@ def _iterate(
     sign: int,
 ) -> tuple[Tensor, Tensor]:
     """Take the steps. The result is the images, and the number of steps of each image."""
-    found, steps = pixels.clone(), torch.zeros_like(classes)
-    step, (lower, upper) = sign * _per_channel(attack.step, "step", pixels), _limits(attack, pixels)
+    found = pixels.clone()
+    steps = torch.zeros_like(classes)
+    step = sign * _per_channel(attack.step, "step", pixels)
+    (lower, upper) = _limits(attack, pixels)
     left = torch.arange(len(pixels), device=pixels.device)
     for _ in range(attack.iterations):
         scores, slopes = _slopes(model, found[left], classes[left], prepare)
         if attack.until_success:  # continue with images without success
             going = (scores.argmax(1) == classes[left]) == (sign == 1)
-            left, slopes = left[going], slopes[going]
+            left = left[going]
+            slopes = slopes[going]
         if not len(left):
             break
         found[left] = (found[left] + step * slopes.sign()).clamp(lower[left], upper[left])
@@ -302,7 +313,8 @@ def _start(model: nn.Module, pixels: Tensor, attack: Attack) -> Tensor:
         ValueError: If the model is in train mode, or the images do not fit or are outside the box.
     """
     check_eval(model, ValueError)
-    images, (low, high) = finite_batch(pixels, "pixels"), attack.box
+    images = finite_batch(pixels, "pixels")
+    (low, high) = attack.box
     if images.amin() < low or images.amax() > high:
         msg = f"pixels must be in the box from {low} to {high}. Got {float(images.amin()):.4g} to {float(images.amax()):.4g}."
         raise ValueError(msg)
@@ -315,8 +327,15 @@ def _classes(classes: Tensor, what: str, pixels: Tensor, count: int) -> Tensor:
     Raises:
         ValueError: If there is not one class per image, or the model has no such class.
     """
-    if classes.shape != pixels.shape[:1] or classes.dtype != torch.int64 or classes.min() < 0 or classes.max() >= count:
-        got = f"{tuple(classes.shape)} of {classes.dtype}" + (f", {classes.tolist()[:5]} ..." if classes.dim() == 1 else "")
+    if (
+        classes.shape != pixels.shape[:1]
+        or classes.dtype != torch.int64
+        or classes.min() < 0
+        or classes.max() >= count
+    ):
+        got = f"{tuple(classes.shape)} of {classes.dtype}" + (
+            f", {classes.tolist()[:5]} ..." if classes.dim() == 1 else ""
+        )
         msg = f"{what} must be one integer from 0 to {count - 1} for each of the {len(pixels)} images. Got {got}."
         raise ValueError(msg)
     return classes.to(pixels.device)

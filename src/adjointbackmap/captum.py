@@ -116,7 +116,8 @@ class AdjointBackMap:
         cotangent = _slopes(query, chosen) if callable(chosen) else _indicator(linear, chosen)
         image, bias = linear.pulled(cotangent)
         if self.multiply_by_inputs:
-            image, bias = x.detach() * image, network.biases.vector * bias
+            image = x.detach() * image
+            bias = network.biases.vector * bias
         image = image.abs() if abs else image
         given = (image,) if isinstance(inputs, tuple) else image
         return (given, bias) if return_bias else given
@@ -145,7 +146,8 @@ class AdjointBackMap:
     def _kept(self, x: Tensor, query: Query) -> Query:
         """Store the network of a query as the most recently used one."""
         # The copy is changed and then assigned, since another thread may run this method too.
-        networks, shape = dict(self._networks), tuple(x.shape[1:])
+        networks = dict(self._networks)
+        shape = tuple(x.shape[1:])
         networks.pop(shape, None)
         self._networks = dict([*networks.items(), (shape, query.network)][-SHAPES_KEPT:])
         return query
@@ -219,7 +221,8 @@ def _indicator(linear: LayerOperator, target: Target) -> Tensor:
     Raises:
         ValueError: If a target chooses no unit, or several units without a slice.
     """
-    pattern, shape = linear.pattern, linear.out_shape
+    pattern = linear.pattern
+    shape = linear.out_shape
     cotangent = torch.zeros(
         pattern.images,
         *shape,
@@ -271,11 +274,13 @@ def _slopes(query: Query, choose: Callable[[Tensor], Tensor]) -> Tensor:
             got = tuple(chosen.shape) if isinstance(chosen, Tensor) else type(chosen).__name__
             msg = f"A callable target must return ({len(output)},) numbers, or one. Got {got}: sum over the layer's units."
             raise ValueError(msg)
-        slopes = torch.autograd.grad(chosen.sum(), output, create_graph=True)[0] if chosen.requires_grad else None
+        slopes = (
+            torch.autograd.grad(chosen.sum(), output, create_graph=True)[0]
+            if chosen.requires_grad
+            else None
+        )
         if slopes is None or _curved(slopes, output) or _has_constant(chosen, slopes, output):
-            msg = (
-                "A callable target must be linear around the layer's output. Got one that is not: no hyperplane is exact for it."
-            )
+            msg = "A callable target must be linear around the layer's output. Got one that is not: no hyperplane is exact for it."
             raise ValueError(msg)
     return slopes.detach()
 
@@ -296,4 +301,6 @@ def _has_constant(chosen: Tensor, slopes: Tensor, output: Tensor) -> bool:
     """
     products = (slopes * output).flatten(1)
     sums = products.sum(1) if chosen.numel() > 1 else products.sum()
-    return bool(((chosen.view_as(sums) - sums).abs() > TOLERANCE[output.dtype] * products.abs().sum()).any())
+    return bool(
+        ((chosen.view_as(sums) - sums).abs() > TOLERANCE[output.dtype] * products.abs().sum()).any()
+    )

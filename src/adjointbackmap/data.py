@@ -58,7 +58,10 @@ SOURCES = {
         folder="cifar-10-batches-bin",
         train_files=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
         test_files=("test_batch.bin",),
-        records_per_file={**{f"data_batch_{i}.bin": 10_000 for i in range(1, 6)}, "test_batch.bin": 10_000},
+        records_per_file={
+            **{f"data_batch_{i}.bin": 10_000 for i in range(1, 6)},
+            "test_batch.bin": 10_000,
+        },
         label_bytes=1,
         classes=CIFAR10_CLASSES,
         url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
@@ -159,7 +162,13 @@ def sample() -> Images:
     """
     with as_file(files("adjointbackmap") / "assets" / "cifar10-sample.bin") as path:
         content = path.read_bytes()
-        compare(hashlib.sha256(content).hexdigest(), SAMPLE_SHA256, path, "the package", "install it again")
+        compare(
+            hashlib.sha256(content).hexdigest(),
+            SAMPLE_SHA256,
+            path,
+            "the package",
+            "install it again",
+        )
         return _decode(content, path, SOURCES["cifar10"], records=200)
 
 
@@ -186,7 +195,13 @@ def _download(source: Source) -> Path:
     archive = source.url.rsplit("/", 1)[1]
     unpack = pooch.Untar(extract_dir=archive.removesuffix(".tar.gz"))
     try:
-        members = pooch.retrieve(source.url, f"md5:{source.md5}", archive, pooch.os_cache("adjointbackmap"), processor=unpack)
+        members = pooch.retrieve(
+            source.url,
+            f"md5:{source.md5}",
+            archive,
+            pooch.os_cache("adjointbackmap"),
+            processor=unpack,
+        )
     except OSError as error:
         msg = (
             f"{source.url} could not be downloaded ({textwrap.shorten(str(error), 120)}); unpack a copy and name its folder "
@@ -199,7 +214,10 @@ def _download(source: Source) -> Path:
 def _read(paths: list[Path], source: Source) -> Images:
     for path in paths:
         check_file(path)
-    parts = [_decode(path.read_bytes(), path, source, source.records_per_file[path.name]) for path in paths]
+    parts = [
+        _decode(path.read_bytes(), path, source, source.records_per_file[path.name])
+        for path in paths
+    ]
     return Images(
         torch.cat([p.pixels for p in parts]),
         torch.cat([p.labels for p in parts]),
@@ -221,7 +239,12 @@ def _decode(content: bytes, path: Path, source: Source, records: int) -> Images:
         raise ValueError(msg)
     pixels = np.ascontiguousarray(table[:, source.label_bytes :])
     hashes = tuple(hashlib.sha256(row.tobytes()).hexdigest() for row in pixels)
-    return Images(torch.from_numpy(pixels).view(-1, 3, 32, 32), torch.from_numpy(labels.astype(np.int64)), source.classes, hashes)
+    return Images(
+        torch.from_numpy(pixels).view(-1, 3, 32, 32),
+        torch.from_numpy(labels.astype(np.int64)),
+        source.classes,
+        hashes,
+    )
 
 
 def _is_validation(images: Images) -> Tensor:

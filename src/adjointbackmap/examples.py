@@ -88,7 +88,8 @@ def examine(
         raise ValueError(msg)
     before, after = (scores_of(model, x, prepare).argmax(1) for x in (images, changed))
     # The result keeps the images, and the caller may write into its own.
-    images, changed = images.clone(), changed.clone()
+    images = images.clone()
+    changed = changed.clone()
     noise = (changed.double() - images.double()).flatten(1)
     inside = ((changed >= box[0]) & (changed <= box[1])).flatten(1).all(1)
     return Attacked(

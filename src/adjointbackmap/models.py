@@ -30,7 +30,9 @@ class Conv3x3(nn.Conv2d):
     """3 x 3 convolution without bias under TensorFlow's "same" padding."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
-        super().__init__(in_channels, out_channels, 3, stride, padding=1 if stride == 1 else 0, bias=False)
+        super().__init__(
+            in_channels, out_channels, 3, stride, padding=1 if stride == 1 else 0, bias=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``(N, C, H, W)``; at stride 2 pad one row below and one column to the right."""
@@ -78,7 +80,8 @@ class ResNet20(nn.Module):
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
-        self.conv0, self.bn0 = Conv3x3(3, 32), nn.BatchNorm2d(32, eps=BATCH_NORM_EPS)
+        self.conv0 = Conv3x3(3, 32)
+        self.bn0 = nn.BatchNorm2d(32, eps=BATCH_NORM_EPS)
         for i, (inputs, outputs) in enumerate(BLOCK_CHANNELS):
             for j, (a, b) in enumerate(((inputs, outputs), (outputs, outputs)), start=2 * i + 1):
                 self.add_module(f"conv{j}", Conv3x3(a, b, stride=2 if a != b else 1))
@@ -110,7 +113,9 @@ class FixupResNet20(nn.Module):
         super().__init__()
         self.conv0 = Conv3x3(3, 32)
         for i, (inputs, outputs) in enumerate(BLOCK_CHANNELS):
-            self.add_module(f"conv{2 * i + 1}", Conv3x3(inputs, outputs, stride=2 if inputs != outputs else 1))
+            self.add_module(
+                f"conv{2 * i + 1}", Conv3x3(inputs, outputs, stride=2 if inputs != outputs else 1)
+            )
             self.add_module(f"conv{2 * i + 2}", Conv3x3(outputs, outputs))
             self.register_parameter(f"m{2 * i + 2}", nn.Parameter(torch.ones(())))
         self.fc = nn.Linear(96, classes, bias=False)
@@ -158,9 +163,11 @@ class Normalise(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalise ``(..., 3, H, W)``."""
-        mean, std = self.mean, self.std
+        mean = self.mean
+        std = self.std
         if mean.device != pixels.device:  # only then: torch.export takes any `to` for a cast
-            mean, std = mean.to(pixels.device), std.to(pixels.device)
+            mean = mean.to(pixels.device)
+            std = std.to(pixels.device)
         return (pixels - mean) / std
 
 
@@ -225,7 +232,9 @@ def names() -> tuple[str, ...]:
         True
     """
     suffix = ".safetensors"
-    return tuple(sorted(f.name.removesuffix(suffix) for f in _assets().iterdir() if f.name.endswith(suffix)))
+    return tuple(
+        sorted(f.name.removesuffix(suffix) for f in _assets().iterdir() if f.name.endswith(suffix))
+    )
 
 
 def load(name: str) -> nn.Module:

@@ -78,10 +78,18 @@ def load_subject(source: Source) -> Subject:
     from adjointbackmap.engine.folding import fold
 
     if source.model is not None and source.name is None:
-        subject = Subject(_built(source.model, source.weights), nn.Identity(), (), source.model, source.shape)
+        subject = Subject(
+            _built(source.model, source.weights), nn.Identity(), (), source.model, source.shape
+        )
     elif source.name is not None and source.model is None:
         classes = data.SOURCES[models.card(source.name)["dataset"]].classes
-        subject = Subject(models.load(source.name), models.preprocessing(source.name), classes, source.name, (3, 32, 32))
+        subject = Subject(
+            models.load(source.name),
+            models.preprocessing(source.name),
+            classes,
+            source.name,
+            (3, 32, 32),
+        )
     else:
         given = "neither" if source.model is None else "both"
         msg = f"Name a shipped network ({', '.join(models.names())}) or give --model module:function. Got {given}."

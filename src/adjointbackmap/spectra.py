@@ -154,5 +154,8 @@ def _radius(maps: Tensor) -> Tensor:
 
     It is float64, so that 1/4 is exactly 1/4.
     """
-    rows, columns = (torch.fft.fftfreq(n, 1 / n, dtype=torch.float64, device=maps.device) / n for n in maps.shape[-2:])
+    rows, columns = (
+        torch.fft.fftfreq(n, 1 / n, dtype=torch.float64, device=maps.device) / n
+        for n in maps.shape[-2:]
+    )
     return torch.hypot(rows[:, None], columns)

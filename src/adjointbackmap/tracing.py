@@ -13,7 +13,11 @@ from adjointbackmap.planes.planner import plan
 
 
 def trace(
-    model: nn.Module, example: Tensor, until: str | nn.Module | None = None, output: int | str | None = None, audit: bool = True
+    model: nn.Module,
+    example: Tensor,
+    until: str | nn.Module | None = None,
+    output: int | str | None = None,
+    audit: bool = True,
 ) -> Network:
     r"""Capture a module in eval mode as a graph whose inputs are the image and every additive constant.
 
@@ -43,9 +47,13 @@ def trace(
     """
     check_eval(model, ValueError)
     captured = capture(model, example)
-    network = Network(model, captured, plan, until, output, attributes_read(model, batch_of(example)))
+    network = Network(
+        model, captured, plan, until, output, attributes_read(model, batch_of(example))
+    )
     if audit and network.device.type != "meta":
-        noise = torch.randn(1, *network.in_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        noise = torch.randn(
+            1, *network.in_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
         x = noise.to(network.device, network.dtype)
         audit_network(network, x)
         check_patches(network, x)

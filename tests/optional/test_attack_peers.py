@@ -11,7 +11,9 @@ from adjointbackmap import data, models
 from adjointbackmap.attacks import Attack, basic_iterative, least_likely
 from adjointbackmap.examples import examine, examples_of, read_examples
 
-STEP, RADIUS, ITERATIONS = 2 / 256, 6 / 256, 5
+STEP = 2 / 256
+RADIUS = 6 / 256
+ITERATIONS = 5
 ATTACK = Attack(STEP, iterations=ITERATIONS, until_success=False, radius=RADIUS)
 NETWORKS = ("vgg7-cifar10", "vgg7-nobias-cifar10")
 
@@ -19,7 +21,9 @@ NETWORKS = ("vgg7-cifar10", "vgg7-nobias-cifar10")
 @pytest.fixture(params=NETWORKS)
 def subject(request):
     """A shipped network on pixels, and eight images of the sample on the grid with the classes that it says."""
-    model = torch.nn.Sequential(models.preprocessing(request.param), models.load(request.param)).eval()
+    model = torch.nn.Sequential(
+        models.preprocessing(request.param), models.load(request.param)
+    ).eval()
     pixels = (data.sample().unit_interval()[::25] * 256).round() / 256
     with torch.no_grad():
         return model, pixels, model(pixels).argmax(1)
@@ -27,7 +31,9 @@ def subject(request):
 
 @pytest.fixture
 def torchattacks():
-    return pytest.importorskip("torchattacks", reason="torchattacks is not installed: docs/attacking.md")
+    return pytest.importorskip(
+        "torchattacks", reason="torchattacks is not installed: docs/attacking.md"
+    )
 
 
 @pytest.fixture
@@ -38,7 +44,9 @@ def foolbox():
 def test_torchattacks_gives_the_same_images(subject, torchattacks):
     """``BIM``, which is called with images and labels."""
     model, pixels, labels = subject
-    made = examples_of(torchattacks.BIM(model, eps=RADIUS, alpha=STEP, steps=ITERATIONS), pixels, labels)
+    made = examples_of(
+        torchattacks.BIM(model, eps=RADIUS, alpha=STEP, steps=ITERATIONS), pixels, labels
+    )
     ours = basic_iterative(model, pixels, labels, ATTACK)
     assert torch.equal(made, ours.adversarial)
     assert torch.equal(examine(model, pixels, made).after, ours.after)
@@ -49,7 +57,9 @@ def test_torchattacks_gives_the_same_images_towards_the_least_likely_class(subje
     model, pixels, labels = subject
     attack = torchattacks.BIM(model, eps=RADIUS, alpha=STEP, steps=ITERATIONS)
     attack.set_mode_targeted_least_likely(quiet=True)
-    assert torch.equal(examples_of(attack, pixels, labels), least_likely(model, pixels, ATTACK).adversarial)
+    assert torch.equal(
+        examples_of(attack, pixels, labels), least_likely(model, pixels, ATTACK).adversarial
+    )
 
 
 def test_file_of_torchattacks_is_read(subject, torchattacks, tmp_path):
@@ -57,7 +67,10 @@ def test_file_of_torchattacks_is_read(subject, torchattacks, tmp_path):
     model, pixels, labels = subject
     attack = torchattacks.BIM(model, eps=RADIUS, alpha=STEP, steps=ITERATIONS)
     attack.save([(pixels, labels)], tmp_path / "saved.pt", verbose=False)
-    assert torch.equal(read_examples(tmp_path / "saved.pt"), basic_iterative(model, pixels, labels, ATTACK).adversarial)
+    assert torch.equal(
+        read_examples(tmp_path / "saved.pt"),
+        basic_iterative(model, pixels, labels, ATTACK).adversarial,
+    )
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["epsilon", "list-of-one-epsilon"])
@@ -66,8 +79,11 @@ def test_foolbox_gives_the_same_images(subject, foolbox, several):
     model, pixels, labels = subject
     attack = foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=STEP, steps=ITERATIONS)
     epsilons = [RADIUS] if several else RADIUS
-    made = attack(foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu"), pixels, labels, epsilons=epsilons)
-    found, ours = examine(model, pixels, examples_of(made, pixels, labels)), basic_iterative(model, pixels, labels, ATTACK)
+    made = attack(
+        foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu"), pixels, labels, epsilons=epsilons
+    )
+    found = examine(model, pixels, examples_of(made, pixels, labels))
+    ours = basic_iterative(model, pixels, labels, ATTACK)
     assert torch.equal(found.adversarial, ours.adversarial)
     assert torch.equal(found.fooled(labels), made[2].reshape(-1))
 
@@ -77,10 +93,13 @@ def test_foolbox_gives_the_same_images_towards_targets(subject, foolbox):
     import eagerpy
 
     model, pixels, labels = subject
-    targets, given = (labels + 3) % 10, eagerpy.astensor(pixels)
+    targets = (labels + 3) % 10
+    given = eagerpy.astensor(pixels)
     criterion = foolbox.criteria.TargetedMisclassification(eagerpy.astensor(targets))
     attack = foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=STEP, steps=ITERATIONS)
-    made = attack(foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu"), given, criterion, epsilons=RADIUS)
+    made = attack(
+        foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu"), given, criterion, epsilons=RADIUS
+    )
     assert not isinstance(made[1], torch.Tensor)
     ours = basic_iterative(model, pixels, labels, ATTACK, targets=targets)
     assert torch.equal(examples_of(made, pixels, labels), ours.adversarial)
@@ -90,6 +109,11 @@ def test_list_of_epsilons_of_foolbox_is_refused(subject, foolbox):
     """It gives one batch of images for each."""
     model, pixels, labels = subject
     attack = foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=STEP, steps=1)
-    made = attack(foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu"), pixels, labels, epsilons=[RADIUS, STEP])
+    made = attack(
+        foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu"),
+        pixels,
+        labels,
+        epsilons=[RADIUS, STEP],
+    )
     with pytest.raises(ValueError, match=r"those of one epsilon\. Got 2"):
         examples_of(made, pixels, labels)

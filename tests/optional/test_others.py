@@ -24,7 +24,8 @@ def onnx():
 def small(onnx, operation, *attributes):
     """Convolution, ReLU, an operation on maps of 6 x 6, Flatten of version 1, matrix product."""
     generator = np.random.default_rng(0)
-    helper, to_tensor = onnx.helper, onnx.numpy_helper.from_array
+    helper = onnx.helper
+    to_tensor = onnx.numpy_helper.from_array
     features = 3 * 3 * 3 if operation.endswith("Pool") else 3 * 6 * 6
     constants = {"w": (3, 2, 3, 3), "b": (3,), "m": (features, 4), "c": (4,)}
     nodes = [

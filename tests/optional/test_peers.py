@@ -20,13 +20,19 @@ from torch import nn
 import adjointbackmap as abm
 
 TOLERANCE = 1e-12  # relative to the largest entry
-pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor 0 did not")  # Captum's, that it sets requires_grad
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Input Tensor 0 did not"
+)  # Captum's, that it sets requires_grad
 
 # networks beside the catalogue, for a peer's own mistakes
 
 
 def max_pool_with_padding():
-    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2, 2, padding=1), nn.Conv2d(2, 2, 1)), (1, 8, 8)
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2, 2, padding=1), nn.Conv2d(2, 2, 1)), (
+        1,
+        8,
+        8,
+    )
 
 
 def registered_in_another_order():
@@ -36,7 +42,10 @@ def registered_in_another_order():
     return Net(forward, last=nn.Conv2d(2, 2, 1), first=nn.Conv2d(2, 2, 3)), (2, 5, 5)
 
 
-OTHERS = {"max-pool-with-padding": max_pool_with_padding, "registered-in-another-order": registered_in_another_order}
+OTHERS = {
+    "max-pool-with-padding": max_pool_with_padding,
+    "registered-in-another-order": registered_in_another_order,
+}
 
 # known differences: network -> layers
 
@@ -65,7 +74,11 @@ FULLGRAD_DIFFERS = {
     "recurrent-over-rows": "only Conv2d, Linear and BatchNorm2d have biases",
     "registered-in-another-order": "biases in the order of registration, gradients in that of execution",
 }
-FULLGRAD_CANNOT = {"conv-with-bias-before-batch-norm", "conv-batch-norm-multiplier", "linear-with-positions"}
+FULLGRAD_CANNOT = {
+    "conv-with-bias-before-batch-norm",
+    "conv-batch-norm-multiplier",
+    "linear-with-positions",
+}
 LIRPA_CANNOT = {  # how many layers
     "asymmetric-padding": 3,
     "residual-with-zero-padded-channels": 2,
@@ -75,8 +88,20 @@ LIRPA_CANNOT = {  # how many layers
     "max-pool-with-ties": 3,
 }
 LIRPA_DIFFERS = {
-    "average-pool-with-ceil": ["2", "3", "4", "5", "6", "7", "output"],  # ceil_mode and count_include_pad are ignored
-    "max-pool-with-padding": ["1", "2", "output"],  # winners of the map are taken for places of the padded map
+    "average-pool-with-ceil": [
+        "2",
+        "3",
+        "4",
+        "5",
+        "6",
+        "7",
+        "output",
+    ],  # ceil_mode and count_include_pad are ignored
+    "max-pool-with-padding": [
+        "1",
+        "2",
+        "output",
+    ],  # winners of the map are taken for places of the padded map
 }
 
 
@@ -119,29 +144,40 @@ def until(model, layer):
 def layers_of_modules(traced):
     """The layers that a peer can be asked for: calls of modules, and the output."""
     paths = dict(traced.model.named_modules())
-    return [name for name in traced.network.layers if name == "output" or name.partition(":")[0] in paths]
+    return [
+        name
+        for name in traced.network.layers
+        if name == "output" or name.partition(":")[0] in paths
+    ]
 
 
 def same(ours, theirs):
     """Equal to float64's rounding, held against the largest entry."""
     scale = max(1.0, float(theirs.detach().abs().max()))
-    return ours.shape == theirs.shape and float((ours - theirs).detach().abs().max()) <= TOLERANCE * scale
+    return (
+        ours.shape == theirs.shape
+        and float((ours - theirs).detach().abs().max()) <= TOLERANCE * scale
+    )
 
 
 def affine(image, bias, x):
     """Image part and lumped bias part of every unit, ``(N, units, pixels + 1)``, of parts ``(N, *units, ...)``."""
-    n, pixels = len(x), x[0].numel()
+    n = len(x)
+    pixels = x[0].numel()
     return torch.cat([image.reshape(n, -1, pixels), bias.reshape(n, -1, 1)], 2).detach()
 
 
 def jacobian(model, x):
     """The truth: Jacobian ``(N, *units, *in_shape)`` of a module, by torch.func."""
-    return torch.stack([torch.func.jacrev(lambda image: model(image[None])[0])(image) for image in x])
+    return torch.stack(
+        [torch.func.jacrev(lambda image: model(image[None])[0])(image) for image in x]
+    )
 
 
 def true_affine(model, x):
     """The truth: Jacobian, and what the output has beside Jacobian times image."""
-    values, slopes = model(x), jacobian(model, x)
+    values = model(x)
+    slopes = jacobian(model, x)
     linear = slopes.reshape(len(x), -1, x[0].numel()) @ x.reshape(len(x), -1, 1)
     return affine(slopes, values.reshape(linear.shape) - linear, x)
 
@@ -161,12 +197,16 @@ def traced_any(request, traced_case):
 @pytest.fixture(scope="session")
 def captum():
     """The captum library."""
-    return pytest.importorskip("captum.attr", reason="Captum is not installed: pip install captum", exc_type=ImportError)
+    return pytest.importorskip(
+        "captum.attr", reason="Captum is not installed: pip install captum", exc_type=ImportError
+    )
 
 
 def neuron_gradients(captum, model, layer, x, shape):
     """NeuronGradient of every unit of a layer, ``(N, *shape, *in_shape)``."""
-    method = captum.NeuronGradient(model, model if layer == "output" else model.get_submodule(layer.partition(":")[0]))
+    method = captum.NeuronGradient(
+        model, model if layer == "output" else model.get_submodule(layer.partition(":")[0])
+    )
     units = [method.attribute(x.clone(), unit) for unit in product(*map(range, shape))]
     return torch.stack(units, 1).reshape(len(x), *shape, *x.shape[1:]).detach()
 
@@ -177,7 +217,9 @@ def test_image_parts_are_captums_neuron_gradients(captum, traced):
     for layer in layers_of_modules(traced):
         linear = abm.operator(traced.network, traced.x, layer)
         ours = linear.dense()[0]
-        if not same(ours, neuron_gradients(captum, traced.model, layer, traced.x, linear.out_shape)):
+        if not same(
+            ours, neuron_gradients(captum, traced.model, layer, traced.x, linear.out_shape)
+        ):
             assert same(ours, jacobian(until(traced.model, layer), traced.x))
             different.append(layer)
     assert different == CAPTUM_DIFFERS.get(traced.name, [])
@@ -187,7 +229,10 @@ def test_captum_gives_a_reused_modules_last_call(captum, traced_case):
     """What it gives for the module is the third call's hyperplane; ours asks which is meant."""
     traced = traced_case("reused-module")
     linear = abm.operator(traced.network, traced.x, "conv:2")
-    assert same(linear.dense()[0], neuron_gradients(captum, traced.model, "conv", traced.x, linear.out_shape))
+    assert same(
+        linear.dense()[0],
+        neuron_gradients(captum, traced.model, "conv", traced.x, linear.out_shape),
+    )
     with pytest.raises(ValueError, match="called once"):
         abm.captum.AdjointBackMap(traced.model, traced.model.conv).attribute(traced.x, (0, 0, 0))
 
@@ -204,24 +249,42 @@ SELECTORS = {
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_selectors_mean_what_captums_mean(captum, traced_case, selector):
     """The same call gives the same tensor."""
-    model, x = traced_case("plain-conv-chain").model, traced_case("plain-conv-chain").x
+    model = traced_case("plain-conv-chain").model
+    x = traced_case("plain-conv-chain").x
     theirs = captum.NeuronGradient(model, model[2]).attribute(x.clone(), SELECTORS[selector])
-    assert same(abm.captum.AdjointBackMap(model, model[2]).attribute(x, SELECTORS[selector]), theirs)
+    assert same(
+        abm.captum.AdjointBackMap(model, model[2]).attribute(x, SELECTORS[selector]), theirs
+    )
 
 
-TARGETS = {"int": 1, "tuple": (2,), "list": [2, 0], "tensor": torch.tensor([1, 2]), "list-of-tuples": [(0,), (1,)]}
+TARGETS = {
+    "int": 1,
+    "tuple": (2,),
+    "list": [2, 0],
+    "tensor": torch.tensor([1, 2]),
+    "list-of-tuples": [(0,), (1,)],
+}
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_targets_mean_what_captums_mean(captum, traced_case, target):
     """Saliency and InputXGradient; only ours has the biases, without which the sum is not the class's score."""
-    model, x = traced_case("average-pool-with-ceil").model, traced_case("average-pool-with-ceil").x
+    model = traced_case("average-pool-with-ceil").model
+    x = traced_case("average-pool-with-ceil").x
     given = {"target": TARGETS[target]}
     ours = abm.captum.AdjointBackMap(model)
-    assert same(ours.attribute(x, **given), captum.Saliency(model).attribute(x.clone(), abs=False, **given).detach())
-    assert same(ours.attribute(x, abs=True, **given), captum.Saliency(model).attribute(x.clone(), **given).detach())
+    assert same(
+        ours.attribute(x, **given),
+        captum.Saliency(model).attribute(x.clone(), abs=False, **given).detach(),
+    )
+    assert same(
+        ours.attribute(x, abs=True, **given),
+        captum.Saliency(model).attribute(x.clone(), **given).detach(),
+    )
     theirs = captum.InputXGradient(model).attribute(x.clone(), **given).detach()
-    image, bias = abm.captum.AdjointBackMap(model, multiply_by_inputs=True).attribute(x, return_bias=True, **given)
+    image, bias = abm.captum.AdjointBackMap(model, multiply_by_inputs=True).attribute(
+        x, return_bias=True, **given
+    )
     assert same(image, theirs)
     scores = captum.LayerActivation(model, model).attribute(x).detach()
     classes = [t[0] if isinstance(t, tuple) else int(t) for t in _for_each(TARGETS[target])]
@@ -257,7 +320,11 @@ def full_gradient(model, x, unit):
     i-th gradient from its end. There the products stay maps, here they are summed over positions. It registers backward
     hooks on modules, which torch has since deprecated; hooks on their outputs see the same gradients.
     """
-    modules = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm2d)}
+    modules = {
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm2d)
+    }
     biases = {n: b for n, m in modules.items() if (b := implicit_bias(m)) is not None}
     gradients = []
 
@@ -293,12 +360,18 @@ def entry_name(traced, path):
     if isinstance(module, nn.BatchNorm2d):
         return path
     parameters = dict(traced.model.named_parameters(remove_duplicate=False))
-    return next(b.name for b in traced.network.biases.values() if b.parameter and parameters[b.parameter] is module.bias)
+    return next(
+        b.name
+        for b in traced.network.biases.values()
+        if b.parameter and parameters[b.parameter] is module.bias
+    )
 
 
 def test_image_and_bias_parts_are_fullgrads(traced_any):
     """Of every unit of the output, where FullGrad is complete; where it is not, ours is."""
-    traced, x, network = traced_any, traced_any.x, traced_any.network
+    traced = traced_any
+    x = traced_any.x
+    network = traced_any.network
     image, bias = abm.operator(network, x, "output").dense()
     values = traced.model(x).detach()
     shares = network.biases.vector * bias
@@ -309,7 +382,9 @@ def test_image_and_bias_parts_are_fullgrads(traced_any):
             slopes, parts = full_gradient(traced.model, x, unit)
         except (IndexError, RuntimeError, TypeError) as error:
             assert traced.name in FULLGRAD_CANNOT
-            pytest.skip(f"FullGrad cannot do {traced.name}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            pytest.skip(
+                f"FullGrad cannot do {traced.name}: {type(error).__name__}: {str(error).splitlines()[0]}"
+            )
         assert same(image[at], slopes)
         assert same((x * image[at]).flatten(1).sum(1) + shares[at].sum(1), values[at])
         theirs = (x * slopes).flatten(1).sum(1) + sum(part.sum(1) for part in parts.values())
@@ -339,7 +414,11 @@ def lirpa():
     """The auto_LiRPA library; the release on PyPI is too old for a current NumPy and counts as not installed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return pytest.importorskip("auto_LiRPA", reason="auto_LiRPA is not installed: see docs/peers.md", exc_type=ImportError)
+        return pytest.importorskip(
+            "auto_LiRPA",
+            reason="auto_LiRPA is not installed: see docs/peers.md",
+            exc_type=ImportError,
+        )
 
 
 @pytest.fixture
@@ -355,8 +434,11 @@ def crown(lirpa, model, x):
     ball = lirpa.BoundedTensor(x, lirpa.PerturbationLpNorm(norm=float("inf"), eps=0.0))
     try:
         bounded = lirpa.BoundedModule(copy.deepcopy(model), x, device="cpu", verbose=0)
-        end, start = bounded.output_name[0], bounded.input_name[0]
-        found = bounded.compute_bounds((ball,), method="CROWN", return_A=True, needed_A_dict={end: {start}})[2][end][start]
+        end = bounded.output_name[0]
+        start = bounded.input_name[0]
+        found = bounded.compute_bounds(
+            (ball,), method="CROWN", return_A=True, needed_A_dict={end: {start}}
+        )[2][end][start]
     except Exception as error:  # it has no type of its own for what it cannot do
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     return [affine(found[f"{side}A"], found[f"{side}bias"], x) for side in ("l", "u")]
@@ -365,8 +447,11 @@ def crown(lirpa, model, x):
 @pytest.mark.filterwarnings("ignore")
 def test_affine_maps_are_autolirpas(lirpa, traced_any, in_float64):
     """Of every unit of every layer that is a module's call; what it cannot do is told in the skip."""
-    traced, x = traced_any, traced_any.x
-    layers, different, refused = layers_of_modules(traced), [], []
+    traced = traced_any
+    x = traced_any.x
+    layers = layers_of_modules(traced)
+    different = []
+    refused = []
     for layer in layers:
         peer = until(traced.model, layer)
         bounds = crown(lirpa, peer, x)
@@ -381,4 +466,6 @@ def test_affine_maps_are_autolirpas(lirpa, traced_any, in_float64):
     assert different == LIRPA_DIFFERS.get(traced.name, [])
     assert len(refused) == LIRPA_CANNOT.get(traced.name, 0)
     if refused:
-        pytest.skip(f"auto_LiRPA cannot do {len(refused)} of {len(layers)} layers of {traced.name}: {refused[0]}")
+        pytest.skip(
+            f"auto_LiRPA cannot do {len(refused)} of {len(layers)} layers of {traced.name}: {refused[0]}"
+        )

@@ -28,7 +28,9 @@ def installed():
 @pytest.mark.parametrize("name", CHECKED)
 def test_every_layer_is_reproduced(name, installed):
     found = zoo.check(installed(name))
-    assert found["error"] <= zoo.LIMIT, f"{found['worst']} of {name} has a scale-aware error of {found['error']:.2e}"
+    assert found["error"] <= zoo.LIMIT, (
+        f"{found['worst']} of {name} has a scale-aware error of {found['error']:.2e}"
+    )
     assert found["layers"] > 20
 
 
@@ -45,8 +47,10 @@ def test_causes_are_read_from_the_message():
 
 
 def test_an_error_is_seen():
-    x, b = torch.rand(1, 3, 4, 4).double(), torch.rand(5).double()
-    image, bias = torch.ones(1, 3, 4, 4).double(), torch.ones(1, 5).double()
+    x = torch.rand(1, 3, 4, 4).double()
+    b = torch.rand(5).double()
+    image = torch.ones(1, 3, 4, 4).double()
+    bias = torch.ones(1, 5).double()
     value = x.sum() + b.sum()
     assert zoo.errors_of(value, x, b, image, bias)[0] < 1e-15
     assert zoo.errors_of(value + 1, x, b, image, bias)[0] > 1e-3

@@ -113,9 +113,14 @@ def boundaries(
     margins = images.new_zeros(1, len(others), count)
     margins[:, :, first] = 1
     margins[0, torch.arange(len(others)), torch.tensor(others, dtype=torch.int64)] = -1
-    weights, bias = (t[0] for t in operator(network, images, OUTPUT, dtype=torch.float64).adjoint(margins))
+    weights, bias = (
+        t[0] for t in operator(network, images, OUTPUT, dtype=torch.float64).adjoint(margins)
+    )
     offsets = (bias @ network.biases_in(torch.float64).vector).tolist()
-    made = [Boundary(images[0], w, o, first, c) for w, o, c in zip(weights, offsets, others, strict=True)]
+    made = [
+        Boundary(images[0], w, o, first, c)
+        for w, o, c in zip(weights, offsets, others, strict=True)
+    ]
     return _in_pixels(made, prepare, given) if prepare else made
 
 
@@ -139,7 +144,8 @@ def _in_pixels(made: list[Boundary], prepare: Prepare, pixels: Tensor) -> list[B
     Raises:
         ValueError: If the map is not affine.
     """
-    constant, back = prepare(torch.zeros_like(pixels))[0], torch.func.vjp(prepare, pixels)[1]
+    constant = prepare(torch.zeros_like(pixels))[0]
+    back = torch.func.vjp(prepare, pixels)[1]
     found = [
         replace(
             b,
@@ -150,17 +156,17 @@ def _in_pixels(made: list[Boundary], prepare: Prepare, pixels: Tensor) -> list[B
         for b in made
     ]
     for before, after in zip(made, found, strict=True):
-        scale, old, new = (
-            float((after.x * after.weights).abs().sum()) + abs(after.offset),
-            before.value,
-            after.value,
-        )
+        scale = float((after.x * after.weights).abs().sum()) + abs(after.offset)
+        old = before.value
+        new = after.value
         if abs(new - old) > AFFINE * scale:
-            msg = (
-                f"prepare must be an affine map of the pixels. Got a margin of {new:.3g}, not {old:.3g}: trace it with the model."
-            )
+            msg = f"prepare must be an affine map of the pixels. Got a margin of {new:.3g}, not {old:.3g}: trace it with the model."
             raise ValueError(msg)
     return found
+
+
+def _nearest_first(boundaries: Sequence[Boundary], norm: str) -> list[Boundary]:
+    return sorted(boundaries, key=lambda boundary: boundary.distance(norm))
 
 
 @dataclass(frozen=True)
@@ -208,14 +214,21 @@ def analyse(network: Network, x: Tensor, most: int | None = None) -> Analysis:
         >>> found.kinks["l2"].ends_region, len(found.boundaries["l2"])
         (True, 2)
     """
-    count, distances = _classes(network), kink_distances(network, x, sweep=torch.float32)
+    count = _classes(network)
+    distances = kink_distances(network, x, sweep=torch.float32)
     predicted = int(
         record(network, distances.x[None], [network.layers[OUTPUT]]).outputs[OUTPUT].argmax(),
     )
-    planes = boundaries(network, distances.x, predicted, [c for c in range(count) if c != predicted]) if count > 1 else []
+    planes = (
+        boundaries(network, distances.x, predicted, [c for c in range(count) if c != predicted])
+        if count > 1
+        else []
+    )
     reachable = [plane for plane in planes if plane.weights.any()]
     nearest = {norm: distances.nearest(norm) for norm in NORMS}
-    kinks = {norm: reach(network, [kink], norm)[0] for norm, kink in nearest.items() if kink is not None}
-    ordered = {norm: sorted(reachable, key=lambda plane, norm=norm: plane.distance(norm))[:most] for norm in NORMS}  # type: ignore[misc]
+    kinks = {
+        norm: reach(network, [kink], norm)[0] for norm, kink in nearest.items() if kink is not None
+    }
+    ordered = {norm: _nearest_first(reachable, norm)[:most] for norm in NORMS}
     reached = {norm: reach(network, planes, norm) for norm, planes in ordered.items()}
     return Analysis(predicted, kinks, reached, distances.unmeasured)

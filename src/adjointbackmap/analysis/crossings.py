@@ -153,12 +153,16 @@ def reach(
     """
     if not planes:
         return []
-    x, steps = planes[0].x, torch.stack([plane.step(norm) for plane in planes])
+    x = planes[0].x
+    steps = torch.stack([plane.step(norm) for plane in planes])
     points = torch.cat([x[None], x + (1 - BESIDE) * steps, x + (1 + BESIDE) * steps])
     inputs = check_images(network, points if prepare is None else prepare(points), x.dtype)
     with exact(inputs.device):
         outputs = record(network, inputs, [network.layers[OUTPUT]]).outputs[OUTPUT].detach()
-    sides = [Side(bool(same), out) for same, out in zip(_as_first(network, inputs), outputs[1:], strict=True)]
+    sides = [
+        Side(bool(same), out)
+        for same, out in zip(_as_first(network, inputs), outputs[1:], strict=True)
+    ]
     each = zip(planes, sides[: len(planes)], sides[len(planes) :], strict=True)
     return [Reached(plane, norm, before, after) for plane, before, after in each]
 

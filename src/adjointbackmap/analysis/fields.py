@@ -58,11 +58,14 @@ def effective_fields(planes: Hyperplanes) -> EffectiveFields:
         >>> fields.theoretical[0, 0, 0].tolist(), fields.effective[0, 0, 0, 0].tolist(), float(fields.used.min())
         ([2, 2], [2, 2], 1.0)
     """
-    theoretical, used = _theoretical(planes), _used(planes)
+    theoretical = _theoretical(planes)
+    used = _used(planes)
     axes = theoretical.shape[-1]
     along = [used.movedim(a - axes, -1) for a in range(axes)]
     extents = [_extent(m.flatten(-axes, -2).any(-2) if axes > 1 else m) for m in along]
-    share = used.flatten(-axes).sum(-1, dtype=planes.value.dtype) / theoretical.prod(-1).clamp_min(1)
+    share = used.flatten(-axes).sum(-1, dtype=planes.value.dtype) / theoretical.prod(-1).clamp_min(
+        1
+    )
     return EffectiveFields(theoretical, torch.stack(extents, -1), share)
 
 
@@ -109,12 +112,15 @@ def _inside(network: Network, layer: Layer) -> list[Tensor]:
 
     The list is empty if the layer has no field.
     """
-    field, image = network.program().fields[layer.value.slot], network.in_shape[1:]
+    field = network.program().fields[layer.value.slot]
+    image = network.in_shape[1:]
     if field == ():  # the layer does not depend on the image
         return [torch.zeros(count, dtype=torch.int64) for count in layer.out_shape[1:]]
     extents = []
     for axis, count, extent in zip(field or (), layer.out_shape[1:], image, strict=False):
-        ends = [(ceil(p * axis.step + axis.low), floor(p * axis.step + axis.high)) for p in range(count)]
+        ends = [
+            (ceil(p * axis.step + axis.low), floor(p * axis.step + axis.high)) for p in range(count)
+        ]
         extents.append(
             torch.tensor(
                 [max(0, min(extent - 1, last) - max(0, first) + 1) for first, last in ends],
@@ -277,7 +283,11 @@ def _used_by_sweep(
         for done, group in enumerate(groups, start=1):
             tangents = sweep.run(group)
             for readout, count in zip(readouts, counts, strict=True):
-                apart = sweep.step(group, readout.apart, [tangents[readout.source.slot]]) if readout.apart else None
+                apart = (
+                    sweep.step(group, readout.apart, [tangents[readout.source.slot]])
+                    if readout.apart
+                    else None
+                )
                 if apart is not None:
                     count += _pixels_used(sweep, group, apart, readout.elements.shape)
             report(done / len(groups))
@@ -289,5 +299,7 @@ def _pixels_used(sweep: Sweep, group: Group, tangents: Windows | Tensor, shape: 
     pixels = prod(group.count)
     tensor = tangents.tensor if isinstance(tangents, Windows) else tangents
     moved = (tensor != 0).unflatten(0, (pixels, -1)).any(1).to(tensor.dtype)
-    marked = Windows(moved, tangents.spans, tangents.clean) if isinstance(tangents, Windows) else moved
+    marked = (
+        Windows(moved, tangents.spans, tangents.clean) if isinstance(tangents, Windows) else moved
+    )
     return cast("Tensor", sweep.inner(group, marked, moved.new_ones(1, pixels, 1), shape))[0, 0]

@@ -112,7 +112,10 @@ class Extended(ActivationPattern):
         """The same gates in another dtype; no gate is computed again."""
         own = self.network.program(dtype)
         gaps = self.steps.steps[len(own.steps) :]
-        gates = {slot: tuple(g.to(dtype) if g.is_floating_point() else g for g in found) for slot, found in self.gates.items()}
+        gates = {
+            slot: tuple(g.to(dtype) if g.is_floating_point() else g for g in found)
+            for slot, found in self.gates.items()
+        }
         return Extended(
             self.network,
             dtype,
@@ -127,7 +130,8 @@ class _Watch:
 
     def __init__(self, pattern: ActivationPattern) -> None:
         own = pattern.program
-        self.pattern, self.gates = pattern, dict(pattern.gates)
+        self.pattern = pattern
+        self.gates = dict(pattern.gates)
         self.program = Program(own.image, own.device, list(own.steps), own.entries)
         self.slots = max(
             [IMAGE, *(e.slot for e in own.entries), *(s.output.slot for s in own.steps)],
@@ -145,13 +149,16 @@ class _Watch:
         return Extended(pattern.network, pattern.dtype, pattern.images, self.gates, self.program)
 
     def visit(self, step: Step) -> None:
-        rule, output = step.rule, step.output
+        rule = step.rule
+        output = step.output
         if kinks_of(rule):
             self.keep(self.name(step), step.inputs[0], kinks_of(rule))
         elif isinstance(rule, Maximum):
             self.keep(
                 self.name(step),
-                step.inputs[0] if len(step.inputs) == 1 else self.put(Gap(), step.inputs, output.shape),
+                step.inputs[0]
+                if len(step.inputs) == 1
+                else self.put(Gap(), step.inputs, output.shape),
             )
         elif isinstance(rule, Largest | Winner | OrderStatistic):
             dims = rule.dims if isinstance(rule, Largest) else [rule.dim]
@@ -176,7 +183,9 @@ class _Watch:
         largest equals another element. A running maximum has one where the winner equals the next
         element.
         """
-        x, out, length = step.inputs[0], step.output, step.inputs[0].shape[rule.dim - 1]
+        x = step.inputs[0]
+        out = step.output
+        length = step.inputs[0].shape[rule.dim - 1]
         if isinstance(rule, TopK):
             for n in range(rule.options["k"]):
                 self.keep(
@@ -216,15 +225,20 @@ def _window(rule: MaxPooling, step: Step, winners: Tensor) -> Iterator[Tensor]:
     Where an element lies outside the map, the index is that of the winner.
     """
     extents = step.inputs[0].shape[1:]
-    axes = [_places(rule, a, n, m) for a, (n, m) in enumerate(zip(extents, step.output.shape[1:], strict=True))]
+    axes = [
+        _places(rule, a, n, m)
+        for a, (n, m) in enumerate(zip(extents, step.output.shape[1:], strict=True))
+    ]
     for element in product(*(range(places.shape[1]) for places in axes)):
         grid = torch.meshgrid(
             *(places[:, k] for places, k in zip(axes, element, strict=True)),
             indexing="ij",
         )
-        flat, inside = torch.zeros_like(grid[0]), torch.ones_like(grid[0], dtype=torch.bool)
+        flat = torch.zeros_like(grid[0])
+        inside = torch.ones_like(grid[0], dtype=torch.bool)
         for place, extent in zip(grid, extents, strict=True):
-            flat, inside = flat * extent + place, inside & (place >= 0)
+            flat = flat * extent + place
+            inside = inside & (place >= 0)
         yield torch.where(inside.to(winners.device), flat.to(winners.device), winners)
 
 
@@ -235,7 +249,8 @@ def _places(rule: MaxPooling, axis: int, extent: int, count: int) -> Tensor:
     """
     position = torch.arange(count)
     if isinstance(rule, AdaptiveMaxPooling):
-        first, stop = position * extent // count, -(-(position + 1) * extent // count)
+        first = position * extent // count
+        stop = -(-(position + 1) * extent // count)
         places = first[:, None] + torch.arange(int((stop - first).max()))
         return torch.where(places < stop[:, None], places, -1)
     first = position * rule.stride[axis] - rule.padding[axis]
@@ -294,23 +309,31 @@ class KinkDistances:
             RuntimeError: If the model has changed since the network was traced.
         """
         self.pattern.network.check_unchanged()
-        left = [(watched, self.distances[watched.name][NORMS.index(norm)].flatten().clone()) for watched in self.watched]
-        nearest, distance = None, float("inf")
-        while (least := min((float(part.min()) for _, part in left), default=float("inf"))) < MARGIN * distance:
+        left = [
+            (watched, self.distances[watched.name][NORMS.index(norm)].flatten().clone())
+            for watched in self.watched
+        ]
+        nearest = None
+        distance = float("inf")
+        while (
+            least := min((float(part.min()) for _, part in left), default=float("inf"))
+        ) < MARGIN * distance:
             for watched, part in left:
                 near = part.topk(min(AT_ONCE, len(part)), largest=False)
                 flat = near.indices[near.values <= MARGIN * least]
                 part[flat] = float("inf")
                 for kink in self._kinks(watched, flat.tolist()):
                     if kink.distance(norm) < distance:
-                        nearest, distance = kink, kink.distance(norm)
+                        nearest = kink
+                        distance = kink.distance(norm)
         return nearest
 
     def _kinks(self, watched: Watched, flat: list[int]) -> list[Kink]:
         """The kinks of some units of one operation."""
         if not flat:
             return []
-        shape, rows = watched.value.shape, torch.arange(len(flat))
+        shape = watched.value.shape
+        rows = torch.arange(len(flat))
         seeds = self.x.new_zeros(len(flat), prod(shape))
         seeds[rows, flat] = 1
         with exact(self.x.device):
@@ -361,11 +384,13 @@ def kink_distances(
         >>> kink_distances(trace(model, torch.zeros(1, 2)), torch.tensor([1.0, 1.0])).distances["1"].tolist()
         [[1.4], [1.0]]
     """
-    dtype, swept_in = dtype_of(dtype) or torch.float64, dtype_of(sweep)
+    dtype = dtype_of(dtype) or torch.float64
+    swept_in = dtype_of(sweep)
     images = one_image(network, x, dtype)
     network.check_unchanged()
     watch = _Watch(pattern_of(network, images, 1.0))
-    pattern, targets = watch.extended(), [w.value for w in watch.found]
+    pattern = watch.extended()
+    targets = [w.value for w in watch.found]
     with exact(images.device):
         entries = {e.slot: e.value[None].to(dtype) for e in pattern.program.entries}
         values = push(pattern, {IMAGE: images, **entries}, targets)
@@ -375,7 +400,8 @@ def kink_distances(
     distances = {}
     for watched in watch.found:
         slot = watched.value.slot
-        value, signs = cast("Tensor", values[slot])[0], infinite[slot]
+        value = cast("Tensor", values[slot])[0]
+        signs = infinite[slot]
         if signs is not None:  # an infinite unit never reaches its kink
             value = value.masked_fill(signs[0] != 0, torch.inf)
         distances[watched.name] = _distances(value, watched.kinks, sums[slot])
@@ -390,7 +416,9 @@ def kink_distances(
 
 def signs_of(program: Program) -> dict[int, Tensor]:
     """Signs of the infinite constants, keyed by slot."""
-    return {s.output.slot: s.rule.value.sign() for s in program.steps if isinstance(s.rule, Infinite)}
+    return {
+        s.output.slot: s.rule.value.sign() for s in program.steps if isinstance(s.rule, Infinite)
+    }
 
 
 def one_image(network: Network, x: Tensor, dtype: torch.dtype) -> Tensor:

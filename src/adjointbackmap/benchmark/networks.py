@@ -25,14 +25,10 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv1, self.bn1 = (
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-        self.conv2, self.bn2 = (
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
         shortcut = nn.Sequential(
             nn.Conv2d(inputs, outputs, 1, stride, bias=False),
             nn.BatchNorm2d(outputs),
@@ -50,7 +46,8 @@ class ResNet18(nn.Module):
 
     def __init__(self, classes: int = 1000) -> None:
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         widths = (64, 64, 128, 256, 512)
         for i in range(1, 5):
@@ -91,7 +88,11 @@ def with_random_weights(build: Callable[[], nn.Module]) -> nn.Module:
             if parameter.dim() > 1:
                 nn.init.kaiming_normal_(parameter)
             else:
-                parameter.data = torch.empty_like(parameter).uniform_(0.2, 0.6) if key.startswith("m") else parameter.data
+                parameter.data = (
+                    torch.empty_like(parameter).uniform_(0.2, 0.6)
+                    if key.startswith("m")
+                    else parameter.data
+                )
                 parameter.data += 0.1 * torch.randn_like(parameter)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -123,7 +124,9 @@ def built(name: str) -> tuple[nn.Module, int]:
         return with_random_weights(ResNet18), 224
     shipped = f"{name}-cifar10"
     return (
-        models.load(shipped) if shipped in models.names() else with_random_weights(partial(models.build, name)),
+        models.load(shipped)
+        if shipped in models.names()
+        else with_random_weights(partial(models.build, name)),
         32,
     )
 
@@ -143,4 +146,8 @@ def prepared(name: str) -> Subject:
 
 def kernel_names(name: str) -> list[str]:
     """Names of the convolutions and linear layers of a network."""
-    return [n for n, module in built(name)[0].named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    return [
+        n
+        for n, module in built(name)[0].named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]

@@ -29,7 +29,8 @@ class UpTo(nn.Module):
 
     def __init__(self, model: nn.Module, layers: tuple[str, ...]) -> None:
         super().__init__()
-        self.model, self.layers = model, layers
+        self.model = model
+        self.layers = layers
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of the layers for some images, ``(N, units)``."""
@@ -40,7 +41,9 @@ class UpTo(nn.Module):
             if len(seen) == len(self.layers):
                 raise Reached
 
-        handles = [self.model.get_submodule(layer).register_forward_hook(keep) for layer in self.layers]
+        handles = [
+            self.model.get_submodule(layer).register_forward_hook(keep) for layer in self.layers
+        ]
         try:
             self.model(x)
         except Reached:
@@ -83,13 +86,19 @@ class Work:
     @cached_property
     def biases(self) -> dict[str, Tensor]:
         """The biases that the layers depend on, keyed by name."""
-        every = {n: p.detach().clone().requires_grad_() for n, p in self.module.named_parameters() if n.endswith("bias")}
+        every = {
+            n: p.detach().clone().requires_grad_()
+            for n, p in self.module.named_parameters()
+            if n.endswith("bias")
+        }
         used = torch.autograd.grad(
             self(self.images[:1], every).sum(),
             list(every.values()),
             allow_unused=True,
         )
-        return {n: b.detach() for (n, b), g in zip(every.items(), used, strict=True) if g is not None}
+        return {
+            n: b.detach() for (n, b), g in zip(every.items(), used, strict=True) if g is not None
+        }
 
     @cached_property
     def vector(self) -> Tensor:
@@ -116,7 +125,10 @@ class Work:
         pixels, *parts = vector.split(
             [self.x[0].numel(), *(b.numel() for b in self.biases.values())],
         )
-        biases = {name: part.view(b.shape) for (name, b), part in zip(self.biases.items(), parts, strict=True)}
+        biases = {
+            name: part.view(b.shape)
+            for (name, b), part in zip(self.biases.items(), parts, strict=True)
+        }
         return self(pixels.view(self.x[:1].shape), biases)[0]
 
     @cached_property
@@ -139,9 +151,13 @@ class Work:
 
     def with_outputs(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Outputs of the layers, the images, and outputs of the modules that add the biases."""
-        kept, images = [], x.detach().clone().requires_grad_()
+        kept = []
+        images = x.detach().clone().requires_grad_()
         modules = [self.module.get_submodule(name.removesuffix(".bias")) for name in self.biases]
-        handles = [m.register_forward_hook(lambda module, given, out: kept.append(out), prepend=True) for m in modules]
+        handles = [
+            m.register_forward_hook(lambda module, given, out: kept.append(out), prepend=True)
+            for m in modules
+        ]
         out = self.module(images)
         for handle in handles:
             handle.remove()
@@ -244,9 +260,11 @@ def by_crown(work: Work, units: int, chunk: int) -> Planes:
     """
     from auto_LiRPA import BoundedTensor, PerturbationLpNorm
 
-    bounded, outputs = work.bounded, work.forward().shape[1]
+    bounded = work.bounded
+    outputs = work.forward().shape[1]
     ball = BoundedTensor(work.x, PerturbationLpNorm(norm=float("inf"), eps=0.0))
-    end, start = bounded.output_name[0], bounded.input_name[0]
+    end = bounded.output_name[0]
+    start = bounded.input_name[0]
     options: dict[str, Any] = {
         "return_A": True,
         "needed_A_dict": {end: {start}},
@@ -279,7 +297,9 @@ def classes_by_grad(work: Work, images: int, chunk: int = 1) -> Planes:
     """
     x = work.images[:images].detach().clone().requires_grad_()
     out = work(x, work.biases)
-    found = [torch.autograd.grad(scores.sum(), x, retain_graph=True)[0].flatten(1) for scores in out.T]
+    found = [
+        torch.autograd.grad(scores.sum(), x, retain_graph=True)[0].flatten(1) for scores in out.T
+    ]
     return torch.stack(found, 1), None
 
 
@@ -289,7 +309,9 @@ def classes_by_fullgrad(work: Work, images: int, chunk: int = 1) -> Planes:
     It takes the gradients of the images and those at the places where biases are added.
     """
     out, leaves = work.with_outputs(work.images[:images])
-    found = [parts_of(torch.autograd.grad(scores.sum(), leaves, retain_graph=True)) for scores in out.T]
+    found = [
+        parts_of(torch.autograd.grad(scores.sum(), leaves, retain_graph=True)) for scores in out.T
+    ]
     image, bias = zip(*found, strict=True)
     return torch.stack(image, 1), torch.stack(bias, 1)
 
@@ -301,9 +323,13 @@ def classes_by_input_x_gradient(work: Work, images: int, chunk: int = 1) -> Plan
     """
     from captum.attr import InputXGradient
 
-    method, x = InputXGradient(work.module.model), work.images[:images]
+    method = InputXGradient(work.module.model)
+    x = work.images[:images]
     classes = range(work(x[:1], work.biases).shape[1])
-    found = [method.attribute(x.detach().clone().requires_grad_(), target=c).detach().flatten(1) for c in classes]
+    found = [
+        method.attribute(x.detach().clone().requires_grad_(), target=c).detach().flatten(1)
+        for c in classes
+    ]
     return torch.stack(found, 1), None
 
 

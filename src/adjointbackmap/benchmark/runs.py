@@ -105,13 +105,16 @@ def _measured(
             if report:
                 report(name, i / len(wanted))
             kept = {**found["entries"], name: {**entry_of(order[name], settings), "run": run}}
-            found["entries"] = {n: kept[n] for n in [*order, *(n for n in kept if n not in order)] if n in kept}
+            found["entries"] = {
+                n: kept[n] for n in [*order, *(n for n in kept if n not in order)] if n in kept
+            }
             write(out, sealed_text(found))
     return found
 
 
 def entry_of(measure: Measure, settings: Settings) -> dict:
     """One entry, with its settings, the machine's load before it, and its duration in seconds."""
-    load, started = os.getloadavg()[0], time.perf_counter()
+    load = os.getloadavg()[0]
+    started = time.perf_counter()
     entry = {**measure(settings), "repeats": settings.repeats, "load": load}
     return {**entry, "took": round(time.perf_counter() - started, 1)}

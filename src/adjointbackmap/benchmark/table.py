@@ -19,7 +19,11 @@ Entries = dict[str, dict]
 
 def seconds_of(way: dict) -> str:
     """A time as text, with a star if it was extrapolated."""
-    return f"{way['seconds']:.3g} s{'*' if 'measured' in way else ''}" if "seconds" in way else "left out"
+    return (
+        f"{way['seconds']:.3g} s{'*' if 'measured' in way else ''}"
+        if "seconds" in way
+        else "left out"
+    )
 
 
 def mib_of(way: dict) -> str:
@@ -34,7 +38,11 @@ def products_of(way: dict) -> str:
 
 def ratio(slower: dict | None, faster: dict) -> float:
     """Ratio of two times, slower / faster; NaN if one is missing."""
-    return slower["seconds"] / faster["seconds"] if slower and "seconds" in slower and "seconds" in faster else math.nan
+    return (
+        slower["seconds"] / faster["seconds"]
+        if slower and "seconds" in slower and "seconds" in faster
+        else math.nan
+    )
 
 
 def times(value: float) -> str:
@@ -50,7 +58,11 @@ def best_of(entry: dict, peer: bool, whole: bool = True) -> tuple[str, dict]:
 
     With ``whole``, only those count that compute image and bias parts.
     """
-    ways = {n: w for n, w in entry["ways"].items() if "seconds" in w and w.get("peer", False) == peer and n != "verify"}
+    ways = {
+        n: w
+        for n, w in entry["ways"].items()
+        if "seconds" in w and w.get("peer", False) == peer and n != "verify"
+    }
     able = {n: w for n, w in ways.items() if not whole or w.get("gives", WHOLE) == WHOLE}
     return min(able.items(), key=lambda item: item[1]["seconds"], default=("none", {}))
 
@@ -65,7 +77,11 @@ def plan_distance(entry: dict) -> float:
 
     It is infinite if the plan's choice gave no time.
     """
-    return ratio(planned(entry), best_of(entry, peer=False)[1]) if "seconds" in planned(entry) else math.inf
+    return (
+        ratio(planned(entry), best_of(entry, peer=False)[1])
+        if "seconds" in planned(entry)
+        else math.inf
+    )
 
 
 def defects(found: dict) -> list[str]:
@@ -79,7 +95,11 @@ def defects(found: dict) -> list[str]:
 
 def layer_entries(known: Entries, name: str) -> list[dict]:
     """The entries of all layers of a network; empty if one is missing."""
-    found = [known.get(f"{name}/{layer}") for layer in kernel_names(name)] if any(n.startswith(name) for n in known) else []
+    found = (
+        [known.get(f"{name}/{layer}") for layer in kernel_names(name)]
+        if any(n.startswith(name) for n in known)
+        else []
+    )
     return [e for e in found if e] if all(found) else []
 
 
@@ -88,7 +108,8 @@ def whole_network(known: Entries, name: str) -> tuple[dict[str, dict], dict[str,
 
     The times of jacrev are added over the layers.
     """
-    layers, ways = layer_entries(known, name), known.get(f"{name}/layers", {}).get("ways", {})
+    layers = layer_entries(known, name)
+    ways = known.get(f"{name}/layers", {}).get("ways", {})
     our = {n: w for n, w in ways.items() if not w.get("peer") and "seconds" in w}
     our |= known.get(f"{name}/verify", {}).get("ways", {})
     peers = {n: w for n, w in ways.items() if w.get("peer")}
@@ -147,7 +168,8 @@ def aims(known: Entries) -> Sheet:
             add(f"{name}, all layers", title, aim, ratio(peer, our.get("all layers", {})))
     for name in STUDY:
         if f"{name}/classes" in known:
-            entry, title = known[f"{name}/classes"], "Captum InputXGradient"
+            entry = known[f"{name}/classes"]
+            title = "Captum InputXGradient"
             add(
                 f"{name}, ten classes of a batch",
                 f"{title} (image only)",
@@ -155,7 +177,9 @@ def aims(known: Entries) -> Sheet:
                 ratio(entry["ways"][title], planned(entry)),
             )
         if f"{name}/sweep" in known and "machine/rate" in known:
-            share = 100 * known[f"{name}/sweep"]["gflops"]["touching"] / known["machine/rate"]["gflops"]
+            share = (
+                100 * known[f"{name}/sweep"]["gflops"]["touching"] / known["machine/rate"]["gflops"]
+            )
             add(f"{name}, windowed sweep", "the rate of a plain convolution", 80, share, "%")
     return sheet
 
@@ -179,9 +203,14 @@ def summary(known: Entries) -> Sheet:
     for name, e in known.items():
         if "plan" not in e or "size" in e:
             continue
-        way, (title, peer) = planned(e), best_of(e, peer=True)
+        way = planned(e)
+        (title, peer) = best_of(e, peer=True)
         jacrev = next((seconds_of(w) for n, w in e["ways"].items() if "jacrev" in n), "-")
-        distance = f"{plan_distance(e):.2f}" + (" (defect)" if plan_distance(e) > DEFECT else "") if e["full"] else "-"
+        distance = (
+            f"{plan_distance(e):.2f}" + (" (defect)" if plan_distance(e) > DEFECT else "")
+            if e["full"]
+            else "-"
+        )
         cost = [products_of(way), seconds_of(way), mib_of(way), distance, jacrev]
         row = [
             f"{name}, {e['mode']}",
@@ -237,7 +266,8 @@ def rates(known: Entries) -> Sheet:
     for name in STUDY:
         e = known.get(f"{name}/sweep")
         if e:
-            way, shares = e["ways"]["sweep"], {k: 100 * v / plain for k, v in e["gflops"].items()}
+            way = e["ways"]["sweep"]
+            shares = {k: 100 * v / plain for k, v in e["gflops"].items()}
             share = f"{shares['products']:.0f} %; {shares['touching']:.0f} % of those that touch a window"
             sheet.rows.append(
                 [
@@ -272,11 +302,9 @@ def growing(known: Entries, family: str, title: str) -> Sheet:
     found = [e for n, e in known.items() if n.startswith(f"{family}/")]
     nothing: dict = {}
     for e in found:
-        way, check, peer = (
-            planned(e),
-            e["ways"].get("verify", nothing),
-            e["ways"].get("jacrev", nothing),
-        )
+        way = planned(e)
+        check = e["ways"].get("verify", nothing)
+        peer = e["ways"].get("jacrev", nothing)
         ours = [e["which"], e["plan"], products_of(way), seconds_of(way), mib_of(way)]
         sheet.rows.append(
             [
@@ -298,7 +326,10 @@ def growing(known: Entries, family: str, title: str) -> Sheet:
         return lambda e: (planned(e) if way == "plan" else e["ways"].get(way, nothing)).get(key)
 
     ours = [power(at("plan", key)) for key in ("multiply_adds", "seconds", "mib")]
-    others = [power(at(way, key)) for way, key in (("verify", "seconds"), ("verify", "mib"), ("jacrev", "seconds"))]
+    others = [
+        power(at(way, key))
+        for way, key in (("verify", "seconds"), ("verify", "mib"), ("jacrev", "seconds"))
+    ]
     sheet.rows.append(["power of the size", power(lambda e: e["units"]), "", *ours, *others, ""])
     return sheet
 
@@ -319,7 +350,11 @@ def peers(known: Entries) -> Sheet:
     for title, peer in {**PEERS, **CLASS_PEERS}.items():
         ways = {n: e["ways"][title] for n, e in known.items() if title in e["ways"]}
         worst = max((w["difference"] for w in ways.values() if "difference" in w), default=None)
-        fastest = [n for n in ways if known[n].get("full") and best_of(known[n], peer=True, whole=False)[0] == title]
+        fastest = [
+            n
+            for n in ways
+            if known[n].get("full") and best_of(known[n], peer=True, whole=False)[0] == title
+        ]
         left = [f"{n}: {w['left_out']}" for n, w in ways.items() if "left_out" in w]
         reasons = f"{len(left)} of {len(ways)}" + (f" ({left[0]})" if left else "")
         figures = [
@@ -368,10 +403,16 @@ def everything(known: Entries) -> Sheet:
 
 def short(known: Entries) -> list[Sheet]:
     """The tables for the terminal, without empty ones."""
-    sides = "Growth with the side of the image: four convolutions of 16 channels, the last one's units"
+    sides = (
+        "Growth with the side of the image: four convolutions of 16 channels, the last one's units"
+    )
     depths = "Growth with depth: residual blocks of two convolutions of 16 channels at 32 x 32, the last convolution's units"
     grown = growing(known, "side", sides), growing(known, "depth", depths)
-    return [sheet for sheet in (aims(known), summary(known), totals(known), rates(known), *grown) if sheet.rows]
+    return [
+        sheet
+        for sheet in (aims(known), summary(known), totals(known), rates(known), *grown)
+        if sheet.rows
+    ]
 
 
 def sheets(known: Entries) -> list[Sheet]:
@@ -381,17 +422,22 @@ def sheets(known: Entries) -> list[Sheet]:
 
 def where_measured(found: dict) -> str:
     """The machine, the versions and the processes of the figures."""
-    env, known = found["environment"], found["entries"]
-    runs, repeats = (
-        {e["run"] for e in known.values()},
-        min((e["repeats"] for e in known.values()), default=0),
-    )
+    env = found["environment"]
+    known = found["entries"]
+    runs = {e["run"] for e in known.values()}
+    repeats = min((e["repeats"] for e in known.values()), default=0)
     machine = f"{env['cpu']}, {env['cores']} cores, {env['threads']} threads, torch {env['torch']}, Python {env['python']}"
-    others = ", ".join(f"{name} {number}" for name, number in env["peers"].items()) or "no other peer"
+    others = (
+        ", ".join(f"{name} {number}" for name, number in env["peers"].items()) or "no other peer"
+    )
     loads = [e["load"] for e in known.values()]
     text = f"{machine}, {others}. Medians of at least {repeats} runs, in {len(runs)} process{'es' if len(runs) != 1 else ''}"
     quick = " A quick look: not figures to keep." if found["quick"] else ""
-    load = f"; load of the machine before an entry {min(loads):.1f} to {max(loads):.1f}" if loads else ""
+    load = (
+        f"; load of the machine before an entry {min(loads):.1f} to {max(loads):.1f}"
+        if loads
+        else ""
+    )
     return f"{text}{load}.{quick}"
 
 

@@ -112,7 +112,9 @@ def extrapolated(found: dict, fixed: float, count: int, total: int, of: str) -> 
     """
     if count == total:
         return found
-    scaled = {key: fixed + max(0.0, found[key] - fixed) * total / count for key in ("seconds", "fastest")}
+    scaled = {
+        key: fixed + max(0.0, found[key] - fixed) * total / count for key in ("seconds", "fastest")
+    }
     return {**found, **scaled, "measured": f"{count} of {total:,} {of}"}
 
 

@@ -112,12 +112,16 @@ def attempt(
         with within_memory():
             return measure()
     except errors as error:
-        return {"left_out": " ".join([f"{type(error).__name__}:", *str(error).strip().splitlines()[:1]])}
+        return {
+            "left_out": " ".join([f"{type(error).__name__}:", *str(error).strip().splitlines()[:1]])
+        }
 
 
 def too_much(cost: int, settings: Settings) -> dict:
     """The reason for leaving out a run that costs too much."""
-    return {"left_out": f"the plan counts {cost / 1e9:,.0f} G, the most is {settings.most / 1e9:,.0f} G"}
+    return {
+        "left_out": f"the plan counts {cost / 1e9:,.0f} G, the most is {settings.most / 1e9:,.0f} G"
+    }
 
 
 def ours(subject: Subject, layer: str, units: Any, method: str, settings: Settings) -> dict:
@@ -125,8 +129,10 @@ def ours(subject: Subject, layer: str, units: Any, method: str, settings: Settin
 
     If its multiply-adds are proportional to the number of units, only some units are measured.
     """
-    network, known = subject.network, subject.network.layer(layer)
-    mode, numbers = mode_of(known), numbers_of(known, units)
+    network = subject.network
+    known = subject.network.layer(layer)
+    mode = mode_of(known)
+    numbers = numbers_of(known, units)
     planned = network.plan(layer, mode, units, method=method)
     counts = {"multiply_adds": planned.multiply_adds, "cost": planned.cost}
     few = numbers[:: max(1, len(numbers) // settings.some)][: settings.some]
@@ -164,9 +170,15 @@ def tuned(peer: Peer, work: Work, least: int, most: int) -> tuple[Work, int]:
 
     Each pair is tried once. The first run in a format is a warm-up and is not timed.
     """
-    tries = [(replace(work, memory_format=f), chunk) for f in FORMATS for chunk in peer.chunks if chunk <= max(least, most)]
+    tries = [
+        (replace(work, memory_format=f), chunk)
+        for f in FORMATS
+        for chunk in peer.chunks
+        if chunk <= max(least, most)
+    ]
     tries = tries or [(replace(work, memory_format=f), most) for f in FORMATS]
-    speeds, warm = [], set()
+    speeds = []
+    warm = set()
     for candidate, chunk in tries:
         count = min(most, max(least, chunk))
         run = partial(peer.call, candidate, count, chunk)
@@ -271,7 +283,10 @@ def peer_ways(
     )
     checked = work.spread(min(CHECKED, len(work.units)))
     planes = planes_at(subject, layer, units, checked)
-    return {title: of_peer(peer, partial(peer_way, peer, work, checked, planes, settings)) for title, peer in peers.items()}
+    return {
+        title: of_peer(peer, partial(peer_way, peer, work, checked, planes, settings))
+        for title, peer in peers.items()
+    }
 
 
 def of_peer(peer: Peer, measure: Callable[[], dict]) -> dict:
@@ -293,13 +308,12 @@ def layer_entry(name: str, layer: str, settings: Settings) -> dict:
     For a chosen layer it has all methods and peers. For another layer it has the plan's choice and
     jacrev.
     """
-    subject, chosen = prepared(name), CHOSEN.get(name, {})
-    network, known, units, full = (
-        subject.network,
-        subject.network.layer(layer),
-        chosen.get(layer),
-        layer in chosen,
-    )
+    subject = prepared(name)
+    chosen = CHOSEN.get(name, {})
+    network = subject.network
+    known = subject.network.layer(layer)
+    units = chosen.get(layer)
+    full = layer in chosen
     planned = network.plan(layer, mode_of(known), units)
     methods = able(network, layer, units) if full else [planned.method]
     ways = {m: attempt(partial(ours, subject, layer, units, m, settings)) for m in methods}
@@ -310,7 +324,8 @@ def layer_entry(name: str, layer: str, settings: Settings) -> dict:
         PEERS if full else {"jacrev": PEERS["jacrev"]},
         settings,
     )
-    number, total = len(numbers_of(known, units)), prod(known.out_shape)
+    number = len(numbers_of(known, units))
+    total = prod(known.out_shape)
     which = f"{number:,}" if number == total else f"{number:,} of {total:,}"
     facts = {"units": number, "which": which, "mode": mode_of(known), "full": full}
     return {**facts, "plan": planned.method, "explained": str(planned), "ways": ways}
@@ -318,7 +333,8 @@ def layer_entry(name: str, layer: str, settings: Settings) -> dict:
 
 def growing_entry(name: str, settings: Settings) -> dict:
     """The last layer of a growing network, and the verification of all its layers."""
-    network, x = prepared(name).network, prepared(name).x[:1]
+    network = prepared(name).network
+    x = prepared(name).x[:1]
     last = [layer.name for layer in network.distinct_layers() if layer.kernel is not None][-1]
     entry = layer_entry(name, last, settings)
     entry["ways"]["verify"] = attempt(
@@ -329,7 +345,8 @@ def growing_entry(name: str, settings: Settings) -> dict:
 
 def verify_entry(name: str, settings: Settings) -> dict:
     """The verification of every unit of every layer, for one image."""
-    network, x = prepared(name).network, prepared(name).x[:1]
+    network = prepared(name).network
+    x = prepared(name).x[:1]
     units = sum(check.units for check in abm.verify(network, x).values())
     return {
         "units": units,
@@ -340,11 +357,13 @@ def verify_entry(name: str, settings: Settings) -> dict:
 def layers_entry(name: str, settings: Settings) -> dict:
     """All hyperplanes of all layers for one image, and jacfwd with all layers as its output."""
     subject = prepared(name)
-    network, layers = subject.network, tuple(kernel_names(name))
+    network = subject.network
+    layers = tuple(kernel_names(name))
     units = sum(prod(network.layer(layer).out_shape) for layer in layers)
     work = Work(subject.model, layers, subject.x[:1])
     last = numbers_of(network.layer(layers[-1]), ALL)
-    checked, planes = units - len(last) + last, planes_at(subject, layers[-1], ALL, last)
+    checked = units - len(last) + last
+    planes = planes_at(subject, layers[-1], ALL, last)
     ways = {"all layers": measured(lambda: all_layers(network, subject.x[:1]), settings.repeats)}
     ways["jacfwd, every layer at once"] = attempt(
         partial(peer_way, PEERS["jacfwd"], work, checked, planes, settings),
@@ -355,8 +374,10 @@ def layers_entry(name: str, settings: Settings) -> dict:
 def classes_entry(name: str, settings: Settings) -> dict:
     """The RM0 hyperplanes of every class, for a batch of images."""
     subject = prepared(name)
-    network, x = subject.network, subject.x[: settings.images]
-    best, ways = network.plan("fc", "RM0"), {}
+    network = subject.network
+    x = subject.x[: settings.images]
+    best = network.plan("fc", "RM0")
+    ways = {}
     for method in able(network, "fc"):
         ways[method] = attempt(partial(our_classes, subject, method, settings))
     planes = abm.hyperplanes(network, x, "fc", "RM0")
@@ -376,7 +397,8 @@ def our_classes(subject: Subject, method: str, settings: Settings) -> dict:
 
     One image is measured if all images cost too much.
     """
-    planned, count = subject.network.plan("fc", "RM0", method=method), settings.images
+    planned = subject.network.plan("fc", "RM0", method=method)
+    count = settings.images
     images = count if planned.cost * count <= settings.most else 1
     if planned.cost > settings.most:
         return too_much(planned.cost, settings)
@@ -412,7 +434,8 @@ def class_peer(peer: Peer, subject: Subject, planes: abm.Hyperplanes, settings: 
 
 def sweep_entry(name: str, settings: Settings) -> dict:
     """The windowed sweep for all layers of one image, and its rate."""
-    network, x = prepared(name).network, prepared(name).x[:1]
+    network = prepared(name).network
+    x = prepared(name).x[:1]
     pattern = abm.record_pattern(network, x)
     targets = [layer.value for layer in network.distinct_layers()]
 
@@ -433,7 +456,9 @@ def rate_entry(settings: Settings) -> dict:
     """GFLOP/s of a large plain convolution, 3 x 3 at 32 x 32, float32, channels last."""
     ways = {}
     for channels in (32, 64, 96, 128):
-        x = torch.rand(8192 // channels, channels, 32, 32).contiguous(memory_format=torch.channels_last)
+        x = torch.rand(8192 // channels, channels, 32, 32).contiguous(
+            memory_format=torch.channels_last
+        )
         w = torch.rand(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             found = measured(partial(F.conv2d, x, w, padding=1), settings.repeats)
@@ -471,7 +496,8 @@ def warm_up(settings: Settings) -> None:
 
     Imports and the first use of a kernel then count in no figure.
     """
-    subject, tiny = prepared("side/32"), replace(settings, repeats=1, few=2, some=2)
+    subject = prepared("side/32")
+    tiny = replace(settings, repeats=1, few=2, some=2)
     for method in able(subject.network, "0"):
         abm.hyperplanes(
             subject.network,

@@ -16,8 +16,16 @@ def attributes_of(module: nn.Module) -> dict[str, Any]:
 
 def tensors_of(model: nn.Module) -> list[Tensor]:
     """Parameters, buffers, and every tensor that is a plain attribute of a module, also in lists, tuples and dicts."""
-    plain = [leaf for module in model.modules() for leaf in pytree.tree_leaves(list(attributes_of(module).values()))]
-    found = [*model.parameters(), *model.buffers(), *(leaf for leaf in plain if isinstance(leaf, Tensor))]
+    plain = [
+        leaf
+        for module in model.modules()
+        for leaf in pytree.tree_leaves(list(attributes_of(module).values()))
+    ]
+    found = [
+        *model.parameters(),
+        *model.buffers(),
+        *(leaf for leaf in plain if isinstance(leaf, Tensor)),
+    ]
     return list({id(t): t for t in found}.values())
 
 

@@ -53,7 +53,9 @@ class _Copier:
 
     def __init__(self, tensor: Callable[[Tensor], Tensor]) -> None:
         self.tensor = tensor
-        self.made: dict[int, tuple[Any, Any]] = {}  # id -> the original, which keeps the id taken, and its copy
+        self.made: dict[
+            int, tuple[Any, Any]
+        ] = {}  # id -> the original, which keeps the id taken, and its copy
 
     def copied(self, value: T) -> T:
         if type(value) in ATOMS:
@@ -117,7 +119,11 @@ class _Copier:
     def function(self, value: FunctionType) -> FunctionType:
         """A function that sees the copies: its variables from outside, and the defaults of its arguments."""
         cells = value.__closure__
-        inside = None if cells is None else tuple(self.made.get(id(c), (c, CellType()))[1] for c in cells)
+        inside = (
+            None
+            if cells is None
+            else tuple(self.made.get(id(c), (c, CellType()))[1] for c in cells)
+        )
         new = FunctionType(value.__code__, value.__globals__, value.__name__, None, inside)
         self.keep(value, new)
         for cell, own in zip(cells or (), inside or (), strict=True):
@@ -126,7 +132,8 @@ class _Copier:
                 own.cell_contents = self.copied(cell.cell_contents)
         new.__defaults__ = self.copied(value.__defaults__)
         new.__kwdefaults__ = self.copied(value.__kwdefaults__)
-        new.__qualname__, new.__module__ = value.__qualname__, value.__module__
+        new.__qualname__ = value.__qualname__
+        new.__module__ = value.__module__
         new.__dict__.update(value.__dict__)
         return new
 
@@ -158,12 +165,19 @@ def attributes_of(value: Any) -> dict[str, Any]:
     """What an object's attributes are, in its dictionary and in its slots."""
     slots = [name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name)]
     # the dictionary is copied at once: another thread may set an attribute meanwhile
-    return {**dict(getattr(value, "__dict__", ())), **{name: getattr(value, name) for name in slots}}
+    return {
+        **dict(getattr(value, "__dict__", ())),
+        **{name: getattr(value, name) for name in slots},
+    }
 
 
 def _slots(kind: type) -> tuple[str, ...]:
     slots = kind.__dict__.get("__slots__", ())
-    return tuple(name for name in ((slots,) if isinstance(slots, str) else slots) if not name.startswith("__"))
+    return tuple(
+        name
+        for name in ((slots,) if isinstance(slots, str) else slots)
+        if not name.startswith("__")
+    )
 
 
 def _way(value: Any) -> Callable[[_Copier, Any], Any] | None:

@@ -33,5 +33,8 @@ TAKEN_APART = (
 def decompositions() -> dict[torch._ops.OperatorBase, Callable]:
     """What ``ExportedProgram.run_decompositions`` is to take apart."""
     known = torch.export.default_decompositions()
-    wanted = [getattr(getattr(torch.ops.aten, op), kind) for op, kind in (name.split(".") for name in TAKEN_APART)]
+    wanted = [
+        getattr(getattr(torch.ops.aten, op), kind)
+        for op, kind in (name.split(".") for name in TAKEN_APART)
+    ]
     return {op: known[op] for op in wanted if op in known}

@@ -72,7 +72,10 @@ def attributes_read(model: nn.Module, x: Tensor) -> Names:
     read: dict[str, set[str]] = {path: set() for path in modules}
 
     def now() -> dict[str, Any]:
-        each = [_attributes(path, module, frozenset(module.__dict__), paths) for path, module in modules.items()]
+        each = [
+            _attributes(path, module, frozenset(module.__dict__), paths)
+            for path, module in modules.items()
+        ]
         return {name: state for states in each for name, state in states}
 
     before = now()
@@ -82,12 +85,17 @@ def attributes_read(model: nn.Module, x: Tensor) -> Names:
         copied(x.clone())
     after = now()
     written = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    return {path: frozenset(n for n in names if _name(path, n) not in written) for path, names in read.items()}
+    return {
+        path: frozenset(n for n in names if _name(path, n) not in written)
+        for path, names in read.items()
+    }
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by every name that they have."""
-    parameters, buffers = (named(remove_duplicate=False) for named in (model.named_parameters, model.named_buffers))
+    parameters, buffers = (
+        named(remove_duplicate=False) for named in (model.named_parameters, model.named_buffers)
+    )
     return {**dict(parameters), **dict(buffers)}
 
 
@@ -100,7 +108,11 @@ def _spied(kind: type, names: set[str]) -> type:
             names.add(name)
         return get(self, name)
 
-    told = {"__getattribute__": spy, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    told = {
+        "__getattribute__": spy,
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+    }
     return type(kind.__name__, (kind,), told)
 
 
@@ -108,9 +120,12 @@ def _name(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _attributes(path: str, module: nn.Module, names: frozenset[str], paths: Mapping[int, str]) -> Iterator[tuple[str, Any]]:
+def _attributes(
+    path: str, module: nn.Module, names: frozenset[str], paths: Mapping[int, str]
+) -> Iterator[tuple[str, Any]]:
     """Some attributes of a module, its own or its class's: methods too, which may be put on the module itself."""
-    own, kind = dict(module.__dict__), type(module)
+    own = dict(module.__dict__)
+    kind = type(module)
     registered = {*module._parameters, *module._buffers, *module._modules}
     for name in names - INTERNAL - registered:
         value = own[name] if name in own else getattr(kind, name, None)
@@ -152,5 +167,9 @@ def _checksum(tensor: Tensor) -> tuple[int, ...]:
     """Sums of the bits along rows and columns, each row and column with a factor: rows that change places change it."""
     real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
     bits = real.reshape(len(real) if real.dim() else 1, -1).view(BITS[real.element_size()])
-    sums = (bits.sum(1), bits.sum(0)) if bits.shape[0] > 1 and bits.shape[1] > 1 else (bits.flatten().long(),)
+    sums = (
+        (bits.sum(1), bits.sum(0))
+        if bits.shape[0] > 1 and bits.shape[1] > 1
+        else (bits.flatten().long(),)
+    )
     return tuple(int((s * torch.arange(1, len(s) + 1, device=s.device)).sum()) for s in sums)

@@ -29,7 +29,9 @@ CALL = re.compile(r":\d+$")
 MADE_IN_FORWARD = "constant"
 LIFTED = re.compile(r"lifted_tensor_\d+$")  # a tensor that the forward makes of numbers
 WRAPPER = "jaxtyping"  # its frames may stand between the model's code and ours
-MOST_IMAGES = 65_535  # a capture on a CUDA device may hold for no larger batch, and nothing here needs one
+MOST_IMAGES = (
+    65_535  # a capture on a CUDA device may hold for no larger batch, and nothing here needs one
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ def paths_of(model: nn.Module) -> list[str]:
 
 @contextmanager
 def listening(
-    model: nn.Module, hook: Callable[[str, nn.Module, tuple, object], None], paths: Sequence[str] | None = None
+    model: nn.Module,
+    hook: Callable[[str, nn.Module, tuple, object], None],
+    paths: Sequence[str] | None = None,
 ) -> Iterator[None]:
     """Call ``hook(name, module, inputs, output)`` after every call of a submodule; nothing stays behind."""
     calls: dict[str, int] = {}
@@ -104,7 +108,9 @@ class _Listened(nn.Module):
 
     def __init__(self, model: nn.Module, readings: Readings | None = None) -> None:
         super().__init__()
-        self.model, self.paths = model, paths_of(model)  # while it is exported, a module with two names looks like two
+        # while it is exported, a module with two names looks like two
+        self.model = model
+        self.paths = paths_of(model)
         self.readings = readings
 
     def forward(self, x: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -180,15 +186,20 @@ def _run(model: nn.Module, example: Tensor, batch: Tensor) -> Readings:
         return readings_of(_Listened(copied), tensors_of(copied), batch)
     except Exception as error:
         shape = ", ".join(map(str, ("N", *example.shape[1:])))
-        reason, what = explained(error).removesuffix("."), advice(copied, example)
-        msg = f"The model must run on a batch of the example's shape ({shape}). Got {reason}: {what}."
+        reason = explained(error).removesuffix(".")
+        what = advice(copied, example)
+        msg = (
+            f"The model must run on a batch of the example's shape ({shape}). Got {reason}: {what}."
+        )
         raise ValueError(msg) from error
 
 
 def _with_own_buffers(model: nn.Module) -> nn.Module:
     """A copy of a model to run: it may change its buffers."""
     buffers = {id(buffer) for buffer in model.buffers()}
-    return structural_copy(model, lambda tensor: tensor.clone() if id(tensor) in buffers else tensor)
+    return structural_copy(
+        model, lambda tensor: tensor.clone() if id(tensor) in buffers else tensor
+    )
 
 
 def explained(error: Exception) -> str:
@@ -196,7 +207,9 @@ def explained(error: Exception) -> str:
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     inside = (Path(torch.__file__).parent, Path(__file__).parents[1])
     frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_file()]
-    theirs = [f for f in frames if not any(Path(f.filename).is_relative_to(folder) for folder in inside)]
+    theirs = [
+        f for f in frames if not any(Path(f.filename).is_relative_to(folder) for folder in inside)
+    ]
     theirs = [f for f in theirs if WRAPPER not in Path(f.filename).parts]
     where = f" at {theirs[-1].filename}:{theirs[-1].lineno} ({theirs[-1].line})" if theirs else ""
     if _fixes_batch(error):
@@ -223,7 +236,10 @@ def named(result: Any) -> dict[str, Any]:
         return {field.name: getattr(result, field.name) for field in fields(result)}
     if hasattr(result, "_fields"):
         return result._asdict()
-    return {str(i): value for i, value in enumerate(result if isinstance(result, tuple | list) else [result])}
+    return {
+        str(i): value
+        for i, value in enumerate(result if isinstance(result, tuple | list) else [result])
+    }
 
 
 def pick(result: Any, output: int | str | None) -> Any:
@@ -256,7 +272,10 @@ def pick(result: Any, output: int | str | None) -> Any:
 
 def _first_names(model: nn.Module) -> dict[str, str]:
     """Name of a module, parameter or buffer -> the first name of the same one."""
-    named = [*model.named_modules(remove_duplicate=False), *model.named_parameters(remove_duplicate=False)]
+    named = [
+        *model.named_modules(remove_duplicate=False),
+        *model.named_parameters(remove_duplicate=False),
+    ]
     named += model.named_buffers(remove_duplicate=False)
     first: dict[int, str] = {}
     return {name: first.setdefault(id(one), name) for name, one in named}
@@ -275,29 +294,47 @@ def _name_by_first(nodes: Sequence[torch.fx.Node], first: Mapping[str, str]) -> 
             node.meta[MODULE] = (first[path], seen.index((path, call)))
 
 
-def _read(exported: torch.export.ExportedProgram, first: Mapping[str, str], reads_floats: bool) -> Capture:
+def _read(
+    exported: torch.export.ExportedProgram, first: Mapping[str, str], reads_floats: bool
+) -> Capture:
     *nodes, last = exported.graph.nodes
     for node in nodes:
         _write_by_kind(node)
     _name_by_first(nodes, first)
-    signature, spec = exported.graph_signature, exported.call_spec.out_spec
+    signature = exported.graph_signature
+    spec = exported.call_spec.out_spec
     if signature.buffers_to_mutate:
-        changed = ", ".join(name.removeprefix(f"{ROOT}.") for name in signature.buffers_to_mutate.values())
+        changed = ", ".join(
+            name.removeprefix(f"{ROOT}.") for name in signature.buffers_to_mutate.values()
+        )
         msg = f"The model must leave its buffers as they are in eval mode. Got a forward that changes {changed}: leave that out."
         raise ValueError(msg)
-    outputs, layers = pytree.tree_unflatten(last.args[0][-spec.num_leaves :], spec)  # an input that is changed comes before
+    outputs, layers = pytree.tree_unflatten(
+        last.args[0][-spec.num_leaves :], spec
+    )  # an input that is changed comes before
     parameters = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    constants = {**exported.constants, **{n: exported.state_dict[t] for n, t in parameters.items() if t in exported.state_dict}}
-    lifted = {name: constants[target] for name, target in signature.inputs_to_lifted_tensor_constants.items()}
+    constants = {
+        **exported.constants,
+        **{n: exported.state_dict[t] for n, t in parameters.items() if t in exported.state_dict},
+    }
+    lifted = {
+        name: constants[target]
+        for name, target in signature.inputs_to_lifted_tensor_constants.items()
+    }
     image = next(n for n in nodes if n.name == signature.user_inputs[0])
     return Capture(
         nodes=tuple(nodes),
         image=image,
         outputs=outputs,
         layers=layers,
-        parameters={n: first.get(t.removeprefix(f"{ROOT}."), t.removeprefix(f"{ROOT}.")) for n, t in parameters.items()},
+        parameters={
+            n: first.get(t.removeprefix(f"{ROOT}."), t.removeprefix(f"{ROOT}."))
+            for n, t in parameters.items()
+        },
         tensors=lifted,
-        names={n: _shown(target) for n, target in signature.inputs_to_lifted_tensor_constants.items()},
+        names={
+            n: _shown(target) for n, target in signature.inputs_to_lifted_tensor_constants.items()
+        },
         reads_floats=reads_floats,
     )
 
@@ -305,7 +342,9 @@ def _read(exported: torch.export.ExportedProgram, first: Mapping[str, str], read
 def _write_by_kind(node: torch.fx.Node) -> None:
     """Write the general convolution of an exported and decomposed model as the one that it was."""
     if str(node.target) == "aten.convolution.default":
-        x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = cast("tuple[Any, ...]", node.args)
+        x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = cast(
+            "tuple[Any, ...]", node.args
+        )
         op = getattr(torch.ops.aten, convolution_name(weight.meta["val"], transposed))
         rest = (output_padding, groups, dilation) if transposed else (dilation, groups)
         node.target = op.input if transposed else op.default
@@ -327,11 +366,17 @@ def module_of(node: torch.fx.Node) -> tuple[str, int]:
     """The path of the innermost module that made a node, without the wrapper's prefix, and which of its calls."""
     if MODULE in node.meta:
         return node.meta[MODULE]
-    stack = [(key, path) for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items() if path.startswith(ROOT)]
+    stack = [
+        (key, path)
+        for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items()
+        if path.startswith(ROOT)
+    ]
     if not stack:
         return "", 0
     key, path = stack[-1]
-    call = "" if key.endswith(path) else key.rpartition("@")[2]  # key: the path, then "@1" for the second call and so on
+    call = (
+        "" if key.endswith(path) else key.rpartition("@")[2]
+    )  # key: the path, then "@1" for the second call and so on
     return path.removeprefix(ROOT).removeprefix("."), int(call or 0)
 
 
@@ -359,7 +404,10 @@ def first_input(node: torch.fx.Node) -> torch.fx.Node:
 
 def op_name(node: torch.fx.Node) -> str:
     """Name of a node's operation, such as ``conv2d``."""
-    return getattr(node.target, "_opname", None) or str(node.target).removeprefix("aten.").partition(".")[0]
+    return (
+        getattr(node.target, "_opname", None)
+        or str(node.target).removeprefix("aten.").partition(".")[0]
+    )
 
 
 def source_of(node: torch.fx.Node) -> torch.fx.Node:

@@ -69,7 +69,9 @@ def _part_of(node: Node, device: str) -> tuple[Node, tuple[Any, ...]] | None:
     return place, tuple(inputs)  # type: ignore[return-value]
 
 
-def _put_before(node: Node, part: GraphModule, inputs: tuple[Any, ...], renamed: dict[str, str]) -> None:
+def _put_before(
+    node: Node, part: GraphModule, inputs: tuple[Any, ...], renamed: dict[str, str]
+) -> None:
     """Copy a part to the place of the node that calls it, and give its outputs to those that take the node's."""
     graph = node.graph
     placeholders = [inner for inner in part.graph.nodes if inner.op == "placeholder"]

@@ -6,7 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-QUANTISED = (".quantized", "quantization.observer", "quantization.fake_quantize")  # parts of the names of PyTorch's packages
+QUANTISED = (
+    ".quantized",
+    "quantization.observer",
+    "quantization.fake_quantize",
+)  # parts of the names of PyTorch's packages
 EXPORTED = "torch.export"
 
 
@@ -23,7 +27,11 @@ def check_kind(model: object) -> None:
     if not isinstance(model, nn.Module):
         msg = f"The model must be a torch.nn.Module. Got {type(model).__name__}: wrap it in one."
         raise TypeError(msg)
-    compiled = [type(m).__name__ for m in model.modules() if isinstance(m, torch.jit.ScriptModule) or hasattr(m, "_orig_mod")]
+    compiled = [
+        type(m).__name__
+        for m in model.modules()
+        if isinstance(m, torch.jit.ScriptModule) or hasattr(m, "_orig_mod")
+    ]
     if compiled:
         msg = f"The model must be Python modules. Got {compiled[0]}, which is compiled: pass the module that it was made of."
         raise TypeError(msg)
@@ -34,7 +42,11 @@ def check_kind(model: object) -> None:
             msg = f"The model must be of ordinary modules. Got {what} at {path or 'the model itself'}: {advice}."
             raise ValueError(msg)
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    sparse = [f"{name} ({str(t.layout).removeprefix('torch.')})" for name, t in tensors if t.layout != torch.strided]
+    sparse = [
+        f"{name} ({str(t.layout).removeprefix('torch.')})"
+        for name, t in tensors
+        if t.layout != torch.strided
+    ]
     if sparse:
         msg = f"Parameters and buffers must be dense. Got {', '.join(sparse[:3])}: register them with .to_dense()."
         raise TypeError(msg)
@@ -47,11 +59,20 @@ def _obstacle(module: nn.Module) -> tuple[str, str] | None:
     if any(part in kind.__module__ for part in QUANTISED):
         return f"the quantised {kind.__name__}", "pass the model as it was before quantisation"
     if any(isinstance(tensor, UninitializedParameter) for tensor in own):
-        return f"{kind.__name__}, whose parameters have no shape yet", "run the model on a batch once"
+        return (
+            f"{kind.__name__}, whose parameters have no shape yet",
+            "run the model on a batch once",
+        )
     if any(tensor.is_inference() for tensor in own):
-        return f"{kind.__name__} with tensors of inference mode", "make or load the model outside of torch.inference_mode()"
+        return (
+            f"{kind.__name__} with tensors of inference mode",
+            "make or load the model outside of torch.inference_mode()",
+        )
     if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
-        return f"DataParallel on {len(module.device_ids)} devices", "pass the module inside, model.module"
+        return (
+            f"DataParallel on {len(module.device_ids)} devices",
+            "pass the module inside, model.module",
+        )
     return None
 
 
@@ -83,12 +104,18 @@ def batch_of(example: Tensor) -> Tensor:
     if example.dim() < 2 or not example.is_floating_point() or not len(example):
         msg = f"The example must be a batch (N, ...) of floating numbers. Got {tuple(example.shape)} of {example.dtype}."
         raise ValueError(msg)
-    return example.detach().expand(max(2, len(example)), *example.shape[1:]).clone(memory_format=torch.contiguous_format)
+    return (
+        example.detach()
+        .expand(max(2, len(example)), *example.shape[1:])
+        .clone(memory_format=torch.contiguous_format)
+    )
 
 
 def advice(model: nn.Module, example: Tensor) -> str:
     """What to pass instead of an example that a model does not take."""
-    tensor = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), example)
+    tensor = next(
+        (t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), example
+    )
     likely: dict[str, Callable[[], Tensor]] = {
         "example[None]": lambda: example[None],
         "example.movedim(-1, 1)": lambda: example.movedim(-1, 1),

@@ -31,8 +31,12 @@ class _FullPrecision:
     """The switches of the process while threads compute: how many do, and what the user had set."""
 
     def __init__(self) -> None:
-        self.lock, self.threads, self.torch_sets = threading.Lock(), 0, 0
-        self.before: list[tuple[object, str, object, object]] = []  # what has the switch, its name, ours, the user's
+        self.lock = threading.Lock()
+        self.threads = 0
+        self.torch_sets = 0
+        self.before: list[
+            tuple[object, str, object, object]
+        ] = []  # what has the switch, its name, ours, the user's
 
     def enter(self) -> None:
         with self.lock:

@@ -14,7 +14,10 @@ CAPTURING = threading.RLock()
 
 IGNORED = (
     (FutureWarning, ""),  # torch's own, about its own code
-    (UserWarning, "The tensor attribute"),  # set by a forward: here it is set on a copy of the model
+    (
+        UserWarning,
+        "The tensor attribute",
+    ),  # set by a forward: here it is set on a copy of the model
 )
 
 
@@ -49,7 +52,8 @@ class _OtherThreads:
 
 @contextmanager
 def _quiet_stream() -> Iterator[None]:
-    before, ours = sys.stderr, _OtherThreads(sys.stderr)
+    before = sys.stderr
+    ours = _OtherThreads(sys.stderr)
     sys.stderr = ours
     try:
         yield
@@ -67,7 +71,11 @@ def _quiet_loggers() -> Iterator[None]:
     def of_others(record: logging.LogRecord) -> bool:
         return record.thread != thread
 
-    named = [logging.getLogger(name) for name in [*logging.root.manager.loggerDict] if name.partition(".")[0] == "torch"]
+    named = [
+        logging.getLogger(name)
+        for name in [*logging.root.manager.loggerDict]
+        if name.partition(".")[0] == "torch"
+    ]
     handlers = {handler for logger in (logging.root, *named) for handler in logger.handlers}
     for handler in handlers:
         handler.addFilter(of_others)

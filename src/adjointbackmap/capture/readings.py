@@ -36,19 +36,52 @@ FACTORIES = {"arange", "zeros", "ones", "full", "empty", "linspace"}
 TAKES_NUMBERS = {
     *INDEXING,
     *FACTORIES,
-    *("view", "reshape", "expand", "repeat", "tile", "narrow", "select", "roll", "new_zeros", "new_ones", "new_full"),
-    *("split", "chunk", "squeeze", "unsqueeze", "permute", "transpose", "flatten", "unflatten", "pad", "broadcast_to"),
+    *(
+        "view",
+        "reshape",
+        "expand",
+        "repeat",
+        "tile",
+        "narrow",
+        "select",
+        "roll",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+    ),
+    *(
+        "split",
+        "chunk",
+        "squeeze",
+        "unsqueeze",
+        "permute",
+        "transpose",
+        "flatten",
+        "unflatten",
+        "pad",
+        "broadcast_to",
+    ),
     "repeat_interleave",
 }
 
 # Functions that read only the shape, dtype or device of their first argument ...
-SHAPE_ONLY = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "new_tensor"}
+SHAPE_ONLY = {
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_tensor",
+}
 # ... or of what comes after it.
 LIKE_FIRST = {"to", "type_as", "expand_as", "view_as", "reshape_as"}
 
 MORE_IMAGES = 3  # between two runs: an integer that is a multiple of N, plus a number, shows itself
 FROM_DATA = object()  # in the place of a value that depends on the image
-FOREIGN = object()  # in the place of a value of a tensor that neither the model nor its forward holds
+FOREIGN = (
+    object()
+)  # in the place of a value of a tensor that neither the model nor its forward holds
 
 
 class FixedBatch(Exception):
@@ -83,7 +116,8 @@ class Readings:
     def floats(self) -> bool:
         """Whether there are floating numbers, which are rounded to the dtype of the constants."""
         return any(
-            isinstance(leaf, float) or getattr(leaf, "dtype", None) is not None for leaf in _leaves([v for _, v in self.found])
+            isinstance(leaf, float) or getattr(leaf, "dtype", None) is not None
+            for leaf in _leaves([v for _, v in self.found])
         )
 
     def joined(self, other: "Readings") -> "Readings":
@@ -138,7 +172,9 @@ class Reader(TorchFunctionMode):
         self.readings = Readings(len(images))
         self.made = {_memory(images)}  # memory of data, as far as it was seen
         self.has_read_data = False
-        self.known: dict[int, Tensor] = {}  # memory of a constant -> a tensor there, which keeps it from being used again
+        self.known: dict[
+            int, Tensor
+        ] = {}  # memory of a constant -> a tensor there, which keeps it from being used again
         for constant in constants:
             self._know(constant)
 
@@ -213,7 +249,9 @@ class Replay(TorchFunctionMode):
             value = self._next(NUMBER)
             if value is FOREIGN:
                 raise ForeignTensor
-            if isinstance(value, torch.SymInt) and name != NUMBER:  # Python takes no symbol for an int
+            if (
+                isinstance(value, torch.SymInt) and name != NUMBER
+            ):  # Python takes no symbol for an int
                 raise FixedBatch
             if not _is_unknown(value):
                 return NUMBERS[name](value)
@@ -261,13 +299,20 @@ def _read_by(name: str, args: tuple, kwargs: dict) -> list[Tensor] | None:
     """The integers and masks among a function's arguments whose values it needs; ``None`` where there are none."""
     if name not in TAKES_NUMBERS:
         return None
-    start, end = (0, None) if name in FACTORIES else (1, 2 if name in INDEXING else None)  # of a method, the first is the data
+    start, end = (
+        (0, None) if name in FACTORIES else (1, 2 if name in INDEXING else None)
+    )  # of a method, the first is the data
     found = _tensors_in((args[start:end], kwargs))
     return [t for t in found if _is_number(t) or (_is_mask(t) and name in INDEXING)] or None
 
 
 def _is_number(tensor: Tensor) -> bool:
-    return not tensor.dim() and not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
+    return (
+        not tensor.dim()
+        and not tensor.is_floating_point()
+        and not tensor.is_complex()
+        and tensor.dtype != torch.bool
+    )
 
 
 def _is_mask(tensor: Tensor) -> bool:
@@ -279,7 +324,9 @@ def _values(tensor: Tensor) -> Any:
     return tensor.nonzero(as_tuple=True) if tensor.dim() else tensor.item()
 
 
-def _with_numbers(args: tuple, kwargs: dict, tensors: list[Tensor], values: list[Any]) -> tuple[tuple, dict]:
+def _with_numbers(
+    args: tuple, kwargs: dict, tensors: list[Tensor], values: list[Any]
+) -> tuple[tuple, dict]:
     """The arguments with numbers and places instead of tensors; a mask of several dimensions becomes several indices."""
     by_id = {id(t): value for t, value in zip(tensors, values, strict=True)}
 
@@ -290,11 +337,14 @@ def _with_numbers(args: tuple, kwargs: dict, tensors: list[Tensor], values: list
             parts: list[Any] = []
             for part in tree:
                 placed = put(part)
-                parts += placed if isinstance(placed, tuple) and isinstance(part, Tensor) else [placed]
+                parts += (
+                    placed if isinstance(placed, tuple) and isinstance(part, Tensor) else [placed]
+                )
             return type(tree)(parts) if type(tree) in (tuple, list) else tuple(parts)
         return by_id.get(id(tree), tree) if isinstance(tree, Tensor) else tree
 
-    first, rest = args[:1], tuple(put(a) for a in args[1:])
+    first = args[:1]
+    rest = tuple(put(a) for a in args[1:])
     if first and id(first[0]) in by_id:
         first = (by_id[id(first[0])],)
     return (*first, *rest), {key: put(value) for key, value in kwargs.items()}
@@ -324,7 +374,9 @@ def _kept(value: Any) -> Any:
     return value.copy() if hasattr(value, "tobytes") else value
 
 
-def readings_of(run: Callable[[Tensor], Any], constants: Iterable[Tensor], example: Tensor) -> Readings:
+def readings_of(
+    run: Callable[[Tensor], Any], constants: Iterable[Tensor], example: Tensor
+) -> Readings:
     """What ``run`` reads from constants, for any number of images: of one run, or of two if there is anything.
 
     Args:

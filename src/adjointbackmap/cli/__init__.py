@@ -23,7 +23,9 @@ def main() -> None:
         with stoppable():
             app()
     except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
-        Console(stderr=True).print(f"[bold red]adjointbackmap:[/bold red] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"[bold red]adjointbackmap:[/bold red] {error}", highlight=False, soft_wrap=True
+        )
         sys.exit(2)
     except KeyboardInterrupt as stop:
         Console(stderr=True).print(str(stop) or "stopped; finished work is kept")
@@ -33,4 +35,6 @@ def main() -> None:
 def _one_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
     """A warning of ours as any other message; others with their place in the code."""
     ours = issubclass(category, DamagedFileWarning)
-    return f"adjointbackmap: {message}\n" if ours else _with_place(message, category, *place, **more)
+    return (
+        f"adjointbackmap: {message}\n" if ours else _with_place(message, category, *place, **more)
+    )

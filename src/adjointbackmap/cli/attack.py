@@ -80,18 +80,36 @@ def attack(
     use_threads(threads)
     subject = load_subject(source)
     goal = _goal(method, target, subject.classes)
-    pixels = find_image(image, subject)[0][None] if images is None else find_images(images, dataset, data)
+    pixels = (
+        find_image(image, subject)[0][None]
+        if images is None
+        else find_images(images, dataset, data)
+    )
     with hold_folder(out):
         if examples is not None:
             made = read_examples(examples)
-            job = _job(subject, {"examples": str(examples), "sha256": hashlib.sha256(examples.read_bytes()).hexdigest()})
+            job = _job(
+                subject,
+                {
+                    "examples": str(examples),
+                    "sha256": hashlib.sha256(examples.read_bytes()).hexdigest(),
+                },
+            )
             _check_kept(out, job, pixels)
             found = examine(subject.module, pixels, made, subject.prepare)
         else:
             pixels = _others(subject, pixels, goal, target)
-            named = {"step": tuple(step or ()) or None, "radius": tuple(radius or ()) or None, "iterations": iterations}
-            given: dict[str, Any] = {k: v for k, v in {**named, "until_success": until_success}.items() if v is not None}
-            settings = replace(study_attack(1 if method == "basic" else 2, pixels, subject.prepare), **given)
+            named = {
+                "step": tuple(step or ()) or None,
+                "radius": tuple(radius or ()) or None,
+                "iterations": iterations,
+            }
+            given: dict[str, Any] = {
+                k: v for k, v in {**named, "until_success": until_success}.items() if v is not None
+            }
+            settings = replace(
+                study_attack(1 if method == "basic" else 2, pixels, subject.prepare), **given
+            )
             job = _job(subject, {"method": method, "target": goal, **asdict(settings)})
             _check_kept(out, job, pixels)
             try:
@@ -138,7 +156,9 @@ def _check_kept(out: Path, job: dict[str, Any], pixels: "Tensor") -> None:
     except (KeyError, TypeError):
         other = "without images"
     else:
-        other = differences(kept, job) or (f"{len(missing)} images that this run lacks" if missing else "")
+        other = differences(kept, job) or (
+            f"{len(missing)} images that this run lacks" if missing else ""
+        )
     if other:
         msg = f"{path} must hold results of this job. Got those of another ({other}): name another folder with --out."
         raise ValueError(msg)
@@ -168,7 +188,13 @@ def _goal(method: str, target: str | None, classes: tuple[str, ...]) -> int | No
 
 
 def _attacked(
-    subject: Subject, pixels: "Tensor", method: str, goal: int | None, settings: "Attack", job: dict[str, Any], keep: Path | None
+    subject: Subject,
+    pixels: "Tensor",
+    method: str,
+    goal: int | None,
+    settings: "Attack",
+    job: dict[str, Any],
+    keep: Path | None,
 ) -> "Attacked":
     """Attack batch by batch; a batch whose images are kept is not attacked again."""
     import torch
@@ -178,14 +204,19 @@ def _attacked(
 
     names = _names(pixels)
     with hold_file(keep) if keep else nullcontext(), progress("attacking") as (bar, task):
-        record = Record(keep, job, partial(_fits, pixels[0].numel() * pixels.element_size())) if keep else None
+        record = (
+            Record(keep, job, partial(_fits, pixels[0].numel() * pixels.element_size()))
+            if keep
+            else None
+        )
         results = dict(record.results()) if record else {}
         for first in range(0, len(pixels), BATCH):
             part = slice(first, first + BATCH)
             if not results.keys() >= set(names[part]):
                 made = _attack(subject, pixels[part], method, goal, settings)
                 for row, image in zip(_rows(made, goal), made.adversarial, strict=True):
-                    name, content = row["image"], b64encode(image.numpy().tobytes()).decode()
+                    name = row["image"]
+                    content = b64encode(image.numpy().tobytes()).decode()
                     results[name] = {"adversarial": content, "steps": row["steps"]}
                     if record and name not in record.names:
                         record.append(name, results[name])
@@ -193,7 +224,9 @@ def _attacked(
     numbers = bytearray(b"".join(b64decode(results[name]["adversarial"]) for name in names))
     adversarial = torch.frombuffer(numbers, dtype=pixels.dtype).view_as(pixels)
     steps = torch.tensor([results[name]["steps"] for name in names])
-    return replace(examine(subject.module, pixels, adversarial, subject.prepare, settings.box), steps=steps)
+    return replace(
+        examine(subject.module, pixels, adversarial, subject.prepare, settings.box), steps=steps
+    )
 
 
 def _fits(size: int, name: str, result: Any) -> None:
@@ -203,7 +236,10 @@ def _fits(size: int, name: str, result: Any) -> None:
         ValueError: If not.
     """
     try:
-        fits = len(b64decode(result["adversarial"], validate=True)) == size and type(result["steps"]) is int
+        fits = (
+            len(b64decode(result["adversarial"], validate=True)) == size
+            and type(result["steps"]) is int
+        )
     except (KeyError, TypeError, ValueError):
         fits = False
     if not fits:
@@ -211,7 +247,9 @@ def _fits(size: int, name: str, result: Any) -> None:
         raise ValueError(msg)
 
 
-def _attack(subject: Subject, pixels: "Tensor", method: str, goal: int | None, settings: "Attack") -> "Attacked":
+def _attack(
+    subject: Subject, pixels: "Tensor", method: str, goal: int | None, settings: "Attack"
+) -> "Attacked":
     """One batch."""
     import torch
 
@@ -233,7 +271,9 @@ def _names(pixels: "Tensor") -> list[str]:
     return [image_hash(image) for image in (255 * pixels).round().to(torch.uint8)]
 
 
-def _tell(found: "Attacked", subject: Subject, goal: int | None, job: dict[str, Any], out: Path) -> None:
+def _tell(
+    found: "Attacked", subject: Subject, goal: int | None, job: dict[str, Any], out: Path
+) -> None:
     """Show the first images, and write all of them, their numbers and some pictures."""
     from safetensors.torch import save
 
@@ -243,19 +283,28 @@ def _tell(found: "Attacked", subject: Subject, goal: int | None, job: dict[str, 
     console.print(_table(images, subject))
     tensors = {"pixels": found.pixels.contiguous(), "adversarial": found.adversarial.contiguous()}
     content = save(tensors)
-    write(out / RESULTS, sealed_text({**job, "images": images, OF_FILE: hashlib.sha256(content).hexdigest()}))
+    write(
+        out / RESULTS,
+        sealed_text({**job, "images": images, OF_FILE: hashlib.sha256(content).hexdigest()}),
+    )
     write(out / "attack.safetensors", content)
-    for row, before, after in list(zip(images, found.pixels, found.adversarial, strict=True))[:PICTURES]:
+    for row, before, after in list(zip(images, found.pixels, found.adversarial, strict=True))[
+        :PICTURES
+    ]:
         labels = _class(row["before"], subject), _class(row["after"], subject)
         title = f"{subject.title}: image {row['image'][:8]}, noise of l2 {row['l2']:.3g}"
         plots.save(plots.attacked(before, after, title, labels), out / f"{row['image'][:8]}.png")
-    console.print(f"Written: {out / 'attack.safetensors'}, {out / RESULTS} and {min(len(images), PICTURES)} picture(s)")
+    console.print(
+        f"Written: {out / 'attack.safetensors'}, {out / RESULTS} and {min(len(images), PICTURES)} picture(s)"
+    )
 
 
 def _rows(found: "Attacked", goal: int | None) -> list[dict[str, Any]]:
     """The numbers of each image; it is fooled where its class is the target, or another than before."""
     fooled = found.after != found.before if goal is None else found.after == goal
-    columns = {name: getattr(found, name).tolist() for name in ("before", "after", "l2", "linf", "inside")}
+    columns = {
+        name: getattr(found, name).tolist() for name in ("before", "after", "l2", "linf", "inside")
+    }
     columns["steps"] = [None] * len(fooled) if found.steps is None else found.steps.tolist()
     columns |= {"image": _names(found.pixels), "fooled": fooled.tolist()}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -263,7 +312,8 @@ def _rows(found: "Attacked", goal: int | None) -> list[dict[str, Any]]:
 
 def _table(images: list[dict[str, Any]], subject: Subject) -> Table:
     """The first images."""
-    fooled, outside = sum(row["fooled"] for row in images), sum(not row["inside"] for row in images)
+    fooled = sum(row["fooled"] for row in images)
+    outside = sum(not row["inside"] for row in images)
     shown = f"the first {ROWS} of {len(images)} images; " if len(images) > ROWS else ""
     table = Table(
         *("image", "before", "after", "l2", "linf", "steps", "fooled"),

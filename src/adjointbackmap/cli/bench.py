@@ -37,7 +37,13 @@ def bench(
         PLACE.check(docs)
     file = out or Path("benchmark-quick.json" if quick else "benchmark.json")
     with progress("warming up") as (bar, job):
-        found = run(file, only, quick, repeats, lambda name, share: bar.update(job, completed=share, description=name))
+        found = run(
+            file,
+            only,
+            quick,
+            repeats,
+            lambda name, share: bar.update(job, completed=share, description=name),
+        )
     console.print(where_measured(found), highlight=False)
     for sheet in short(found["entries"]):
         console.print(sheet.rich())

@@ -69,7 +69,11 @@ def verify(
         msg = f"The images must be shared by --workers or by --cluster. Got both ({workers}, {cluster}): leave one out."
         raise ValueError(msg)
     subject = load_subject(source)
-    pixels = find_image(image, subject)[0][None] if images is None else find_images(images, dataset, data)
+    pixels = (
+        find_image(image, subject)[0][None]
+        if images is None
+        else find_images(images, dataset, data)
+    )
     x = subject.prepare(pixels).to(device, getattr(torch, dtype))
     network = subject.trace(device)
     terms = terms_of(network, layer, own_bias, scale, x.dtype, getattr(torch, accumulate or dtype))
@@ -119,18 +123,28 @@ def analyse(
         msg = f"--sparse must be from 0 to --images, {images}. Got {sparse}."
         raise ValueError(msg)
     subject = load_subject(source)
-    pixels, network, found = find_images(images, dataset, data), subject.trace_in_pixels(), []
+    pixels = find_images(images, dataset, data)
+    network = subject.trace_in_pixels()
+    found = []
     with progress("linear regions") as (bar, job):
         for done, image in enumerate(pixels, start=1):
             found.append(analysis_of(network, image.double()))
-            bar.update(job, completed=done / images, description=f"linear regions: {done} of {images} images")
+            bar.update(
+                job,
+                completed=done / images,
+                description=f"linear regions: {done} of {images} images",
+            )
     console.print(region_table(found))
     if found[0].unmeasured:
-        console.print(f"Kinks that are not measured, so that regions may end earlier: {', '.join(found[0].unmeasured)}")
+        console.print(
+            f"Kinks that are not measured, so that regions may end earlier: {', '.join(found[0].unmeasured)}"
+        )
     if sparse:
         with progress("sparsity of every layer") as (bar, job):
             x = subject.prepare(pixels[:sparse])
-            counts = sparsity(subject.trace(), x, report=lambda share: bar.update(job, completed=share))
+            counts = sparsity(
+                subject.trace(), x, report=lambda share: bar.update(job, completed=share)
+            )
         console.print(sparsity_table(counts))
 
 
@@ -147,7 +161,9 @@ def show_verified(
     from adjointbackmap.exactness.verification import merge, verified
 
     with progress("verifying every unit") as (bar, job):
-        found = verified(network, x, terms, names, lambda share: bar.update(job, completed=share), keep, workers)
+        found = verified(
+            network, x, terms, names, lambda share: bar.update(job, completed=share), keep, workers
+        )
         for done, (_, of_image) in enumerate(found, start=1):
             merge(checks, of_image)
             bar.update(job, description=f"verifying every unit: {done} of {len(names)} images")

@@ -18,7 +18,9 @@ app = App(
     suppress_keyboard_interrupt=False,  # main tells that finished work is kept
     error_formatter=lambda error: Text(f"adjointbackmap: {' '.join(str(error).split())}"),
 )
-study = App(name="study", help="Repeat the experiments of the dissertation, beside what it published.")
+study = App(
+    name="study", help="Repeat the experiments of the dissertation, beside what it published."
+)
 app.command(study)
 console = Console()
 STUDY_SCALE = 1 / 8

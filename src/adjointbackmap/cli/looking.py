@@ -22,7 +22,9 @@ DEMO_NETWORK = "vgg7-cifar10"
 
 
 @app.command
-def demo(*, image: str = "ship", out: Path = Path("adjointbackmap-demo"), threads: int | None = None) -> None:
+def demo(
+    *, image: str = "ship", out: Path = Path("adjointbackmap-demo"), threads: int | None = None
+) -> None:
     """Show one image of the sample: prediction, hyperplanes of every class, every unit of every layer verified.
 
     Args:
@@ -43,15 +45,23 @@ def demo(*, image: str = "ship", out: Path = Path("adjointbackmap-demo"), thread
     planes = hyperplanes(network, x, "fc", "RM0", scale=STUDY_SCALE)
     best = subject.classes[int(planes.value[0].argmax())]
     console.print(f"[bold]{subject.title}[/bold] sees {described}: it says [bold]{best}[/bold].")
-    console.print("Every output is an inner product of the image and the network's biases with a hyperplane, computed here:\n")
+    console.print(
+        "Every output is an inner product of the image and the network's biases with a hyperplane, computed here:\n"
+    )
     console.print(class_table(planes, subject.classes))
     console.print(unit_table(network, x, STUDY_SCALE))
     checks: dict[str, LayerCheck] = {}
     show_verified(checks, network, x[None], terms_of(network), [described])
     console.print(check_table(checks))
-    figure = plots.class_hyperplanes(planes, subject.classes, pixels, f"{subject.title}: {described}, seen as {best}")
-    console.print(f"Picture: [bold]{plots.save(figure, out / f'hyperplanes-{Path(image).stem}.png')}[/bold]")
-    console.print(f"{time.monotonic() - started:.0f} s in all. Next: adjointbackmap layers {DEMO_NETWORK}")
+    figure = plots.class_hyperplanes(
+        planes, subject.classes, pixels, f"{subject.title}: {described}, seen as {best}"
+    )
+    console.print(
+        f"Picture: [bold]{plots.save(figure, out / f'hyperplanes-{Path(image).stem}.png')}[/bold]"
+    )
+    console.print(
+        f"{time.monotonic() - started:.0f} s in all. Next: adjointbackmap layers {DEMO_NETWORK}"
+    )
 
 
 @app.command
@@ -65,11 +75,17 @@ def layers(source: Source = NO_SOURCE) -> None:
     for layer in network.layers.values():
         mode = next(m for m in ("RM2", "RM0") if m in layer.modes)
         units = prod(unit_dims(layer, mode).values())
-        shape, field = ("x".join(map(str, extents)) for extents in (layer.out_shape, layer.receptive_field))
-        modes = layer.modes[0] if len(layer.modes) == 1 else f"{layer.modes[0]} to {layer.modes[-1]}"
+        shape, field = (
+            "x".join(map(str, extents)) for extents in (layer.out_shape, layer.receptive_field)
+        )
+        modes = (
+            layer.modes[0] if len(layer.modes) == 1 else f"{layer.modes[0]} to {layer.modes[-1]}"
+        )
         table.add_row(layer.name, layer.kind, shape, field, modes, f"{units:,} in {mode}")
     console.print(table)
-    console.print(f"{len(network.biases)} biases in {len(network.biases.names)} parts: {', '.join(network.biases.names)}")
+    console.print(
+        f"{len(network.biases)} biases in {len(network.biases.names)} parts: {', '.join(network.biases.names)}"
+    )
 
 
 @app.command(name="map")
@@ -115,8 +131,11 @@ def map_units(
     use_threads(threads)
     subject = load_subject(source)
     pixels, described = find_image(image, subject)
-    network, x = subject.trace(), subject.prepare(pixels)
-    work = stream(Query.of(network, x, layer, mode, parse_units(units), own_bias, scale, dtype, memory=memory))
+    network = subject.trace()
+    x = subject.prepare(pixels)
+    work = stream(
+        Query.of(network, x, layer, mode, parse_units(units), own_bias, scale, dtype, memory=memory)
+    )
     folder, picture = (out.with_name(out.name + ending) for ending in (".zarr", ".png"))
     if picture.exists() and not folder.exists():
         msg = f"--out must be new or name a store and its picture. Got {picture} without {folder.name}: choose another name."
@@ -141,7 +160,10 @@ def _first_units(stored: "StoredPlanes", network: "Network", title: str, path: P
     from adjointbackmap.planes.streaming import block_shape
 
     units = stored.shape[1:]
-    planes = stored.planes(network, tuple(slice(0, n) for n in block_shape(units, plots.MOST_PANELS)), images=0)
-    shown, count = planes.value.numel(), prod(units)
+    planes = stored.planes(
+        network, tuple(slice(0, n) for n in block_shape(units, plots.MOST_PANELS)), images=0
+    )
+    shown = planes.value.numel()
+    count = prod(units)
     which = f" (first {shown} of {count:,} units)" if shown < count else ""
     plots.save(plots.unit_hyperplanes(planes, title + which), path)

@@ -92,7 +92,9 @@ def train(
             bar.update(job, completed=now.step / now.steps, description=description)
 
         card = run(task, folder, data, device, report)
-    console.print(f"test accuracy {100 * card['test accuracy']:.2f} %, kept epoch {card['kept epoch']}; written to {folder}")
+    console.print(
+        f"test accuracy {100 * card['test accuracy']:.2f} %, kept epoch {card['kept epoch']}; written to {folder}"
+    )
 
 
 @app.command
@@ -118,7 +120,9 @@ def evaluate(
 
     use_threads(threads)
     subject = load_subject(source)
-    chosen = dataset or ("cifar100" if source.name and source.name.endswith("cifar100") else "cifar10")
+    chosen = dataset or (
+        "cifar100" if source.name and source.name.endswith("cifar100") else "cifar10"
+    )
     images = sets.sample() if chosen == "sample" else sets.load(chosen, split, data)
     share = accuracy(subject.module, images, subject.prepare)
     which = "the sample" if chosen == "sample" else f"{chosen} {split}"

@@ -51,7 +51,9 @@ def verification(
     from adjointbackmap.study.verification.run import RESULTS, Counts, check_networks, run
 
     use_threads(threads)
-    chosen, counts, file = check_networks(network), Counts(images, images_float64, images_fc), results or out / RESULTS
+    chosen = check_networks(network)
+    counts = Counts(images, images_float64, images_fc)
+    file = results or out / RESULTS
     if docs:
         PLACE.check(docs)
     elif results:
@@ -112,7 +114,11 @@ def everything(
     use_threads(threads)
     setup = Setup(out, check_setup(network, images, sample), image, images, seed, data, sample)
     with progress("study") as (bar, job):
-        run(setup, check_experiments(only), lambda what, share: bar.update(job, completed=share, description=what))
+        run(
+            setup,
+            check_experiments(only),
+            lambda what, share: bar.update(job, completed=share, description=what),
+        )
     report(out)
 
 
@@ -132,7 +138,10 @@ def report(folder: Path, *, docs: Path | None = None) -> None:
     if docs:
         PLACE.check(docs)
     found = sections(folder)
-    written = [write_report(folder, found, told), *(write_document(folder, found, docs) if docs else [])]
+    written = [
+        write_report(folder, found, told),
+        *(write_document(folder, found, docs) if docs else []),
+    ]
     console.print(f"Written: {', '.join(map(str, written))}")
 
 
@@ -144,5 +153,7 @@ def _tell(file: Path, docs: Path | None) -> dict[str, Any]:
     found = read(file)
     for sheet in show(found):
         console.print(sheet.rich(TERMINAL))
-    console.print(f"Written: {', '.join(map(str, write_page(found, file, docs) if docs else [file]))}")
+    console.print(
+        f"Written: {', '.join(map(str, write_page(found, file, docs) if docs else [file]))}"
+    )
     return found

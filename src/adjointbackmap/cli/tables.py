@@ -18,11 +18,21 @@ if TYPE_CHECKING:
 
 def class_table(planes: "Hyperplanes", classes: tuple[str, ...]) -> Table:
     """Every class: what the network says and what the hyperplane rebuilds."""
-    table = Table("class", "network's output", "reconstruction", "relative error", title="RM0: every class")
-    rows = zip(classes, planes.value[0], planes.reconstruct()[0], planes.relative_error()[0], strict=True)
+    table = Table(
+        "class", "network's output", "reconstruction", "relative error", title="RM0: every class"
+    )
+    rows = zip(
+        classes, planes.value[0], planes.reconstruct()[0], planes.relative_error()[0], strict=True
+    )
     for name, value, rebuilt, error in rows:
         style = "bold" if value == planes.value[0].max() else None
-        table.add_row(name, f"{float(value):.6f}", f"{float(rebuilt):.6f}", f"{float(error):+.1e}", style=style)
+        table.add_row(
+            name,
+            f"{float(value):.6f}",
+            f"{float(rebuilt):.6f}",
+            f"{float(error):+.1e}",
+            style=style,
+        )
     return table
 
 
@@ -30,13 +40,24 @@ def unit_table(network: "Network", x: "Tensor", scale: float) -> Table:
     """One unit of every layer, at a pattern taken at k: the middle of the first out-channel's map."""
     from adjointbackmap.planes.hyperplane import hyperplanes
 
-    table = Table("layer", "unit", "network's value", "reconstruction", "relative error", title="One unit of every layer")
+    table = Table(
+        "layer",
+        "unit",
+        "network's value",
+        "reconstruction",
+        "relative error",
+        title="One unit of every layer",
+    )
     for layer in network.distinct_layers():
         mode = next(m for m in ("RM2", "RM0") if m in layer.modes)
         middle = tuple(extent // 2 for extent in layer.out_shape[1:]) if mode == "RM2" else ()
         planes = hyperplanes(network, x, layer.name, mode, (*middle, 0), scale=scale)
-        value, rebuilt, error = (float(t) for t in (planes.value, planes.reconstruct(), planes.relative_error()))
-        table.add_row(layer.name, f"{mode} {(*middle, 0)}", f"{value:.6f}", f"{rebuilt:.6f}", f"{error:+.1e}")
+        value, rebuilt, error = (
+            float(t) for t in (planes.value, planes.reconstruct(), planes.relative_error())
+        )
+        table.add_row(
+            layer.name, f"{mode} {(*middle, 0)}", f"{value:.6f}", f"{rebuilt:.6f}", f"{error:+.1e}"
+        )
     return table
 
 
@@ -52,9 +73,21 @@ def region_table(found: Sequence["Analysis"]) -> Table:
         kinks = [a.kinks[norm] for a in found if norm in a.kinks]
         nearest = [a.boundaries[norm][0] for a in found if a.boundaries[norm]]
         confirmed = _percent([kink.ends_region for kink in kinks])
-        table.add_row(norm, "nearest kink", *_median_and_least([kink.distance for kink in kinks]), confirmed, "", "")
-        shares = [_percent([b.in_region for b in nearest]), _percent([b.plane.margin(b.after) < 0 for b in nearest])]
-        table.add_row(norm, "nearest boundary", *_median_and_least([b.distance for b in nearest]), "", *shares)
+        table.add_row(
+            norm,
+            "nearest kink",
+            *_median_and_least([kink.distance for kink in kinks]),
+            confirmed,
+            "",
+            "",
+        )
+        shares = [
+            _percent([b.in_region for b in nearest]),
+            _percent([b.plane.margin(b.after) < 0 for b in nearest]),
+        ]
+        table.add_row(
+            norm, "nearest boundary", *_median_and_least([b.distance for b in nearest]), "", *shares
+        )
     return table
 
 
@@ -75,7 +108,9 @@ def sparsity_table(found: dict[str, "Sparsity"]) -> Table:
         "whole field: % of hyperplanes that use every pixel",
     )
     for layer in found.values():
-        shares = (f"{100 * share:.2f}" for share in (layer.zero_share, layer.used_share, layer.full_share))
+        shares = (
+            f"{100 * share:.2f}" for share in (layer.zero_share, layer.used_share, layer.full_share)
+        )
         table.add_row(layer.layer, f"{layer.hyperplanes:,}", *shares)
     return table
 

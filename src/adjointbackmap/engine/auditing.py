@@ -15,7 +15,10 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-3}
 
 
 def audit(
-    network: Network, x: Tensor, tolerance: float | None = None, dtype: torch.dtype | str | None = None
+    network: Network,
+    x: Tensor,
+    tolerance: float | None = None,
+    dtype: torch.dtype | str | None = None,
 ) -> dict[str, float]:
     r"""Whether the tangent [x; b] gives, at every layer, what the untouched model computes there.
 

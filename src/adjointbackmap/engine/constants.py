@@ -7,7 +7,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from adjointbackmap.capture.graph import MADE_IN_FORWARD, Capture, call_name, first_input, is_getitem, module_of, op_name
+from adjointbackmap.capture.graph import (
+    MADE_IN_FORWARD,
+    Capture,
+    call_name,
+    first_input,
+    is_getitem,
+    module_of,
+    op_name,
+)
 from adjointbackmap.rules import Constant, Refused, Source
 
 # Operations that only move the elements of a tensor: an entry of b stays known through them.
@@ -52,7 +60,10 @@ CASTS = {
 
 # Operations that only read the shape of their data: what they give is a constant.
 SHAPE_ONLY = {
-    *(f"aten.{name}.default" for name in "zeros_like ones_like full_like zero new_zeros new_ones new_full".split()),
+    *(
+        f"aten.{name}.default"
+        for name in "zeros_like ones_like full_like zero new_zeros new_ones new_full".split()
+    ),
     *("aten.fill.Scalar", "aten.fill.Tensor"),
 }
 
@@ -70,7 +81,10 @@ LIKE_SECOND = {
 }
 
 # Operations that give one number everywhere: one entry of b, not one for each element.
-FILLED = {*SHAPE_ONLY, *(f"aten.{name}.default" for name in "full ones zeros scalar_tensor".split())}
+FILLED = {
+    *SHAPE_ONLY,
+    *(f"aten.{name}.default" for name in "full ones zeros scalar_tensor".split()),
+}
 
 DTYPE_ASSERTION = "aten._assert_tensor_metadata.default"  # where the model casts; its last argument is the dtype before
 SYMBOLS = torch.SymInt | torch.SymFloat | torch.SymBool
@@ -90,8 +104,17 @@ class Constants:
         uses: How often a constant is used, less its uses as an entry of b.
     """
 
-    def __init__(self, capture: Capture, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> None:
-        self.capture, self.tensors, self.dtype, self.device = capture, tensors, dtype, device
+    def __init__(
+        self,
+        capture: Capture,
+        tensors: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.capture = capture
+        self.tensors = tensors
+        self.dtype = dtype
+        self.device = device
         self.is_cast = dtype != capture.image.meta["val"].dtype
         self.numbers: dict[str, Any] = {}
         self.uses: Counter[Source] = Counter()
@@ -109,13 +132,21 @@ class Constants:
         """Take up an input of the graph that is not the image."""
         name = self.capture.parameters.get(node.name)
         tensor = self.tensors[name] if name is not None else self.capture.tensors[node.name]
-        source = Source(name) if name is not None else Source(self.capture.names[node.name], node.name)
-        whole = tensor.detach().to(self.dtype) if self.is_cast and tensor.is_floating_point() else tensor.detach()
+        source = (
+            Source(name) if name is not None else Source(self.capture.names[node.name], node.name)
+        )
+        whole = (
+            tensor.detach().to(self.dtype)
+            if self.is_cast and tensor.is_floating_point()
+            else tensor.detach()
+        )
         self._known[node.name] = _whole(whole, source)
 
     def read(self, node: torch.fx.Node) -> None:
         """Keep a number that a node reads from constants; one that hangs on the data or the batch stays a symbol."""
-        if node.all_input_nodes and all(n.name in self._known or n.name in self.numbers for n in node.all_input_nodes):
+        if node.all_input_nodes and all(
+            n.name in self._known or n.name in self.numbers for n in node.all_input_nodes
+        ):
             args, kwargs = self._arguments(node, ())
             self.numbers[node.name] = cast("Callable[..., Any]", node.target)(*args, **kwargs)
 
@@ -130,9 +161,12 @@ class Constants:
             Refused: If it gives several constants, or one that depends on the number of images.
         """
         if is_getitem(node) and first_input(node).name in self._several:
-            self._known[node.name] = self._several[first_input(node).name][cast("int", node.args[1])]
+            self._known[node.name] = self._several[first_input(node).name][
+                cast("int", node.args[1])
+            ]
             return
-        kind, op = str(node.target), cast("Callable[..., Any]", node.target)
+        kind = str(node.target)
+        op = cast("Callable[..., Any]", node.target)
         args, kwargs = self._arguments(node, data)
         made = op(*args, **kwargs)
         if kind in UNWRITTEN:
@@ -140,7 +174,9 @@ class Constants:
         own = Source(self._shown(node), node.name)
         if kind in MOVEMENTS:
             first = self._known[first_input(node).name]
-            self._known[node.name] = Constant(made, first.source, first.base, op(first.index, *args[1:], **kwargs))
+            self._known[node.name] = Constant(
+                made, first.source, first.base, op(first.index, *args[1:], **kwargs)
+            )
         elif kind in DIVISIONS:
             whole = self._known[first_input(node).name]
             parts = zip(made, op(whole.index, *args[1:], **kwargs), strict=True)
@@ -167,8 +203,14 @@ class Constants:
             Refused: If one depends on the number of images.
         """
         moves = str(node.target) in MOVEMENTS | DIVISIONS | CASTS
-        direct = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, torch.fx.Node)]  # no part of a shape
-        symbols = [a for a in direct if isinstance(a.meta.get("val"), SYMBOLS) and a.name not in self.numbers]
+        direct = [
+            a for a in (*node.args, *node.kwargs.values()) if isinstance(a, torch.fx.Node)
+        ]  # no part of a shape
+        symbols = [
+            a
+            for a in direct
+            if isinstance(a.meta.get("val"), SYMBOLS) and a.name not in self.numbers
+        ]
         if symbols and not moves:
             msg = "its constant depends on the number of images, or on the data"
             raise Refused(msg)
@@ -180,14 +222,18 @@ class Constants:
                 return constant.tensor
             if node.name in data:
                 return self._like(node.meta["val"])
-            return self.numbers[node.name] if node.name in self.numbers else self._for_one_image(node)
+            return (
+                self.numbers[node.name] if node.name in self.numbers else self._for_one_image(node)
+            )
 
         return torch.fx.map_arg(node.args, argument), torch.fx.map_arg(node.kwargs, argument)
 
     def _like(self, data: Tensor) -> Tensor:
         """Zeros in the place of data for one image."""
         dtype = self.dtype if self.is_cast and data.is_floating_point() else data.dtype
-        return torch.zeros([n if isinstance(n, int) else 1 for n in data.shape], dtype=dtype, device=self.device)
+        return torch.zeros(
+            [n if isinstance(n, int) else 1 for n in data.shape], dtype=dtype, device=self.device
+        )
 
     def _for_one_image(self, node: torch.fx.Node) -> Any:
         """A symbol, such as an extent, at a batch of one.
@@ -206,7 +252,9 @@ class Constants:
 def depends_on_dtype(capture: Capture, wanted: Container[torch.fx.Node]) -> bool:
     """Whether constants of a graph may have other values in a model of another dtype: it casts, or makes tensors of numbers."""
     return capture.reads_floats or any(
-        _names_dtype(node, capture) for node in capture.nodes if node in wanted or _asserts(node, wanted)
+        _names_dtype(node, capture)
+        for node in capture.nodes
+        if node in wanted or _asserts(node, wanted)
     )
 
 
@@ -215,12 +263,17 @@ def _asserts(node: torch.fx.Node, wanted: Container[torch.fx.Node]) -> bool:
 
 
 def _names_dtype(node: torch.fx.Node, capture: Capture) -> bool:
-    if capture.names.get(node.name) == MADE_IN_FORWARD and capture.tensors[node.name].is_floating_point():
+    if (
+        capture.names.get(node.name) == MADE_IN_FORWARD
+        and capture.tensors[node.name].is_floating_point()
+    ):
         return True
     if node.op == "call_function" and not node.all_input_nodes:  # a tensor made of numbers
         return True
     given = (*node.args, *node.kwargs.values())
-    return str(node.target) in CASTS or any(isinstance(a, torch.dtype) and a.is_floating_point for a in given)
+    return str(node.target) in CASTS or any(
+        isinstance(a, torch.dtype) and a.is_floating_point for a in given
+    )
 
 
 def _filled(tensor: Tensor, source: Source) -> Constant:

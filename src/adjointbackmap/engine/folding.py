@@ -127,7 +127,9 @@ class _Folding:
     """A fold in the making: the graph of the copy, and what became of its factors."""
 
     def __init__(self, captured: Capture, result: Fold) -> None:
-        self.captured, self.result, self.model = captured, result, result.model
+        self.captured = captured
+        self.result = result
+        self.model = result.model
         parameters = self.model.named_parameters(remove_duplicate=False)
         buffers = self.model.named_buffers(remove_duplicate=False)
         self.tensors: dict[str, Tensor] = {**dict(parameters), **dict(buffers)}
@@ -332,7 +334,8 @@ def _out_channels(module: KernelModule) -> int:
 def _scale(module: KernelModule, scale: Tensor) -> None:
     """Multiply the kernel's out-channels, and the bias, by a factor each."""
     scale = scale.double().reshape(-1)
-    weight, bias = module.weight, cast("Tensor", module.bias)
+    weight = module.weight
+    bias = cast("Tensor", module.bias)
     weight.data = (weight.detach().double() * _along_kernel(module, scale)).to(weight.dtype)
     bias.data = (bias.detach().double() * scale).to(bias.dtype)
 
@@ -372,7 +375,8 @@ def _check_same(model: nn.Module, result: Fold, batch: Tensor) -> None:
     eps = torch.finfo(batch.dtype).eps
     tolerance = TOLERANCE.get(batch.dtype, eps**0.5)
     for i, (mine, expected) in enumerate(zip(ours, theirs, strict=True)):
-        difference, scale = _difference(mine, expected), _largest(expected)
+        difference = _difference(mine, expected)
+        scale = _largest(expected)
         if not difference <= tolerance * scale + ROUNDINGS * eps * max(largest):
             merged = ", ".join(f"{name} into {path}" for name, path in result.merged.items())
             msg = (

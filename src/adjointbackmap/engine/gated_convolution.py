@@ -26,16 +26,27 @@ class AliveConvolution:
 
     def __init__(self, rule: Convolution, gate: Tensor) -> None:
         self.kernel = rule.weight.flatten(1).T.contiguous()
-        numbers = torch.arange(1, gate.numel() + 1, dtype=torch.float64, device=gate.device).view(gate.shape)
-        geometry = (tuple(rule.weight.shape[2:]), tuple(rule.dilation), tuple(rule.padding), tuple(rule.stride))
+        numbers = torch.arange(1, gate.numel() + 1, dtype=torch.float64, device=gate.device).view(
+            gate.shape
+        )
+        geometry = (
+            tuple(rule.weight.shape[2:]),
+            tuple(rule.dilation),
+            tuple(rule.padding),
+            tuple(rule.stride),
+        )
         seen = F.unfold(numbers, *geometry)[0].long()  # 0 in the padding
         self.extents = [
             (n + 2 * p - e - 1) // s + 1
-            for n, p, e, s in zip(gate.shape[2:], rule.padding, rule.extent(), rule.stride, strict=True)
+            for n, p, e, s in zip(
+                gate.shape[2:], rule.padding, rule.extent(), rule.stride, strict=True
+            )
         ]
         alive = (seen > 0) & (gate.flatten()[(seen - 1).clamp_min(0)] != 0)
-        channels, places = gate.shape[1], gate[0, 0].numel()
-        channel, place = (seen - 1) // places, (seen - 1) % places
+        channels = gate.shape[1]
+        places = gate[0, 0].numel()
+        channel = (seen - 1) // places
+        place = (seen - 1) % places
         rows = place * channels + channel  # in the order (H, W, C)
         self.taps = [column.nonzero()[:, 0] for column in alive.T]
         self.rows = [row[tap] for row, tap in zip(rows.T, self.taps, strict=True)]
@@ -57,7 +68,11 @@ def mostly_dead(pattern: ActivationPattern, steps: list[Step]) -> dict[int, Tens
         return found
     for step in steps:
         before = made_by.get(step.inputs[0].slot) if step.inputs else None
-        plain = isinstance(step.rule, Convolution) and step.rule.groups == 1 and len(step.output.shape) == 3
+        plain = (
+            isinstance(step.rule, Convolution)
+            and step.rule.groups == 1
+            and len(step.output.shape) == 3
+        )
         if not plain or before is None or not isinstance(before.rule, Gate):
             continue
         (gate,) = pattern.gates[before.output.slot]

@@ -91,12 +91,15 @@ class Biases(Mapping[str, Bias]):
     """
 
     def __init__(self, program: Program, dtype: torch.dtype) -> None:
-        self.dtype, self.device = dtype, program.device
+        self.dtype = dtype
+        self.device = program.device
         self._parts: dict[str, Bias] = {}
         start = 0
         for entry in program.entries:
             stop = start + entry.value.numel()
-            self._parts[entry.name] = Bias(entry.name, entry.value.clone(), slice(start, stop), entry.parameter)
+            self._parts[entry.name] = Bias(
+                entry.name, entry.value.clone(), slice(start, stop), entry.parameter
+            )
             start = stop
         self._length = start
 
@@ -115,7 +118,9 @@ class Biases(Mapping[str, Bias]):
     def labels(self) -> tuple[str, ...]:
         """A name for every element: ``conv1.bias[3]``, or ``b0`` for a part of one."""
         return tuple(
-            f"{p.name}[{i}]" if p.value.numel() > 1 else p.name for p in self._parts.values() for i in range(p.value.numel())
+            f"{p.name}[{i}]" if p.value.numel() > 1 else p.name
+            for p in self._parts.values()
+            for i in range(p.value.numel())
         )
 
     def __getitem__(self, name: str) -> Bias:
@@ -148,15 +153,19 @@ class Network:
         output: int | str | None = None,
         read: Names = MappingProxyType({}),
     ) -> None:
-        self.model, self.output = model, output
+        self.model = model
+        self.output = output
         if until is model:
             until = OUTPUT
         elif isinstance(until, nn.Module):
             until = _name_of(model, until, {end.name: end.module for end in _ends(model, captured)})
-        self._planner = planner  # given from above: the planner stands on the network, not the other way round
+        self._planner = (
+            planner  # given from above: the planner stands on the network, not the other way round
+        )
         self.until = None if until == OUTPUT else until
         target = _target(model, captured, until, output)
-        self._capture, self._target = captured, target
+        self._capture = captured
+        self._target = target
         self._programs: dict[torch.dtype, Program] = {}
         tensors = tensors_of(model)
         floating = [t.dtype for t in tensors.values() if t.is_floating_point()]
@@ -165,7 +174,9 @@ class Network:
         self.in_shape = tuple(captured.image.meta["val"].shape[1:])
         self._read = read
         self._seen = fingerprint(model, read)
-        self.layers: dict[str, Layer] = _layers(model, captured, target, self.program(), self.until is not None)
+        self.layers: dict[str, Layer] = _layers(
+            model, captured, target, self.program(), self.until is not None
+        )
 
     @cached_property
     def biases(self) -> Biases:
@@ -182,7 +193,9 @@ class Network:
         if dtype not in self._programs:
             if self._programs:
                 self.check_unchanged()  # it may be long after the trace
-            with CAPTURING:  # the sizes in a graph are symbols, which another thread's capture must not meet
+            with (
+                CAPTURING
+            ):  # the sizes in a graph are symbols, which another thread's capture must not meet
                 self._programs.setdefault(dtype, self._lowered(dtype))
         return self._programs[dtype]
 
@@ -196,7 +209,12 @@ class Network:
         if dtype == self.dtype or not depends_on_dtype(self._capture, ancestors(self._target)):
             return lower(self._capture, self._target, tensors, dtype)
         captured, target = self._captured_in(dtype)
-        program = lower(captured, target, {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}, dtype)
+        program = lower(
+            captured,
+            target,
+            {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()},
+            dtype,
+        )
         own = self.program()
         if program.outline != own.outline:
             msg = f"The model must have the same operations in {dtype} as in {self.dtype}. Got others: compute in {self.dtype}."
@@ -208,7 +226,9 @@ class Network:
         try:
             captured = capture(structural_copy(self.model, partial(cast, dtype=dtype)), example)
         except ValueError as error:
-            reason = explained(error.__cause__ if isinstance(error.__cause__, Exception) else error).removesuffix(".")
+            reason = explained(
+                error.__cause__ if isinstance(error.__cause__, Exception) else error
+            ).removesuffix(".")
             msg = (
                 f"The model must run in {dtype}, as model.to({dtype}) does. Got {reason}: compute in {self.dtype}, "
                 "or give tensors that the forward makes the dtype of its input."
@@ -238,7 +258,11 @@ class Network:
                 return self.layers[OUTPUT]
             name = _name_of(self.model, name, {n: layer.module for n, layer in self.layers.items()})
         if not isinstance(name, str) or name not in self.layers:
-            got = repr(name) if isinstance(name, str) else f"{name!r:.40} of type {type(name).__name__}: give its name as a str"
+            got = (
+                repr(name)
+                if isinstance(name, str)
+                else f"{name!r:.40} of type {type(name).__name__}: give its name as a str"
+            )
             msg = f"A layer must be one of {', '.join(self.layers)}. Got {got}."
             raise ValueError(msg)
         return self.layers[name]
@@ -285,7 +309,15 @@ class Network:
         for name, state in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             if isinstance(state, Tensor):
-                state = state.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+                state = (
+                    state.detach()
+                    .cpu()
+                    .contiguous()
+                    .reshape(-1)
+                    .view(torch.uint8)
+                    .numpy()
+                    .tobytes()
+                )
             else:  # of get_extra_state
                 state = pickle.dumps(state)
             digest.update(state)
@@ -297,7 +329,15 @@ class Network:
         The graph of ``torch.export`` can be neither copied nor pickled.
         """
         self.check_unchanged()
-        return _traced_again, (self.model, self._planner, self.in_shape, self.dtype, self.device, self.until, self.output)
+        return _traced_again, (
+            self.model,
+            self._planner,
+            self.in_shape,
+            self.dtype,
+            self.device,
+            self.until,
+            self.output,
+        )
 
     def check_unchanged(self) -> None:
         """Hold the model against the one that was traced.
@@ -361,9 +401,11 @@ def check_network(network: object) -> None:
     """
     if isinstance(network, Network):
         return
-    kind, first = type(network).__name__, "trace the model first"
+    kind = type(network).__name__
+    first = "trace the model first"
     if isinstance(network, nn.Module):
-        kind, first = f"{kind}, a model", "trace it first, network = adjointbackmap.trace(model, example)"
+        kind = f"{kind}, a model"
+        first = "trace it first, network = adjointbackmap.trace(model, example)"
     msg = f"network must be a traced network. Got {kind}: {first}."
     raise TypeError(msg)
 
@@ -391,7 +433,9 @@ def check_eval(model: nn.Module, error: type[Exception]) -> None:
         raise error(msg)
 
 
-def _target(model: nn.Module, captured: Capture, until: str | None, output: int | str | None) -> torch.fx.Node:
+def _target(
+    model: nn.Module, captured: Capture, until: str | None, output: int | str | None
+) -> torch.fx.Node:
     if until is None or until == OUTPUT:
         return pick(captured.outputs, output)
     named = {end.name: end.node for end in _ends(model, captured)}
@@ -439,7 +483,9 @@ def _free(name: str, taken: set[str]) -> str:
     return free
 
 
-def _kernel_nodes(model: nn.Module, captured: Capture) -> Iterator[tuple[torch.fx.Node, str | None, str, str]]:
+def _kernel_nodes(
+    model: nn.Module, captured: Capture
+) -> Iterator[tuple[torch.fx.Node, str | None, str, str]]:
     """Each convolution and linear call: node, the module call that it is or ``None``, its name otherwise, and which it is."""
     seen: dict[str, int] = {}
     for node in captured.nodes:
@@ -455,7 +501,9 @@ def _kernel_nodes(model: nn.Module, captured: Capture) -> Iterator[tuple[torch.f
         yield node, call_name(path, call) if own else None, functional, f"{inside}:{seen[inside]}"
 
 
-def _layers(model: nn.Module, captured: Capture, target: torch.fx.Node, program: Program, is_cut: bool) -> dict[str, Layer]:
+def _layers(
+    model: nn.Module, captured: Capture, target: torch.fx.Node, program: Program, is_cut: bool
+) -> dict[str, Layer]:
     wanted = ancestors(target)
     fields = program.fields
     image = program.image.shape[1:]
@@ -464,11 +512,17 @@ def _layers(model: nn.Module, captured: Capture, target: torch.fx.Node, program:
     if not any(end.name == OUTPUT for end in ends):
         ends.append(_End(OUTPUT, target, None, None, None))
     layers: dict[str, Layer] = {}
-    for end in sorted(ends, key=lambda end: (order[end.node], end.name == OUTPUT, -end.name.count("."))):
+    for end in sorted(
+        ends, key=lambda end: (order[end.node], end.name == OUTPUT, -end.name.count("."))
+    ):
         value = program.values.get(end.node.name)
         if value is None or not value.shape:
             continue
-        kernel = program.kernels[end.kernel.name] if end.kernel is not None and end.kernel in wanted else None
+        kernel = (
+            program.kernels[end.kernel.name]
+            if end.kernel is not None and end.kernel in wanted
+            else None
+        )
         layers[end.name] = Layer(
             name=end.name,
             kind=_kind(model, end),

@@ -15,7 +15,15 @@ from adjointbackmap.capture.graph import call_name, convolution_name, listening,
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.engine.network import OUTPUT, Layer, Network
 
-FUNCTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
+FUNCTIONS = (
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "linear",
+)
 IMAGES_AT_ONCE = 64  # in one call of the model
 
 
@@ -27,7 +35,9 @@ class Recorded:
     outputs: dict[str, Tensor]
 
 
-def record(network: Network, images: Tensor, layers: Sequence[Layer], at_once: int = IMAGES_AT_ONCE) -> Recorded:
+def record(
+    network: Network, images: Tensor, layers: Sequence[Layer], at_once: int = IMAGES_AT_ONCE
+) -> Recorded:
     """Run the untouched model and keep what goes into and comes out of layers.
 
     Nothing of the trace is used but the layers' names: a change of the model's forward shows here. The model's own code runs
@@ -55,7 +65,12 @@ def record(network: Network, images: Tensor, layers: Sequence[Layer], at_once: i
     return Recorded(inputs, outputs)
 
 
-def record_call(network: Network, x: Tensor, layers: Sequence[Layer], tensors: Mapping[str, Tensor] | None = None) -> Recorded:
+def record_call(
+    network: Network,
+    x: Tensor,
+    layers: Sequence[Layer],
+    tensors: Mapping[str, Tensor] | None = None,
+) -> Recorded:
     """One call of the model, see :func:`record`.
 
     Args:
@@ -72,14 +87,20 @@ def record_call(network: Network, x: Tensor, layers: Sequence[Layer], tensors: M
         RuntimeError: If the model did not call a layer.
     """
     recorded = _recorded(network, x, layers, tensors)
-    if len(x) == 1 and any(recorded.outputs[layer.name].shape != (1, *layer.out_shape) for layer in layers):
+    if len(x) == 1 and any(
+        recorded.outputs[layer.name].shape != (1, *layer.out_shape) for layer in layers
+    ):
         # a forward that squeezes has dropped the batch of one: two copies of the image keep theirs
         twice = _recorded(network, x.expand(2, *x.shape[1:]), layers, tensors)
-        return Recorded(*({name: t[:1] for name, t in kept.items()} for kept in (twice.inputs, twice.outputs)))
+        return Recorded(
+            *({name: t[:1] for name, t in kept.items()} for kept in (twice.inputs, twice.outputs))
+        )
     return recorded
 
 
-def _recorded(network: Network, x: Tensor, layers: Sequence[Layer], tensors: Mapping[str, Tensor] | None) -> Recorded:
+def _recorded(
+    network: Network, x: Tensor, layers: Sequence[Layer], tensors: Mapping[str, Tensor] | None
+) -> Recorded:
     """What one call of the module gives."""
     kept = Recorded({}, {})
     names = {layer.name for layer in layers}
@@ -90,7 +111,9 @@ def _recorded(network: Network, x: Tensor, layers: Sequence[Layer], tensors: Map
 
     def function(call: str, x: Tensor, output: Tensor) -> None:
         if call in calls:
-            kept.inputs[calls[call].name] = x.clone()  # a later operation in place does not reach it
+            kept.inputs[calls[call].name] = (
+                x.clone()
+            )  # a later operation in place does not reach it
             if calls[call].module is None:
                 kept.outputs[calls[call].name] = output.clone()
 
@@ -102,7 +125,9 @@ def _recorded(network: Network, x: Tensor, layers: Sequence[Layer], tensors: Map
         output = model(x.clone(memory_format=torch.contiguous_format))  # it may write into it
     _check_called(kept, wanted)
     if OUTPUT in names:
-        kept.outputs[OUTPUT] = kept.outputs[network.until] if network.until else pick(output, network.output)
+        kept.outputs[OUTPUT] = (
+            kept.outputs[network.until] if network.until else pick(output, network.output)
+        )
     return kept
 
 
@@ -112,15 +137,23 @@ def _check_called(kept: Recorded, layers: Sequence[Layer]) -> None:
     Raises:
         RuntimeError: If a layer was not called, or did not call its kernel.
     """
-    names = [layer.name for layer in layers if (layer.module or layer.call) is not None and layer.name not in kept.outputs]
-    names += [layer.name for layer in layers if layer.call is not None and layer.name not in kept.inputs]
+    names = [
+        layer.name
+        for layer in layers
+        if (layer.module or layer.call) is not None and layer.name not in kept.outputs
+    ]
+    names += [
+        layer.name for layer in layers if layer.call is not None and layer.name not in kept.inputs
+    ]
     if names:
         missing = ", ".join(dict.fromkeys(names))
         msg = f"The model must call each layer as when it was traced. Got no call of {missing}: trace it again."
         raise RuntimeError(msg)
 
 
-def _replacement(network: Network, dtype: torch.dtype, tensors: Mapping[str, Tensor] | None) -> Callable[[Tensor], Tensor] | None:
+def _replacement(
+    network: Network, dtype: torch.dtype, tensors: Mapping[str, Tensor] | None
+) -> Callable[[Tensor], Tensor] | None:
     """What takes the place of each of the model's tensors; ``None`` where each stays."""
     if tensors is not None:
         named = [*network.model.named_parameters(), *network.model.named_buffers()]
@@ -162,12 +195,15 @@ class _Kernels(TorchFunctionMode):
 
     def __init__(self, stack: list[str], hear: Callable[[str, Tensor, Tensor], None]) -> None:
         super().__init__()
-        self.stack, self.hear = stack, hear
+        self.stack = stack
+        self.hear = hear
         self.seen: dict[str, int] = {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
-        name = getattr(func, "_opname", None) or getattr(func, "__name__", "")  # an exported module calls ATen operations
+        name = getattr(func, "_opname", None) or getattr(
+            func, "__name__", ""
+        )  # an exported module calls ATen operations
         if name == "convolution":
             name = convolution_name(args[1], args[6])
         if name in FUNCTIONS:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
 
-def push(pattern: ActivationPattern, tangents: dict[int, Tensor], targets: Iterable[Value]) -> dict[int, Tensor | None]:
+def push(
+    pattern: ActivationPattern, tangents: dict[int, Tensor], targets: Iterable[Value]
+) -> dict[int, Tensor | None]:
     """Forward: tangents of the image and of entries by slot, folded ``(N * K, ...)``, to those of the targets.
 
     What is missing among the tangents is zero, and a target that nothing reaches is ``None``.
@@ -45,7 +47,10 @@ def _forward(pattern: ActivationPattern, step: Step, inputs: list[Tensor | None]
     if batch is None:
         return None
     like = next(t for t in inputs if t is not None)
-    full = [like.new_zeros(()).expand(batch, *i.shape) if t is None else t for t, i in zip(inputs, step.inputs, strict=True)]
+    full = [
+        like.new_zeros(()).expand(batch, *i.shape) if t is None else t
+        for t, i in zip(inputs, step.inputs, strict=True)
+    ]
     return laid_out(step.rule.forward(pattern.gates.get(step.output.slot, ()), *full))
 
 
@@ -61,14 +66,19 @@ def pull(
         if cotangent is None:
             continue
         shapes = [i.shape for i in step.inputs]
-        parts = step.rule.adjoint(pattern.gates.get(step.output.slot, ()), laid_out(cotangent), shapes)
+        parts = step.rule.adjoint(
+            pattern.gates.get(step.output.slot, ()), laid_out(cotangent), shapes
+        )
         for i, part in zip(step.inputs, parts, strict=True):
             if part is not None:
                 sums[i.slot] = sums[i.slot] + part if i.slot in sums else part
     image = sums.get(IMAGE)
     image = like.new_zeros(batch, *program.image.shape) if image is None else image
     bias = [
-        sums[e.slot].reshape(batch, -1) if e.slot in sums else like.new_zeros(batch, e.value.numel()) for e in program.entries
+        sums[e.slot].reshape(batch, -1)
+        if e.slot in sums
+        else like.new_zeros(batch, e.value.numel())
+        for e in program.entries
     ]
     return image, torch.cat(bias, 1) if bias else like.new_zeros(batch, 0)
 
@@ -85,7 +95,10 @@ class Basis:
 def basis(pattern: ActivationPattern, upstream: set[int]) -> Iterator[Basis]:
     """All unit tangents of [x; b] that can reach a layer, in chunks; a bias tangent starts at its own layer."""
     program = pattern.program
-    parts = [(IMAGE, program.image.shape), *((e.slot, tuple(e.value.shape)) for e in program.entries)]
+    parts = [
+        (IMAGE, program.image.shape),
+        *((e.slot, tuple(e.value.shape)) for e in program.entries),
+    ]
     start = 0
     for slot, shape in parts:
         size = prod(shape)
@@ -101,7 +114,9 @@ def basis(pattern: ActivationPattern, upstream: set[int]) -> Iterator[Basis]:
 def reached(program: Program, targets: Iterable[Value]) -> set[int]:
     """Slots of the image and the entries that the targets depend on."""
     targets = list(targets)
-    return {t.slot for t in targets} | {i.slot for step in program.upstream(targets) for i in step.inputs}
+    return {t.slot for t in targets} | {
+        i.slot for step in program.upstream(targets) for i in step.inputs
+    }
 
 
 @dataclass(frozen=True)
@@ -134,7 +149,9 @@ class LayerOperator:
         """Shape of the layer's output for one image."""
         return self.layer.out_shape
 
-    def forward(self, image: Tensor | None = None, bias: Tensor | None = None) -> Float[Tensor, "n *k_out"]:
+    def forward(
+        self, image: Tensor | None = None, bias: Tensor | None = None
+    ) -> Float[Tensor, "n *k_out"]:
         """Tangents of the layer.
 
         Args:
@@ -148,9 +165,15 @@ class LayerOperator:
             ValueError: If both are left out, or a shape or dtype does not fit.
         """
         self.pattern.network.check_unchanged()
-        given = [(n, t, s) for n, t, s in (("image", image, self.in_shape), ("bias", bias, (self.bias_length,))) if t is not None]
+        given = [
+            (n, t, s)
+            for n, t, s in (("image", image, self.in_shape), ("bias", bias, (self.bias_length,)))
+            if t is not None
+        ]
         if not given:
-            msg = "forward needs tangents of the image, of the bias vector, or of both. Got neither."
+            msg = (
+                "forward needs tangents of the image, of the bias vector, or of both. Got neither."
+            )
             raise ValueError(msg)
         stacked = {name: self._stacked(name, tensor, shape) for name, tensor, shape in given}
         counts = {t.shape[1] for t in stacked.values()}
@@ -158,11 +181,16 @@ class LayerOperator:
             msg = f"The tangents of image and bias must be as many. Got {' and '.join(map(str, sorted(counts)))}."
             raise ValueError(msg)
         step = self.pattern.chunk
-        parts = [self._push({name: t[:, k : k + step] for name, t in stacked.items()}) for k in range(0, counts.pop(), step)]
+        parts = [
+            self._push({name: t[:, k : k + step] for name, t in stacked.items()})
+            for k in range(0, counts.pop(), step)
+        ]
         out = torch.cat(parts, 1)
         return out if given[0][1].dim() == len(given[0][2]) + 2 else out[:, 0]
 
-    def adjoint(self, cotangent: Tensor) -> tuple[Float[Tensor, "n *k_in"], Float[Tensor, "n *k m"]]:
+    def adjoint(
+        self, cotangent: Tensor
+    ) -> tuple[Float[Tensor, "n *k_in"], Float[Tensor, "n *k m"]]:
         """Cotangents of the image and of the bias vector.
 
         Args:
@@ -186,14 +214,25 @@ class LayerOperator:
         with exact(cotangent.device):
             for k in range(0, stacked.shape[1], step):
                 part = _folded(stacked[:, k : k + step])
-                parts.append([t.unflatten(0, (self.pattern.images, -1)) for t in pull(self.pattern, {slot: part})])
+                parts.append(
+                    [
+                        t.unflatten(0, (self.pattern.images, -1))
+                        for t in pull(self.pattern, {slot: part})
+                    ]
+                )
         image, bias = (torch.cat(p, 1) for p in zip(*parts, strict=True))
-        return (image, bias) if cotangent.dim() == len(self.out_shape) + 2 else (image[:, 0], bias[:, 0])
+        return (
+            (image, bias)
+            if cotangent.dim() == len(self.out_shape) + 2
+            else (image[:, 0], bias[:, 0])
+        )
 
     def dense(self) -> tuple[Float[Tensor, "n *out_in"], Float[Tensor, "n *out m"]]:
         """The whole matrix, one row per unit: image part ``(N, *out_shape, C, H, W)``, bias part ``(N, *out_shape, M)``."""
         units = prod(self.out_shape)
-        eye = torch.eye(units, dtype=self.pattern.dtype, device=self.pattern.network.device).view(1, units, *self.out_shape)
+        eye = torch.eye(units, dtype=self.pattern.dtype, device=self.pattern.network.device).view(
+            1, units, *self.out_shape
+        )
         image, bias = self.adjoint(eye.expand(self.pattern.images, *eye.shape[1:]))
         return image.unflatten(1, self.out_shape), bias.unflatten(1, self.out_shape)
 
@@ -212,7 +251,9 @@ class LayerOperator:
         except ImportError as error:
             msg = "as_scipy needs SciPy: pip install scipy."
             raise ImportError(msg) from error
-        pixels, dtype, device = prod(self.in_shape), self.pattern.dtype, self.pattern.network.device
+        pixels = prod(self.in_shape)
+        dtype = self.pattern.dtype
+        device = self.pattern.network.device
 
         def matmat(vectors):
             v = torch.as_tensor(vectors.T.copy(), dtype=dtype, device=device)
@@ -220,7 +261,9 @@ class LayerOperator:
             return out[0].flatten(1).T.cpu().numpy()
 
         def rmatmat(vectors):
-            g = torch.as_tensor(vectors.T.copy(), dtype=dtype, device=device).view(1, -1, *self.out_shape)
+            g = torch.as_tensor(vectors.T.copy(), dtype=dtype, device=device).view(
+                1, -1, *self.out_shape
+            )
             image, bias = self.adjoint(g)
             return torch.cat([image[0].flatten(1), bias[0]], 1).T.cpu().numpy()
 
@@ -240,10 +283,16 @@ class LayerOperator:
         Raises:
             ValueError: If the shape or dtype does not fit.
         """
-        n, given = self.pattern.images, tuple(tensor.shape)
+        n = self.pattern.images
+        given = tuple(tensor.shape)
         if tensor.dim() == len(shape) + 1:
             tensor = tensor.unsqueeze(1)
-        if tensor.dim() != len(shape) + 2 or len(tensor) != n or tuple(tensor.shape[2:]) != shape or not tensor.shape[1]:
+        if (
+            tensor.dim() != len(shape) + 2
+            or len(tensor) != n
+            or tuple(tensor.shape[2:]) != shape
+            or not tensor.shape[1]
+        ):
             inner = ", ".join(map(str, shape))
             msg = f"{name} must have shape ({n}, K, {inner}) or ({n}, {inner}). Got {given}."
             raise ValueError(msg)
@@ -260,13 +309,18 @@ class LayerOperator:
         if "bias" in stacked:
             sizes = [e.value.numel() for e in program.entries]
             parts = _folded(stacked["bias"]).split(sizes, 1) if sizes else ()
-            tangents |= {e.slot: p.reshape(-1, *e.value.shape) for e, p in zip(program.entries, parts, strict=True)}
+            tangents |= {
+                e.slot: p.reshape(-1, *e.value.shape)
+                for e, p in zip(program.entries, parts, strict=True)
+            }
         count = next(iter(stacked.values())).shape[1]
         with exact(self.pattern.network.device):
             out = push(self.pattern, tangents, [self.layer.value])[self.layer.value.slot]
         if out is None:
             out = torch.zeros((), dtype=self.pattern.dtype, device=self.pattern.network.device)
-        return out.expand(self.pattern.images * count, *self.out_shape).unflatten(0, (self.pattern.images, count))
+        return out.expand(self.pattern.images * count, *self.out_shape).unflatten(
+            0, (self.pattern.images, count)
+        )
 
 
 def _folded(stacked: Tensor) -> Tensor:

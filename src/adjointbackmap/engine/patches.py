@@ -28,7 +28,9 @@ class Patches:
         """The image parts on the whole image, ``(N, *units, C, rows, columns)``."""
         if tuple(self.values.shape[-2:]) == self.image and not self.corners.any():
             return self.values
-        n, units, channels = len(self.values), self.corners.shape[:-1], self.values.shape[-3]
+        n = len(self.values)
+        units = self.corners.shape[:-1]
+        channels = self.values.shape[-3]
         flat = self.values.reshape(n, prod(units), channels, -1)
         places = self._places().to(flat.device)[None, :, None].expand_as(flat)
         whole = flat.new_zeros(*flat.shape[:3], prod(self.image)).scatter_add_(3, places, flat)
@@ -43,7 +45,9 @@ class Patches:
         sums = []
         for start in range(0, flat.shape[1], step):
             block = flat[:, start : start + step]
-            pixels = x.flatten(2)[:, :, places[start : start + step]].movedim(1, 2).reshape(block.shape)
+            pixels = (
+                x.flatten(2)[:, :, places[start : start + step]].movedim(1, 2).reshape(block.shape)
+            )
             sums.append(of(block * pixels).sum((2, 3, 4)))
         return torch.cat(sums, 1).view(len(x), *units)
 

@@ -48,7 +48,9 @@ class ActivationPattern:
     def equal(self, other: "ActivationPattern") -> bool:
         """Whether every gate and every winner is the same, bit for bit."""
         return self.gates.keys() == other.gates.keys() and all(
-            torch.equal(a, b) for slot in self.gates for a, b in zip(self.gates[slot], other.gates[slot], strict=True)
+            torch.equal(a, b)
+            for slot in self.gates
+            for a, b in zip(self.gates[slot], other.gates[slot], strict=True)
         )
 
 
@@ -84,7 +86,9 @@ def record_pattern(
     return pattern_of(network, check_images(network, x, dtype), check_scale(scale))
 
 
-def pattern_of(network: Network, images: Tensor, scale: float, most: int | None = None) -> ActivationPattern:
+def pattern_of(
+    network: Network, images: Tensor, scale: float, most: int | None = None
+) -> ActivationPattern:
     """The pattern of :func:`record_pattern`, where the model, the images and k were checked before."""
     program = network.program(images.dtype)
     gates: dict[int, Gates] = {}
@@ -107,7 +111,9 @@ def extended_input(program: Program, images: Tensor, scale: float = 1.0) -> dict
     return values
 
 
-def value_of(program: Program, step: Step, gates: Gates, inputs: Sequence[Tensor], images: int) -> Tensor:
+def value_of(
+    program: Program, step: Step, gates: Gates, inputs: Sequence[Tensor], images: int
+) -> Tensor:
     """What a step computes; the linear map never meets an infinity, for zero times infinity is no number.
 
     Where an input may be infinite, its finite part and the signs of its infinities go through the map apart.
@@ -165,7 +171,9 @@ def check_images(network: Network, x: Tensor, dtype: torch.dtype | str | None = 
     """
     check_network(network)
     if not isinstance(x, Tensor):
-        msg = f"x must be a torch.Tensor. Got {type(x).__name__}: convert it with torch.as_tensor(x)."
+        msg = (
+            f"x must be a torch.Tensor. Got {type(x).__name__}: convert it with torch.as_tensor(x)."
+        )
         raise TypeError(msg)
     shape = ", ".join(map(str, network.in_shape))
     if tuple(x.shape) == network.in_shape:

@@ -11,9 +11,35 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from adjointbackmap.capture.graph import Capture, ancestors, call_name, first_input, is_getitem, module_of, op_name, source_of
-from adjointbackmap.engine.constants import DTYPE_ASSERTION, LIKE_SECOND, SHAPE_ONLY, SYMBOLS, Constants
-from adjointbackmap.rules import RULES, Axis, Constant, Entry, Field, Mask, Refused, Rule, Source, Value
+from adjointbackmap.capture.graph import (
+    Capture,
+    ancestors,
+    call_name,
+    first_input,
+    is_getitem,
+    module_of,
+    op_name,
+    source_of,
+)
+from adjointbackmap.engine.constants import (
+    DTYPE_ASSERTION,
+    LIKE_SECOND,
+    SHAPE_ONLY,
+    SYMBOLS,
+    Constants,
+)
+from adjointbackmap.rules import (
+    RULES,
+    Axis,
+    Constant,
+    Entry,
+    Field,
+    Mask,
+    Refused,
+    Rule,
+    Source,
+    Value,
+)
 from adjointbackmap.rules.base import Signs
 from adjointbackmap.rules.infinite import Infinite, finite, is_infinite
 from adjointbackmap.rules.kernels import Kernel
@@ -23,9 +49,15 @@ IMAGE = 0  # slot of the image
 REFUSED = -1  # slot of what has no rule, so that all that have none are found
 CHUNK = 128  # tangents or cotangents that are computed as one batch on the CPU; 32 to 128 are the fastest,
 NUMBERS = 2**24  # as long as the largest map of a batch is no longer than this
-NUMBERS_ON_DEVICE = 2**26  # on another device: each operation costs its start, however few numbers it has
+NUMBERS_ON_DEVICE = (
+    2**26
+)  # on another device: each operation costs its start, however few numbers it has
 
-NUMBERS_TAKEN = {"Tensor", "number", "Optional[number]"}  # types of arguments that are computed with, unlike extents
+NUMBERS_TAKEN = {
+    "Tensor",
+    "number",
+    "Optional[number]",
+}  # types of arguments that are computed with, unlike extents
 
 # Why common operations have no rule.
 STATISTICS = "its statistics depend on the image"
@@ -39,7 +71,18 @@ REASONS = {
 
 
 # Operations in which a number is a value, not a place or an extent.
-ARITHMETIC = {"add", "sub", "rsub", "mul", "div", "clamp", "clamp_min", "clamp_max", "masked_fill", "where"}
+ARITHMETIC = {
+    "add",
+    "sub",
+    "rsub",
+    "mul",
+    "div",
+    "clamp",
+    "clamp_min",
+    "clamp_max",
+    "masked_fill",
+    "where",
+}
 
 
 class UnsupportedOperation(ValueError):
@@ -90,12 +133,16 @@ class Program:
     def chunk(self) -> int:
         """Tangents or cotangents of one image that are computed as one batch."""
         on_cpu = self.device.type == "cpu"
-        return max(1, min(CHUNK, NUMBERS // self.largest) if on_cpu else NUMBERS_ON_DEVICE // self.largest)
+        return max(
+            1, min(CHUNK, NUMBERS // self.largest) if on_cpu else NUMBERS_ON_DEVICE // self.largest
+        )
 
     @cached_property
     def largest(self) -> int:
         """Numbers of the largest map of one image."""
-        return max(prod(value.shape) for value in (self.image, *(step.output for step in self.steps)))
+        return max(
+            prod(value.shape) for value in (self.image, *(step.output for step in self.steps))
+        )
 
     @property
     def outline(self) -> tuple[list[Any], ...]:
@@ -119,7 +166,9 @@ class Program:
         held: dict[int, Signs] = {}
         if any(isinstance(step.rule, Infinite) for step in self.steps):
             for step in self.steps:
-                held[step.output.slot] = step.rule.infinities(*(held.get(i.slot, frozenset()) for i in step.inputs))
+                held[step.output.slot] = step.rule.infinities(
+                    *(held.get(i.slot, frozenset()) for i in step.inputs)
+                )
         return {slot: signs for slot, signs in held.items() if signs}
 
     @cached_property
@@ -129,8 +178,13 @@ class Program:
         fields: dict[int, Field] = {e.slot: () for e in self.entries}
         fields[IMAGE] = (Axis(),) * spatial if spatial else None
         for step in self.steps:
-            known = [fields[i.slot] if _meet(i, step) or fields[i.slot] == () else None for i in step.inputs]
-            fields[step.output.slot] = step.rule.field(*known) if any(f != () for f in known) else ()
+            known = [
+                fields[i.slot] if _meet(i, step) or fields[i.slot] == () else None
+                for i in step.inputs
+            ]
+            fields[step.output.slot] = (
+                step.rule.field(*known) if any(f != () for f in known) else ()
+            )
         return fields
 
 
@@ -139,7 +193,9 @@ def _meet(value: Value, step: Step) -> bool:
     return not step.rule.positional() or value.shape[1:] == step.output.shape[1:]
 
 
-def lower(capture: Capture, target: torch.fx.Node, tensors: dict[str, Tensor], dtype: torch.dtype) -> Program:
+def lower(
+    capture: Capture, target: torch.fx.Node, tensors: dict[str, Tensor], dtype: torch.dtype
+) -> Program:
     """Turn the part of a graph that ``target`` depends on into steps.
 
     Args:
@@ -158,11 +214,17 @@ class _Lowering:
     """Walks the graph once; the rules' ``build`` methods call back, see :class:`adjointbackmap.rules.Builder`."""
 
     def __init__(self, capture: Capture, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
-        self.capture, self.tensors, self.dtype = capture, tensors, dtype
+        self.capture = capture
+        self.tensors = tensors
+        self.dtype = dtype
         self.device = next((t.device for t in tensors.values()), capture.image.meta["val"].device)
-        self.program = Program(Value(IMAGE, tuple(capture.image.meta["val"].shape[1:])), self.device)
+        self.program = Program(
+            Value(IMAGE, tuple(capture.image.meta["val"].shape[1:])), self.device
+        )
         self.constants = Constants(capture, tensors, dtype, self.device)
-        self.found: dict[str, Any] = {}  # node -> what its rule built: a value, a list of them, a mask
+        self.found: dict[
+            str, Any
+        ] = {}  # node -> what its rule built: a value, a list of them, a mask
         self.numbers: dict[Mask, Value] = {}  # masks that were needed as values
         self.numbers_of: dict[str, Value] = {}  # the same by node, of layers
         self.known: dict[Hashable, Value] = {}  # what a part of b is made of -> its value
@@ -188,8 +250,14 @@ class _Lowering:
         self.program.entries = [self._with_whole_parameter(entry) for entry in self.program.entries]
         found = {**self.found, **self.numbers_of}
         infinite = self.program.infinite
-        self.program.values = {n: v for n, v in found.items() if isinstance(v, Value) and v.slot not in infinite}
-        if target.name in found and target.name not in self.program.values and isinstance(found[target.name], Value):
+        self.program.values = {
+            n: v for n, v in found.items() if isinstance(v, Value) and v.slot not in infinite
+        }
+        if (
+            target.name in found
+            and target.name not in self.program.values
+            and isinstance(found[target.name], Value)
+        ):
             msg = (
                 f"The output must be finite. Got infinite constants that reach it through {self._described(target, '')}: "
                 "cut the graph before they come in with until=."
@@ -231,23 +299,41 @@ class _Lowering:
             self._keep_kernel(rule, inputs[0], output)
         return output
 
-    def offset(self, name: str, value: Tensor, shape: tuple[int, ...], parameter: Source | None) -> Value:
-        whole = parameter is not None and parameter.is_parameter and self.tensors[parameter.name].numel() == value.numel()
+    def offset(
+        self, name: str, value: Tensor, shape: tuple[int, ...], parameter: Source | None
+    ) -> Value:
+        whole = (
+            parameter is not None
+            and parameter.is_parameter
+            and self.tensors[parameter.name].numel() == value.numel()
+        )
         if parameter is not None:
             self.constants.uses[parameter] -= 1
-        made_of = (self.op, self._identity(self.node.args), self._identity(tuple(self.node.kwargs.items())))
-        entry = self._entry(made_of, name, value, parameter.name if parameter is not None and whole else None)
-        return self._placed(entry, torch.arange(value.numel(), device=value.device).reshape(shape), value.numel())
+        made_of = (
+            self.op,
+            self._identity(self.node.args),
+            self._identity(tuple(self.node.kwargs.items())),
+        )
+        entry = self._entry(
+            made_of, name, value, parameter.name if parameter is not None and whole else None
+        )
+        return self._placed(
+            entry, torch.arange(value.numel(), device=value.device).reshape(shape), value.numel()
+        )
 
     def number(self, name: str, value: float, dims: int | None = None) -> Value:
         dims = len(self.shape) if dims is None else dims
         if isinf(value):
-            return self._infinite(torch.full((1,) * dims, value, dtype=self.dtype, device=self.device))
+            return self._infinite(
+                torch.full((1,) * dims, value, dtype=self.dtype, device=self.device)
+            )
         tensor = torch.tensor(float(value), dtype=self.dtype, device=self.device)
         path, call = module_of(self.node)
         shown = ".".join(p for p in (call_name(path, call), name) if p)
         entry = self._entry((self.node.name, len(self.known)), shown, tensor, None)
-        return self._placed(entry, torch.zeros((1,) * dims, dtype=torch.int64, device=self.device), 1)
+        return self._placed(
+            entry, torch.zeros((1,) * dims, dtype=torch.int64, device=self.device), 1
+        )
 
     def place(self, constant: Any, shape: tuple[int, ...]) -> Value | None:
         if not isinstance(constant, Constant):
@@ -258,7 +344,9 @@ class _Lowering:
         if not source.is_parameter and not constant.tensor.any():
             return None
         self.constants.uses[source] -= 1
-        entry = self._entry(source, source.name, constant.base, source.name if source.is_parameter else None)
+        entry = self._entry(
+            source, source.name, constant.base, source.name if source.is_parameter else None
+        )
         return self._placed(entry, constant.index.reshape(shape), constant.base.numel())
 
     def _placed(self, entry: Value, index: Tensor, size: int) -> Value:
@@ -266,7 +354,9 @@ class _Lowering:
 
     def as_numbers(self, mask: Mask) -> Value:
         if mask not in self.numbers:
-            self.numbers[mask] = Masked.product(self, self.number("one", 1.0, len(mask.shape)), mask)
+            self.numbers[mask] = Masked.product(
+                self, self.number("one", 1.0, len(mask.shape)), mask
+            )
         return self.numbers[mask]
 
     def _infinite(self, value: Tensor) -> Value:
@@ -274,7 +364,9 @@ class _Lowering:
 
     def _with_infinities(self, constant: Constant, shape: tuple[int, ...]) -> Value | None:
         """A constant whose infinite elements are no entries."""
-        source = Source(constant.source.name, constant.source.node or "finite")  # no longer the parameter itself
+        source = Source(
+            constant.source.name, constant.source.node or "finite"
+        )  # no longer the parameter itself
         rest = Constant(finite(constant.tensor), source, finite(constant.base), constant.index)
         placed = self.place(rest, shape)
         infinite = (constant.tensor - rest.tensor).reshape(shape)  # zero where it is finite
@@ -294,7 +386,11 @@ class _Lowering:
         elif isinstance(node.meta.get("val"), SYMBOLS):
             self.constants.read(node)
         elif _takes_count(node, self.capture.image.meta["val"].shape[0]):
-            self.refused.append(self._described(node, "its numbers depend on how many images there are: write a number"))
+            self.refused.append(
+                self._described(
+                    node, "its numbers depend on how many images there are: write a number"
+                )
+            )
             self.found[node.name] = Value(REFUSED, self.shape)
         elif self._depends_on_image(node):
             self._operation(node)
@@ -306,7 +402,8 @@ class _Lowering:
 
     def _depends_on_image(self, node: torch.fx.Node) -> bool:
         kind = str(node.target)
-        first, rest = node.args[:1], (*node.args[1:], *node.kwargs.values())
+        first = node.args[:1]
+        rest = (*node.args[1:], *node.kwargs.values())
         read = rest if kind in SHAPE_ONLY else first if kind in LIKE_SECOND else (*first, *rest)
         nodes: list[torch.fx.Node] = []
         torch.fx.map_arg(read, nodes.append)
@@ -319,14 +416,27 @@ class _Lowering:
         """Refuse a cast that changes nothing at the trace, but would round in the dtype of the steps."""
         dtype = node.args[3] if len(node.args) > 3 else node.kwargs.get("dtype")
         is_mask = isinstance(self.found.get(first_input(node).name), Mask)
-        if not is_mask and isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype != self.dtype:
-            self.refused.append(self._described(node, f"it casts to {dtype}, and the network computes in {self.dtype}"))
+        if (
+            not is_mask
+            and isinstance(dtype, torch.dtype)
+            and dtype.is_floating_point
+            and dtype != self.dtype
+        ):
+            self.refused.append(
+                self._described(
+                    node, f"it casts to {dtype}, and the network computes in {self.dtype}"
+                )
+            )
 
     def _operation(self, node: torch.fx.Node) -> None:
         try:
             built = self._output(node) if is_getitem(node) else self._build(node)
         except (Refused, GuardOnDataDependentSymNode) as error:
-            reason = str(error) if isinstance(error, Refused) else "its shape or a number in it is read from the data"
+            reason = (
+                str(error)
+                if isinstance(error, Refused)
+                else "its shape or a number in it is read from the data"
+            )
             self.refused.append(self._described(node, reason))
             built = Value(REFUSED, self.shape)
         except Exception:
@@ -334,7 +444,11 @@ class _Lowering:
                 raise
             built = Value(REFUSED, self.shape)  # no rule expects what stands for a refused value
         self.found[node.name] = built
-        if isinstance(built, Mask) and node in self.ends and _outputs_of(node)[0].is_floating_point():
+        if (
+            isinstance(built, Mask)
+            and node in self.ends
+            and _outputs_of(node)[0].is_floating_point()
+        ):
             self.numbers_of[node.name] = self.as_numbers(built)
 
     def _is_refused(self, node: torch.fx.Node) -> bool:
@@ -347,7 +461,8 @@ class _Lowering:
         Raises:
             Refused: If it is another.
         """
-        whole, which = self.found[first_input(node).name], node.args[1]
+        whole = self.found[first_input(node).name]
+        which = node.args[1]
         if isinstance(whole, list):
             return whole[cast("int", which)]
         if which == 0:
@@ -361,11 +476,19 @@ class _Lowering:
             raise Refused(REASONS.get(str(node.target), ""))
         first = _outputs_of(node)[0]
         batch = self.capture.image.meta["val"].shape[0]
-        if not first.dim() or first.shape[0] != batch or any(isinstance(s, torch.SymInt) for s in first.shape[1:]):
+        if (
+            not first.dim()
+            or first.shape[0] != batch
+            or any(isinstance(s, torch.SymInt) for s in first.shape[1:])
+        ):
             msg = "it moves the batch out of the first dimension"
             raise Refused(msg)
 
-        symbols = [a for a in node.args if isinstance(a, torch.fx.Node) and isinstance(a.meta.get("val"), SYMBOLS)]
+        symbols = [
+            a
+            for a in node.args
+            if isinstance(a, torch.fx.Node) and isinstance(a.meta.get("val"), SYMBOLS)
+        ]
         if self.op in ARITHMETIC and any(a.name not in self.constants.numbers for a in symbols):
             msg = "a number in it is that of the images of a batch, or read from the data"
             raise Refused(msg)
@@ -380,10 +503,16 @@ class _Lowering:
             constant = self.constants.get(node.name)
             if constant is not None:
                 self.constants.uses[constant.source] += 1
-                return replace(constant, tensor=self._in_dtype(constant.tensor), base=self._in_dtype(constant.base))
+                return replace(
+                    constant,
+                    tensor=self._in_dtype(constant.tensor),
+                    base=self._in_dtype(constant.base),
+                )
             return found or self.constants.numbers.get(node.name, node.meta.get("val"))
 
-        return rule.build(self, *torch.fx.map_arg(node.args, argument), **torch.fx.map_arg(node.kwargs, argument))
+        return rule.build(
+            self, *torch.fx.map_arg(node.args, argument), **torch.fx.map_arg(node.kwargs, argument)
+        )
 
     def _keep_kernel(self, rule: Kernel, x: Value, output: Value) -> None:
         node = self.node
@@ -430,7 +559,10 @@ def _takes_count(node: torch.fx.Node, images: int | torch.SymInt) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
     arguments = node.target._schema.arguments
-    given = [*zip(arguments, node.args, strict=False), *((a, node.kwargs[a.name]) for a in arguments if a.name in node.kwargs)]
+    given = [
+        *zip(arguments, node.args, strict=False),
+        *((a, node.kwargs[a.name]) for a in arguments if a.name in node.kwargs),
+    ]
     taken = [v for a, v in given if isinstance(v, torch.fx.Node) and str(a.type) in NUMBERS_TAKEN]
     return any(_symbols(node.meta.get("val")) & _symbols(images) for node in taken)
 
@@ -442,7 +574,11 @@ def _moved(rule: Rule, mask: Mask, shape: tuple[int, ...]) -> Mask:
 
 def _symbols(number: Any) -> set[Any]:
     """What a number that is known only when the network runs depends on."""
-    return number.node.expr.free_symbols if isinstance(number, torch.SymInt | torch.SymFloat) else set()
+    return (
+        number.node.expr.free_symbols
+        if isinstance(number, torch.SymInt | torch.SymFloat)
+        else set()
+    )
 
 
 def _outputs_of(node: torch.fx.Node) -> list[Tensor]:

@@ -39,14 +39,18 @@ from adjointbackmap.rules.piecewise import Gate, PiecewiseAffine
 from adjointbackmap.rules.pooling import AveragePooling, MaxPooling
 
 BATCH = 2**22  # numbers in the largest window of a batch on the CPU: what its caches hold
-BATCH_ON_DEVICE = 2**26  # on another device: each operation costs its start, however few numbers it has
+BATCH_ON_DEVICE = (
+    2**26
+)  # on another device: each operation costs its start, however few numbers it has
 
 Sums = Callable[[Tensor, Tensor], Tensor]
 
 
 def sums_of_products(factors: Tensor, rows: Tensor) -> Tensor:
     """Sums over ``K`` of factors ``(*batch, K)`` times rows ``(*batch, K, n)``, and of absolute values: ``(2, *batch, n)``."""
-    return torch.stack([factors[..., None, :] @ rows, factors.abs()[..., None, :] @ rows.abs()]).squeeze(-2)
+    return torch.stack(
+        [factors[..., None, :] @ rows, factors.abs()[..., None, :] @ rows.abs()]
+    ).squeeze(-2)
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,10 @@ class Sweep:
         after: Iterable[Step] = (),
         room: int | None = None,
     ) -> None:
-        self.pattern, self.targets = pattern, list(targets)
-        self.after, self.room = list(after), room
+        self.pattern = pattern
+        self.targets = list(targets)
+        self.after = list(after)
+        self.room = room
         program = pattern.program
         self.steps = program.upstream(self.targets)
         self.fields = program.fields
@@ -130,7 +136,9 @@ class Sweep:
         _, *image = self.values[IMAGE].shape
         pixels = pixels or [range(n) for n in image]
         pattern = self.pattern
-        batches = Batches.of(pattern.program, self.targets, self.after, pattern.images, pattern.dtype, self.room)
+        batches = Batches.of(
+            pattern.program, self.targets, self.after, pattern.images, pattern.dtype, self.room
+        )
         strides = batches.strides
         for first in product(*(p[:s] for p, s in zip(pixels, strides, strict=True))):
             axes = [range(f, p.stop, s) for p, f, s in zip(pixels, first, strides, strict=True)]
@@ -146,7 +154,9 @@ class Sweep:
         kept = {t.slot for t in self.targets}
         values: dict[int, Tangents] = {IMAGE: self._pixels(group)}
         for n, step in enumerate(self.steps):
-            values[step.output.slot] = self.step(group, step, [values.get(i.slot) for i in step.inputs])
+            values[step.output.slot] = self.step(
+                group, step, [values.get(i.slot) for i in step.inputs]
+            )
             for i in step.inputs:
                 if self.last[i.slot] == n and i.slot not in kept:
                     values[i.slot] = None  # free it
@@ -157,7 +167,9 @@ class Sweep:
         channels, *image = self.values[IMAGE].shape
         eye = torch.eye(channels, dtype=self.pattern.dtype, device=self.pattern.network.device)
         times = self.pattern.images * prod(group.count)
-        tensor = eye.view(channels, channels, *(1,) * len(image)).repeat(times, *(1,) * (len(image) + 1))
+        tensor = eye.view(channels, channels, *(1,) * len(image)).repeat(
+            times, *(1,) * (len(image) + 1)
+        )
         spans = group.spans(self.fields[IMAGE]) or []
         return Windows(laid_out(tensor), spans, True)
 
@@ -166,12 +178,20 @@ class Sweep:
         given = [v for v in inputs if v is not None]
         if not given:
             return None
-        if isinstance(step.rule, Add) and len(given) == 1 and step.inputs[inputs.index(given[0])].shape == step.output.shape:
+        if (
+            isinstance(step.rule, Add)
+            and len(given) == 1
+            and step.inputs[inputs.index(given[0])].shape == step.output.shape
+        ):
             return given[0]
         spans = group.spans(self.fields[step.output.slot])
         if spans is not None and any(s.size <= 0 for s in spans):
             return None
-        whole = spans is None or any(isinstance(v, Tensor) for v in inputs) or covers(spans, step.output.shape)
+        whole = (
+            spans is None
+            or any(isinstance(v, Tensor) for v in inputs)
+            or covers(spans, step.output.shape)
+        )
         if whole or not (step.rule.positional() or step.rule.reach()):
             return self._on_maps(group, step, inputs)
         return self._on_windows(group, step, inputs, spans or [])
@@ -182,7 +202,10 @@ class Sweep:
         if step.output.slot in self.dead and len(like) >= SMALLEST_BATCH:
             return self._alive(step).forward(like)
         zero = like.new_zeros(())
-        full = [zero.expand(len(like), *i.shape) if m is None else m for m, i in zip(maps, step.inputs, strict=True)]
+        full = [
+            zero.expand(len(like), *i.shape) if m is None else m
+            for m, i in zip(maps, step.inputs, strict=True)
+        ]
         return step.rule.forward(self.pattern.gates.get(step.output.slot, ()), *full)
 
     def _alive(self, step: Step) -> AliveConvolution:
@@ -195,19 +218,26 @@ class Sweep:
         """Tangents on whole maps: the windows put into zeros."""
         if not isinstance(value, Windows):
             return value
-        tensor, folded = value.tensor, (self.pattern.images, prod(group.count), -1)
-        maps, parts = (t.unflatten(0, folded) for t in (unfilled(tensor, place.shape).zero_(), tensor))
+        tensor = value.tensor
+        folded = (self.pattern.images, prod(group.count), -1)
+        maps, parts = (
+            t.unflatten(0, folded) for t in (unfilled(tensor, place.shape).zero_(), tensor)
+        )
         for p, steps in enumerate(product(*map(range, group.count))):
-            inside, taken = [], []
+            inside = []
+            taken = []
             for span, step, extent in zip(value.spans, steps, place.shape[1:], strict=True):
                 first = span.first + step * span.step
-                start, stop = max(0, first), min(extent, first + span.size)
+                start = max(0, first)
+                stop = min(extent, first + span.size)
                 inside.append(slice(start, max(start, stop)))
                 taken.append(slice(start - first, max(start, stop) - first))
             maps[:, p, :, :, *inside] = parts[:, p, :, :, *taken]
         return maps.flatten(0, 2)
 
-    def _on_windows(self, group: Group, step: Step, inputs: list[Tangents], spans: list[Span]) -> Windows:
+    def _on_windows(
+        self, group: Group, step: Step, inputs: list[Tangents], spans: list[Span]
+    ) -> Windows:
         gates = self.pattern.gates.get(step.output.slot, ())
         if step.rule.positional():
             return self._by_position(group, step, gates, inputs, spans)
@@ -218,19 +248,32 @@ class Sweep:
         return Windows(self._windowed(group, step, value, spans), spans, False)
 
     def _by_position(
-        self, group: Group, step: Step, gates: tuple[Tensor, ...], inputs: list[Tangents], spans: list[Span]
+        self,
+        group: Group,
+        step: Step,
+        gates: tuple[Tensor, ...],
+        inputs: list[Tangents],
+        spans: list[Span],
     ) -> Windows:
         """A rule that goes position by position: the windows take the place of images, each with its own gates."""
         given = [v for v in inputs if isinstance(v, Windows)]
         like = given[0].tensor
         sizes = [s.size for s in spans]
         parts = [
-            like.new_zeros(()).expand(len(like), i.shape[0], *sizes) if not isinstance(v, Windows) else fitted(v, spans)
+            like.new_zeros(()).expand(len(like), i.shape[0], *sizes)
+            if not isinstance(v, Windows)
+            else fitted(v, spans)
             for v, i in zip(inputs, step.inputs, strict=True)
         ]
-        seen = tuple(seen_by(group, g.expand(*g.shape[:2], *step.output.shape[1:]), spans) for g in gates)
-        closes = isinstance(step.rule, Gate | PiecewiseAffine | Masked)  # gates are zero outside the map
-        return Windows(step.rule.forward(seen, *parts), spans, closes or all(v.clean for v in given))
+        seen = tuple(
+            seen_by(group, g.expand(*g.shape[:2], *step.output.shape[1:]), spans) for g in gates
+        )
+        closes = isinstance(
+            step.rule, Gate | PiecewiseAffine | Masked
+        )  # gates are zero outside the map
+        return Windows(
+            step.rule.forward(seen, *parts), spans, closes or all(v.clean for v in given)
+        )
 
     def _windowed(self, group: Group, step: Step, value: Windows, spans: list[Span]) -> Tensor:
         """A rule that reads a window around each position."""
@@ -240,7 +283,9 @@ class Sweep:
         out = rule.valid(value.tensor, pad)
         firsts = rule.origin([r.first for r in read])
         if firsts is not None:
-            made = [Span(f, n, s.step) for f, n, s in zip(firsts, out.shape[2:], spans, strict=True)]
+            made = [
+                Span(f, n, s.step) for f, n, s in zip(firsts, out.shape[2:], spans, strict=True)
+            ]
             out = fitted(Windows(out, made, False), spans)
         if isinstance(rule, AveragePooling):
             weight = self._edge_weight(step, rule, value.tensor)
@@ -256,13 +301,16 @@ class Sweep:
             self.weights[slot] = self._for_images(weight) if bool((weight != 1).any()) else None
         return self.weights[slot]
 
-    def _winners(self, group: Group, step: Step, winners: Tensor, value: Windows, spans: list[Span]) -> Tensor:
+    def _winners(
+        self, group: Group, step: Step, winners: Tensor, value: Windows, spans: list[Span]
+    ) -> Tensor:
         """Max pooling: each window's winner, where it lies in the part of the input that is there."""
         seen = seen_by(group, winners + 1, spans) - 1  # -1 outside the map
         extents = step.inputs[0].shape[1:]
         places = torch.unravel_index(seen.clamp_min(0), extents)
         axes = len(extents)
-        inside, flat = seen >= 0, torch.zeros_like(seen)
+        inside = seen >= 0
+        flat = torch.zeros_like(seen)
         steps = group.numbers().to(seen.device).repeat(self.pattern.images, 1)
         for a, (place, span) in enumerate(zip(places, value.spans, strict=True)):
             local = place - (span.first + steps[:, a] * span.step).view(-1, *(1,) * (axes + 1))
@@ -276,7 +324,9 @@ class Sweep:
     def _cleaned(self, group: Group, value: Windows, place: Value) -> Windows:
         """Zeros where a window is outside the map."""
         edges = zip(value.spans, group.count, place.shape[1:], strict=True)
-        if value.clean or all(s.first >= 0 and s.last + (n - 1) * s.step < extent for s, n, extent in edges):
+        if value.clean or all(
+            s.first >= 0 and s.last + (n - 1) * s.step < extent for s, n, extent in edges
+        ):
             return value
         ones = self._for_images(value.tensor.new_ones(1, 1, *place.shape[1:]))
         return Windows(gated(seen_by(group, ones, value.spans), value.tensor), value.spans, True)
@@ -286,7 +336,12 @@ class Sweep:
         return maps.expand(self.pattern.images, *maps.shape[1:])
 
     def inner(
-        self, group: Group, value: Tangents, factors: Tensor, shape: tuple[int, ...], sums: Sums = sums_of_products
+        self,
+        group: Group,
+        value: Tangents,
+        factors: Tensor,
+        shape: tuple[int, ...],
+        sums: Sums = sums_of_products,
     ) -> Tensor | None:
         """Two sums over the tangents of one target: ``(2, images, *shape)``.
 
@@ -301,16 +356,27 @@ class Sweep:
             return None
         if not isinstance(value, Windows) or len(value.spans) != 2:
             maps = cast("Tensor", self.whole(group, value, Value(-1, shape)))
-            rows = maps.movedim(1, -1).unflatten(0, (len(factors), -1)).to(factors.dtype)  # channels last is how maps lie
+            rows = (
+                maps.movedim(1, -1).unflatten(0, (len(factors), -1)).to(factors.dtype)
+            )  # channels last is how maps lie
             both = sums(factors.flatten(1), rows.flatten(2))
             return both.unflatten(2, rows.shape[2:]).movedim(-1, 2)
-        rows = value.tensor.movedim(1, -1).unflatten(0, factors.shape)  # (images, pixels, in-channels, h, w, channels)
+        rows = value.tensor.movedim(1, -1).unflatten(
+            0, factors.shape
+        )  # (images, pixels, in-channels, h, w, channels)
         both = sums(factors, rows.flatten(3).to(factors.dtype))
         parts = both.unflatten(3, rows.shape[3:])
-        sizes, shifts = tuple(s.size for s in value.spans), tuple(s.step for s in value.spans)
-        extent = tuple((n - 1) * s.step + s.size for n, s in zip(group.count, value.spans, strict=True))
-        columns = parts.permute(0, 1, 5, 3, 4, 2).flatten(2, 4)  # (2, images, channels * h * w, pixels)
-        summed = F.fold(columns.flatten(0, 1), extent, sizes, stride=shifts).unflatten(0, columns.shape[:2])
+        sizes = tuple(s.size for s in value.spans)
+        shifts = tuple(s.step for s in value.spans)
+        extent = tuple(
+            (n - 1) * s.step + s.size for n, s in zip(group.count, value.spans, strict=True)
+        )
+        columns = parts.permute(0, 1, 5, 3, 4, 2).flatten(
+            2, 4
+        )  # (2, images, channels * h * w, pixels)
+        summed = F.fold(columns.flatten(0, 1), extent, sizes, stride=shifts).unflatten(
+            0, columns.shape[:2]
+        )
         everywhere = [Span(0, n, 0) for n in shape[1:]]
         made = [Span(s.first, n, 0) for s, n in zip(value.spans, extent, strict=True)]
         return F.pad(summed, padding(made, everywhere))

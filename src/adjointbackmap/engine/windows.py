@@ -124,7 +124,8 @@ def needed(rule: Rule, spans: list[Span]) -> list[Span]:
     """The positions of its input that a rule reads for windows of its output."""
     read = []
     for span, stride, low, high in zip(spans, *(rule.reach() or ()), strict=True):
-        first, last = ceil(span.first * stride + low), floor(span.last * stride + high)
+        first = ceil(span.first * stride + low)
+        last = floor(span.last * stride + high)
         read.append(Span(first, last - first + 1, int(span.step * stride)))
     return read
 
@@ -161,7 +162,13 @@ def seen_by(group: Group, maps: Tensor, spans: list[Span]) -> Tensor:
 # windows to patches
 
 
-def put(whole: Tensor, group: Group, tangents: Tangents, patches: Sequence[Span], positions: Sequence[range]) -> None:
+def put(
+    whole: Tensor,
+    group: Group,
+    tangents: Tangents,
+    patches: Sequence[Span],
+    positions: Sequence[range],
+) -> None:
     """Put a group's tangents into the patches that hold its pixels.
 
     Args:
@@ -174,13 +181,17 @@ def put(whole: Tensor, group: Group, tangents: Tangents, patches: Sequence[Span]
     if tangents is None:
         return
     if isinstance(tangents, Windows):
-        tensor, spans = tangents.tensor, tangents.spans
+        tensor = tangents.tensor
+        spans = tangents.spans
     else:
-        tensor, spans = tangents, [Span(0, n, 0) for n in tangents.shape[2:]]
+        tensor = tangents
+        spans = [Span(0, n, 0) for n in tangents.shape[2:]]
     # (pixel rows, pixel columns, window rows, window columns, in-channels, out-channels)
     rows = tensor.movedim(1, -1).unflatten(0, (*group.count, -1)).movedim(2, 4)
     lines = [_Line(*along) for along in zip(group.pixels, spans, patches, positions, strict=True)]
-    down, across = ([(p, line.view(p, whole, a)) for p in line.pieces()] for a, line in enumerate(lines))
+    down, across = (
+        [(p, line.view(p, whole, a)) for p in line.pieces()] for a, line in enumerate(lines)
+    )
     for r, by_row in down:
         for c, by_column in across:
             part = rows[r.pixels, c.pixels, r.window, c.window]
@@ -237,11 +248,15 @@ class _Line:
 
     def _part(self, n: int) -> slice | None:
         """Which part of pixel ``n``'s window that is."""
-        position, within = self._position(n), self._within(n)
-        low, high = max(0, -position), min(self.windows.size, len(self.positions) - position)
-        size, step = self.patches.size, self.patches.step
+        position = self._position(n)
+        within = self._within(n)
+        low = max(0, -position)
+        high = min(self.windows.size, len(self.positions) - position)
+        size = self.patches.size
+        step = self.patches.step
         if step:  # the patch of the window's next position starts `step` pixels later: 0 <= within - step * i < size
-            low, high = max(low, (within - size) // step + 1), min(high, within // step + 1)
+            low = max(low, (within - size) // step + 1)
+            high = min(high, within // step + 1)
         elif not 0 <= within < size:
             return None
         return slice(low, high) if low < high else None
@@ -252,12 +267,18 @@ class _Line:
 
     def _within(self, n: int) -> int:
         """Where a pixel is in the patch of the first position of its window."""
-        return self.pixels[n] - self.patches.first - self.patches.step * (self.windows.first + n * self.windows.step)
+        return (
+            self.pixels[n]
+            - self.patches.first
+            - self.patches.step * (self.windows.first + n * self.windows.step)
+        )
 
     def view(self, piece: _Piece, whole: Tensor, axis: int) -> _View:
         """Where a piece lies in patches whose positions are dimension ``axis`` and whose pixels are two further."""
-        by_position, by_pixel = whole.stride(axis), whole.stride(2 + axis)
-        first, low = piece.pixels.start, piece.window.start
+        by_position = whole.stride(axis)
+        by_pixel = whole.stride(2 + axis)
+        first = piece.pixels.start
+        low = piece.window.start
         count = piece.window.stop - low
         position = self._position(first) + low
         within = self._within(first) - self.patches.step * low
@@ -270,8 +291,10 @@ class _Line:
 
 def _strided(whole: Tensor, rows: _View, columns: _View) -> Tensor:
     """Pieces along both axes: ``(pixel rows, pixel columns, window rows, window columns, in-channels, out-channels)``."""
-    (n, u), (m, v) = rows.sizes, columns.sizes
-    (by_n, by_u), (by_m, by_v) = rows.strides, columns.strides
+    (n, u) = rows.sizes
+    (m, v) = columns.sizes
+    (by_n, by_u) = rows.strides
+    (by_m, by_v) = columns.strides
     sizes = (n, m, u, v, *whole.shape[4:])
     strides = (by_n, by_m, by_u, by_v, *whole.stride()[4:])
     return whole.as_strided(sizes, strides, rows.offset + columns.offset)

@@ -23,7 +23,9 @@ from adjointbackmap.rules import Value
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
 
 
-def dot_test(operator: LayerOperator, seed: int = 0, tolerance: float | None = None) -> dict[str, float]:
+def dot_test(
+    operator: LayerOperator, seed: int = 0, tolerance: float | None = None
+) -> dict[str, float]:
     r"""Whether forward and adjoint are each other's transpose: :math:`\langle J u | v \rangle = \langle u | J^* v \rangle`.
 
     Args:
@@ -47,13 +49,17 @@ def dot_test(operator: LayerOperator, seed: int = 0, tolerance: float | None = N
         True
     """
     pattern = operator.pattern
-    n, dtype, device = pattern.images, pattern.dtype, pattern.network.device
+    n = pattern.images
+    dtype = pattern.dtype
+    device = pattern.network.device
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(n, *shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
-    image, bias, v = draw(*operator.in_shape), draw(operator.bias_length), draw(*operator.out_shape)
+    image = draw(*operator.in_shape)
+    bias = draw(operator.bias_length)
+    v = draw(*operator.out_shape)
     out = operator.forward(image, bias)
     back_image, back_bias = operator.adjoint(v)
     forward = float((out * v).double().sum())
@@ -65,10 +71,14 @@ def dot_test(operator: LayerOperator, seed: int = 0, tolerance: float | None = N
         summed = _paths_of_tangent(operator, image, bias)
         scale = max(scale, SHARE * float(summed.double().norm() * v.double().norm()))
         error = abs(forward - adjoint) / scale
-    return _judged({"forward": forward, "adjoint": adjoint, "error": error}, dtype, tolerance, "The dot test")
+    return _judged(
+        {"forward": forward, "adjoint": adjoint, "error": error}, dtype, tolerance, "The dot test"
+    )
 
 
-def dense_test(operator: LayerOperator, x: Tensor, tolerance: float | None = None) -> dict[str, float]:
+def dense_test(
+    operator: LayerOperator, x: Tensor, tolerance: float | None = None
+) -> dict[str, float]:
     """Whether the dense matrix is the Jacobian of the untouched model, from ``torch.func.jacrev``.
 
     The image part is held against the Jacobian by the image, and each bias part that stands for a
@@ -85,11 +95,14 @@ def dense_test(operator: LayerOperator, x: Tensor, tolerance: float | None = Non
     Raises:
         RuntimeError: If the difference is larger than ``tolerance``.
     """
-    network, layer = operator.pattern.network, operator.layer
+    network = operator.pattern.network
+    layer = operator.layer
     dtype = operator.pattern.dtype
     x = check_images(network, x, dtype)
     parameters = {name: p.detach().to(dtype) for name, p in network.model.named_parameters()}
-    buffers = {n: b.to(dtype) if b.is_floating_point() else b for n, b in network.model.named_buffers()}
+    buffers = {
+        n: b.to(dtype) if b.is_floating_point() else b for n, b in network.model.named_buffers()
+    }
 
     def output(values: dict[str, Tensor], image: Tensor) -> Tensor:
         swapped = {**parameters, **buffers, **values}
@@ -97,8 +110,14 @@ def dense_test(operator: LayerOperator, x: Tensor, tolerance: float | None = Non
 
     ours_image, ours_bias = operator.dense()
     tensors = {**parameters, **buffers}
-    named = {_first_name(network.model, p.parameter): p for p in network.biases_in(dtype).values() if p.parameter is not None}
-    parts = {name: part for name, part in named.items() if tensors[name].is_floating_point()}  # others have no derivative
+    named = {
+        _first_name(network.model, p.parameter): p
+        for p in network.biases_in(dtype).values()
+        if p.parameter is not None
+    }
+    parts = {
+        name: part for name, part in named.items() if tensors[name].is_floating_point()
+    }  # others have no derivative
     chosen = {name: tensors[name] for name in parts}
     image_error = bias_error = 0.0
     for n, image in enumerate(x):
@@ -140,9 +159,7 @@ def reconstruction_test(planes: Hyperplanes, tolerance: float | None = None) -> 
         "share": float((relative <= SHARE_LIMIT).double().mean()),
     }
     place = [int(i) for i in torch.unravel_index(torch.tensor(worst), scaled.shape)]
-    what = (
-        f"The reconstruction of unit {place} of {planes.layer} ({planes.mode}), value {float(planes.value.flatten()[worst]):.6g},"
-    )
+    what = f"The reconstruction of unit {place} of {planes.layer} ({planes.mode}), value {float(planes.value.flatten()[worst]):.6g},"
     return _judged(figures, planes.value.dtype, tolerance, what)
 
 
@@ -216,8 +233,15 @@ def verify_images(
     network.check_unchanged()
     most = vectors_within(terms.memory, held(network.program(x.dtype).steps), x.dtype.itemsize)
     pattern = pattern_of(network, x, check_scale(terms.scale), most)
-    kernels = {layer.name: network.kernel(layer, x.dtype) for layer in layers if layer.kernel is not None and not terms.own_bias}
-    targets = {layer.name: kernels[layer.name].sum if layer.name in kernels else layer.value for layer in layers}
+    kernels = {
+        layer.name: network.kernel(layer, x.dtype)
+        for layer in layers
+        if layer.kernel is not None and not terms.own_bias
+    }
+    targets = {
+        layer.name: kernels[layer.name].sum if layer.name in kernels else layer.value
+        for layer in layers
+    }
     checks: list[dict[str, LayerCheck]] = [{} for _ in names]
     with exact(x.device):
         recorded = record(network, x, layers)
@@ -225,8 +249,14 @@ def verify_images(
         paths = path_sizes(pattern, x, targets.values())
         for key, (sums, terms_of_units) in totals.items():
             scales = scale_of_rounding(terms_of_units, paths[targets[key].slot])
-            value = kernels[key].apply(recorded.inputs[key]) if key in kernels else recorded.outputs[key]
-            for found, check in zip(checks, checks_of(key, value, sums, scales, names), strict=True):
+            value = (
+                kernels[key].apply(recorded.inputs[key])
+                if key in kernels
+                else recorded.outputs[key]
+            )
+            for found, check in zip(
+                checks, checks_of(key, value, sums, scales, names), strict=True
+            ):
                 found[key] = check
     return checks
 
@@ -244,7 +274,10 @@ def _inner_products(
     A bias's tangent starts at its own layer, a pixel's is windowed.
     """
     accumulate = terms.accumulate
-    totals = {name: x.new_zeros(2, len(x), *value.shape, dtype=accumulate) for name, value in targets.items()}
+    totals = {
+        name: x.new_zeros(2, len(x), *value.shape, dtype=accumulate)
+        for name, value in targets.items()
+    }
     entries = network.biases_in(x.dtype).vector.expand(len(x), -1)
     extended = torch.cat([x.flatten(1), entries], 1).to(accumulate)
     biases = reached(pattern.program, targets.values()) - {IMAGE}
@@ -259,7 +292,11 @@ def _inner_products(
 
 
 def _add_pixels(
-    x: Tensor, sweep: Sweep, targets: dict[str, Value], totals: dict[str, Tensor], report: Callable[[float], None]
+    x: Tensor,
+    sweep: Sweep,
+    targets: dict[str, Value],
+    totals: dict[str, Tensor],
+    report: Callable[[float], None],
 ) -> None:
     """Add what the pixels contribute, by windowed tangents."""
     groups = list(sweep.groups())
@@ -274,7 +311,11 @@ def _add_pixels(
 
 
 def _add_columns(
-    pattern: ActivationPattern, extended: Tensor, bases: Iterable[Basis], targets: dict[str, Value], totals: dict[str, Tensor]
+    pattern: ActivationPattern,
+    extended: Tensor,
+    bases: Iterable[Basis],
+    targets: dict[str, Value],
+    totals: dict[str, Tensor],
 ) -> None:
     for b in bases:
         columns = push(pattern, b.tangents, targets.values())
@@ -288,7 +329,10 @@ def _add_columns(
 
 def _first_name(model: torch.nn.Module, name: str) -> str:
     """The first of the names of a parameter or buffer that a model holds under several."""
-    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     return next(other for other, tensor in tensors.items() if tensor is tensors[name])
 
 
@@ -302,7 +346,9 @@ def _limit(dtype: torch.dtype, tolerance: float | None) -> float:
     return TOLERANCE[dtype] if tolerance is None else tolerance
 
 
-def _judged(figures: dict[str, float], dtype: torch.dtype, tolerance: float | None, what: str) -> dict[str, float]:
+def _judged(
+    figures: dict[str, float], dtype: torch.dtype, tolerance: float | None, what: str
+) -> dict[str, float]:
     limit = _limit(dtype, tolerance)
     if not figures["error"] <= limit:
         listed = ", ".join(f"{name} {figure:.6g}" for name, figure in figures.items())

@@ -44,8 +44,12 @@ class Record:
         {'8a3f': {'units': 10}}
     """
 
-    def __init__(self, path: Path, job: dict[str, Any], check: Check = lambda name, result: None) -> None:
-        self.path, self.job, self._check = path, job, check
+    def __init__(
+        self, path: Path, job: dict[str, Any], check: Check = lambda name, result: None
+    ) -> None:
+        self.path = path
+        self.job = job
+        self._check = check
         self._older = False
         bad: dict[int, str] = {}
         if path.exists():
@@ -98,10 +102,13 @@ class Record:
             ValueError: If it is damaged.
         """
         entry = _object(line)
-        if not {"name", "result"} <= entry.keys() <= {"name", "result", CHECKSUM} or not isinstance(entry["name"], str):
+        if not {"name", "result"} <= entry.keys() <= {"name", "result", CHECKSUM} or not isinstance(
+            entry["name"], str
+        ):
             msg = "is no result"
             raise ValueError(msg)
-        name, result = entry["name"], entry["result"]
+        name = entry["name"]
+        result = entry["result"]
         if CHECKSUM not in entry and not self._older:
             msg = "has no checksum"
             raise ValueError(msg)
@@ -183,7 +190,9 @@ def differences(kept: dict[str, Any], asked: dict[str, Any]) -> str:
         'k 0.125, not 1.0'
     """
     other = [key for key in asked | kept if kept.get(key) != asked.get(key)]
-    return "; ".join(f"{key} {_short(kept.get(key))}, not {_short(asked.get(key))}" for key in other)
+    return "; ".join(
+        f"{key} {_short(kept.get(key))}, not {_short(asked.get(key))}" for key in other
+    )
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -106,7 +106,9 @@ class LayerCheck:
         """
         try:
             check = cls.from_dict(entry)
-            fault = next((what for what, holds in _conditions(check, layer, image, shape) if not holds), None)
+            fault = next(
+                (what for what, holds in _conditions(check, layer, image, shape) if not holds), None
+            )
         except (TypeError, KeyError, IndexError, ValueError, OverflowError) as error:
             msg = f"{layer} has no errors of units"
             raise ValueError(msg) from error
@@ -116,26 +118,56 @@ class LayerCheck:
         return check
 
 
-def _conditions(check: LayerCheck, layer: str, image: str, shape: Sequence[int]) -> Iterator[tuple[str, bool]]:
+def _conditions(
+    check: LayerCheck, layer: str, image: str, shape: Sequence[int]
+) -> Iterator[tuple[str, bool]]:
     """What is wrong where a condition on the errors of one image does not hold, and whether it holds."""
-    counts = (check.units, check.within, check.within_signed, check.zero, check.rounded, *check.signed)
+    counts = (
+        check.units,
+        check.within,
+        check.within_signed,
+        check.zero,
+        check.rounded,
+        *check.signed,
+    )
     yield "counts that are none", all(type(count) is int and count >= 0 for count in counts)
-    yield f"{check.units} units in place of {prod(shape)}", check.layer == layer and check.units == prod(shape)
-    edges, middle = len(check.signed), len(HISTOGRAM_EDGES)
+    yield (
+        f"{check.units} units in place of {prod(shape)}",
+        check.layer == layer and check.units == prod(shape),
+    )
+    edges = len(check.signed)
+    middle = len(HISTOGRAM_EDGES)
     yield "a histogram of other bins", edges == 2 * middle + 1
-    yield f"a histogram of {sum(check.signed)} units in place of {check.units}", sum(check.signed) == check.units
-    limit = HISTOGRAM_EDGES.index(SHARE_LIMIT) + 1  # the bins up to it, on either side of the middle
-    inside, below = sum(check.signed[middle - limit + 1 : middle + limit]), sum(check.signed[: middle + limit])
-    yield "another histogram than units within 1 %", (inside, below) == (check.within, check.within_signed)
-    yield "too many units of zero or of rounding", max(check.zero, check.within + check.rounded) <= check.units
+    yield (
+        f"a histogram of {sum(check.signed)} units in place of {check.units}",
+        sum(check.signed) == check.units,
+    )
+    limit = (
+        HISTOGRAM_EDGES.index(SHARE_LIMIT) + 1
+    )  # the bins up to it, on either side of the middle
+    inside = sum(check.signed[middle - limit + 1 : middle + limit])
+    below = sum(check.signed[: middle + limit])
+    yield (
+        "another histogram than units within 1 %",
+        (inside, below) == (check.within, check.within_signed),
+    )
+    yield (
+        "too many units of zero or of rounding",
+        max(check.zero, check.within + check.rounded) <= check.units,
+    )
     errors = (check.largest, check.scaled, check.outside)
     yield "errors that are none", all(type(error) is float and not error < 0 for error in errors)
     known = check.largest == check.largest
     top = max(power for power, count in enumerate(check.histogram) if count)
-    yield "a largest error beside the histogram", top == (bisect_left(HISTOGRAM_EDGES, check.largest) if known else middle)
+    yield (
+        "a largest error beside the histogram",
+        top == (bisect_left(HISTOGRAM_EDGES, check.largest) if known else middle),
+    )
     yield "an outside value of none", check.outside == 0 or check.within < check.units
     place = check.worst or ("", ())
-    fits = len(place[1]) == len(shape) and all(type(i) is int and 0 <= i < n for i, n in zip(place[1], shape, strict=True))
+    fits = len(place[1]) == len(shape) and all(
+        type(i) is int and 0 <= i < n for i, n in zip(place[1], shape, strict=True)
+    )
     yield "a worst unit that is none", place[0] == image and fits
 
 
@@ -144,7 +176,9 @@ def larger(first: float, second: float) -> float:
     return first if second <= first or first != first else second
 
 
-def checks_of(layer: str, value: Tensor, reconstructed: Tensor, magnitude: Tensor, names: Sequence[str]) -> "list[LayerCheck]":
+def checks_of(
+    layer: str, value: Tensor, reconstructed: Tensor, magnitude: Tensor, names: Sequence[str]
+) -> "list[LayerCheck]":
     """The errors of a layer's units for each image; all is counted on the device that the tensors are on.
 
     Args:
@@ -154,10 +188,14 @@ def checks_of(layer: str, value: Tensor, reconstructed: Tensor, magnitude: Tenso
         magnitude: Sum of |x h| and |b h|.
         names: Name of each image.
     """
-    error, floor = relative_error(reconstructed, value).flatten(1), torch.finfo(value.dtype).tiny
-    sizes, magnitudes = value.abs().flatten(1), magnitude.flatten(1).clamp_min(floor)
-    absolute, scaled = error.abs(), (reconstructed - value).abs().flatten(1) / magnitudes
-    outside, worst = ~(absolute <= SHARE_LIMIT), absolute.argmax(1, keepdim=True)
+    error = relative_error(reconstructed, value).flatten(1)
+    floor = torch.finfo(value.dtype).tiny
+    sizes = value.abs().flatten(1)
+    magnitudes = magnitude.flatten(1).clamp_min(floor)
+    absolute = error.abs()
+    scaled = (reconstructed - value).abs().flatten(1) / magnitudes
+    outside = ~(absolute <= SHARE_LIMIT)
+    worst = absolute.argmax(1, keepdim=True)
     columns = [
         worst[:, 0],
         outside.sum(1),
@@ -169,7 +207,8 @@ def checks_of(layer: str, value: Tensor, reconstructed: Tensor, magnitude: Tenso
         torch.where(outside, sizes / magnitudes, 0).amax(1),
         *_signed_counts(error.double()).T,
     ]
-    units, shape = sizes.shape[1], value.shape[1:]
+    units = sizes.shape[1]
+    shape = value.shape[1:]
     return [
         LayerCheck(
             layer=layer,
@@ -181,12 +220,23 @@ def checks_of(layer: str, value: Tensor, reconstructed: Tensor, magnitude: Tenso
             largest=largest,
             scaled=scaled_error,
             outside=value_outside,
-            worst=(name, tuple(int(i) for i in torch.unravel_index(torch.tensor(int(place)), shape))),
+            worst=(
+                name,
+                tuple(int(i) for i in torch.unravel_index(torch.tensor(int(place)), shape)),
+            ),
             signed=[int(count) for count in signed],
         )
-        for name, (place, out, within_signed, zero, rounded, largest, scaled_error, value_outside, *signed) in zip(
-            names, torch.stack([c.double() for c in columns], 1).tolist(), strict=True
-        )
+        for name, (
+            place,
+            out,
+            within_signed,
+            zero,
+            rounded,
+            largest,
+            scaled_error,
+            value_outside,
+            *signed,
+        ) in zip(names, torch.stack([c.double() for c in columns], 1).tolist(), strict=True)
     ]
 
 
@@ -194,7 +244,8 @@ def _signed_counts(errors: Tensor) -> Tensor:
     """Counts by sign and power of ten, ``(N, bins)``; NaN is the last bin's."""
     edges = torch.tensor(HISTOGRAM_EDGES, dtype=torch.float64, device=errors.device)
     power = torch.bucketize(errors.abs(), edges)
-    bins, images = len(edges) + torch.where(errors < 0, -power, power), len(errors)
+    bins = len(edges) + torch.where(errors < 0, -power, power)
+    images = len(errors)
     size = 2 * len(edges) + 1
     apart = bins + size * torch.arange(images, device=bins.device)[:, None]
     return torch.bincount(apart.flatten(), minlength=size * images).view(images, size)
@@ -207,4 +258,6 @@ def _worse(first: LayerCheck, second: LayerCheck) -> Place | None:
         known = check.largest == check.largest
         return known, -check.largest if known else 0.0, check.worst
 
-    return min((check for check in (first, second) if check.worst is not None), key=rank, default=first).worst
+    return min(
+        (check for check in (first, second) if check.worst is not None), key=rank, default=first
+    ).worst

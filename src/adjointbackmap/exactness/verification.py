@@ -132,11 +132,19 @@ def _verified(
     workers: int | str | None,
 ) -> Iterator[tuple[str, Checks]]:
     """See :func:`verified`."""
-    wanted, times = dict(zip(names, images, strict=True)), Counter(names)
-    total, record = len(wanted), Record(Path(keep), job_of(network, terms), fits(network, terms)) if keep is not None else None
+    wanted = dict(zip(names, images, strict=True))
+    times = Counter(names)
+    total = len(wanted)
+    record = (
+        Record(Path(keep), job_of(network, terms), fits(network, terms))
+        if keep is not None
+        else None
+    )
     for name, result in record.results() if record else ():
         if wanted.pop(name, None) is not None:
-            yield from [(name, {layer: LayerCheck.from_dict(entry) for layer, entry in result.items()})] * times[name]
+            yield from [
+                (name, {layer: LayerCheck.from_dict(entry) for layer, entry in result.items()})
+            ] * times[name]
     done = total - len(wanted)
     report(done / total)
     if not wanted:
@@ -183,7 +191,11 @@ def terms_of(
         ValueError: If a layer does not fit the network.
     """
     check_network(network)
-    chosen = network.distinct_layers() if layers is None else [network.layer(name) for name in several(layers)]
+    chosen = (
+        network.distinct_layers()
+        if layers is None
+        else [network.layer(name) for name in several(layers)]
+    )
     precision = dtype_of(dtype) or network.dtype
     names = tuple(layer.name for layer in chosen)
     sums = dtype_of(accumulate) or precision
@@ -215,7 +227,9 @@ def image_hash(image: Tensor) -> str:
         >>> image_hash(sample.pixels[0]) == sample.hashes[0]
         True
     """
-    return hashlib.sha256(image.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(
+        image.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    ).hexdigest()
 
 
 def _computed_here(
@@ -226,16 +240,26 @@ def _computed_here(
 
     done = 0
     for names, batch in _batches(network, images, terms):
-        yield from zip(names, verify_images(network, batch, names, terms, partial(tell, done, len(names))), strict=True)
+        yield from zip(
+            names,
+            verify_images(network, batch, names, terms, partial(tell, done, len(names))),
+            strict=True,
+        )
         done += len(names)
 
 
 def _computed_by_workers(
-    network: Network, images: dict[str, Tensor], terms: Terms, report: Callable[[float], None], workers: int | str
+    network: Network,
+    images: dict[str, Tensor],
+    terms: Terms,
+    report: Callable[[float], None],
+    workers: int | str,
 ) -> Iterator[tuple[str, Checks]]:
     from adjointbackmap.exactness.workers import spread
 
-    load, device, done = partial(_loaded, os.getcwd(), _packed(network)), network.device, 0
+    load = partial(_loaded, os.getcwd(), _packed(network))
+    device = network.device
+    done = 0
     items = ((names, batch.cpu()) for names, batch in _batches(network, images, terms))
     for names, found in spread(load, partial(_verified_batch, terms), items, workers, device.type):
         done += len(names)
@@ -245,7 +269,8 @@ def _computed_by_workers(
 
 def _batches(network: Network, images: dict[str, Tensor], terms: Terms) -> Iterator[Batch]:
     """Names and images that are computed at once."""
-    program, names = network.program(terms.dtype), list(images)
+    program = network.program(terms.dtype)
+    names = list(images)
     size = images_at_once(program, terms.memory, terms.dtype.itemsize)
     for start in range(0, len(names), size):
         part = names[start : start + size]
@@ -262,7 +287,9 @@ def _packed(network: Network) -> bytes:
     import cloudpickle
 
     model = network.model if network.device.type == "cpu" else copy.deepcopy(network.model).cpu()
-    return cloudpickle.dumps((model, network.in_shape, network.dtype, network.device.type, network.until, network.output))
+    return cloudpickle.dumps(
+        (model, network.in_shape, network.dtype, network.device.type, network.until, network.output)
+    )
 
 
 def _loaded(folder: str, packed: bytes) -> Network:

@@ -14,9 +14,21 @@ import torch
 
 try:
     import dask
-    from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin, as_completed, get_worker
+    from distributed import (
+        Client,
+        KilledWorker,
+        Nanny,
+        Scheduler,
+        SpecCluster,
+        Worker,
+        WorkerPlugin,
+        as_completed,
+        get_worker,
+    )
 except ImportError as error:
-    message = "Several workers need Dask, which is not installed: pip install 'adjointbackmap[cluster]'."
+    message = (
+        "Several workers need Dask, which is not installed: pip install 'adjointbackmap[cluster]'."
+    )
     raise ImportError(message) from error
 
 AHEAD = 4  # items that are with the scheduler, for each worker
@@ -38,7 +50,9 @@ class Loaded(WorkerPlugin):
     """
 
     def __init__(self, load: Callable[[], Any], threads: int | None) -> None:
-        self.name, self.load, self.threads = f"loaded-{uuid.uuid4().hex}", load, threads
+        self.name = f"loaded-{uuid.uuid4().hex}"
+        self.load = load
+        self.threads = threads
 
     def setup(self, worker: Worker) -> None:
         """Prepare a worker."""
@@ -58,7 +72,11 @@ class Loaded(WorkerPlugin):
 
 
 def spread(
-    load: Callable[[], Any], work: Callable[[Any, Any], Any], items: Iterable[Any], workers: int | str, device: str = "cpu"
+    load: Callable[[], Any],
+    work: Callable[[Any, Any], Any],
+    items: Iterable[Any],
+    workers: int | str,
+    device: str = "cpu",
 ) -> Iterator[Any]:
     """``work(load(), item)`` of each item, in the order in which workers finish them.
 
@@ -81,11 +99,16 @@ def spread(
         raise ValueError(msg)
     waiting = iter(items)
     with _client(workers, device) as client:
-        loaded = Loaded(load, max(1, torch.get_num_threads() // workers) if isinstance(workers, int) else None)
+        loaded = Loaded(
+            load, max(1, torch.get_num_threads() // workers) if isinstance(workers, int) else None
+        )
         client.register_plugin(loaded)
 
         def submit(count: int) -> list[Any]:
-            return [client.submit(_apply, loaded.name, work, item, pure=False) for item in islice(waiting, count)]
+            return [
+                client.submit(_apply, loaded.name, work, item, pure=False)
+                for item in islice(waiting, count)
+            ]
 
         try:
             finished = as_completed(submit(max(LEAST_AHEAD, AHEAD * len(client.nthreads()))))
@@ -117,10 +140,18 @@ def _client(workers: int | str, device: str) -> Iterator[Client]:
         with _connected(workers) as client:
             yield client
         return
-    anywhere = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    anywhere = {
+        "host": "127.0.0.1",
+        "port": 0,
+        "dashboard": False,
+        "dashboard_address": "127.0.0.1:0",
+    }
     scheduler = {"cls": Scheduler, "options": anywhere}
     options = {"nthreads": 1, "silence_logs": logging.CRITICAL}
-    nannies = {i: {"cls": Nanny, "options": {**options, "env": _environment(i, device)}} for i in range(workers)}
+    nannies = {
+        i: {"cls": Nanny, "options": {**options, "env": _environment(i, device)}}
+        for i in range(workers)
+    }
     with (
         dask.config.set(SETTINGS),
         SpecCluster(nannies, scheduler, silence_logs=logging.CRITICAL) as cluster,

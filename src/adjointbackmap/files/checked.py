@@ -120,7 +120,8 @@ def check_file(path: Path) -> None:
     Raises:
         DamagedFile: If one is another, or the card or the list is damaged.
     """
-    card, listed = path.with_suffix(".json"), path.with_name(HASH_LIST)
+    card = path.with_suffix(".json")
+    listed = path.with_name(HASH_LIST)
     known = {}
     if card != path and card.is_file():
         known[card] = read_sealed(card, "fetch or make it again, or delete it").get(OF_FILE)
@@ -131,7 +132,9 @@ def check_file(path: Path) -> None:
             compare(sha256_of(path), expected, path, str(source))
 
 
-def compare(found: str, expected: str, path: Path | str, source: str, advice: str = "fetch or make it again") -> None:
+def compare(
+    found: str, expected: str, path: Path | str, source: str, advice: str = "fetch or make it again"
+) -> None:
     """Compare the SHA-256 of a file with the one that it must have.
 
     Args:

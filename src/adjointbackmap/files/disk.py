@@ -42,7 +42,9 @@ class DiskFull(OSError):
         existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         free = shutil.disk_usage(existing).free / 2**20
         wanted = "" if megabytes is None else f", at most {megabytes:,.1f} MiB more"
-        super().__init__(f"The disk must have room for {path}{wanted}. Got {free:,.1f} MiB free: {advice}.")
+        super().__init__(
+            f"The disk must have room for {path}{wanted}. Got {free:,.1f} MiB free: {advice}."
+        )
 
 
 def write(path: Path, content: bytes | str) -> Path:
@@ -65,7 +67,9 @@ def write(path: Path, content: bytes | str) -> Path:
         'a note'
     """
     data = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(f"{path.name}.{_host()}.{os.getpid()}.{threading.get_native_id()}{PARTIAL}")
+    partial = path.with_name(
+        f"{path.name}.{_host()}.{os.getpid()}.{threading.get_native_id()}{PARTIAL}"
+    )
     with naming(path):
         _make(path.parent)
         try:
@@ -222,7 +226,11 @@ def remove_partial(folder: Path, name: str = "") -> None:
     """
     for path in folder.iterdir():
         match = OURS.search(path.name)
-        if match and name in ("", path.name[: match.start()]) and _abandoned(path, match["host"], int(match["pid"])):
+        if (
+            match
+            and name in ("", path.name[: match.start()])
+            and _abandoned(path, match["host"], int(match["pid"]))
+        ):
             path.unlink(missing_ok=True)
 
 
@@ -271,14 +279,27 @@ def _hold(lock: Path, what: Path, kind: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        warnings.warn(f"{what} is on a disk that cannot lock: let one process at a time write there.", stacklevel=4)
+        warnings.warn(
+            f"{what} is on a disk that cannot lock: let one process at a time write there.",
+            stacklevel=4,
+        )
     try:
         if held.is_locked:
             with suppress(OSError):  # a full disk: the lock holds without the name of its holder
-                lock.write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%F %T")}))
+                lock.write_text(
+                    json.dumps(
+                        {
+                            "pid": os.getpid(),
+                            "host": platform.node(),
+                            "since": time.strftime("%F %T"),
+                        }
+                    )
+                )
         yield
     finally:
-        with suppress(OSError):  # while it is held: one who waits for it finds that it is gone, and makes a new one
+        with suppress(
+            OSError
+        ):  # while it is held: one who waits for it finds that it is gone, and makes a new one
             lock.unlink()
         held.release()
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from adjointbackmap.files.checked import DamagedFile, check_file, shortened
 
-TRAILER = re.compile(rb"\nsha256 ([0-9a-f]{64})\n\Z")  # after the ZIP file, which its readers find from the end
+TRAILER = re.compile(
+    rb"\nsha256 ([0-9a-f]{64})\n\Z"
+)  # after the ZIP file, which its readers find from the end
 TRAILER_BYTES = 73
 
 
@@ -37,7 +39,11 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         raise FileNotFoundError(msg)
     check_file(path)
     found = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
-    if not isinstance(found, dict) or not all(map(_is_name, found)) or not any(isinstance(v, Tensor) for v in found.values()):
+    if (
+        not isinstance(found, dict)
+        or not all(map(_is_name, found))
+        or not any(isinstance(v, Tensor) for v in found.values())
+    ):
         got = f"a dict with {_some(found)}" if isinstance(found, dict) else type(found).__name__
         msg = f"{path} must hold tensors by name. Got {got}: save model.state_dict() alone."
         raise ValueError(msg)
@@ -57,7 +63,12 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path | str)
     """
     try:
         model.load_state_dict(weights)
-    except (RuntimeError, KeyError, TypeError, AttributeError) as error:  # the last three are those of a model's own loading
+    except (
+        RuntimeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:  # the last three are those of a model's own loading
         msg = f"{path} must have the weights of {type(model).__name__}. Got others: {shortened(error, 300)}"
         raise ValueError(msg) from error
 

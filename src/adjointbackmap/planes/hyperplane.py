@@ -38,7 +38,9 @@ class Contributions:
 
     def total(self) -> Float[Tensor, "n *units"]:
         """Sum over pixels and biases, ``(N, *units)``."""
-        return sum((b.sum(-1) for b in self.bias.values()), start=self.image.flatten(-self.axes).sum(-1))
+        return sum(
+            (b.sum(-1) for b in self.bias.values()), start=self.image.flatten(-self.axes).sum(-1)
+        )
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class Hyperplanes:
     def contributions(self) -> Contributions:
         """What each pixel and each bias adds to the units."""
         x = self.x.view(len(self.x), *(1,) * len(self.units.shape), *self.x.shape[1:])
-        parts, whole = self.network.biases_in(self.value.dtype), self.bias
+        parts = self.network.biases_in(self.value.dtype)
+        whole = self.bias
         bias = {name: whole[..., part.slice] * part.value.flatten() for name, part in parts.items()}
         return Contributions(x * self.image, bias, self.x.dim() - 1)
 
@@ -153,13 +156,25 @@ class Hyperplanes:
         image = self.image_part
         if isinstance(image, Patches) and not dense:
             names = ("channel", "patch_row", "patch_col")
-            coords |= {name: (dims[1:], image.corners[..., i].numpy()) for i, name in enumerate(("top", "left"))}
+            coords |= {
+                name: (dims[1:], image.corners[..., i].numpy())
+                for i, name in enumerate(("top", "left"))
+            }
             image = image.values
         else:
             image = self.image
-        arrays = {"image": ((*dims, *names), image), "bias_part": ((*dims, "m"), self.bias), "value": (dims, self.value)}
+        arrays = {
+            "image": ((*dims, *names), image),
+            "bias_part": ((*dims, "m"), self.bias),
+            "value": (dims, self.value),
+        }
         data = {name: (d, t.cpu().numpy()) for name, (d, t) in arrays.items()}
-        attrs = {"layer": self.layer, "mode": self.mode, "own_bias": int(self.own_bias), "k": self.scale}
+        attrs = {
+            "layer": self.layer,
+            "mode": self.mode,
+            "own_bias": int(self.own_bias),
+            "k": self.scale,
+        }
         return xarray.Dataset(data, coords, attrs)
 
     def _images(self, x: Tensor | None) -> Tensor:
@@ -175,7 +190,11 @@ class Hyperplanes:
         """Sum of ``of`` the products with [x; b]."""
         biases = self.network.biases_in(self.value.dtype).vector[self.entries].expand(len(x), -1)
         image = self.image_part
-        pixels = image.inner(x, of) if isinstance(image, Patches) else _sums(image, x.flatten(1), self.value, of)
+        pixels = (
+            image.inner(x, of)
+            if isinstance(image, Patches)
+            else _sums(image, x.flatten(1), self.value, of)
+        )
         return pixels + _sums(self.bias_part, biases, self.value, of)
 
 
@@ -186,7 +205,9 @@ def _sums(part: Tensor, vectors: Tensor, value: Tensor, of: Callable[[Tensor], T
     return torch.cat([of(block * vectors[:, None]).sum(2) for block in blocks], 1).view(value.shape)
 
 
-def relative_error(reconstructed: Float[Tensor, "*units"], value: Float[Tensor, "*units"]) -> Float[Tensor, "*units"]:
+def relative_error(
+    reconstructed: Float[Tensor, "*units"], value: Float[Tensor, "*units"]
+) -> Float[Tensor, "*units"]:
     r"""Signed relative error :math:`(\hat c - c) / c_{\neq 0}` [Wan2022, eq. 3.29].
 
     A value of zero is replaced in the denominator by the smallest positive normal float32; where both
@@ -202,7 +223,12 @@ def relative_error(reconstructed: Float[Tensor, "*units"], value: Float[Tensor, 
 
 @overload
 def hyperplanes(
-    network: Network, x: Tensor, layer: str | nn.Module, mode: str | None = None, *args: Any, **kwargs: Any
+    network: Network,
+    x: Tensor,
+    layer: str | nn.Module,
+    mode: str | None = None,
+    *args: Any,
+    **kwargs: Any,
 ) -> Hyperplanes: ...
 
 

@@ -61,11 +61,17 @@ class Manifest:
     """
 
     def __init__(self, folder: Path, metadata: Mapping[str, Any]) -> None:
-        self.folder, self.attributes = folder, metadata["attributes"]
+        self.folder = folder
+        self.attributes = metadata["attributes"]
         arrays = metadata["consolidated_metadata"]["metadata"]
-        blocks = tiles([slice(0, extent) for extent in self.attributes["shape"]], self.attributes[LAYOUT]["shape"])
+        blocks = tiles(
+            [slice(0, extent) for extent in self.attributes["shape"]],
+            self.attributes[LAYOUT]["shape"],
+        )
         whole = [ROOT, *(f"{name}/{ROOT}" for name in arrays)]
-        whole += [name for key in arrays if key not in LARGE for name in _chunks(key, arrays[key], ())]
+        whole += [
+            name for key in arrays if key not in LARGE for name in _chunks(key, arrays[key], ())
+        ]
         self.names = {record_path(folder, "metadata"): frozenset(whole)}
         for number, block in enumerate(blocks):
             names = frozenset(name for key in LARGE for name in _chunks(key, arrays[key], block))
@@ -120,7 +126,10 @@ class CheckedStore(LocalStore):
         return self
 
     async def get(
-        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         """A file, or ``None`` where the manifest has no such one.
 
@@ -134,7 +143,11 @@ class CheckedStore(LocalStore):
         return content if byte_range is None else await super().get(key, prototype, byte_range)
 
     def get_sync(
-        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+        self,
+        key: str,
+        *,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         """As :meth:`get`.
 
@@ -145,7 +158,11 @@ class CheckedStore(LocalStore):
             return None
         content = super().get_sync(key, prototype=prototype)
         self._check(key, content)
-        return content if byte_range is None else super().get_sync(key, prototype=prototype, byte_range=byte_range)
+        return (
+            content
+            if byte_range is None
+            else super().get_sync(key, prototype=prototype, byte_range=byte_range)
+        )
 
     def _check(self, key: str, content: Buffer | None) -> None:
         if content is None or not self.seals[key].matches(content.to_bytes()):
@@ -163,14 +180,20 @@ def read_record(record: Path) -> Seals:
     """What a record lists; nothing where it is missing or damaged."""
     found = read_json(record)
     try:
-        return {name: Seal(s, None) if isinstance(s, str) else Seal(s["sha256"], int(s["bytes"])) for name, s in found.items()}
+        return {
+            name: Seal(s, None) if isinstance(s, str) else Seal(s["sha256"], int(s["bytes"]))
+            for name, s in found.items()
+        }
     except (KeyError, TypeError, ValueError):
         return {}
 
 
 def record_text(seals: Seals) -> str:
     """The seals of files as a record holds them."""
-    return json.dumps({name: {"sha256": seal.sha256, "bytes": seal.size} for name, seal in seals.items()}, indent=1)
+    return json.dumps(
+        {name: {"sha256": seal.sha256, "bytes": seal.size} for name, seal in seals.items()},
+        indent=1,
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -194,7 +217,11 @@ def metadata_of(folder: Path) -> dict[str, Any]:
 
 def is_whole(path: Path, seal: Seal) -> bool:
     """Whether there is a file with the bytes that it must have."""
-    return path.is_file() and seal.size in (None, path.stat().st_size) and seal.matches(path.read_bytes())
+    return (
+        path.is_file()
+        and seal.size in (None, path.stat().st_size)
+        and seal.matches(path.read_bytes())
+    )
 
 
 def refuse_links(folder: Path) -> None:
@@ -213,7 +240,11 @@ def refuse_links(folder: Path) -> None:
 
 def _chunks(name: str, array: Mapping[str, Any], block: Block) -> list[str]:
     """Files of the chunks of an array that a block of its first dimensions covers."""
-    shape, chunk = array["shape"], array["chunk_grid"]["configuration"]["chunk_shape"]
+    shape = array["shape"]
+    chunk = array["chunk_grid"]["configuration"]["chunk_shape"]
     region = [*block, *(slice(0, extent) for extent in shape[len(block) :])]
-    axes = [range(part.start // size, -(-part.stop // size)) for part, size in zip(region, chunk, strict=True)]
+    axes = [
+        range(part.start // size, -(-part.stop // size))
+        for part, size in zip(region, chunk, strict=True)
+    ]
     return ["/".join((name, "c", *map(str, place))) for place in product(*axes)]

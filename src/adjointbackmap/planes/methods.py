@@ -34,7 +34,9 @@ def compute(queries: Sequence[Query], methods: Sequence[str]) -> list[Parts]:
     most = min(vectors_at_once(q, method) for q, method in zip(queries, methods, strict=True))
     step = 1 if "windowed" in methods else images_at_once(queries, methods)
     found: list[list[Parts]] = [[] for _ in queries]
-    windowed = [query for query, method in zip(queries, methods, strict=True) if method == "windowed"]
+    windowed = [
+        query for query, method in zip(queries, methods, strict=True) if method == "windowed"
+    ]
     for start, images in enumerate(first.images.split(step)):
         pattern = pattern_of(first.network, images, first.scale, most)
         part = slice(start * step, start * step + len(images))
@@ -42,13 +44,16 @@ def compute(queries: Sequence[Query], methods: Sequence[str]) -> list[Parts]:
             swept = iter(_windowed(windowed, pattern))
             for query, method, parts in zip(queries, methods, found, strict=True):
                 flat = query.units.numbers(part, len(images), images.device)
-                parts.append(next(swept) if method == "windowed" else _WAYS[method](query, pattern, flat))
+                parts.append(
+                    next(swept) if method == "windowed" else _WAYS[method](query, pattern, flat)
+                )
     return [_joined(query, parts) for query, parts in zip(queries, found, strict=True)]
 
 
 def _joined(query: Query, parts: list[Parts]) -> Parts:
     """The parts of all images, in the shape of the selection."""
-    shape, first = query.units.shape, parts[0].image
+    shape = query.units.shape
+    first = parts[0].image
     bias = _cat([p.bias for p in parts]).unflatten(1, shape or (1,))
     bias = bias if shape else bias[:, 0]
     if isinstance(first, Patches):
@@ -90,24 +95,29 @@ def _adjoint(query: Query, pattern: ActivationPattern, flat: Tensor) -> Parts:
 
 def _by_rows(query: Query, pattern: ActivationPattern, rows: Tensor) -> Parts:
     """Cotangents for the rows of the kernel's input that units share, then each unit's weights of these."""
-    readout, taps = query.readout, query.readout.taps
+    readout = query.readout
+    taps = query.readout.taps
     image, bias = _empty(query, pattern, len(rows))
     weights = cast("KernelCall", readout.kernel).rule.by_tap().to(pattern.dtype)
     flat = query.units.flat.flatten().to(rows.device)
     where = query.units.places(flat)
-    distinct, order = rows.unique(), rows.argsort(stable=True)
+    distinct = rows.unique()
+    order = rows.argsort(stable=True)
     units = order.split(rows.bincount(minlength=0)[distinct].tolist())  # those of each distinct row
     step = max(1, pattern.chunk // taps)
     for start in range(0, len(distinct), step):
         chosen = distinct[start : start + step]
         cotangents = readout.row_cotangents(chosen, pattern.dtype)
         seeds = {slot: _for_each_image(t, pattern.images) for slot, t in cotangents.items()}
-        of_image, of_bias = (t.unflatten(1, (len(chosen), taps)) for t in _pulled(query, pattern, seeds))
+        of_image, of_bias = (
+            t.unflatten(1, (len(chosen), taps)) for t in _pulled(query, pattern, seeds)
+        )
         for r in range(len(chosen)):
             those = units[start + r]
             kernels = weights[where["in_channel"][those], where["out_channel"][those]]
             seen = _cut(query, of_image[:, r], flat[those[:1]].expand(taps))
-            image[:, those], bias[:, those] = kernels @ seen, kernels @ of_bias[:, r]
+            image[:, those] = kernels @ seen
+            bias[:, those] = kernels @ of_bias[:, r]
     return Parts(image, bias)
 
 
@@ -125,9 +135,13 @@ def _empty(query: Query, pattern: ActivationPattern, units: int) -> tuple[Tensor
     return image, bias
 
 
-def _pulled(query: Query, pattern: ActivationPattern, cotangents: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+def _pulled(
+    query: Query, pattern: ActivationPattern, cotangents: dict[int, Tensor]
+) -> tuple[Tensor, Tensor]:
     """Rows of the image ``(N, K, pixels)`` and of the entries that the layer depends on ``(N, K, m)``."""
-    image, bias = (t.flatten(1).unflatten(0, (pattern.images, -1)) for t in pull(pattern, cotangents))
+    image, bias = (
+        t.flatten(1).unflatten(0, (pattern.images, -1)) for t in pull(pattern, cotangents)
+    )
     return image, bias[:, :, query.readout.entries]
 
 
@@ -136,7 +150,9 @@ def _cut(query: Query, rows: Tensor, flat: Tensor) -> Tensor:
     channels, *image = query.network.in_shape
     if not query.in_patches or query.patches.size == tuple(image):
         return rows
-    maps = F.pad(rows.unflatten(2, (channels, -1)), (0, 1))  # one more number, the zero outside the image
+    maps = F.pad(
+        rows.unflatten(2, (channels, -1)), (0, 1)
+    )  # one more number, the zero outside the image
     pixels = query.patches.pixels(query.units.positions(flat))
     return maps.gather(3, pixels[:, None].expand(*maps.shape[:3], -1)).flatten(2)
 
@@ -146,8 +162,11 @@ def _cut(query: Query, rows: Tensor, flat: Tensor) -> Tensor:
 
 def _basis(query: Query, pattern: ActivationPattern, flat: Tensor) -> Parts:
     """One tangent per scalar of [x; b] gives a column of every unit."""
-    readout, pixels = query.readout, prod(query.network.in_shape)
-    image = torch.zeros(pattern.images, pixels, flat.shape[1], dtype=pattern.dtype, device=flat.device)
+    readout = query.readout
+    pixels = prod(query.network.in_shape)
+    image = torch.zeros(
+        pattern.images, pixels, flat.shape[1], dtype=pattern.dtype, device=flat.device
+    )
     for b in basis(pattern, {IMAGE} & reached(pattern.program, [readout.target])):
         out = push(pattern, b.tangents, [readout.source])[readout.source.slot]
         if out is not None:
@@ -157,25 +176,41 @@ def _basis(query: Query, pattern: ActivationPattern, flat: Tensor) -> Parts:
 
 def _bias_columns(queries: Sequence[Query], pattern: ActivationPattern) -> list[Tensor]:
     """Bias parts of all units from one tangent per entry, which starts at its own layer: ``(N, units, m)`` for each query."""
-    pixels, device = prod(queries[0].network.in_shape), queries[0].network.device
+    pixels = prod(queries[0].network.in_shape)
+    device = queries[0].network.device
     readouts = [query.readout for query in queries]
-    flats = [query.units.numbers(slice(0, pattern.images), pattern.images, device) for query in queries]
-    sources, targets = [r.source for r in readouts], [r.target for r in readouts]
-    found = [torch.zeros(pattern.images, len(r.entries), r.units.count, dtype=pattern.dtype, device=device) for r in readouts]
+    flats = [
+        query.units.numbers(slice(0, pattern.images), pattern.images, device) for query in queries
+    ]
+    sources = [r.source for r in readouts]
+    targets = [r.target for r in readouts]
+    found = [
+        torch.zeros(
+            pattern.images, len(r.entries), r.units.count, dtype=pattern.dtype, device=device
+        )
+        for r in readouts
+    ]
     for b in basis(pattern, reached(pattern.program, targets) - {IMAGE}):
         out = push(pattern, b.tangents, sources)
         for readout, flat, columns in zip(readouts, flats, found, strict=True):
             tangents = out[readout.source.slot]
             if tangents is not None:
-                start = int(torch.searchsorted(readout.entries, b.start - pixels))  # [x; b] has the pixels first
-                columns[:, start : start + b.stop - b.start] = readout.columns(tangents, flat, pattern.images)
+                start = int(
+                    torch.searchsorted(readout.entries, b.start - pixels)
+                )  # [x; b] has the pixels first
+                columns[:, start : start + b.stop - b.start] = readout.columns(
+                    tangents, flat, pattern.images
+                )
     return [columns.transpose(1, 2) for columns in found]
 
 
 def _coloured(query: Query, pattern: ActivationPattern, flat: Tensor) -> Parts:
     """One tangent for all pixels that are congruent modulo the patch: no unit sees two of them [Curtis, Powell and Reid 1974]."""
-    readout, geometry = query.readout, query.patches
-    (h, w), counts, channels = geometry.size, geometry.counts, query.network.in_shape[0]
+    readout = query.readout
+    geometry = query.patches
+    (h, w) = geometry.size
+    counts = geometry.counts
+    channels = query.network.in_shape[0]
     # (images, rows and columns of the colour, in-channels, rows and columns of the position, out-channels)
     shape = (pattern.images, h, w, channels, *counts, readout.elements.shape[0])
     columns = torch.zeros(shape, dtype=pattern.dtype, device=flat.device)
@@ -193,7 +228,9 @@ def _coloured(query: Query, pattern: ActivationPattern, flat: Tensor) -> Parts:
         for patch, positions in zip(geometry.patches, geometry.positions, strict=True)
     )
     u, v = torch.meshgrid(*map(torch.arange, counts), indexing="ij")
-    picked = columns[:, (i % h)[:, None, :, None], (j % w)[:, None], :, u[:, :, None, None], v[:, :, None, None]]
+    picked = columns[
+        :, (i % h)[:, None, :, None], (j % w)[:, None], :, u[:, :, None, None], v[:, :, None, None]
+    ]
     return Parts(_chosen(query, picked.movedim(4, 0)), _bias_columns([query], pattern)[0])
 
 
@@ -207,7 +244,9 @@ def _colours(query: Query, pattern: ActivationPattern) -> Iterator[tuple[int, Te
         row, column, channel = torch.unravel_index(colour, (h, w, channels))
         shape = (len(colour), channels, rows, columns)
         tangents = torch.zeros(shape, dtype=pattern.dtype, device=query.network.device)
-        for k, (a, b, c) in enumerate(zip(row.tolist(), column.tolist(), channel.tolist(), strict=True)):
+        for k, (a, b, c) in enumerate(
+            zip(row.tolist(), column.tolist(), channel.tolist(), strict=True)
+        ):
             tangents[k, c, a::h, b::w] = 1
         yield start, _for_each_image(tangents, pattern.images)
 
@@ -216,13 +255,17 @@ def _windowed(queries: Sequence[Query], pattern: ActivationPattern) -> list[Part
     """One tangent per pixel and in-channel, on the windows that it reaches, for all queries in one sweep."""
     if not queries:
         return []
-    readouts, geometries = [query.readout for query in queries], [query.patches for query in queries]
+    readouts = [query.readout for query in queries]
+    geometries = [query.patches for query in queries]
     after = [r.apart for r in readouts if r.apart]
     room = min((query.room for query in queries if query.room is not None), default=None)
     sweep = Sweep(pattern, [r.source for r in readouts], after, room)
     wholes = [_room(query, pattern) for query in queries]
     reaching = [geometry.reached() for geometry in geometries]
-    pixels = [range(min(r.start for r in axis), max(r.stop for r in axis)) for axis in zip(*reaching, strict=True)]
+    pixels = [
+        range(min(r.start for r in axis), max(r.stop for r in axis))
+        for axis in zip(*reaching, strict=True)
+    ]
     for group in sweep.groups(pixels):
         tangents = sweep.run(group)
         for readout, geometry, whole in zip(readouts, geometries, wholes, strict=True):
@@ -230,12 +273,16 @@ def _windowed(queries: Sequence[Query], pattern: ActivationPattern) -> list[Part
             units = sweep.step(group, readout.apart, [found]) if readout.apart else found
             put(whole, group, units, geometry.patches, geometry.positions)
     biases = _bias_columns(queries, pattern)
-    return [Parts(_chosen(query, whole[None]), bias) for query, whole, bias in zip(queries, wholes, biases, strict=True)]
+    return [
+        Parts(_chosen(query, whole[None]), bias)
+        for query, whole, bias in zip(queries, wholes, biases, strict=True)
+    ]
 
 
 def _room(query: Query, pattern: ActivationPattern) -> Tensor:
     """Zeros ``(rows, columns, patch rows, patch columns, in-channels, out-channels)``."""
-    geometry, channels = query.patches, query.network.in_shape[0]
+    geometry = query.patches
+    channels = query.network.in_shape[0]
     shape = (*geometry.counts, *geometry.size, channels, query.readout.elements.shape[0])
     return torch.zeros(shape, dtype=pattern.dtype, device=query.network.device)
 

@@ -63,18 +63,25 @@ def check_patches(network: Network, x: Tensor) -> dict[str, float]:
 
 def _is_cut(network: Network, layer: Layer) -> bool:
     """Whether a layer has positions, and a receptive field that is smaller than the image."""
-    field, image = network.program().fields[layer.value.slot], network.in_shape[1:]
-    return bool(field) and any(n < extent for n, extent in zip(layer.receptive_field, image, strict=True))
+    field = network.program().fields[layer.value.slot]
+    image = network.in_shape[1:]
+    return bool(field) and any(
+        n < extent for n, extent in zip(layer.receptive_field, image, strict=True)
+    )
 
 
 def _pixel_errors(pattern: ActivationPattern, layers: Sequence[Layer]) -> dict[str, float]:
     """Tangents of some pixels with random weights: summed from their windows, and as one tangent on whole maps."""
-    network, targets = pattern.network, [layer.value for layer in layers]
+    network = pattern.network
+    targets = [layer.value for layer in layers]
     sweep = Sweep(pattern, targets)
     groups = list(_groups(sweep))
     draw = torch.Generator().manual_seed(SEED)
     seeds = torch.zeros(len(groups), *network.in_shape, dtype=pattern.dtype, device=network.device)
-    weights = [torch.randn(prod(group.count), network.in_shape[0], generator=draw).to(seeds) for group in groups]
+    weights = [
+        torch.randn(prod(group.count), network.in_shape[0], generator=draw).to(seeds)
+        for group in groups
+    ]
     for seed, group, weight in zip(seeds, groups, weights, strict=True):
         seed[(slice(None), *group.places().T)] = weight.T
     whole = push(pattern, {IMAGE: seeds}, targets)
@@ -85,7 +92,8 @@ def _pixel_errors(pattern: ActivationPattern, layers: Sequence[Layer]) -> dict[s
             tangents = windowed[value.slot]
             if isinstance(tangents, Tensor):
                 tangents = _inside(tangents, group, sweep.fields[value.slot])
-            found, sums = whole[value.slot], sweep.inner(group, tangents, weight[None], value.shape)
+            found = whole[value.slot]
+            sums = sweep.inner(group, tangents, weight[None], value.shape)
             theirs = seeds.new_zeros(value.shape) if found is None else found[n]
             ours = seeds.new_zeros(value.shape) if sums is None else sums[0, 0]
             errors[layer.name] = _larger(errors[layer.name], _relative(ours - theirs, theirs))
@@ -115,9 +123,14 @@ def _groups(sweep: Sweep) -> Iterator[Group]:
     one = Group.of_one(strides)
     on_maps = on_windows = 0
     for value in sweep.values:
-        spans, size = one.spans(sweep.fields[value.slot]), prod(value.shape)
+        spans = one.spans(sweep.fields[value.slot])
+        size = prod(value.shape)
         on_maps += size
-        on_windows += size if spans is None else min(size, value.shape[0] * prod(max(0, s.size) for s in spans))
+        on_windows += (
+            size
+            if spans is None
+            else min(size, value.shape[0] * prod(max(0, s.size) for s in spans))
+        )
     pixels = max(on_maps, NUMBERS) / (channels * on_windows)
     side = max(1, int(pixels ** (1 / len(image))))
     draw = random.Random(SEED)
@@ -126,22 +139,35 @@ def _groups(sweep: Sweep) -> Iterator[Group]:
         tuple(max(0, n - 2) for n in image),
         tuple(draw.randrange(n) for n in image),
     ):
-        count = tuple(min(side, pixel // stride + 1) for pixel, stride in zip(last, strides, strict=True))
-        yield Group(tuple(range(p - s * (n - 1), p + s, s) for p, s, n in zip(last, strides, count, strict=True)))
+        count = tuple(
+            min(side, pixel // stride + 1) for pixel, stride in zip(last, strides, strict=True)
+        )
+        yield Group(
+            tuple(
+                range(p - s * (n - 1), p + s, s)
+                for p, s, n in zip(last, strides, count, strict=True)
+            )
+        )
 
 
 def _unit_errors(pattern: ActivationPattern, layers: Sequence[Layer]) -> dict[str, float]:
     """The part of a hyperplane that is outside the patch, for a random unit of some random layers."""
-    network, draw = pattern.network, random.Random(SEED)
+    network = pattern.network
+    draw = random.Random(SEED)
     chosen = draw.sample(list(layers), min(UNITS, len(layers)))
     units = [tuple(draw.randrange(n) for n in unit_dims(layer, "RM2").values()) for layer in chosen]
     first = Query.of_any_image(network, chosen[0].name, "RM2", units[0])
-    queries = [first.at_layer(layer.name, "RM2", unit) for layer, unit in zip(chosen, units, strict=True)]
+    queries = [
+        first.at_layer(layer.name, "RM2", unit) for layer, unit in zip(chosen, units, strict=True)
+    ]
     outside = [_outside(query) for query in queries]
     seeds: dict[int, Tensor] = {}
     for n, query in enumerate(queries):
-        slot, shape = query.target.slot, query.target.shape
-        seeds.setdefault(slot, torch.zeros(len(chosen), *shape, dtype=pattern.dtype, device=network.device))
+        slot = query.target.slot
+        shape = query.target.shape
+        seeds.setdefault(
+            slot, torch.zeros(len(chosen), *shape, dtype=pattern.dtype, device=network.device)
+        )
         flat = query.units.flat.flatten().to(network.device)
         seeds[slot][n] = query.readout.cotangents(flat, pattern.dtype)[slot][0]
     hyperplanes, _ = pull(pattern, seeds)
@@ -153,7 +179,9 @@ def _unit_errors(pattern: ActivationPattern, layers: Sequence[Layer]) -> dict[st
 
 def _outside(query: Query) -> Tensor:
     """Pixels that are not on the patch of a query's one unit, ``(pixels,)``."""
-    outside = torch.ones(prod(query.network.in_shape[1:]) + 1, dtype=query.dtype)  # the last is for what the image lacks
+    outside = torch.ones(
+        prod(query.network.in_shape[1:]) + 1, dtype=query.dtype
+    )  # the last is for what the image lacks
     if query.in_patches:
         positions = query.units.positions(query.units.flat.flatten())
         outside[query.patches.pixels(positions)[0]] = 0

@@ -29,8 +29,11 @@ class PatchGeometry:
     @classmethod
     def of(cls, field: Field, positions: Sequence[range], image: Sequence[int]) -> "PatchGeometry":
         """The receptive fields of positions; whole images where fields do not move in whole pixels."""
-        sizes, axes = field_size(field, image), field or (None,) * len(image)
-        found = [_patch(axis, size, n, field) for axis, size, n in zip(axes, sizes, image, strict=True)]
+        sizes = field_size(field, image)
+        axes = field or (None,) * len(image)
+        found = [
+            _patch(axis, size, n, field) for axis, size, n in zip(axes, sizes, image, strict=True)
+        ]
         return cls(tuple(found), tuple(positions), tuple(image))
 
     @property
@@ -45,15 +48,20 @@ class PatchGeometry:
 
     def corners(self, positions: Sequence[Tensor]) -> Tensor:
         """First pixel of the patches at some positions ``(*units)`` along each axis: ``(*units, axes)``."""
-        return torch.stack([s.first + s.step * p for s, p in zip(self.patches, positions, strict=True)], -1)
+        return torch.stack(
+            [s.first + s.step * p for s, p in zip(self.patches, positions, strict=True)], -1
+        )
 
     def pixels(self, positions: Sequence[Tensor]) -> Tensor:
         """Numbers of the pixels of patches at positions ``(K,)``: ``(K, pixels)``; rows * columns for those outside."""
         axes = []
-        for first, size, extent in zip(self.corners(positions).unbind(-1), self.size, self.image, strict=True):
+        for first, size, extent in zip(
+            self.corners(positions).unbind(-1), self.size, self.image, strict=True
+        ):
             pixel = first[:, None] + torch.arange(size, device=first.device)
             axes.append(torch.where((pixel >= 0) & (pixel < extent), pixel, extent))
-        (rows, columns), (height, width) = axes, self.image
+        (rows, columns) = axes
+        (height, width) = self.image
         # (K, patch rows, patch columns)
         outside = (rows[:, :, None] >= height) | (columns[:, None] >= width)
         numbers = rows[:, :, None] * width + columns[:, None]
@@ -73,6 +81,8 @@ def _patch(axis: Axis | None, size: int, extent: int, field: Field) -> Span:
     """The patches along one axis."""
     if axis is not None and size < extent and int(axis.step) == axis.step:
         return Span(ceil(axis.low), size, int(axis.step))
-    if field == ():  # it depends on no pixel: a patch of one, which is zero, takes every method as it is
+    if (
+        field == ()
+    ):  # it depends on no pixel: a patch of one, which is zero, takes every method as it is
         return Span(0, 1, 0)
     return Span(0, extent, 0)

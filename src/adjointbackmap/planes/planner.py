@@ -131,7 +131,9 @@ def images_at_once(queries: Sequence[Query], methods: Sequence[str]) -> int:
 
 def _held(query: Query, method: str) -> int:
     """Largest count of numbers that one vector of a batch has in memory."""
-    readout, program, image = query.readout, query.program, prod(query.network.in_shape)
+    readout = query.readout
+    program = query.program
+    image = prod(query.network.in_shape)
     if method != "adjoint":
         return held(readout.steps(), kept={readout.source.slot}) + image
     bias = sum(entry.value.numel() for entry in program.entries)
@@ -141,12 +143,17 @@ def _held(query: Query, method: str) -> int:
     # A seed is a map of the layer, or one for each tap of the kernel; it is then read and masked.
     taps = 0 if readout.row_count is None else readout.taps
     seeds = max(taps * prod(readout.target.shape[1:]), whole(readout.target))
-    return max(held(program.upstream([kernel.input])), seeds + 2 * whole(kernel.input)) + image + bias
+    return (
+        max(held(program.upstream([kernel.input])), seeds + 2 * whole(kernel.input)) + image + bias
+    )
 
 
-def _planned(query: Query, method: str, vectors: int, work: tuple[float, float], batches: float) -> Plan:
+def _planned(
+    query: Query, method: str, vectors: int, work: tuple[float, float], batches: float
+) -> Plan:
     """The cost of some vectors through a network, each of which takes some products and numbers."""
-    images, itemsize = len(query.images), query.dtype.itemsize
+    images = len(query.images)
+    itemsize = query.dtype.itemsize
     products, numbers = (vectors * w for w in work)
     size = (prod(query.part_shape) + query.readout.entries.numel()) * query.units.count * itemsize
     numbers += 2 * size / itemsize  # the result, written and read
@@ -154,11 +161,14 @@ def _planned(query: Query, method: str, vectors: int, work: tuple[float, float],
     cost = products + NUMBER_COST * numbers + STEP_COST * batches * steps
     in_batch = min(vectors * min(images, IMAGES_AT_ONCE), vectors_at_once(query, method))
     workspace = in_batch * bytes_of_vector(_held(query, method), itemsize)
-    return Plan(method, vectors, round(images * products), images * size, workspace, round(images * cost))
+    return Plan(
+        method, vectors, round(images * products), images * size, workspace, round(images * cost)
+    )
 
 
 def _plan_adjoint(query: Query) -> Plan:
-    readout, program = query.readout, query.program
+    readout = query.readout
+    program = query.program
     vectors = query.units.count
     work = _work(program.upstream([readout.target]))
     at_once = vectors_at_once(query, "adjoint")
@@ -189,8 +199,10 @@ def _plan_coloured(query: Query) -> Plan:
 
 def _plan_windowed(query: Query) -> Plan:
     """One pixel's windows count for all; a bias counts as if it went through half of the network."""
-    program, readout = query.program, query.readout
-    steps, entries = readout.steps(), readout.entries.numel()
+    program = query.program
+    readout = query.readout
+    steps = readout.steps()
+    entries = readout.entries.numel()
     after = [readout.apart] if readout.apart else []
     batches = Batches.of(program, [readout.source], after, 1, query.dtype, query.room)
     size = on_windows(program.fields, batches.strides)

@@ -120,11 +120,24 @@ class Query:
         """
         check_network(network)
         network.check_unchanged()
-        images = torch.zeros((), dtype=network.dtype, device=network.device).expand(1, *network.in_shape)
-        return cls(network, images, *_chosen(network, images, layer, mode, units, own_bias), 1.0, method, UNBOUNDED)
+        images = torch.zeros((), dtype=network.dtype, device=network.device).expand(
+            1, *network.in_shape
+        )
+        return cls(
+            network,
+            images,
+            *_chosen(network, images, layer, mode, units, own_bias),
+            1.0,
+            method,
+            UNBOUNDED,
+        )
 
     def at_layer(
-        self, layer: str | nn.Module, mode: str | None = None, units: Any = None, own_bias: bool | None = None
+        self,
+        layer: str | nn.Module,
+        mode: str | None = None,
+        units: Any = None,
+        own_bias: bool | None = None,
     ) -> "Query":
         """The same at another layer, see :meth:`of`.
 
@@ -137,7 +150,9 @@ class Query:
     def part(self, block: Block) -> "Query":
         """The images of a block, and the units that it has along each dimension of the selection."""
         images, *units = block
-        return replace(self, images=self.images[images], units=self.units.of_images(images, tuple(units)))
+        return replace(
+            self, images=self.images[images], units=self.units.of_images(images, tuple(units))
+        )
 
     # in which arithmetic
 
@@ -187,7 +202,9 @@ class Query:
     @cached_property
     def patches(self) -> PatchGeometry:
         """Where image parts lie that are kept as patches."""
-        return PatchGeometry.of(self.program.fields[self.target.slot], self.units.box, self.network.in_shape[1:])
+        return PatchGeometry.of(
+            self.program.fields[self.target.slot], self.units.box, self.network.in_shape[1:]
+        )
 
     def corners(self) -> Tensor:
         """First pixel of each chosen unit's patch, ``(*units, 2)``."""
@@ -236,12 +253,15 @@ class Query:
             x: Recorded input of the kernel.
             flat: Numbers of the units, ``(N, K)``.
         """
-        kernel, (images, count) = self._kernel, flat.shape
+        kernel = self._kernel
+        (images, count) = flat.shape
         mask = kernel.rule.in_channel_mask(x.shape[1]).to(x.device)
         channels = self.units.dims["out_channel"]
         # the number of a unit is (position * in-channels + in-channel) * out-channels + out-channel
-        pair, out_channel = flat.flatten() // channels, flat.flatten() % channels
-        in_channel, place = pair % len(mask), pair // len(mask) * channels + out_channel
+        pair = flat.flatten() // channels
+        out_channel = flat.flatten() % channels
+        in_channel = pair % len(mask)
+        place = pair // len(mask) * channels + out_channel
         order = in_channel.argsort(stable=True)
         values = x.new_empty(images * count)
         sizes = in_channel.bincount(minlength=len(mask)).tolist()
@@ -260,7 +280,12 @@ class Query:
 
 
 def _chosen(
-    network: Network, images: Tensor, layer: str | nn.Module, mode: str | None, units: Any, own_bias: bool | None
+    network: Network,
+    images: Tensor,
+    layer: str | nn.Module,
+    mode: str | None,
+    units: Any,
+    own_bias: bool | None,
 ) -> tuple[Layer, str, bool, Selection]:
     """Layer, mode, own bias and units.
 
@@ -268,7 +293,11 @@ def _chosen(
         ValueError: If one does not fit the network.
     """
     chosen = network.layer(layer)
-    mode = next((m for m in ("RM2", "RM0") if m in chosen.modes), chosen.modes[0]) if mode is None else mode
+    mode = (
+        next((m for m in ("RM2", "RM0") if m in chosen.modes), chosen.modes[0])
+        if mode is None
+        else mode
+    )
     if mode not in chosen.modes:
         msg = f"Layer {chosen.name!r} has the modes {', '.join(chosen.modes)}. Got {mode!r}: choose one of these."
         raise ValueError(msg)
@@ -297,7 +326,9 @@ def _with_own_bias(mode: str, own_bias: bool | None) -> bool:
     return False
 
 
-def _predicted(network: Network, images: Tensor, layer: Layer, mode: str, units: str, dims: dict[str, int]) -> Selection:
+def _predicted(
+    network: Network, images: Tensor, layer: Layer, mode: str, units: str, dims: dict[str, int]
+) -> Selection:
     """The largest output of each image.
 
     Raises:
@@ -340,5 +371,7 @@ def _size(memory: object) -> float:
             return float(found[1]) * SIZES[found[2]] if found else math.nan
         except (ValueError, KeyError):
             return math.nan
-    is_number = isinstance(memory, int | float | np.integer | np.floating) and not isinstance(memory, bool)
+    is_number = isinstance(memory, int | float | np.integer | np.floating) and not isinstance(
+        memory, bool
+    )
     return float(memory) if is_number else math.nan  # type: ignore[arg-type]

@@ -37,7 +37,8 @@ class Readout:
     def entries(self) -> Tensor:
         """The entries of ``b`` that the layer depends on."""
         known = reached(self.program, [self.target])
-        start, kept = 0, []
+        start = 0
+        kept = []
         for entry in self.program.entries:
             size = entry.value.numel()
             if entry.slot in known:
@@ -119,7 +120,11 @@ class Readout:
         A row is one in-channel at one position of a unit, or at all of them in RM3: units that differ in the
         out-channel share it, and each is its taps weighted by a kernel (Algorithms 1 and 2 of [Wan2022]).
         """
-        if self.mode not in ("RM4", "RM3") or not self.units.is_shared or self._kernel.rule.tap() is None:
+        if (
+            self.mode not in ("RM4", "RM3")
+            or not self.units.is_shared
+            or self._kernel.rule.tap() is None
+        ):
             return None
         *dims, channels = self.units.dims.values()  # the out-channel is the last dimension
         seen = torch.zeros(prod(dims), dtype=torch.bool)
@@ -142,7 +147,8 @@ class Readout:
 
     def row_cotangents(self, rows: Tensor, dtype: torch.dtype) -> dict[int, Tensor]:
         """For each row and tap of the kernel, one where it reads the kernel's input: ``(rows * taps, ...)``."""
-        kernel, dims = self._kernel, list(self.units.dims.values())[:-1]
+        kernel = self._kernel
+        dims = list(self.units.dims.values())[:-1]
         tap = cast("Kernel", kernel.rule.tap())
         *spatial, j = torch.unravel_index(rows, tuple(dims))
         each = torch.arange(len(rows), device=rows.device)
@@ -151,8 +157,12 @@ class Readout:
         shape = (len(rows), self.taps, self.taps, *self.target.shape[1:])
         seeds = torch.zeros(shape, dtype=dtype, device=rows.device)
         seeds[(each[:, None], every, every, *(p[:, None] for p in spatial))] = 1
-        read = tap.back(seeds.flatten(0, 1), (1, *kernel.input.shape[1:])).unflatten(0, (len(rows), self.taps))
-        cotangents = torch.zeros(len(rows), self.taps, *kernel.input.shape, dtype=dtype, device=rows.device)
+        read = tap.back(seeds.flatten(0, 1), (1, *kernel.input.shape[1:])).unflatten(
+            0, (len(rows), self.taps)
+        )
+        cotangents = torch.zeros(
+            len(rows), self.taps, *kernel.input.shape, dtype=dtype, device=rows.device
+        )
         cotangents[each, :, j] = read[:, :, 0]
         return {kernel.input.slot: cotangents.flatten(0, 1)}
 

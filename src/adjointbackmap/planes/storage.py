@@ -84,7 +84,9 @@ def save(
     return write(path, stream(query), report)
 
 
-def write(path: Path | str, work: Stream, report: Callable[[float], None] = lambda share: None) -> "StoredPlanes":
+def write(
+    path: Path | str, work: Stream, report: Callable[[float], None] = lambda share: None
+) -> "StoredPlanes":
     """Compute a stream of hyperplanes into a folder, see :func:`save`.
 
     Raises:
@@ -106,11 +108,14 @@ def _write(path: Path, draft: Draft, report: Callable[[float], None]) -> "Stored
         DiskFull: If the disk is full.
     """
     work = draft.work
-    stored, finished = StoredPlanes(path), 0.0
+    stored = StoredPlanes(path)
+    finished = 0.0
     try:
         put_record(record_path(path, METADATA), draft.put(path))
         manifest = stored.manifest
-        for number, (block, record) in enumerate(zip(draft.work.blocks, manifest.records[1:], strict=True), 1):
+        for number, (block, record) in enumerate(
+            zip(draft.work.blocks, manifest.records[1:], strict=True), 1
+        ):
             if manifest.damaged(record):
                 put_record(record, draft.put_block(path, block, draft.work.compute(block)))
             finished = number / len(draft.work.blocks)
@@ -135,12 +140,18 @@ def open(path: Path | str) -> "StoredPlanes":
     stored = StoredPlanes(Path(path))
     record = record_path(stored.path, METADATA)
     if not metadata_of(stored.path) and not record.is_file():
-        msg = f"path must be a folder that save or the command map wrote. Got {path}, which is none."
+        msg = (
+            f"path must be a folder that save or the command map wrote. Got {path}, which is none."
+        )
         raise FileNotFoundError(msg)
     refuse_links(stored.path)
     seals = read_record(record)
-    if not metadata_of(stored.path) or (ROOT in seals and not is_whole(stored.path / ROOT, seals[ROOT])):
-        msg = f"{stored.path / ROOT} must match its checksum in {record}. Got another file: {AGAIN}."
+    if not metadata_of(stored.path) or (
+        ROOT in seals and not is_whole(stored.path / ROOT, seals[ROOT])
+    ):
+        msg = (
+            f"{stored.path / ROOT} must match its checksum in {record}. Got another file: {AGAIN}."
+        )
         raise ValueError(msg)
     metadata, *blocks = (bool(stored.manifest.finished(record)) for record in stored.records)
     if not metadata or not all(blocks):
@@ -215,7 +226,11 @@ class StoredPlanes:
         return self._data.copy()
 
     def planes(
-        self, network: Network, units: Any = (), images: int | slice = slice(None), memory: str | float | int | None = "2GiB"
+        self,
+        network: Network,
+        units: Any = (),
+        images: int | slice = slice(None),
+        memory: str | float | int | None = "2GiB",
     ) -> Hyperplanes:
         """Some of the hyperplanes, read into memory, as :func:`adjointbackmap.hyperplanes` gives them.
 
@@ -235,7 +250,9 @@ class StoredPlanes:
         )
         return self._planes(key, network, bytes_of(memory))
 
-    def iter_planes(self, network: Network, memory: str | float | int | None = "2GiB") -> Iterator[Hyperplanes]:
+    def iter_planes(
+        self, network: Network, memory: str | float | int | None = "2GiB"
+    ) -> Iterator[Hyperplanes]:
         """All hyperplanes, one chunk at a time.
 
         Args:
@@ -261,14 +278,18 @@ class StoredPlanes:
             ValueError: If the shape does not fit.
         """
         own = self.x
-        images, whole, b = own if x is None else x, own.new_zeros(self.shape), _tensor(self._data["b"])
+        images = own if x is None else x
+        whole = own.new_zeros(self.shape)
+        b = _tensor(self._data["b"])
         if images.shape not in (own.shape, own.shape[1:]):
             msg = f"x must have shape {tuple(own.shape[1:])} or {tuple(own.shape)}. Got {tuple(images.shape)}."
             raise ValueError(msg)
         images = images.to(own).expand(own.shape)
         for tile in self._tiles():
             part = self._part(tile)
-            whole[tile] = _inner(self._image(part), images[tile[0]]) + (_tensor(part["bias"]) * b).sum(-1)
+            whole[tile] = _inner(self._image(part), images[tile[0]]) + (
+                _tensor(part["bias"]) * b
+            ).sum(-1)
         return whole
 
     def relative_error(self) -> Tensor:
@@ -286,17 +307,25 @@ class StoredPlanes:
         return xarray.open_zarr(CheckedStore(self.path, self.manifest.seals), chunks=None)
 
     def _tiles(self) -> list[Block]:
-        return tiles([slice(0, extent) for extent in self.shape], self._data["value"].encoding["chunks"])
+        return tiles(
+            [slice(0, extent) for extent in self.shape], self._data["value"].encoding["chunks"]
+        )
 
     def _part(self, key: tuple[int | slice, ...]) -> "xarray.Dataset":
         return self._data.isel(dict(zip(self.dims, key, strict=False))).load()
 
-    def _image(self, part: "xarray.Dataset", device: torch.device | str = "cpu") -> Tensor | Patches:
+    def _image(
+        self, part: "xarray.Dataset", device: torch.device | str = "cpu"
+    ) -> Tensor | Patches:
         values = _tensor(part["image"]).to(device)
         if "top" not in part:
             return values
         rows, columns = self._data["x"].shape[2:]
-        return Patches(values, torch.stack([_tensor(part[name]) for name in ("top", "left")], -1), (rows, columns))
+        return Patches(
+            values,
+            torch.stack([_tensor(part[name]) for name in ("top", "left")], -1),
+            (rows, columns),
+        )
 
     def _check(self, network: Network) -> None:
         if network.weights_hash() != self.attributes["weights sha256"]:
@@ -304,7 +333,8 @@ class StoredPlanes:
             raise ValueError(msg)
 
     def _planes(self, key: tuple[int | slice, ...], network: Network, memory: int) -> Hyperplanes:
-        part, attributes = self._part(key), self.attributes
+        part = self._part(key)
+        attributes = self.attributes
         dims: dict[str, int] = attributes["mode dimensions"]
         units = part["value"] if any("n" in part[name].dims for name in dims) else part["value"][:1]
         places = [part[name].broadcast_like(units).transpose(*units.dims).values for name in dims]
@@ -333,7 +363,11 @@ def _inner(image: Tensor | Patches, x: Tensor) -> Tensor:
     if isinstance(image, Patches):
         return image.inner(x)
     axes = x.dim() - 1
-    return (image * x.view(len(x), *(1,) * (image.dim() - x.dim()), *x.shape[1:])).flatten(-axes).sum(-1)
+    return (
+        (image * x.view(len(x), *(1,) * (image.dim() - x.dim()), *x.shape[1:]))
+        .flatten(-axes)
+        .sum(-1)
+    )
 
 
 # what made them
@@ -357,7 +391,9 @@ def provenance(work: Stream) -> dict[str, Any]:
         "shape": list(work.shape),
         "unit dimensions": list(query.units.names),
         "mode dimensions": query.units.dims,
-        "biases": {name: [part.slice.start, part.slice.stop] for name, part in query.network.biases.items()},
+        "biases": {
+            name: [part.slice.start, part.slice.stop] for name, part in query.network.biases.items()
+        },
     }
 
 
@@ -372,14 +408,13 @@ def _continued(path: Path, work: Stream) -> Draft:
         ValueError: If the folder holds something else, or its blocks are larger than the stream's memory.
     """
     refuse_links(path)
-    found, seal = metadata_of(path), read_record(record_path(path, METADATA)).get(ROOT)
+    found = metadata_of(path)
+    seal = read_record(record_path(path, METADATA)).get(ROOT)
     if seal is not None and not is_whole(path / ROOT, seal):
         return _repaired(path, work, found, seal)
     if not found:
         if any(file.suffix != disk.PARTIAL and file.name != disk.LOCK for file in path.iterdir()):
-            msg = (
-                f"path must be a new folder or a store of these hyperplanes. Got {path}, which holds other files: choose another."
-            )
+            msg = f"path must be a new folder or a store of these hyperplanes. Got {path}, which holds other files: choose another."
             raise ValueError(msg)
         return _draft(work, _layout(work))
     attributes = found["attributes"]
@@ -421,7 +456,12 @@ def _repaired(path: Path, work: Stream, found: dict[str, Any], seal: Seal) -> Dr
 
 def _layout(work: Stream) -> dict[str, Any]:
     """How a new store is computed."""
-    return {"method": work.method, "memory": work.memory, "shape": list(work.block), "checksum": CHECKSUM}
+    return {
+        "method": work.method,
+        "memory": work.memory,
+        "shape": list(work.block),
+        "checksum": CHECKSUM,
+    }
 
 
 def _draft(work: Stream, layout: dict[str, Any]) -> Draft:

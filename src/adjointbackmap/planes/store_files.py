@@ -37,19 +37,28 @@ class Draft:
         self.work = work
         self.files: dict[str, Any] = {}
         self.chunk = _chunk(work)
-        self.checksum = attributes[LAYOUT].get("checksum") == CHECKSUM  # older versions wrote chunks without one
-        dims, small = ("n", *work.query.units.names), _small(work)
-        coordinates = " ".join(sorted(set(small) - {"x", "b"} - set(dims)))  # xarray takes these as such
+        self.checksum = (
+            attributes[LAYOUT].get("checksum") == CHECKSUM
+        )  # older versions wrote chunks without one
+        dims = ("n", *work.query.units.names)
+        small = _small(work)
+        coordinates = " ".join(
+            sorted(set(small) - {"x", "b"} - set(dims))
+        )  # xarray takes these as such
         whole = {**attributes, "coordinates": coordinates}
         group = zarr.create_group(MemoryStore(self.files), zarr_format=3, attributes=whole)
         for name, (names, array) in small.items():
             self._create(group, name, names, array.shape, array.shape, array.dtype)[...] = array
         dtype = small["x"][1].dtype
         self.arrays = [
-            self._create(group, name, (*dims, *names), (*work.shape, *shape), (*self.chunk, *shape), dtype)
+            self._create(
+                group, name, (*dims, *names), (*work.shape, *shape), (*self.chunk, *shape), dtype
+            )
             for name, (names, shape) in _parts(work).items()
         ]
-        with warnings.catch_warnings(action="ignore"):  # consolidated metadata is not yet in the standard; xarray asks for it
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # consolidated metadata is not yet in the standard; xarray asks for it
             zarr.consolidate_metadata(group.store)
 
     @property
@@ -65,10 +74,17 @@ class Draft:
     def put_block(self, folder: Path, block: Block, planes: Hyperplanes) -> Seals:
         """Write the chunks of a block; file -> what it must be."""
         image = planes.image_part
-        parts = (image.values if isinstance(image, Patches) else image, planes.bias_part, planes.value)
-        kept, seals = set(self.files), {}
+        parts = (
+            image.values if isinstance(image, Patches) else image,
+            planes.bias_part,
+            planes.value,
+        )
+        kept = set(self.files)
+        seals = {}
         for tile in tiles(block, self.chunk):
-            within = tuple(slice(t.start - b.start, t.stop - b.start) for t, b in zip(tile, block, strict=True))
+            within = tuple(
+                slice(t.start - b.start, t.stop - b.start) for t, b in zip(tile, block, strict=True)
+            )
             for array, part in zip(self.arrays, parts, strict=True):
                 array[tile] = part[within].cpu().numpy()
             for name in sorted(self.files.keys() - kept):
@@ -93,7 +109,9 @@ class Draft:
             chunks=tuple(max(1, extent) for extent in chunk),
             dtype=str if dtype.kind == "U" else dtype,
             dimension_names=dims,
-            compressors=[ZstdCodec(level=3), Crc32cCodec()] if self.checksum else ZstdCodec(level=3),
+            compressors=[ZstdCodec(level=3), Crc32cCodec()]
+            if self.checksum
+            else ZstdCodec(level=3),
             config={"write_empty_chunks": True},  # every chunk is a file, which has a checksum
             **blank,
         )
@@ -101,14 +119,21 @@ class Draft:
 
 def _parts(work: Stream) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
     """The arrays that are written block by block: dimensions and shape of what belongs to one unit."""
-    names = ("channel", "patch_row", "patch_col") if work.query.in_patches else input_names(work.query.images.dim() - 2)
+    names = (
+        ("channel", "patch_row", "patch_col")
+        if work.query.in_patches
+        else input_names(work.query.images.dim() - 2)
+    )
     entries = len(work.query.readout.entries)
-    return dict(zip(LARGE, ((names, work.query.part_shape), (("m",), (entries,)), ((), ())), strict=True))
+    return dict(
+        zip(LARGE, ((names, work.query.part_shape), (("m",), (entries,)), ((), ())), strict=True)
+    )
 
 
 def _small(work: Stream) -> dict[str, Labelled]:
     """The images, the biases that the layer depends on, and where units and patches lie."""
-    selection, entries = work.query.units, work.query.readout.entries
+    selection = work.query.units
+    entries = work.query.readout.entries
     biases = work.query.network.biases_in(work.query.dtype)
     small: dict[str, Labelled] = {
         "x": (("n", *input_names(work.query.images.dim() - 2)), work.query.images.cpu().numpy()),
@@ -119,19 +144,31 @@ def _small(work: Stream) -> dict[str, Labelled]:
     for name, places in selection.coordinates().items():
         if name in selection.names:
             axis = selection.names.index(name)
-            small[name] = (name,), places[0].movedim(axis, 0).reshape(places.shape[1 + axis], -1)[:, 0].numpy()
+            small[name] = (
+                (name,),
+                places[0].movedim(axis, 0).reshape(places.shape[1 + axis], -1)[:, 0].numpy(),
+            )
         else:
-            small[name] = (selection.names, places[0].numpy()) if len(places) == 1 else (("n", *selection.names), places.numpy())
+            small[name] = (
+                (selection.names, places[0].numpy())
+                if len(places) == 1
+                else (("n", *selection.names), places.numpy())
+            )
     if work.query.in_patches:
         corners = work.query.corners().numpy()
-        small |= {name: (selection.names, corners[..., axis]) for axis, name in enumerate(("top", "left"))}
+        small |= {
+            name: (selection.names, corners[..., axis]) for axis, name in enumerate(("top", "left"))
+        }
     return small
 
 
 def _chunk(work: Stream) -> tuple[int, ...]:
     """Images and units of a chunk: blocks are whole numbers of chunks."""
     most = block_shape(work.block, max(1, CHUNK_BYTES // work.query.bytes_each))
-    return tuple(next(c for c in range(n, 0, -1) if whole % c == 0) for n, whole in zip(most, work.block, strict=True))
+    return tuple(
+        next(c for c in range(n, 0, -1) if whole % c == 0)
+        for n, whole in zip(most, work.block, strict=True)
+    )
 
 
 # files

@@ -106,7 +106,8 @@ class Stream:
         return Stream(replace(self.query, method=method, memory=memory), block)
 
     def __str__(self) -> str:
-        count, blocks = prod(self.shape), len(self.blocks)
+        count = prod(self.shape)
+        blocks = len(self.blocks)
         work = f"{self.method}, at most {self.plan.multiply_adds * blocks / 1e9:,.3g} GMAC"
         size = count * self.query.bytes_each / 2**20
         return f"{count:,} hyperplanes in {blocks:,} block(s), {work}, at most {size:,.1f} MiB"
@@ -159,7 +160,8 @@ def _while_computed(query: Query, method: str) -> int:
 
 def _room(query: Query) -> int:
     """Bytes of what a method gives: tangents give all channels at all positions of a box."""
-    method, units = str(query.method), query.units.count
+    method = str(query.method)
+    units = query.units.count
     if method in ("windowed", "coloured"):
         units = max(units, query.readout.elements.shape[0] * prod(query.patches.counts))
     return len(query.images) * units * _while_computed(query, method)
@@ -175,5 +177,8 @@ def tiles(region: Sequence[slice], step: Sequence[int]) -> list[Block]:
         >>> tiles([slice(0, 3), slice(4, 5)], (2, 1))
         [(slice(0, 2, None), slice(4, 5, None)), (slice(2, 3, None), slice(4, 5, None))]
     """
-    axes = [[slice(a, min(a + s, r.stop)) for a in range(r.start, r.stop, s)] for r, s in zip(region, step, strict=True)]
+    axes = [
+        [slice(a, min(a + s, r.stop)) for a in range(r.start, r.stop, s)]
+        for r, s in zip(region, step, strict=True)
+    ]
     return list(product(*axes))

@@ -29,7 +29,9 @@ def axis_names(count: int, prefix: str = "") -> tuple[str, ...]:
         >>> axis_names(2, "out_"), axis_names(4)
         (('out_row', 'out_col'), ('axis_0', 'axis_1', 'axis_2', 'axis_3'))
     """
-    return tuple(prefix + name for name in AXES.get(count, tuple(f"axis_{i}" for i in range(count))))
+    return tuple(
+        prefix + name for name in AXES.get(count, tuple(f"axis_{i}" for i in range(count)))
+    )
 
 
 def is_position(name: str) -> bool:
@@ -68,9 +70,16 @@ def unit_dims(layer: Layer, mode: str, in_channels: int = 0) -> dict[str, int]:
         return {"out_feature": layer.out_shape[0]}
     if layer.kernel is not None and layer.modes == ("RM2",):  # a linear layer with positions
         *positions, features = layer.out_shape
-        return {**{f"out_position_{i}": n for i, n in enumerate(positions)}, "out_feature": features}
+        return {
+            **{f"out_position_{i}": n for i, n in enumerate(positions)},
+            "out_feature": features,
+        }
     channels, *spatial = layer.out_shape
-    where = dict(zip(axis_names(len(spatial), "out_"), spatial, strict=True)) if mode in ("RM4", "RM2") else {}
+    where = (
+        dict(zip(axis_names(len(spatial), "out_"), spatial, strict=True))
+        if mode in ("RM4", "RM2")
+        else {}
+    )
     merged = {"in_channel": in_channels} if mode in ("RM4", "RM3") else {}
     return {**where, **merged, "out_channel": channels}
 
@@ -138,7 +147,9 @@ class Selection:
     @cached_property
     def box(self) -> tuple[range, ...]:
         """The positions along each axis of a map, from the first chosen one to the last."""
-        ends = [[(int(p.min()), int(p.max())) for p in self.positions(part)] for part in self.parts()]
+        ends = [
+            [(int(p.min()), int(p.max())) for p in self.positions(part)] for part in self.parts()
+        ]
         axes = (zip(*along, strict=True) for along in zip(*ends, strict=True))
         return tuple(range(min(first), max(last) + 1) for first, last in axes)
 
@@ -200,7 +211,9 @@ def select(dims: dict[str, int], units: Any, images: int) -> Selection:
         msg = f"units must lie in {described}. Got {shown(units)}: {error}."
         raise ValueError(msg) from error
     if not np.size(flat):
-        msg = f"units must name at least one unit of {described}. Got {shown(units)}, which is none."
+        msg = (
+            f"units must name at least one unit of {described}. Got {shown(units)}, which is none."
+        )
         raise ValueError(msg)
     # a copy, for a slice with a negative step is a view that PyTorch cannot take
     numbers = torch.from_numpy(np.array(flat, dtype=np.int64, order="C"))
@@ -250,7 +263,11 @@ def _part(part: Any, extent: int, described: str) -> Any:
     if array.size == 0 and array.dtype.kind == "f":  # NumPy's type of an empty list
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
-        advice = "take nonzero() of the mask" if array.dtype.kind == "b" and array.ndim else f"choose {described}"
+        advice = (
+            "take nonzero() of the mask"
+            if array.dtype.kind == "b" and array.ndim
+            else f"choose {described}"
+        )
         msg = f"units must be ints, slices or integer arrays. Got {shown(part)}: {advice}."
         raise ValueError(msg)
     if array.dtype.kind == "u":  # NumPy would take the largest of them for -1

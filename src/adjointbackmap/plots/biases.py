@@ -36,7 +36,9 @@ def near_square(vector: Float[Tensor, " m"]) -> np.ndarray:
         >>> near_square(torch.zeros(384)).shape, near_square(torch.zeros(1184)).shape, near_square(torch.zeros(37)).shape
         ((24, 16), (37, 32), (1, 37))
     """
-    columns = next((c for c in range(isqrt(len(vector)), 1, -1) if len(vector) % c == 0), max(1, len(vector)))
+    columns = next(
+        (c for c in range(isqrt(len(vector)), 1, -1) if len(vector) % c == 0), max(1, len(vector))
+    )
     return vector.cpu().numpy().reshape(-1, columns)
 
 
@@ -103,7 +105,9 @@ def cut(axes: Axes, biases: Biases, columns: int, linewidth: float = 0.7) -> Non
     for part in list(biases.values())[1:] if _are_cut(biases) else ():
         row, column = divmod(part.slice.start, columns)
         across = [-0.5, column - 0.5, column - 0.5, columns - 0.5]
-        axes.plot(across, [row + 0.5, row + 0.5, row - 0.5, row - 0.5], color="black", linewidth=linewidth)
+        axes.plot(
+            across, [row + 0.5, row + 0.5, row - 0.5, row - 0.5], color="black", linewidth=linewidth
+        )
 
 
 def _are_cut(biases: Biases) -> bool:
@@ -120,7 +124,8 @@ def _squares(
     """One image per bias part. The first image of each row has the names of the layers."""
     images = [near_square(torch.from_numpy(v)) for v in values]
     height, width = images[0].shape
-    rows, columns = -(-len(images) // COLUMNS), min(len(images), COLUMNS)
+    rows = -(-len(images) // COLUMNS)
+    columns = min(len(images), COLUMNS)
     panel = WIDTH / (COLUMNS + 1) * height / width + 0.3 if height > 1 else 1.1
     figure = new_figure(WIDTH, 1.0 + rows * panel, title)
     names, middles = _labels(biases, most=16)

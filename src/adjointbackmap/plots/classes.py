@@ -52,17 +52,22 @@ def class_hyperplanes(
     if planes.value[0].numel() != len(classes) or planes.mode != "RM0":
         msg = f"Classes must be those of the RM0 hyperplanes. Got {len(classes)} for {planes.value[0].numel()} of {planes.mode}."
         raise ValueError(msg)
-    image, bias, value = drawable(planes.image[0]), planes.bias[0], planes.value[0].cpu().numpy()
+    image = drawable(planes.image[0])
+    bias = planes.bias[0]
+    value = planes.value[0].cpu().numpy()
     squares = [near_square(b) for b in bias] if bias.shape[-1] else []
-    scale, bias_scale = Scale.of(image, normalised), Scale.of(squares, normalised)
-    blocks, each = -(-len(classes) // COLUMNS), 2 if squares else 1
+    scale = Scale.of(image, normalised)
+    bias_scale = Scale.of(squares, normalised)
+    blocks = -(-len(classes) // COLUMNS)
+    each = 2 if squares else 1
     ratios = [1.0, min(1.0, squares[0].shape[0] / 8)] if squares else [1.0]
     figure = new_figure(WIDTH, 1.1 + blocks * (1.1 * sum(ratios) + 0.5), title)
     grid = figure.add_gridspec(blocks * each, COLUMNS + 2, height_ratios=ratios * blocks)
     PIXELS.show(figure.add_subplot(grid[:, :2]), drawable(pixels, 0), "input")
     shown = []
     for i, name in enumerate(classes):
-        row, column = i // COLUMNS * each, i % COLUMNS + 2
+        row = i // COLUMNS * each
+        column = i % COLUMNS + 2
         scale.show(
             figure.add_subplot(grid[row, column]),
             image[i],
@@ -130,7 +135,9 @@ def differences(
                 axes.set_ylabel(heading, fontsize=MEDIUM)
     unit, channels = (UNIT, False) if first.dim() == 2 else (IMAGE_UNIT, panels[0][0].ndim == 3)
     both, own = (scale.words(unit, channels) for scale in scales[1:])
-    caption = f"{rows[0]} and {rows[1]} on one scale: {both}; {rows[1]} - {rows[0]} on its own: {own}"
+    caption = (
+        f"{rows[0]} and {rows[1]} on one scale: {both}; {rows[1]} - {rows[0]} on its own: {own}"
+    )
     numbers = {"first": first, "second": second, "difference": second - first}
     return finished(
         figure,

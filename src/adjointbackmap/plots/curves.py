@@ -30,10 +30,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]], title: str) -> Drawing:
     if not rows:
         msg = "There must be at least one finished epoch to draw. Got none."
         raise ValueError(msg)
-    epoch, loss = (
-        np.array([row["epoch"] for row in rows]),
-        np.array([row["loss"] for row in rows], dtype=float),
-    )
+    epoch = np.array([row["epoch"] for row in rows])
+    loss = np.array([row["loss"] for row in rows], dtype=float)
     validation = np.array([row["validation"] for row in rows], dtype=float)  # None becomes NaN
     known = np.isfinite(validation)
     figure = new_figure(WIDTH, 4.0, title)
@@ -53,7 +51,9 @@ def training_curves(rows: Sequence[Mapping[str, Any]], title: str) -> Drawing:
             markersize=9,
             fillstyle="none",
         )
-        caption += f"; circle: epoch {epoch[best]}, whose weights are kept, {100 * validation[best]:.2f} %"
+        caption += (
+            f"; circle: epoch {epoch[best]}, whose weights are kept, {100 * validation[best]:.2f} %"
+        )
     for axes in (left, right):
         axes.set_xlabel("epoch", fontsize=MEDIUM)
         axes.tick_params(labelsize=SMALL)

@@ -16,7 +16,10 @@ from adjointbackmap.files import disk
 
 # Inches of a full figure. Shown 700 pixels wide, a font of 8 points is then about 8 pixels high.
 WIDTH = 9.0
-SMALL, MEDIUM, LARGE = 8.0, 9.0, 11.0  # sizes of fonts in points
+# sizes of fonts in points
+SMALL = 8.0
+MEDIUM = 9.0
+LARGE = 11.0
 # Colour-blind readers can distinguish these.
 COLOURS = ("#d7191c", "black", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "o^sDvPX"

@@ -46,13 +46,13 @@ def spectra(maps: Mapping[str, Float[Tensor, "3 h w"]], title: str) -> Drawing:
     """
     shapes = {tuple(part.shape) for part in maps.values()}
     if len(shapes) != 1:
-        msg = f"There must be maps of one shape. Got {', '.join(map(str, sorted(shapes))) or 'none'}."
+        msg = (
+            f"There must be maps of one shape. Got {', '.join(map(str, sorted(shapes))) or 'none'}."
+        )
         raise ValueError(msg)
     stacked = torch.stack(list(maps.values()))
-    amplitudes, shares = (
-        log_amplitude(stacked).cpu().numpy(),
-        high_share(stacked, ABOVE).cpu().numpy(),
-    )
+    amplitudes = log_amplitude(stacked).cpu().numpy()
+    shares = high_share(stacked, ABOVE).cpu().numpy()
     figure = new_figure(WIDTH, 1.2 + 2.1 * len(maps), title)
     shown: list[Axes] = []
     for r, (name, part) in enumerate(zip(maps, stacked.cpu().numpy(), strict=True)):

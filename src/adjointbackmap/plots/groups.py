@@ -37,7 +37,11 @@ def points(groups: Mapping[str, np.ndarray], title: str, axes: Sequence[str]) ->
         ValueError: If there is no group, or the points of a group have another number of dimensions
             than ``axes``.
     """
-    wrong = [f"{name} {found.shape}" for name, found in groups.items() if found.ndim != 2 or found.shape[1] != len(axes)]
+    wrong = [
+        f"{name} {found.shape}"
+        for name, found in groups.items()
+        if found.ndim != 2 or found.shape[1] != len(axes)
+    ]
     if wrong or not groups or len(axes) not in (2, 3):
         shapes = ", ".join(wrong) or f"{len(groups)} groups"
         msg = f"Groups must be points (n, 2) or (n, 3) with a name for each axis. Got {shapes} and axes {list(axes)}."
@@ -97,7 +101,10 @@ def by_layer(
     if kind not in ("line", "bar") or not layers:
         msg = f"by_layer must draw line or bar, of at least one number. Got {kind!r} of {len(layers)} layers."
         raise ValueError(msg)
-    table = {name: np.array([_interval(series.get(layer)) for layer in layers]) for name, series in values.items()}
+    table = {
+        name: np.array([_interval(series.get(layer)) for layer in layers])
+        for name, series in values.items()
+    }
     figure = new_figure(WIDTH, HEIGHT, title)
     axes = figure.add_subplot()
     width = 0.8 / len(table)

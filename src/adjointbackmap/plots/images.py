@@ -34,7 +34,8 @@ def attacked(
     if pixels.shape != adversarial.shape:
         msg = f"The two images must have one shape. Got {tuple(pixels.shape)} and {tuple(adversarial.shape)}."
         raise ValueError(msg)
-    before, after = drawable(pixels, 0), drawable(adversarial, 0)
+    before = drawable(pixels, 0)
+    after = drawable(adversarial, 0)
     noise = after - before
     panels = {
         labels[0]: (PIXELS, before),
@@ -76,7 +77,8 @@ def attributions(
     if unknown:
         msg = f"Numbers must be of the methods {', '.join(maps)}. Got {', '.join(unknown)}."
         raise ValueError(msg)
-    rows, columns = -(-(len(maps) + 1) // COLUMNS), min(len(maps) + 1, COLUMNS)
+    rows = -(-(len(maps) + 1) // COLUMNS)
+    columns = min(len(maps) + 1, COLUMNS)
     figure = new_figure(WIDTH, 1.0 + rows * (WIDTH / COLUMNS + 0.5), title)
     PIXELS.show(figure.add_subplot(rows, columns, 1), drawable(pixels, 0), "input")
     drawn = {method: drawable(part, 0) for method, part in maps.items()}

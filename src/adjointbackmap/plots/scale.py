@@ -45,10 +45,8 @@ class Scale:
             [(-3.0, 3.0), (-1.0, 3.0)]
         """
         sized = [p for p in parts if p.size]
-        low, high = (
-            min((float(p.min()) for p in sized), default=0.0),
-            max((float(p.max()) for p in sized), default=0.0),
-        )
+        low = min((float(p.min()) for p in sized), default=0.0)
+        high = max((float(p.max()) for p in sized), default=0.0)
         if normalised:
             return cls(low, high if high > low else low + 1.0, "gray")
         limit = max(-low, high) or 1.0
@@ -93,7 +91,9 @@ class Scale:
             'grey is zero, black -2 and white 2 logits per pixel value'
         """
         signed = self.colour_map == SIGNED
-        dark, light, middle = ("blue", "red", "white") if signed and not channels else ("black", "white", "grey")
+        dark, light, middle = (
+            ("blue", "red", "white") if signed and not channels else ("black", "white", "grey")
+        )
         ends = f"{dark} {self.low:.3g} and {light} {self.high:.3g} {unit}"
         return f"{middle} is zero, {ends}" if signed else f"normalised to [0, 1], {ends}"
 

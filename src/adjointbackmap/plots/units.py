@@ -46,7 +46,9 @@ def unit_hyperplanes(
     """
     shape = planes.units.shape
     units = np.arange(prod(shape))
-    laid_out = len(shape) == 2 and max(shape) <= SIDE and set(planes.units.names) <= set(planes.units.dims)
+    laid_out = (
+        len(shape) == 2 and max(shape) <= SIDE and set(planes.units.names) <= set(planes.units.dims)
+    )
     return _grid(
         planes,
         units.reshape(shape) if laid_out else units[:MOST_PANELS],
@@ -110,7 +112,8 @@ def receptive_fields(planes: Hyperplanes, chosen: np.ndarray) -> np.ndarray:
         raise ValueError(msg)
     places = planes.units.coordinates()
     field = planes.network.program().fields[planes.network.layer(planes.layer).value.slot]
-    first, last = np.zeros((len(chosen), 2), int), np.tile(np.array(extents) - 1, (len(chosen), 1))
+    first = np.zeros((len(chosen), 2), int)
+    last = np.tile(np.array(extents) - 1, (len(chosen), 1))
     for a, (name, axis) in enumerate(zip(("out_row", "out_col"), field or (), strict=False)):
         if name in places:
             at = places[name][0].reshape(-1)[chosen].tolist()
@@ -133,17 +136,17 @@ def _grid(
     """
     chosen = units.flatten()
     parts, corners = _parts(planes, torch.from_numpy(chosen), crop)
-    image, places = (
-        drawable(parts),
-        {n: p[0].reshape(-1)[chosen].numpy() for n, p in planes.units.coordinates().items()},
-    )
+    image = drawable(parts)
+    places = {n: p[0].reshape(-1)[chosen].numpy() for n, p in planes.units.coordinates().items()}
     numbers = {"image": image, "value": planes.value[0].reshape(-1)[chosen].cpu().numpy(), **places}
     if crop:
         numbers["corners"] = corners
     if outline:
         numbers["fields"] = receptive_fields(planes, chosen)
     scale = Scale.of(image, normalised)
-    rows, columns = units.shape if units.ndim == 2 else (-(-len(chosen) // SIDE), min(len(chosen), SIDE))
+    rows, columns = (
+        units.shape if units.ndim == 2 else (-(-len(chosen) // SIDE), min(len(chosen), SIDE))
+    )
     panel = (WIDTH - 0.5) / max(columns, 4) * min(1.0, max(0.3, image.shape[-2] / image.shape[-1]))
     figure = new_figure(
         WIDTH,
@@ -176,13 +179,14 @@ def _parts(planes: Hyperplanes, chosen: Tensor, crop: bool) -> tuple[Tensor, np.
 
     With them come the row and column of their first pixels, ``(k, 2)``.
     """
-    part, units = planes.image_part, len(planes.units.shape)
+    part = planes.image_part
+    units = len(planes.units.shape)
     if not isinstance(part, Patches):
-        return part[0].reshape(-1, *part.shape[1 + units :])[chosen], np.zeros((len(chosen), 2), int)
-    values, corners = (
-        part.values[0].reshape(-1, *part.values.shape[1 + units :])[chosen],
-        part.corners.reshape(-1, 2)[chosen],
-    )
+        return part[0].reshape(-1, *part.shape[1 + units :])[chosen], np.zeros(
+            (len(chosen), 2), int
+        )
+    values = part.values[0].reshape(-1, *part.values.shape[1 + units :])[chosen]
+    corners = part.corners.reshape(-1, 2)[chosen]
     if crop:
         return values, corners.numpy()
     return Patches(values[None], corners, part.image).dense()[0], np.zeros_like(corners.numpy())
@@ -208,10 +212,15 @@ def _headings(
     """
     if units.ndim == 2:
         across = planes.units.names[1]
-        return "value", [f"{_named(across, places, i)}\n" if i < units.shape[1] else "" for i in range(units.size)]
+        return "value", [
+            f"{_named(across, places, i)}\n" if i < units.shape[1] else ""
+            for i in range(units.size)
+        ]
     differ = {name: p for name, p in places.items() if len(set(p.tolist())) > 1} or places
     names = ", ".join(map(_words, differ))
-    return f"{names} and value", [", ".join(str(p[i]) for p in differ.values()) + "\n" for i in range(units.size)]
+    return f"{names} and value", [
+        ", ".join(str(p[i]) for p in differ.values()) + "\n" for i in range(units.size)
+    ]
 
 
 def _named(dimension: str, places: dict[str, np.ndarray], i: int) -> str:
@@ -224,5 +233,10 @@ def _words(dimension: str) -> str:
 
 
 def _outline(axes: Axes, field: np.ndarray, corner: np.ndarray) -> None:
-    (row, column), (rows, columns) = field[:2] - corner, field[2:]
-    axes.add_patch(Rectangle((column - 0.5, row - 0.5), columns, rows, fill=False, edgecolor=OUTLINE, clip_on=False))
+    (row, column) = field[:2] - corner
+    (rows, columns) = field[2:]
+    axes.add_patch(
+        Rectangle(
+            (column - 0.5, row - 0.5), columns, rows, fill=False, edgecolor=OUTLINE, clip_on=False
+        )
+    )

@@ -34,7 +34,9 @@ def _of_section(section: Section) -> Iterator[str]:
     yield from section.ran
     claims = [block for block in section.blocks if isinstance(block, Claim)]
     if claims:
-        rows = [[_cell(c.text), _cell(c.measured), _cell(c.published), MARKS[c.holds]] for c in claims]
+        rows = [
+            [_cell(c.text), _cell(c.measured), _cell(c.published), MARKS[c.holds]] for c in claims
+        ]
         yield Sheet("", ["claim", "measured", "published", "verdict"], rows).markdown()
     for table in (block for block in section.blocks if isinstance(block, Table)):
         yield from (f"*{title}*" for title in (table.sheet.title,) if title)

@@ -86,9 +86,7 @@ def inline(path: Path) -> str:
         FileNotFoundError: If there is no such file.
     """
     if not path.is_file():
-        msg = (
-            f"A picture of the report must be in the folder of the results. Got {path}, which is not there: run the study again."
-        )
+        msg = f"A picture of the report must be in the folder of the results. Got {path}, which is not there: run the study again."
         raise FileNotFoundError(msg)
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 

@@ -84,7 +84,11 @@ class Place:
         Raises:
             ValueError: If the page does not have it.
         """
-        if not page.is_file() or self.begin not in page.read_text() or self.end not in page.read_text():
+        if (
+            not page.is_file()
+            or self.begin not in page.read_text()
+            or self.end not in page.read_text()
+        ):
             msg = f"--docs must be a page with the lines {self.begin} and {self.end}. Got {page}: add them to it."
             raise ValueError(msg)
 

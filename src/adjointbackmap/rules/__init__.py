@@ -18,7 +18,17 @@ from adjointbackmap.rules import (
     scattering,
     sorting,
 )
-from adjointbackmap.rules.base import RULES, Builder, Constant, Entry, Mask, Refused, Rule, Source, Value
+from adjointbackmap.rules.base import (
+    RULES,
+    Builder,
+    Constant,
+    Entry,
+    Mask,
+    Refused,
+    Rule,
+    Source,
+    Value,
+)
 from adjointbackmap.rules.field import Axis, Field, field_size
 
 __all__ = [

@@ -12,7 +12,9 @@ from adjointbackmap.rules.field import Field, Reach, union, windowed
 
 R = TypeVar("R", bound="Operation")
 
-CHANNELS_LAST = {("cpu", torch.float32)}  # measured: in float64, and on an H200 in float32 too, they are slower so
+CHANNELS_LAST = {
+    ("cpu", torch.float32)
+}  # measured: in float64, and on an H200 in float32 too, they are slower so
 
 Gates = tuple[Tensor, ...]
 Signs = frozenset[int]
@@ -146,7 +148,9 @@ class Operation(ABC):
     """How an ATen operation becomes steps; :class:`Rule` is one that is a step itself."""
 
     takes_masks: ClassVar[bool] = False
-    takes_lists: ClassVar[bool] = False  # values in front of the batch, such as the last states of a recurrent layer
+    takes_lists: ClassVar[bool] = (
+        False  # values in front of the batch, such as the last states of a recurrent layer
+    )
 
     @classmethod
     @abstractmethod
@@ -180,10 +184,14 @@ class Rule(Operation):
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """The linear map at the gates."""
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+    def adjoint(
+        self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
+    ) -> tuple[Tensor | None, ...]:
         """The transpose of :meth:`forward`: one cotangent for each input of the given shapes."""
         zeros = [cotangent.new_zeros(len(cotangent), *shape) for shape in shapes]
-        return torch.func.vjp(lambda *tangents: self.forward(gates, *tangents), *zeros)[1](cotangent)
+        return torch.func.vjp(lambda *tangents: self.forward(gates, *tangents), *zeros)[1](
+            cotangent
+        )
 
     def infinities(self, *inputs: Signs) -> Signs:
         """Which infinities the output can hold, from those of the inputs; by default all of them."""
@@ -245,7 +253,8 @@ class Aten(Rule):
     op: ClassVar[Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.args, self.kwargs = args, kwargs
+        self.args = args
+        self.kwargs = kwargs
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """The operation itself."""
@@ -291,8 +300,12 @@ def channels_last(like: Tensor) -> bool:
 
 def unfilled(like: Tensor, shape: Shape) -> Tensor:
     """A batch as long as another, whose numbers are never read: PyTorch's adjoints ask for the input."""
-    layout = torch.channels_last if len(shape) == 3 and channels_last(like) else torch.contiguous_format
-    return torch.empty(len(like), *shape, dtype=like.dtype, device=like.device, memory_format=layout)
+    layout = (
+        torch.channels_last if len(shape) == 3 and channels_last(like) else torch.contiguous_format
+    )
+    return torch.empty(
+        len(like), *shape, dtype=like.dtype, device=like.device, memory_format=layout
+    )
 
 
 def gated(gate: Tensor, tangents: Tensor) -> Tensor:

@@ -45,7 +45,9 @@ def union(fields: Sequence[Field]) -> Field:
     return tuple(axes)
 
 
-def windowed(field: Field, strides: Sequence[Number], lows: Sequence[Number], highs: Sequence[Number]) -> Field:
+def windowed(
+    field: Field, strides: Sequence[Number], lows: Sequence[Number], highs: Sequence[Number]
+) -> Field:
     """The field after an operation with a window along each axis, see :meth:`Axis.window`."""
     if not field:
         return field
@@ -89,4 +91,8 @@ def field_size(field: Field, image: Sequence[int]) -> tuple[int, ...]:
     """
     if field is None:
         return tuple(image)
-    return tuple(min(floor(a.high - a.low) + 1, n) for a, n in zip(field, image, strict=True)) if field else (0,) * len(image)
+    return (
+        tuple(min(floor(a.high - a.low) + 1, n) for a, n in zip(field, image, strict=True))
+        if field
+        else (0,) * len(image)
+    )

@@ -31,7 +31,9 @@ class Infinite(Rule):
         msg = "An infinite constant must stay out of sums of tangents. Got one: please report this network."
         raise RuntimeError(msg)
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+    def adjoint(
+        self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
+    ) -> tuple[Tensor | None, ...]:
         """No input has a cotangent."""
         return ()
 

@@ -6,7 +6,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from adjointbackmap.rules.base import Builder, Gates, Refused, Rule, Shape, Value, filled, keep_batch, rule_for
+from adjointbackmap.rules.base import (
+    Builder,
+    Gates,
+    Refused,
+    Rule,
+    Shape,
+    Value,
+    filled,
+    keep_batch,
+    rule_for,
+)
 from adjointbackmap.rules.moving import LAST, Expand, Reshape
 
 
@@ -33,20 +43,28 @@ class Assembled(Rule):
     """A rule on several values, some of which may be exactly zero and are left out of its inputs."""
 
     def __init__(self, shapes: Sequence[Shape], given: Sequence[int]) -> None:
-        self.shapes, self.given = list(shapes), list(given)
+        self.shapes = list(shapes)
+        self.given = list(given)
 
     @staticmethod
     def placed(builder: Builder, parts: Sequence[Any]) -> tuple[list[Shape], dict[int, Value]]:
         """Shapes of all values, and by its place every value that is not exactly zero, constants as entries of ``b``."""
         shapes = [p.shape if isinstance(p, Value) else tuple(p.tensor.shape[1:]) for p in parts]
-        values = [p if isinstance(p, Value) else builder.place(p, shape) for p, shape in zip(parts, shapes, strict=True)]
+        values = [
+            p if isinstance(p, Value) else builder.place(p, shape)
+            for p, shape in zip(parts, shapes, strict=True)
+        ]
         return shapes, {i: value for i, value in enumerate(values) if value is not None}
 
     def all_of(self, tangents: Sequence[Tensor]) -> list[Tensor]:
         """The tangents of all values, zeros for those that are left out."""
-        like, by_place = tangents[0], dict(zip(self.given, tangents, strict=True))
+        like = tangents[0]
+        by_place = dict(zip(self.given, tangents, strict=True))
         zero = like.new_zeros(())
-        return [by_place[i] if i in by_place else zero.expand(len(like), *shape) for i, shape in enumerate(self.shapes)]
+        return [
+            by_place[i] if i in by_place else zero.expand(len(like), *shape)
+            for i, shape in enumerate(self.shapes)
+        ]
 
 
 @rule_for("aten.cat.default", "aten.concat.default")
@@ -70,12 +88,16 @@ class Concatenate(Assembled):
         parts = self.all_of(tangents)
         if self.dim == 1:
             parts = [
-                p if i in self.given else p[:, :, *(slice(1),) * (p.dim() - 2)].expand(-1, -1, *tangents[0].shape[2:])
+                p
+                if i in self.given
+                else p[:, :, *(slice(1),) * (p.dim() - 2)].expand(-1, -1, *tangents[0].shape[2:])
                 for i, p in enumerate(parts)
             ]
         return torch.cat(parts, self.dim)
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+    def adjoint(
+        self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
+    ) -> tuple[Tensor, ...]:
         """The part of each."""
         parts = cotangent.split([shape[self.dim - 1] for shape in self.shapes], self.dim)
         return tuple(parts[i] for i in self.given)

@@ -10,7 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adjointbackmap.rules.base import Builder, Gates, Local, Rule, Shape, Signs, Value, filled, rule_for, tensor_of, unfilled
+from adjointbackmap.rules.base import (
+    Builder,
+    Gates,
+    Local,
+    Rule,
+    Shape,
+    Signs,
+    Value,
+    filled,
+    rule_for,
+    tensor_of,
+    unfilled,
+)
 from adjointbackmap.rules.field import Reach
 from adjointbackmap.rules.linear import Add
 from adjointbackmap.rules.padding import Pad, grown
@@ -53,7 +65,9 @@ class Kernel(Rule):
     def back(self, cotangent: Tensor, shape: Shape) -> Tensor:
         """The cotangent of an input of a shape."""
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+    def adjoint(
+        self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
+    ) -> tuple[Tensor, ...]:
         """The input's cotangent."""
         return (self.back(cotangent, shapes[0]),)
 
@@ -102,18 +116,29 @@ class Convolution(Kernel, Local):
         groups: int = 1,
     ) -> None:
         super().__init__(weight)
-        self.groups, axes = groups, weight.dim() - 2
-        self.stride, self.padding, self.dilation = (list(v) * (axes // len(v)) for v in (stride, padding, dilation))
+        self.groups = groups
+        axes = weight.dim() - 2
+        self.stride, self.padding, self.dilation = (
+            list(v) * (axes // len(v)) for v in (stride, padding, dilation)
+        )
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
         """The kernel's step and its bias; for padding by name, the rows that only one side needs are padded before."""
         x, weight, bias, stride, padding, *rest = filled(args, 2, None, (1,), (0,))
         if isinstance(padding, str):
-            before, after = cls(tensor_of(weight, "kernel"), stride, (0,), *rest).same() if padding == "same" else ([0], [0])
+            before, after = (
+                cls(tensor_of(weight, "kernel"), stride, (0,), *rest).same()
+                if padding == "same"
+                else ([0], [0])
+            )
             padding = before
             if before != after:
-                extra = [n for b, a in zip(reversed(before), reversed(after), strict=True) for n in (0, a - b)]
+                extra = [
+                    n
+                    for b, a in zip(reversed(before), reversed(after), strict=True)
+                    for n in (0, a - b)
+                ]
                 x = builder.apply(Pad(len(x.shape) - 1, extra), x, shape=grown(x.shape, extra))
         return super().build(builder, x, weight, bias, stride, padding, *rest, **kwargs)
 
@@ -132,7 +157,9 @@ class Convolution(Kernel, Local):
 
     def apart(self) -> "Convolution | None":
         """One group for each in-channel."""
-        return self._like(self.by_tap().reshape(-1, 1, *self.weight.shape[2:]), self.weight.shape[1])
+        return self._like(
+            self.by_tap().reshape(-1, 1, *self.weight.shape[2:]), self.weight.shape[1]
+        )
 
     def tap(self) -> "Convolution | None":
         """Unit kernels."""
@@ -157,11 +184,15 @@ class Convolution(Kernel, Local):
         """Whether the convolution is faster as the adjoint of one with the turned kernel: on the CPU in float64."""
         inside = all(p <= r for p, r in zip(padding, self.extent(), strict=True))
         plain = self.groups == 1 and set(self.stride) == {1}
-        return tangents.dtype == torch.float64 and tangents.device.type == "cpu" and plain and inside
+        return (
+            tangents.dtype == torch.float64 and tangents.device.type == "cpu" and plain and inside
+        )
 
     def _transposed(self, tangents: Tensor, padding: list[int]) -> Tensor:
         axes = range(2, self.weight.dim())
-        turned = Convolution(self.weight.transpose(0, 1).flip(*axes).contiguous(), dilation=self.dilation)
+        turned = Convolution(
+            self.weight.transpose(0, 1).flip(*axes).contiguous(), dilation=self.dilation
+        )
         turned.padding = [r - p for r, p in zip(self.extent(), padding, strict=True)]
         grown = [p - q for p, q in zip(padding, turned.padding, strict=True)]
         shape = [n + g for n, g in zip(tangents.shape[2:], grown, strict=True)]
@@ -170,9 +201,19 @@ class Convolution(Kernel, Local):
     def back(self, cotangent: Tensor, shape: Shape) -> Tensor:
         """Transposed convolution; this form of it is the fastest in float64 too."""
         like = unfilled(cotangent, shape)
-        args = (None, self.stride, self.padding, self.dilation, False, [0] * len(self.stride), self.groups)
+        args = (
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            False,
+            [0] * len(self.stride),
+            self.groups,
+        )
         mask = [True, False, False]
-        return torch.ops.aten.convolution_backward.default(cotangent, like, self.weight, *args, mask)[0]
+        return torch.ops.aten.convolution_backward.default(
+            cotangent, like, self.weight, *args, mask
+        )[0]
 
     def reach(self) -> Reach:
         """The window of the kernel."""
@@ -180,13 +221,16 @@ class Convolution(Kernel, Local):
 
     def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
         """Convolve a part; padding that is the same on both sides is the convolution's own."""
-        before, after = list(pad[0::2]), list(pad[1::2])
+        before = list(pad[0::2])
+        after = list(pad[1::2])
         if before == after and min(before) >= 0:
             return self._convolved(window, before[::-1])
         return self._convolved(F.pad(window, pad), [0] * len(before))
 
 
-@rule_for("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
+@rule_for(
+    "aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input"
+)
 class TransposedConvolution(Kernel, Local):
     r"""Transposed convolution, whose kernel is ``(in, out / groups, ...)``.
 
@@ -203,9 +247,12 @@ class TransposedConvolution(Kernel, Local):
         dilation: Sequence[int] = (1,),
     ) -> None:
         super().__init__(weight)
-        self.groups, axes = groups, weight.dim() - 2
+        self.groups = groups
+        axes = weight.dim() - 2
         every = (stride, padding, output_padding, dilation)
-        self.stride, self.padding, self.output_padding, self.dilation = (list(v) * (axes // len(v)) for v in every)
+        self.stride, self.padding, self.output_padding, self.dilation = (
+            list(v) * (axes // len(v)) for v in every
+        )
 
     bias_shape = staticmethod(Convolution.bias_shape)
 
@@ -224,7 +271,9 @@ class TransposedConvolution(Kernel, Local):
     def _like(self, weight: Tensor, groups: int) -> "TransposedConvolution | None":
         if self.groups > 1:
             return None
-        return TransposedConvolution(weight, self.stride, self.padding, self.output_padding, groups, self.dilation)
+        return TransposedConvolution(
+            weight, self.stride, self.padding, self.output_padding, groups, self.dilation
+        )
 
     @property
     def in_channels(self) -> int:
@@ -242,15 +291,28 @@ class TransposedConvolution(Kernel, Local):
 
     def back(self, cotangent: Tensor, shape: Shape) -> Tensor:
         """Convolve; a last position that the convolution reaches beyond the input is left out."""
-        args = (self.stride, self.padding, self.dilation, False, [0] * len(self.stride), self.groups)
+        args = (
+            self.stride,
+            self.padding,
+            self.dilation,
+            False,
+            [0] * len(self.stride),
+            self.groups,
+        )
         back = torch.ops.aten.convolution.default(cotangent, self.weight, None, *args)
         return back[(..., *(slice(n) for n in shape[1:]))]
 
     def reach(self) -> Reach:
         """Position ``o`` reads from ``(o + padding - dilation (kernel - 1)) / stride`` to ``(o + padding) / stride``."""
-        geometry = list(zip(self.stride, self.padding, self.dilation, self.weight.shape[2:], strict=True))
+        geometry = list(
+            zip(self.stride, self.padding, self.dilation, self.weight.shape[2:], strict=True)
+        )
         lows = [Fraction(p - d * (k - 1), s) for s, p, d, k in geometry]
-        return [Fraction(1, s) for s, *_ in geometry], lows, [Fraction(p, s) for s, p, *_ in geometry]
+        return (
+            [Fraction(1, s) for s, *_ in geometry],
+            lows,
+            [Fraction(p, s) for s, p, *_ in geometry],
+        )
 
     def origin(self, first: Sequence[int]) -> list[int]:
         """Where the first position of :meth:`valid` is, for a part that starts at ``first``."""
@@ -270,7 +332,11 @@ def _unit_kernels(weight: Tensor) -> Tensor:
 
 
 def _contiguous(weight: Tensor) -> Tensor:
-    return weight.contiguous(memory_format=torch.channels_last) if weight.dim() == 4 else weight.contiguous()
+    return (
+        weight.contiguous(memory_format=torch.channels_last)
+        if weight.dim() == 4
+        else weight.contiguous()
+    )
 
 
 @rule_for("aten.linear.default")

@@ -34,8 +34,11 @@ class Place(Pointwise):
     """
 
     def __init__(self, index: Tensor, size: int) -> None:
-        self.index, self.size = index, size
-        self.whole = index.numel() == size and torch.equal(index.flatten().cpu(), torch.arange(size))
+        self.index = index
+        self.size = size
+        self.whole = index.numel() == size and torch.equal(
+            index.flatten().cpu(), torch.arange(size)
+        )
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """Gather."""
@@ -43,7 +46,9 @@ class Place(Pointwise):
         placed = entry if self.whole else entry[:, self.index.flatten()]
         return placed.reshape(len(entry), *self.index.shape)
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+    def adjoint(
+        self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
+    ) -> tuple[Tensor, ...]:
         """Scatter and add."""
         flat = cotangent.reshape(len(cotangent), -1)
         if not self.whole:
@@ -65,13 +70,20 @@ class Add(Pointwise):
             Refused: If one argument would be broadcast over the batch.
         """
         first, second, alpha = (*args, kwargs.get("alpha", 1))[:3]
-        left, right = (a if isinstance(a, Value) else builder.place(a, aligned(a, len(builder.shape))) for a in (first, second))
+        left, right = (
+            a if isinstance(a, Value) else builder.place(a, aligned(a, len(builder.shape)))
+            for a in (first, second)
+        )
         factor = cls.sign * alpha
         if right is not None and factor != 1:
             right = builder.apply(Scale(float(factor)), right, shape=right.shape)
         if left is None or right is None:
             return broadcast(builder, left or right)
-        if isinstance(first, Value) and isinstance(second, Value) and len(left.shape) != len(right.shape):
+        if (
+            isinstance(first, Value)
+            and isinstance(second, Value)
+            and len(left.shape) != len(right.shape)
+        ):
             msg = f"its arguments have {len(left.shape)} and {len(right.shape)} dimensions beside the batch"
             raise Refused(msg)
         return builder.apply(Add(), left, right)
@@ -80,7 +92,9 @@ class Add(Pointwise):
         """``a + b``."""
         return tangents[0] + tangents[1]
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+    def adjoint(
+        self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
+    ) -> tuple[Tensor, ...]:
         """The cotangent itself, summed where an argument was broadcast."""
         return tuple(cotangent.sum_to_size(len(cotangent), *shape) for shape in shapes)
 
@@ -112,7 +126,11 @@ def broadcast(builder: Builder, value: Value | None) -> Value:
     if value is None:
         msg = "both of its arguments are constants"
         raise Refused(msg)
-    return value if value.shape == builder.shape else builder.apply(Expand(value.shape, builder.shape), value)
+    return (
+        value
+        if value.shape == builder.shape
+        else builder.apply(Expand(value.shape, builder.shape), value)
+    )
 
 
 def aligned(constant: Any, dims: int) -> Shape:
@@ -134,19 +152,30 @@ def aligned(constant: Any, dims: int) -> Shape:
 
 def weighted_sum(builder: Builder, terms: Sequence[tuple[Any, Tensor | float | int]]) -> Value:
     """Sum of values and constants, each times a constant factor, as wide as the operation's output."""
-    dims, total = len(builder.shape), None
+    dims = len(builder.shape)
+    total = None
     for argument, factor in terms:
         if not isinstance(factor, Tensor) and factor == 0:
             continue
-        value = argument if isinstance(argument, Value) else builder.place(argument, aligned(argument, dims))
+        value = (
+            argument
+            if isinstance(argument, Value)
+            else builder.place(argument, aligned(argument, dims))
+        )
         if value is None:
             continue
         if isinstance(factor, Tensor) or factor != 1:
-            shape = value.shape if not isinstance(factor, Tensor) else torch.broadcast_shapes(value.shape, factor.shape)
+            shape = (
+                value.shape
+                if not isinstance(factor, Tensor)
+                else torch.broadcast_shapes(value.shape, factor.shape)
+            )
             factor = factor if isinstance(factor, Tensor) else float(factor)
             value = builder.apply(Scale(factor), value, shape=tuple(shape))
         if total is not None:
-            value = builder.apply(Add(), total, value, shape=tuple(torch.broadcast_shapes(total.shape, value.shape)))
+            value = builder.apply(
+                Add(), total, value, shape=tuple(torch.broadcast_shapes(total.shape, value.shape))
+            )
         total = value
     return broadcast(builder, total)
 
@@ -182,9 +211,14 @@ class Masked(Pointwise):
         """``mask * x``."""
         return gated(gates[0], tangents[0])
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+    def adjoint(
+        self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
+    ) -> tuple[Tensor | None, ...]:
         """``mask * g``; what the mask was made of gets nothing."""
-        return (gated(gates[0], cotangent).sum_to_size(len(cotangent), *shapes[0]), *[None] * (len(shapes) - 1))
+        return (
+            gated(gates[0], cotangent).sum_to_size(len(cotangent), *shapes[0]),
+            *[None] * (len(shapes) - 1),
+        )
 
     def field(self, *fields: Field) -> Field:
         """The value's field: what the mask was made of has no tangent."""
@@ -217,7 +251,9 @@ class Scale(Pointwise):
         """
         first, second = args[:2]
         data, other = (
-            (first, second) if isinstance(first, Value) or isinstance(second, Constant | float | int) else (second, first)
+            (first, second)
+            if isinstance(first, Value) or isinstance(second, Constant | float | int)
+            else (second, first)
         )
         if isinstance(data, Mask):
             return cls._of_mask(builder, data, other)
@@ -225,8 +261,14 @@ class Scale(Pointwise):
             return Masked.product(builder, data, other)
         factor = tensor_of(other, "second factor")
         if isinstance(factor, Tensor) and not factor.is_floating_point():
-            factor = factor.to(builder.dtype)  # the inverse of an integer would have the default dtype
-        factor = factor.reshape(aligned(other, len(builder.shape))) if isinstance(factor, Tensor) else float(factor)
+            factor = factor.to(
+                builder.dtype
+            )  # the inverse of an integer would have the default dtype
+        factor = (
+            factor.reshape(aligned(other, len(builder.shape)))
+            if isinstance(factor, Tensor)
+            else float(factor)
+        )
         return builder.apply(Scale(cls.prepared(factor)), data)
 
     @classmethod
@@ -239,7 +281,11 @@ class Scale(Pointwise):
         if isinstance(other, Mask):
             count = len(mask.inputs)
             both = torch.broadcast_shapes(mask.shape, other.shape)
-            return Mask(lambda k, *t: mask.test(k, *t[:count]) * other.test(k, *t[count:]), (*mask.inputs, *other.inputs), both)
+            return Mask(
+                lambda k, *t: mask.test(k, *t[:count]) * other.test(k, *t[count:]),
+                (*mask.inputs, *other.inputs),
+                both,
+            )
         placed = builder.place(other, aligned(other, len(mask.shape)))
         if placed is None:
             msg = "it multiplies a mask with zero"
@@ -253,14 +299,22 @@ class Scale(Pointwise):
 
     def infinities(self, *inputs: Signs) -> Signs:
         """Those of the data, with the factor's sign."""
-        factors = self.factor.sign().unique().tolist() if isinstance(self.factor, Tensor) else [self.factor]
-        return frozenset(sign if factor > 0 else -sign for sign in inputs[0] for factor in factors if factor)
+        factors = (
+            self.factor.sign().unique().tolist()
+            if isinstance(self.factor, Tensor)
+            else [self.factor]
+        )
+        return frozenset(
+            sign if factor > 0 else -sign for sign in inputs[0] for factor in factors if factor
+        )
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """``s x``."""
         return tangents[0] * self.factor
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+    def adjoint(
+        self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
+    ) -> tuple[Tensor, ...]:
         """``s g``, summed where the data was broadcast."""
         return ((cotangent * self.factor).sum_to_size(len(cotangent), *shapes[0]),)
 
@@ -347,7 +401,8 @@ class Product(Aten):
 
     def __init__(self, constant: Tensor, data_first: bool) -> None:
         super().__init__()
-        self.constant, self.data_first = constant, data_first
+        self.constant = constant
+        self.data_first = data_first
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
@@ -370,7 +425,8 @@ class Einsum(Aten):
 
     def __init__(self, equation: str, operands: Sequence[Tensor | None]) -> None:
         super().__init__()
-        self.equation, self.operands = equation, list(operands)
+        self.equation = equation
+        self.operands = list(operands)
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
@@ -389,4 +445,6 @@ class Einsum(Aten):
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """Multiply and sum."""
-        return torch.einsum(self.equation, *(tangents[0] if o is None else o for o in self.operands))
+        return torch.einsum(
+            self.equation, *(tangents[0] if o is None else o for o in self.operands)
+        )

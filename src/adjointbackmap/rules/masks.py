@@ -31,7 +31,9 @@ def _part(argument: Any, builder: Builder, scales: bool) -> Part:
         return (lambda k, x: x), (argument,)
     if isinstance(argument, Mask):
         test = argument.test
-        return (lambda k, *t: k * test(k, *t).to(builder.dtype) if scales else test(k, *t)), argument.inputs
+        return (
+            lambda k, *t: k * test(k, *t).to(builder.dtype) if scales else test(k, *t)
+        ), argument.inputs
     value = argument
     if isinstance(argument, Constant):
         value = argument.tensor.reshape(1, *aligned(argument, len(builder.shape)))
@@ -63,7 +65,9 @@ def _bitwise(op: Callable[..., Any], logical: Callable[..., Any]) -> Callable[..
 
 COMPARISONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(operator, name) for name in ("gt", "ge", "lt", "le", "eq", "ne")},
-    **{f"logical_{name}": getattr(torch, f"logical_{name}") for name in ("and", "or", "xor", "not")},
+    **{
+        f"logical_{name}": getattr(torch, f"logical_{name}") for name in ("and", "or", "xor", "not")
+    },
     **dict.fromkeys(("bitwise_and", "__and__"), _bitwise(operator.and_, torch.logical_and)),
     **dict.fromkeys(("bitwise_or", "__or__"), _bitwise(operator.or_, torch.logical_or)),
     **dict.fromkeys(("bitwise_xor", "__xor__"), _bitwise(operator.xor, torch.logical_xor)),
@@ -73,7 +77,9 @@ COMPARISONS: dict[str, Callable[..., Any]] = {
 """Name of an operation -> the mask that it gives."""
 
 
-@rule_for(*(f"aten.{name}.{kind}" for name in COMPARISONS for kind in ("default", "Scalar", "Tensor")))
+@rule_for(
+    *(f"aten.{name}.{kind}" for name in COMPARISONS for kind in ("default", "Scalar", "Tensor"))
+)
 class Comparison(Operation):
     """An operation whose result is a mask: no step of its own, its test runs where the mask is used."""
 
@@ -97,12 +103,15 @@ class Where(Operation):
         condition, first, second = args[:3]
         if all(_is_boolean(v) for v in (first, second)) and isinstance(condition, Mask):
             return _combined(builder, torch.where, condition, first, second)
-        dims, condition = len(builder.shape), _as_mask(condition, len(builder.shape))
+        dims = len(builder.shape)
+        condition = _as_mask(condition, len(builder.shape))
         opposite = Mask(lambda k, *t: ~condition.test(k, *t), condition.inputs, condition.shape)
         chosen = []
         for mask, value in ((condition, first), (opposite, second)):
             value = builder.as_numbers(value) if isinstance(value, Mask) else value
-            placed = value if isinstance(value, Value) else builder.place(value, aligned(value, dims))
+            placed = (
+                value if isinstance(value, Value) else builder.place(value, aligned(value, dims))
+            )
             if placed is not None:
                 chosen.append(Masked.product(builder, placed, mask))
         if len(chosen) == 2:
@@ -136,7 +145,8 @@ class AnyOrAll(Operation):
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Mask:
         """The mask."""
         x, dim, keepdim = filled(args, 2, False)
-        op, (dim,) = getattr(torch, builder.op), keep_batch([dim], x)
+        op = getattr(torch, builder.op)
+        (dim,) = keep_batch([dim], x)
         mask = _as_mask(x, len(x.shape))
         return Mask(lambda k, *t: op(mask.test(k, *t), dim, keepdim), mask.inputs, builder.shape)
 

@@ -130,7 +130,9 @@ class Reshape(Rule):
         """Reshape."""
         return tangents[0].reshape(len(tangents[0]), *self.shape)
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+    def adjoint(
+        self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
+    ) -> tuple[Tensor, ...]:
         """Reshape back."""
         return (cotangent.reshape(len(cotangent), *shapes[0]),)
 
@@ -154,7 +156,8 @@ class Permute(Aten):
             return builder.apply(cls(order[0]), x)
         first, second = keep_batch(order, x)
         swapped = list(range(len(x.shape) + 1))
-        swapped[first], swapped[second] = second, first
+        swapped[first] = second
+        swapped[second] = first
         return builder.apply(cls(swapped), x)
 
 
@@ -220,7 +223,12 @@ class Select(Aten):
         return builder.apply(cls(dim, which), only(x))
 
 
-@rule_for("aten.split.Tensor", "aten.split_with_sizes.default", "aten.chunk.default", "aten.tensor_split.sections")
+@rule_for(
+    "aten.split.Tensor",
+    "aten.split_with_sizes.default",
+    "aten.chunk.default",
+    "aten.tensor_split.sections",
+)
 class Split(Slice):
     """A tensor in several parts along a dimension."""
 
@@ -229,10 +237,13 @@ class Split(Slice):
         """A slice for each part."""
         x = args[0]
         (dim,) = keep_batch([args[2] if len(args) > 2 else kwargs.get("dim", 0)], x)
-        parts, start = [], 0
+        parts = []
+        start = 0
         for shape in builder.shapes:
             stop = start + shape[dim - 1]
-            parts.append(builder.apply(Slice(len(x.shape) - 1, dim, start, stop, 1), x, shape=shape))
+            parts.append(
+                builder.apply(Slice(len(x.shape) - 1, dim, start, stop, 1), x, shape=shape)
+            )
             start = stop
         return parts
 
@@ -248,7 +259,9 @@ class Unbind(Select):
         """One selection for each part."""
         x = args[0]
         (dim,) = keep_batch([args[1] if len(args) > 1 else 0], x)
-        return [builder.apply(Select(dim, i), x, shape=shape) for i, shape in enumerate(builder.shapes)]
+        return [
+            builder.apply(Select(dim, i), x, shape=shape) for i, shape in enumerate(builder.shapes)
+        ]
 
 
 @rule_for("aten.index.Tensor", "aten.index_select.default")
@@ -259,7 +272,9 @@ class Index(Aten):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.op = torch.ops.aten.index.Tensor if len(args) == 1 else torch.ops.aten.index_select.default  # type: ignore[misc]
+        aten = torch.ops.aten
+        op = aten.index.Tensor if len(args) == 1 else aten.index_select.default
+        self.op = op  # type: ignore[misc]
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
@@ -438,13 +453,16 @@ class Expand(Pointwise):
         if len(args[0].shape) != len(builder.shape):
             msg = "it moves the batch out of the first dimension"
             raise Refused(msg)
-        x, shape = args[0], builder.shape
+        x = args[0]
+        shape = builder.shape
         return builder.apply(Expand(x.shape, shape), x) if x.shape != shape else x
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """Repeat; where nothing is repeated, the positions may be a part."""
         return tangents[0].expand(-1, *self.repeated)
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+    def adjoint(
+        self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
+    ) -> tuple[Tensor, ...]:
         """Sum over the copies."""
         return (cotangent.sum_to_size(len(cotangent), *shapes[0]),)

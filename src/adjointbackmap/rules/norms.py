@@ -5,7 +5,15 @@ from typing import Any
 
 import torch
 
-from adjointbackmap.rules.base import Builder, Operation, Refused, Value, by_name, keep_batch, rule_for
+from adjointbackmap.rules.base import (
+    Builder,
+    Operation,
+    Refused,
+    Value,
+    by_name,
+    keep_batch,
+    rule_for,
+)
 from adjointbackmap.rules.piecewise import Absolute
 from adjointbackmap.rules.pooling import Largest, Smallest, Sum
 
@@ -28,7 +36,8 @@ class VectorNorm(Operation):
             Refused: If the order is another one, or it goes over the images of a batch.
         """
         given = by_name(cls.op, args, kwargs)
-        x, order = given["self"], float(2 if given[cls.order] is None else given[cls.order])
+        x = given["self"]
+        order = float(2 if given[cls.order] is None else given[cls.order])
         if order not in ORDERS:
             msg = f"a norm of order {order:g} is curved"
             raise Refused(msg)

@@ -72,7 +72,8 @@ class Pad(Aten, Local):
 class Replicate(Pad):
     """Padding with the position at the edge."""
 
-    mode, beyond = "replicate", 1
+    mode = "replicate"
+    beyond = 1
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """Pad."""
@@ -96,7 +97,8 @@ class Replicate(Pad):
 class Reflect(Replicate):
     """Padding with the positions inside, mirrored at the edge."""
 
-    mode, beyond = "reflect", 2
+    mode = "reflect"
+    beyond = 2
 
 
 class Circular(Replicate):

@@ -38,7 +38,9 @@ class Gate(Pointwise):
         """Multiply by the slopes."""
         return gated(gates[0], tangents[0])
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+    def adjoint(
+        self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
+    ) -> tuple[Tensor | None, ...]:
         """The map is its own adjoint."""
         return (gated(gates[0], cotangent),)
 
@@ -80,7 +82,9 @@ class PReLU(Gate):
         """One step."""
         x, weight = args
         slopes = tensor_of(weight, "slope").flatten()
-        return builder.apply(cls(slopes.view(-1, *(1,) * (len(x.shape) - 1)) if len(slopes) > 1 else slopes), x)
+        return builder.apply(
+            cls(slopes.view(-1, *(1,) * (len(x.shape) - 1)) if len(slopes) > 1 else slopes), x
+        )
 
     def slope(self, c: Tensor, scale: float) -> Tensor:
         """1 where ``c > 0``, else the parameter."""
@@ -156,12 +160,17 @@ class PiecewiseAffine(Pointwise):
 
     def put(self, builder: Builder, x: Value) -> Value:
         """One step, with an entry for each constant."""
-        return builder.apply(self, x, *(builder.number(name, value) for name, value in self.entries()))
+        return builder.apply(
+            self, x, *(builder.number(name, value) for name, value in self.entries())
+        )
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
         """The slope, then the coefficients."""
         slope, coefficients = self.pieces(inputs[0], scale)
-        return tuple(g.to(inputs[0].dtype) for g in (slope, *(coefficients[name] for name, _ in self.entries())))
+        return tuple(
+            g.to(inputs[0].dtype)
+            for g in (slope, *(coefficients[name] for name, _ in self.entries()))
+        )
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """``slope * c + coefficients * entries``."""
@@ -170,12 +179,19 @@ class PiecewiseAffine(Pointwise):
             total = total + gated(gate, constant)
         return total
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+    def adjoint(
+        self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
+    ) -> tuple[Tensor | None, ...]:
         """The same gates; summed over positions for the constants."""
-        return tuple(gated(g, cotangent).sum_to_size(len(cotangent), *shape) for g, shape in zip(gates, shapes, strict=True))
+        return tuple(
+            gated(g, cotangent).sum_to_size(len(cotangent), *shape)
+            for g, shape in zip(gates, shapes, strict=True)
+        )
 
 
-@rule_for("aten.clamp.default", "aten.clip.default", "aten.clamp_min.default", "aten.clamp_max.default")
+@rule_for(
+    "aten.clamp.default", "aten.clip.default", "aten.clamp_min.default", "aten.clamp_max.default"
+)
 class Clamp(PiecewiseAffine):
     """Identity between two bounds, constant outside: the bound is an entry of ``b`` with coefficient 1.
 
@@ -183,7 +199,8 @@ class Clamp(PiecewiseAffine):
     """
 
     def __init__(self, low: float | None, high: float | None) -> None:
-        self.low, self.high = low, high
+        self.low = low
+        self.high = high
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
@@ -193,14 +210,17 @@ class Clamp(PiecewiseAffine):
             Refused: If its lower bound is plus infinity, or its upper one minus infinity.
         """
         x, low, high = (*args, None, None)[:3]
-        low, high = kwargs.get("min", low), kwargs.get("max", high)
+        low = kwargs.get("min", low)
+        high = kwargs.get("max", high)
         if builder.op == "clamp_max":
             low, high = None, low
         low, high = (v if v is None else float(v) for v in (low, high))
         if low == torch.inf or high == -torch.inf:
             msg = "nothing is between its bounds: leave an infinite bound out"
             raise Refused(msg)
-        return cls(None if low == -torch.inf else low, None if high == torch.inf else high).put(builder, x)
+        return cls(None if low == -torch.inf else low, None if high == torch.inf else high).put(
+            builder, x
+        )
 
     def entries(self) -> list[tuple[str, float]]:
         """The bounds that are not exactly zero."""
@@ -253,7 +273,8 @@ class Threshold(PiecewiseAffine):
     """The identity above a threshold, a number at it and below."""
 
     def __init__(self, threshold: float, value: float) -> None:
-        self.threshold, self.value = threshold, value
+        self.threshold = threshold
+        self.value = value
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
@@ -367,10 +388,15 @@ class Maximum(Pointwise):
         first = gated(gates[0], tangents[0])
         return first + gated(1 - gates[0], tangents[1]) if len(tangents) > 1 else first
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+    def adjoint(
+        self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
+    ) -> tuple[Tensor | None, ...]:
         """Each value's share, summed where it was broadcast."""
         shares = (gates[0], 1 - gates[0])
-        return tuple(gated(g, cotangent).sum_to_size(len(cotangent), *s) for g, s in zip(shares, shapes, strict=False))
+        return tuple(
+            gated(g, cotangent).sum_to_size(len(cotangent), *s)
+            for g, s in zip(shares, shapes, strict=False)
+        )
 
 
 @rule_for("aten.minimum.default", "aten.min.other")
@@ -388,7 +414,8 @@ class ClampBetween(Maximum):
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
         """A step for each bound."""
         x, low, high = (*args, None, None)[:3]
-        low, high = kwargs.get("min", low), kwargs.get("max", high)
+        low = kwargs.get("min", low)
+        high = kwargs.get("max", high)
         if builder.op == "clamp_max":
             low, high = None, low
         x = x if low is None else Maximum(tie=1.0).put(builder, x, low)

@@ -63,7 +63,8 @@ class Largest(Rule):
     op: ClassVar[Callable[..., Tensor]] = torch.amax
 
     def __init__(self, dims: Sequence[int], keepdim: bool = False) -> None:
-        self.dims, self.keepdim = list(dims), keepdim
+        self.dims = list(dims)
+        self.keepdim = keepdim
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
@@ -111,7 +112,8 @@ class Taken(Rule):
     """Elements along a dimension at places that are the gates."""
 
     def __init__(self, dim: int, keepdim: bool = False) -> None:
-        self.dim, self.keepdim = dim, keepdim
+        self.dim = dim
+        self.keepdim = keepdim
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """Take the elements."""
@@ -177,13 +179,19 @@ class AveragePooling(Aten, Local):
         """One step."""
         return builder.apply(cls(len(args[0].shape) - 1, *args[1:]), args[0])
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+    def adjoint(
+        self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
+    ) -> tuple[Tensor | None, ...]:
         """Spread each cotangent over its window; on maps by PyTorch's own, which needs no pass forward."""
         if self.axes != 2:
             return super().adjoint(gates, cotangent, shapes)
         size, stride, *rest = filled(self.args, 1, (), 0, False, True, None)
         like = unfilled(cotangent, shapes[0])
-        return (torch.ops.aten.avg_pool2d_backward.default(cotangent, like, size, stride or size, *rest),)
+        return (
+            torch.ops.aten.avg_pool2d_backward.default(
+                cotangent, like, size, stride or size, *rest
+            ),
+        )
 
     def geometry(self) -> tuple[list[int], list[int], list[int]]:
         """Size, stride and padding of the window per axis."""
@@ -201,9 +209,11 @@ class AveragePooling(Aten, Local):
         size, stride, _ = self.geometry()
         if self.axes != 2:
             return self.op(F.pad(window, pad), size, stride)
-        before, after = list(pad[0::2]), list(pad[1::2])
+        before = list(pad[0::2])
+        after = list(pad[1::2])
         if before != after or min(before) < 0:
-            window, before = F.pad(window, pad), [0, 0]
+            window = F.pad(window, pad)
+            before = [0, 0]
         channels = window.shape[1]
         kernel = window.new_full((1, 1, *size), 1 / prod(size)).expand(channels, -1, -1, -1)
         return F.conv2d(window, kernel, None, stride, before[::-1], groups=channels)
@@ -214,7 +224,11 @@ class AveragePooling(Aten, Local):
         counted = self.op(ones, *self.args)
         size, stride, padding = self.geometry()
         reached = [(n - 1) * s + k for n, s, k in zip(counted.shape[2:], stride, size, strict=True)]
-        pad = [v for n, p, r in zip(ones.shape[:1:-1], padding[::-1], reached[::-1], strict=True) for v in (p, r - n - p)]
+        pad = [
+            v
+            for n, p, r in zip(ones.shape[:1:-1], padding[::-1], reached[::-1], strict=True)
+            for v in (p, r - n - p)
+        ]
         return counted / self.op(F.pad(ones, pad), size, stride)
 
 
@@ -273,7 +287,8 @@ class MaxPooling(Rule):
     ) -> None:
         every = (size, stride or size, padding, dilation)
         self.size, self.stride, self.padding, self.dilation = (spread(v, axes) for v in every)
-        self.ceil_mode, self.axes = ceil_mode, axes
+        self.ceil_mode = ceil_mode
+        self.axes = axes
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Any:
@@ -300,7 +315,9 @@ class MaxPooling(Rule):
         places = winners.flatten(2)[:, None].expand(-1, t.shape[1], -1, -1)
         return t.gather(3, places).unflatten(3, winners.shape[2:]).flatten(0, 1)
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+    def adjoint(
+        self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
+    ) -> tuple[Tensor, ...]:
         """Give the winners their cotangents, summed where one won twice."""
         winners = gates[0]
         g = cotangent.unflatten(0, (len(winners), -1)).flatten(3)
@@ -311,7 +328,11 @@ class MaxPooling(Rule):
 
     def reach(self) -> Reach | None:
         """The window, as far as dilation spreads it."""
-        return pooled([d * (k - 1) for k, d in zip(self.size, self.dilation, strict=True)], self.stride, self.padding)
+        return pooled(
+            [d * (k - 1) for k, d in zip(self.size, self.dilation, strict=True)],
+            self.stride,
+            self.padding,
+        )
 
     def infinities(self, *inputs: Signs) -> Signs:
         """Minus infinity never wins."""
@@ -323,7 +344,8 @@ class AdaptiveMaxPooling(MaxPooling):
     """Max pooling to a given size."""
 
     def __init__(self, shape: Shape, size: Shape) -> None:
-        self.shape, self.out_size = shape, size
+        self.shape = shape
+        self.out_size = size
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Any:
@@ -332,7 +354,9 @@ class AdaptiveMaxPooling(MaxPooling):
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
         """Flat place of each window's winner among the positions of its channel."""
-        pool = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)[len(self.out_size) - 1]
+        pool = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)[
+            len(self.out_size) - 1
+        ]
         return (pool(inputs[0], list(self.out_size), return_indices=True)[1],)
 
     def reach(self) -> Reach | None:
@@ -341,7 +365,10 @@ class AdaptiveMaxPooling(MaxPooling):
 
 
 @rule_for(
-    *(f"aten.upsample_{kind}.vec" for kind in "nearest1d nearest2d nearest3d linear1d bilinear2d trilinear3d bicubic2d".split()),
+    *(
+        f"aten.upsample_{kind}.vec"
+        for kind in "nearest1d nearest2d nearest3d linear1d bilinear2d trilinear3d bicubic2d".split()
+    ),
     *(f"aten._upsample_nearest_exact{axes}d.vec" for axes in (1, 2, 3)),
 )
 class Interpolation(Aten):
@@ -361,20 +388,26 @@ class Interpolation(Aten):
         *args: Any,
     ) -> None:
         super().__init__(*args)
-        self.kind, self.reaches, self.places = kind, list(reaches), list(places)
+        self.kind = kind
+        self.reaches = list(reaches)
+        self.places = list(places)
         self.op = getattr(torch.ops.aten, kind).vec  # type: ignore[misc]
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
         """One step."""
         x, *rest = args
-        op, sizes = getattr(torch.ops.aten, builder.op).vec, list(builder.shape[1:])
+        op = getattr(torch.ops.aten, builder.op).vec
+        sizes = list(builder.shape[1:])
         dtype = torch.promote_types(builder.dtype, torch.float32)
         device = "cpu" if builder.device.type == "meta" else builder.device
-        reaches, places = [], []
+        reaches = []
+        places = []
         for axis, (extent, size) in enumerate(zip(x.shape[1:], sizes, strict=True)):
             units = torch.eye(extent, dtype=dtype, device=device)
-            shape = [extent if a == axis else 1 for a in range(len(sizes))]  # the other axes have one position
+            shape = [
+                extent if a == axis else 1 for a in range(len(sizes))
+            ]  # the other axes have one position
             read = op(units.view(extent, 1, *shape), *cls.along(axis, size, *rest))
             matrix = read.reshape(extent, size).T  # which position each new one reads
             reaches.append(measured(matrix != 0))
@@ -382,7 +415,9 @@ class Interpolation(Aten):
         is_nearest = "nearest" in builder.op
         return builder.apply(cls(builder.op, reaches, places if is_nearest else (), *rest), x)
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+    def adjoint(
+        self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
+    ) -> tuple[Tensor | None, ...]:
         """Scatter along each axis to what was read; for linear and cubic interpolation, PyTorch's derivative."""
         if not self.places:
             return super().adjoint(gates, cotangent, shapes)

@@ -6,7 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjointbackmap.rules.base import Aten, Builder, Constant, Gates, Operation, Refused, Value, rule_for, tensor_of
+from adjointbackmap.rules.base import (
+    Aten,
+    Builder,
+    Constant,
+    Gates,
+    Operation,
+    Refused,
+    Value,
+    rule_for,
+    tensor_of,
+)
 from adjointbackmap.rules.linear import Einsum, Product, aligned, weighted_sum
 
 
@@ -18,7 +28,8 @@ class ProductAndSum(Operation):
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
         """The product, then the sum."""
         added, first, second = args[:3]
-        beta, alpha = kwargs.get("beta", 1), kwargs.get("alpha", 1)
+        beta = kwargs.get("beta", 1)
+        alpha = kwargs.get("alpha", 1)
         product = Product.build(builder, first, second)
         return weighted_sum(builder, [(product, alpha), (added, beta)])
 
@@ -29,7 +40,9 @@ class TensorDot(Aten):
 
     def __init__(self, constant: Tensor, dims: Sequence[Sequence[int]], data_first: bool) -> None:
         super().__init__()
-        self.constant, self.dims, self.data_first = constant, dims, data_first
+        self.constant = constant
+        self.dims = dims
+        self.data_first = data_first
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
@@ -41,7 +54,10 @@ class TensorDot(Aten):
         first, second, *dims = args[:4]
         data_first = isinstance(first, Value)
         data, constant = (first, second) if data_first else (second, first)
-        dims = [[d % (len(data.shape) + 1) for d in dims[0 if data_first else 1]], dims[1 if data_first else 0]]
+        dims = [
+            [d % (len(data.shape) + 1) for d in dims[0 if data_first else 1]],
+            dims[1 if data_first else 0],
+        ]
         if 0 in dims[0]:
             msg = "it goes over the images of a batch"
             raise Refused(msg)
@@ -159,7 +175,11 @@ class SumAndProduct(Operation):
 def _factor(builder: Builder, argument: Any, what: str) -> Tensor | float:
     """A constant factor in the shape in which it meets the output beside the batch."""
     tensor = tensor_of(argument, what)
-    return tensor.reshape(aligned(argument, len(builder.shape))) if isinstance(argument, Constant) else tensor
+    return (
+        tensor.reshape(aligned(argument, len(builder.shape)))
+        if isinstance(argument, Constant)
+        else tensor
+    )
 
 
 @rule_for("aten.pow.Tensor_Scalar")

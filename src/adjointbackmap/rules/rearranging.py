@@ -17,7 +17,9 @@ class Rotate(Aten):
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
         """One step."""
         given = by_name(cls.op, args, kwargs)
-        return builder.apply(cls(given["k"], keep_batch(given["dims"], given["self"])), given["self"])
+        return builder.apply(
+            cls(given["k"], keep_batch(given["dims"], given["self"])), given["self"]
+        )
 
 
 @rule_for("aten.triu.default")

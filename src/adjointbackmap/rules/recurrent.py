@@ -6,7 +6,16 @@ from typing import Any, cast
 
 import torch
 
-from adjointbackmap.rules.base import Builder, Constant, Operation, Refused, Value, by_name, rule_for, tensor_of
+from adjointbackmap.rules.base import (
+    Builder,
+    Constant,
+    Operation,
+    Refused,
+    Value,
+    by_name,
+    rule_for,
+    tensor_of,
+)
 from adjointbackmap.rules.joining import Concatenate
 from adjointbackmap.rules.linear import Add, Product, aligned
 from adjointbackmap.rules.moving import Reshape, Select
@@ -46,13 +55,19 @@ class Cell:
         if not parts:
             msg = "both of its arguments are zero"
             raise Refused(msg)
-        total = self.builder.apply(Add(), *parts, shape=(self.size,)) if len(parts) > 1 else parts[0]
+        total = (
+            self.builder.apply(Add(), *parts, shape=(self.size,)) if len(parts) > 1 else parts[0]
+        )
         return self.builder.apply(ReLU(), total, shape=(self.size,))
 
 
 def placed(builder: Builder, argument: Any) -> Value | None:
     """An input or a state that is data, or a constant ``(1, size)``; ``None`` if it is zero."""
-    return argument if isinstance(argument, Value) else builder.place(argument, tuple(argument.tensor.shape[1:]))
+    return (
+        argument
+        if isinstance(argument, Value)
+        else builder.place(argument, tuple(argument.tensor.shape[1:]))
+    )
 
 
 @rule_for("aten.rnn_relu_cell.default")
@@ -82,8 +97,11 @@ class Recurrent(Operation):
         if given["train"] and given["dropout"]:
             msg = "it drops units at random: call model.eval()"
             raise Refused(msg)
-        x, hx, parameters = given["input"], given["hx"], list(given["params"])
-        each, directions = 4 if given["has_biases"] else 2, 2 if given["bidirectional"] else 1
+        x = given["input"]
+        hx = given["hx"]
+        parameters = list(given["params"])
+        each = 4 if given["has_biases"] else 2
+        directions = 2 if given["bidirectional"] else 1
         last: list[Value] = []
         for layer in range(given["num_layers"]):
             outputs = []
@@ -98,7 +116,9 @@ class Recurrent(Operation):
         return [x, last]
 
     @staticmethod
-    def unrolled(builder: Builder, cell: Cell, x: Value, state: Value | None, backwards: bool) -> Iterator[Value]:
+    def unrolled(
+        builder: Builder, cell: Cell, x: Value, state: Value | None, backwards: bool
+    ) -> Iterator[Value]:
         """The states of every moment in the order of their computation."""
         products = cast("Value", cell.part(0, x))
         moments = range(x.shape[0])
@@ -123,7 +143,9 @@ def together(builder: Builder, states: Sequence[Value]) -> Value:
     shape = (1, *states[0].shape)
     longer = [builder.apply(Reshape(shape), state, shape=shape) for state in states]
     joined = (len(states), *states[0].shape)
-    return builder.apply(Concatenate(1, [shape] * len(states), range(len(states))), *longer, shape=joined)
+    return builder.apply(
+        Concatenate(1, [shape] * len(states), range(len(states))), *longer, shape=joined
+    )
 
 
 def side_by_side(builder: Builder, outputs: Sequence[Value]) -> Value:

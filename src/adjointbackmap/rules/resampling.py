@@ -8,7 +8,9 @@ from torch import Tensor
 from adjointbackmap.rules.base import Aten, Builder, Gates, Value, by_name, rule_for, tensor_of
 
 
-@rule_for("aten.grid_sampler.default", "aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default")
+@rule_for(
+    "aten.grid_sampler.default", "aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default"
+)
 class GridSample(Aten):
     """A map read at the places of a constant grid, the same for every image."""
 
@@ -41,7 +43,9 @@ class AffineGrid(Aten):
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         """Multiply the places with the matrix."""
         size, aligned = self.args
-        return torch.ops.aten.affine_grid_generator.default(tangents[0], [len(tangents[0]), *size], aligned)
+        return torch.ops.aten.affine_grid_generator.default(
+            tangents[0], [len(tangents[0]), *size], aligned
+        )
 
 
 @rule_for("aten._upsample_bilinear2d_aa.vec", "aten._upsample_bicubic2d_aa.vec")

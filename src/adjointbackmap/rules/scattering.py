@@ -48,7 +48,9 @@ class AtPlaces(Rule):
         """The places, ``(N, ...)`` or ``(1, ...)``."""
         return self.index.tensor if isinstance(self.index, Constant) else gates[0]
 
-    def adjoint(self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor | None, ...]:
+    def adjoint(
+        self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
+    ) -> tuple[Tensor | None, ...]:
         """Derived for the data; what the places are made of gets nothing."""
         return (*super().adjoint(gates, cotangent, shapes[:1]), *[None] * (len(shapes) - 1))
 
@@ -129,7 +131,9 @@ class Written(Assembled):
 
     op: ClassVar[Any]
 
-    def __init__(self, shapes: Sequence[Shape], given: Sequence[int], options: dict[str, Any]) -> None:
+    def __init__(
+        self, shapes: Sequence[Shape], given: Sequence[int], options: dict[str, Any]
+    ) -> None:
         super().__init__(shapes, given)
         self.options = options
 
@@ -137,7 +141,8 @@ class Written(Assembled):
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
         """One step."""
         options = by_name(cls.op, args, kwargs)
-        target, source = options.pop("self"), options.pop(cls.source())
+        target = options.pop("self")
+        source = options.pop(cls.source())
         if "dim" in options:
             (options["dim"],) = keep_batch([options["dim"]], Value(-1, builder.shape))
         if "index" in options:
@@ -224,7 +229,8 @@ class DiagonalScatter(Written):
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
         """One step."""
         options = by_name(cls.op, args, kwargs)
-        target, source = options.pop("self"), options.pop("src")
+        target = options.pop("self")
+        source = options.pop("src")
         whole = Value(-1, builder.shape)
         options["dim1"], options["dim2"] = keep_batch([options["dim1"], options["dim2"]], whole)
         return cls.put(builder, target, source, options)
@@ -246,7 +252,9 @@ class IndexFill(Operation):
         x, dim, index, number = args
         keep_batch([dim], x)
         chosen = torch.zeros(1, *x.shape, dtype=torch.bool, device=builder.device)
-        return number_at(builder, x, chosen.index_fill(dim, tensor_of(index, "index"), True), number)
+        return number_at(
+            builder, x, chosen.index_fill(dim, tensor_of(index, "index"), True), number
+        )
 
 
 @rule_for("aten.scatter.value")
@@ -277,8 +285,12 @@ class IndexPut(Written):
             Refused: If images of a batch are chosen, the places depend on the image, or what is written does not fit.
         """
         given = by_name(cls.op, args, kwargs)
-        x, indices, number = given["self"], list(given["indices"]), given["values"]
-        single = isinstance(number, Constant) and number.tensor.numel() == 1 and not given["accumulate"]
+        x = given["self"]
+        indices = list(given["indices"])
+        number = given["values"]
+        single = (
+            isinstance(number, Constant) and number.tensor.numel() == 1 and not given["accumulate"]
+        )
         first = indices[0]
         if isinstance(first, Mask):
             return cls._by_mask(builder, x, indices, number, single)
@@ -297,7 +309,9 @@ class IndexPut(Written):
         return cls._written(builder, (x, number), places, like, accumulate=given["accumulate"])
 
     @classmethod
-    def _by_mask(cls, builder: Builder, x: Any, indices: Sequence[Any], number: Any, single: bool) -> Value:
+    def _by_mask(
+        cls, builder: Builder, x: Any, indices: Sequence[Any], number: Any, single: bool
+    ) -> Value:
         """A single number where a mask of the whole value holds.
 
         Raises:
@@ -310,7 +324,12 @@ class IndexPut(Written):
 
     @classmethod
     def _written(
-        cls, builder: Builder, parts: Sequence[Any], places: list[Tensor | None], like: Tensor, accumulate: bool
+        cls,
+        builder: Builder,
+        parts: Sequence[Any],
+        places: list[Tensor | None],
+        like: Tensor,
+        accumulate: bool,
     ) -> Value:
         """The step on a value and what is written into it.
 
@@ -322,8 +341,14 @@ class IndexPut(Written):
         if there[0] != 1 or (isinstance(source, Value) and len(source.shape) != len(there) - 1):
             msg = "what is written must have the batch first and the dimensions of the places"
             raise Refused(msg)
-        shapes = [builder.shape, source.shape if isinstance(source, Value) else aligned(source, len(there) - 1)]
-        placed = [p if isinstance(p, Value) else builder.place(p, s) for p, s in zip(parts, shapes, strict=True)]
+        shapes = [
+            builder.shape,
+            source.shape if isinstance(source, Value) else aligned(source, len(there) - 1),
+        ]
+        placed = [
+            p if isinstance(p, Value) else builder.place(p, s)
+            for p, s in zip(parts, shapes, strict=True)
+        ]
         values = {i: value for i, value in enumerate(placed) if value is not None}
         options = {"indices": places, "accumulate": accumulate}
         return builder.apply(cls(shapes, list(values), options), *values.values())

@@ -151,7 +151,8 @@ class SmallestAndLargest(Operation):
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> list[Value]:
         """One step each."""
         given = by_name(torch.ops.aten.aminmax.default, args, kwargs)
-        dims, keepdim = keep_batch([given["dim"] or 0], given["self"]), given["keepdim"]
+        dims = keep_batch([given["dim"] or 0], given["self"])
+        keepdim = given["keepdim"]
         return [
             builder.apply(rule(dims, keepdim), given["self"], shape=shape)
             for rule, shape in zip((Smallest, Largest), builder.shapes, strict=True)
@@ -178,14 +179,19 @@ class Quantile(Operation):
             Refused: If it goes over the images of a batch.
         """
         given = by_name(torch.ops.aten.quantile.scalar, args, kwargs)
-        x, dim, interpolation = given["self"], given["dim"], given["interpolation"]
+        x = given["self"]
+        dim = given["dim"]
+        interpolation = given["interpolation"]
         if dim is None:
             msg = "it goes over the images of a batch: name the dimension"
             raise Refused(msg)
         (dim,) = keep_batch([dim], x)
         place = float(tensor_of(given["q"], "quantile")) * (x.shape[dim - 1] - 1)
         weights = cls.weights(place, interpolation)
-        found = [builder.apply(KthValue(k=rank + 1, dim=dim, keepdim=given["keepdim"]), x) for rank in weights]
+        found = [
+            builder.apply(KthValue(k=rank + 1, dim=dim, keepdim=given["keepdim"]), x)
+            for rank in weights
+        ]
         return weighted_sum(builder, list(zip(found, weights.values(), strict=True)))
 
     @staticmethod

@@ -31,13 +31,15 @@ BATCH = 20  # images that are computed and recorded together
 STEPS = 50  # steps of integrated gradients, starting at an input of zeros
 SAMPLES = 200  # points of integrated gradients per forward pass
 
-SALIENCY, PRODUCT, INTEGRATED = "saliency", "input x gradient", "integrated gradients"
-FULLGRAD, OF_MODULES = "FullGrad", "FullGrad, biases of modules"
-IMAGE, WHOLE = "hyperplane, image part", "hyperplane, image and bias parts"
-COMPLETED, DIFFERENCE = (
-    f"{PRODUCT}, and the hyperplane's bias part",
-    f"{INTEGRATED}, beside f(x) - f(0)",
-)
+SALIENCY = "saliency"
+PRODUCT = "input x gradient"
+INTEGRATED = "integrated gradients"
+FULLGRAD = "FullGrad"
+OF_MODULES = "FullGrad, biases of modules"
+IMAGE = "hyperplane, image part"
+WHOLE = "hyperplane, image and bias parts"
+COMPLETED = f"{PRODUCT}, and the hyperplane's bias part"
+DIFFERENCE = f"{INTEGRATED}, beside f(x) - f(0)"
 ROWS = (SALIENCY, PRODUCT, COMPLETED, INTEGRATED, DIFFERENCE, FULLGRAD, OF_MODULES, IMAGE, WHOLE)
 MAPS = (SALIENCY, PRODUCT, INTEGRATED)
 
@@ -52,11 +54,10 @@ def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
         report: Called with what is computed and the share that is done.
     """
     for name in setup.networks:
-        trained, untouched = setup.trained(name), models.load(name)
-        images, path = (
-            setup.many(name, min(MOST, 2 * setup.images)),
-            setup.folder / KEY / f"{name}.json",
-        )
+        trained = setup.trained(name)
+        untouched = models.load(name)
+        images = setup.many(name, min(MOST, 2 * setup.images))
+        path = setup.folder / KEY / f"{name}.json"
         settings = {**trained.about, "steps": STEPS, "scale": SCALE}
         record = Record(
             path.with_name(f"{name}-{trained.about['weights sha256'][:8]}.jsonl"),
@@ -68,7 +69,8 @@ def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
             part = images[missing[start : start + BATCH]]
             for hashed, found in zip(part.hashes, sums(trained, untouched, part), strict=True):
                 record.append(hashed, found)
-        one, finished = setup.one(name), dict(record.results())
+        one = setup.one(name)
+        finished = dict(record.results())
         settings |= {
             "image": one.hashes[0],
             "class": one.classes[int(one.labels)],
@@ -94,16 +96,19 @@ def sums(trained: Trained, untouched: nn.Module, images: data.Images) -> list[Fo
     """
     x = trained.input(images.unit_interval())
     with torch.no_grad():
-        scores, zero = untouched(x), untouched(torch.zeros_like(x[:1]))[0]
+        scores = untouched(x)
+        zero = untouched(torch.zeros_like(x[:1]))[0]
     classes = scores.argmax(1)
-    found = {method: made.flatten(1).sum(1) for method, made in captum_maps(untouched, x, classes).items()}
+    found = {
+        method: made.flatten(1).sum(1)
+        for method, made in captum_maps(untouched, x, classes).items()
+    }
     slopes, biases = full_gradients(trained.network, x, classes)
-    pixels, none = (x * slopes).flatten(1).sum(1), x.new_zeros(len(x))
+    pixels = (x * slopes).flatten(1).sum(1)
+    none = x.new_zeros(len(x))
     owned = (part for name, part in biases.items() if _is_of_module(trained.network.model, name))
-    found[FULLGRAD], found[OF_MODULES] = (
-        pixels + sum(biases.values(), none),
-        pixels + sum(owned, none),
-    )
+    found[FULLGRAD] = pixels + sum(biases.values(), none)
+    found[OF_MODULES] = pixels + sum(owned, none)
     parts = hyperplanes(
         trained.network,
         x,
@@ -112,7 +117,8 @@ def sums(trained: Trained, untouched: nn.Module, images: data.Images) -> list[Fo
         classes[:, None, None],
         scale=SCALE,
     ).contributions()
-    found[IMAGE], found[WHOLE] = parts.image.flatten(1).sum(1), parts.total()[:, 0]
+    found[IMAGE] = parts.image.flatten(1).sum(1)
+    found[WHOLE] = parts.total()[:, 0]
     return [
         {
             "logit": float(scores[n, c]),
@@ -173,14 +179,19 @@ def full_gradients(
         the output of the class.
     """
     named = dict(network.model.named_parameters())
-    biases = {b.parameter: named[b.parameter].detach() for b in network.biases.values() if b.parameter}
+    biases = {
+        b.parameter: named[b.parameter].detach() for b in network.biases.values() if b.parameter
+    }
 
     def score(image: Tensor, parameters: dict[str, Tensor], chosen: Tensor) -> Tensor:
         return (functional_call(network.model, parameters, (image[None],))[0] * chosen).sum()
 
     chosen = nn.functional.one_hot(classes, network.layers["output"].out_shape[0]).to(x)
     slopes, changes = vmap(grad(score, (0, 1)), (0, None, 0))(x, biases, chosen)
-    added = {name: (value * changes[name].detach()).reshape(len(x), -1).sum(1) for name, value in biases.items()}
+    added = {
+        name: (value * changes[name].detach()).reshape(len(x), -1).sum(1)
+        for name, value in biases.items()
+    }
     return slopes.detach(), added
 
 
@@ -213,7 +224,8 @@ def maps(trained: Trained, untouched: nn.Module, image: data.Images) -> tuple[Fo
     classes = scores.argmax(1)
     found = captum_maps(untouched, x, classes)
     planes = hyperplanes(trained.network, x, "fc", "RM0", classes[:, None, None], scale=SCALE)
-    parts, biases = planes.contributions(), full_gradients(trained.network, x, classes)[1]
+    parts = planes.contributions()
+    biases = full_gradients(trained.network, x, classes)[1]
     bias = {name: float(part.sum()) for name, part in parts.bias.items()}
     theirs = [float(biases[b.parameter]) for b in trained.network.biases.values() if b.parameter]
     return {"logit": float(scores.max())}, {
@@ -275,7 +287,9 @@ def relative_errors(images: Iterable[Found]) -> dict[str, np.ndarray]:
     """
     every = list(images)
     logits, zeros = (np.array([found[key] for found in every]) for key in ("logit", "at zero"))
-    totals = {method: np.array([found["sums"][method] for found in every]) for method in every[0]["sums"]}
+    totals = {
+        method: np.array([found["sums"][method] for found in every]) for method in every[0]["sums"]
+    }
     totals[COMPLETED] = totals[PRODUCT] + totals[WHOLE] - totals[IMAGE]
     errors = {method: np.abs(total - logits) / np.abs(logits) for method, total in totals.items()}
     errors[DIFFERENCE] = np.abs(totals[INTEGRATED] - (logits - zeros)) / np.abs(logits - zeros)
@@ -359,7 +373,9 @@ def claims(networks: dict[str, Found], errors: dict[str, dict[str, np.ndarray]])
             PRODUCT,
             True,
         )
-    text = f"Integrated gradients reproduce f(x) - f(0), which is what they claim, with {STEPS} steps."
+    text = (
+        f"Integrated gradients reproduce f(x) - f(0), which is what they claim, with {STEPS} steps."
+    )
     yield _claim(text, errors, everyone, DIFFERENCE, True)
 
 
@@ -376,7 +392,10 @@ def _claim(
     reproduces fewer than half of them.
     """
     shares = {name: _within(errors[name][method]) for name in names}
-    measured = "; ".join(f"{name} {share:.1f} %, median {np.median(errors[name][method]):.2g}" for name, share in shares.items())
+    measured = "; ".join(
+        f"{name} {share:.1f} %, median {np.median(errors[name][method]):.2g}"
+        for name, share in shares.items()
+    )
     holds = all(share == 100 if complete else share < 50 for share in shares.values())
     return Claim(text, f"Images within 1 %, and the median relative error: {measured}", holds)
 
@@ -390,7 +409,11 @@ def _pictures(folder: Path, name: str, found: Found, arrays: Arrays) -> Iterator
     """The maps of one image, and the contribution of each layer's biases if there are biases."""
     of = f"{name}, {found['settings']['class']} {found['settings']['image'][:8]}"
     shown = {key: torch.from_numpy(arrays[key]) for key in (*MAPS, "hyperplane", IMAGE)}
-    below = {key: f"sum {float(part.double().sum()):.4g}" for key, part in shown.items() if key != "hyperplane"}
+    below = {
+        key: f"sum {float(part.double().sum()):.4g}"
+        for key, part in shown.items()
+        if key != "hyperplane"
+    }
     shown["image part x input"] = shown.pop(IMAGE)
     below["image part x input"] = f"{below.pop(IMAGE)}, biases {arrays['bias'].sum():.4g}"
     heading = f"{of}: maps of the predicted class's logit, {found['logit']:.4g}"

@@ -18,7 +18,9 @@ from adjointbackmap.study.setup import Setup, read_json, write_json
 from adjointbackmap.study.verification import page
 from adjointbackmap.study.verification import run as verification
 
-EXPERIMENTS = {module.KEY: module for module in (page, pictures, many, noise, targets, scaled, attributions)}
+EXPERIMENTS = {
+    module.KEY: module for module in (page, pictures, many, noise, targets, scaled, attributions)
+}
 """Key -> the module with ``section``, which reports the results.
 
 The module also has ``compute``, which produces them. For ``page``, ``verification`` has it.
@@ -130,7 +132,12 @@ def sections(folder: Path) -> list[Section]:
     for key, module in EXPERIMENTS.items():
         try:
             found.append(module.section(folder))
-        except (KeyError, IndexError, TypeError, AttributeError) as error:  # of an older version, which has no checksum
+        except (
+            KeyError,
+            IndexError,
+            TypeError,
+            AttributeError,
+        ) as error:  # of an older version, which has no checksum
             reason = f"{type(error).__name__}: {shortened(error)}"
             msg = f"{folder / key} must hold results of study all. They could not be read ({reason}): run it again elsewhere."
             raise ValueError(msg) from error

@@ -32,7 +32,9 @@ class Quantiles:
 
         They are NaN if there are no numbers.
         """
-        found = np.quantile(np.asarray(numbers, float), ENDS) if len(numbers) else np.full(3, np.nan)
+        found = (
+            np.quantile(np.asarray(numbers, float), ENDS) if len(numbers) else np.full(3, np.nan)
+        )
         return cls(*(factor * found).tolist())
 
     def __str__(self) -> str:

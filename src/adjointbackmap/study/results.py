@@ -107,8 +107,12 @@ def _arrays(path: Path, found: Found) -> Arrays:
 
 def run_words(name: str, found: Found) -> str:
     """Describe a run of experiment 2 in words: network, weights, image, class and attack."""
-    settings, attack = found["settings"], found["settings"]["attack"]
-    steps = ", ".join(f"{s:.4g}" for s in (attack["step"] if isinstance(attack["step"], list) else [attack["step"]]))
+    settings = found["settings"]
+    attack = found["settings"]["attack"]
+    steps = ", ".join(
+        f"{s:.4g}"
+        for s in (attack["step"] if isinstance(attack["step"], list) else [attack["step"]])
+    )
     return (
         f"{name} (weights {settings['weights sha256'][:8]}): image {settings['image'][:8]}, "
         f"{found['classes'][found['label']]}; {attack['iterations']} steps of {steps} in pixels "

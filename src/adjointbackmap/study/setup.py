@@ -61,11 +61,14 @@ class Setup:
         Raises:
             ValueError: If there is no such image, or the network does not classify it correctly.
         """
-        trained, asked = self.trained(name), self.image or preset(name)
+        trained = self.trained(name)
+        asked = self.image or preset(name)
         if asked in trained.images.classes:
             found = trained.known_by_all(asked)
         else:
-            found = trained.images[trained.known & torch.tensor([h.startswith(asked) for h in trained.images.hashes])]
+            found = trained.images[
+                trained.known & torch.tensor([h.startswith(asked) for h in trained.images.hashes])
+            ]
         if not len(found):
             wanted = f"a class, or the first digits of a test image's hash, that {name} classifies correctly"
             msg = f"--image must be {wanted}. Got {asked!r}: name another."
@@ -90,7 +93,11 @@ def check_setup(names: Sequence[str] | None, images: int, sample: bool) -> tuple
     Raises:
         ValueError: If a network is not available, or ``images`` is less than 1.
     """
-    able = [n for n in COLUMNS if n in models.names() and not (sample and models.card(n)["dataset"] != "cifar10")]
+    able = [
+        n
+        for n in COLUMNS
+        if n in models.names() and not (sample and models.card(n)["dataset"] != "cifar10")
+    ]
     unknown = [name for name in names or () if name not in able]
     if unknown:
         msg = f"--network must be some of {', '.join(able)}. Got {', '.join(unknown)}: leave it out for all of them."

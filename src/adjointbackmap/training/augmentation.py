@@ -14,7 +14,9 @@ BRIGHTNESS = (-0.5, 0.5)
 RESIZED = 4  # rows and columns more than the image has
 
 
-def crop(pixels: UInt8[Tensor, "n 3 h w"], padding: int, generator: torch.Generator) -> Float[Tensor, "n 3 h w"]:
+def crop(
+    pixels: UInt8[Tensor, "n 3 h w"], padding: int, generator: torch.Generator
+) -> Float[Tensor, "n 3 h w"]:
     """Flip half of the images and crop each at random from its zero-padded self.
 
     Args:
@@ -98,7 +100,9 @@ def _flip(x: Shaped[Tensor, "n 3 h w"], flipped: Bool[Tensor, " n"]) -> Shaped[T
     return torch.where(flipped.to(x.device).view(-1, 1, 1, 1), x.flip(3), x)
 
 
-def _cut(x: Shaped[Tensor, "n 3 hx wx"], corners: Int64[Tensor, "2 n"], size: torch.Size) -> Shaped[Tensor, "n 3 h w"]:
+def _cut(
+    x: Shaped[Tensor, "n 3 hx wx"], corners: Int64[Tensor, "2 n"], size: torch.Size
+) -> Shaped[Tensor, "n 3 h w"]:
     """A window of each image, whose first row and column are its corner."""
     rows = corners[0][:, None] + torch.arange(size[0])
     columns = corners[1][:, None] + torch.arange(size[1])

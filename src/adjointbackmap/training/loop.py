@@ -81,7 +81,10 @@ class _State:
     @property
     def validation(self) -> float | None:
         """The last validation accuracy."""
-        return next((row["validation"] for row in reversed(self.history) if row["validation"] is not None), None)
+        return next(
+            (row["validation"] for row in reversed(self.history) if row["validation"] is not None),
+            None,
+        )
 
 
 def train(
@@ -114,12 +117,21 @@ def train(
         return _train(task, out, root, device, report)
 
 
-def _train(task: Task, out: Path, root: str | os.PathLike | None, device: str, report: Callable[[Progress], None]) -> dict:
+def _train(
+    task: Task,
+    out: Path,
+    root: str | os.PathLike | None,
+    device: str,
+    report: Callable[[Progress], None],
+) -> dict:
     """Train in a folder that no other process writes to."""
     _check_free(task, out)
-    images, validation, test = (data.load(task.dataset, split, root) for split in ("train", "validation", "test"))
+    images, validation, test = (
+        data.load(task.dataset, split, root) for split in ("train", "validation", "test")
+    )
     prepare = models.preprocessing(task.network).to(device)
-    pixels, labels = images.pixels.to(device), images.labels.to(device)
+    pixels = images.pixels.to(device)
+    labels = images.labels.to(device)
     state = _resume(task, out, device) or _begin(task, pixels, labels, prepare, device)
     steps_per_epoch = len(labels) // task.recipe.batch
     steps = task.recipe.epochs * steps_per_epoch
@@ -133,9 +145,12 @@ def _train(task: Task, out: Path, root: str | os.PathLike | None, device: str, r
                 with undivided():
                     state.whole = False
                     loss = _step(state, task, prepare, pixels[order], labels[order], steps)
-                    state.seconds, started = state.seconds + time.monotonic() - started, time.monotonic()
+                    state.seconds = state.seconds + time.monotonic() - started
+                    started = time.monotonic()
                     if state.step % steps_per_epoch == 0:
-                        _end_epoch(state, task.recipe, validation, prepare, state.step // steps_per_epoch)
+                        _end_epoch(
+                            state, task.recipe, validation, prepare, state.step // steps_per_epoch
+                        )
                     state.whole = True
                 report(Progress(state.step, steps, loss, state.validation))
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -177,7 +192,9 @@ def accuracy(model: nn.Module, images: data.Images, prepare: nn.Module, batch: i
         with exact(device):
             for start in range(0, len(images), batch):
                 part = images[start : start + batch]
-                x = prepare(part.unit_interval().to(device)).contiguous(memory_format=torch.channels_last)
+                x = prepare(part.unit_interval().to(device)).contiguous(
+                    memory_format=torch.channels_last
+                )
                 right += int((model(x).argmax(1).cpu() == part.labels).sum())
     finally:
         model.train(was_training)
@@ -196,7 +213,9 @@ def _generator(seed: int, stream: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 2 + stream) * 10_000_019 + number)
 
 
-def _step(state: _State, task: Task, prepare: nn.Module, pixels: Tensor, labels: Tensor, steps: int) -> float:
+def _step(
+    state: _State, task: Task, prepare: nn.Module, pixels: Tensor, labels: Tensor, steps: int
+) -> float:
     recipe = task.recipe
     for group in state.optimizer.param_groups:
         group["lr"] = recipe.rate(state.step, steps)
@@ -220,12 +239,17 @@ def _loss(model: nn.Module, x: Tensor, labels: Tensor, recipe: Recipe, setting: 
     return loss
 
 
-def _end_epoch(state: _State, recipe: Recipe, validation: data.Images, prepare: nn.Module, epoch: int) -> None:
+def _end_epoch(
+    state: _State, recipe: Recipe, validation: data.Images, prepare: nn.Module, epoch: int
+) -> None:
     due = epoch % recipe.validate_every == 0 or epoch == recipe.epochs
     share = accuracy(state.model, validation, prepare) if due else None
-    loss, seconds = sum(state.losses) / len(state.losses), round(state.seconds, 1)
+    loss = sum(state.losses) / len(state.losses)
+    seconds = round(state.seconds, 1)
     state.losses = []
-    state.history.append({"epoch": epoch, "step": state.step, "loss": loss, "validation": share, "seconds": seconds})
+    state.history.append(
+        {"epoch": epoch, "step": state.step, "loss": loss, "validation": share, "seconds": seconds}
+    )
     if share is not None and (not state.best or share > state.best["validation"]):
         weights = {k: v.detach().cpu().clone() for k, v in state.model.state_dict().items()}
         state.best = {"epoch": epoch, "validation": share, "weights": weights}
@@ -233,7 +257,9 @@ def _end_epoch(state: _State, recipe: Recipe, validation: data.Images, prepare: 
 
 def _begin(task: Task, pixels: Tensor, labels: Tensor, prepare: nn.Module, device: str) -> _State:
     classes = len(data.SOURCES[task.dataset].classes)
-    setting = _fastest_setting(task, classes, prepare, pixels[: task.recipe.batch], labels[: task.recipe.batch], device)
+    setting = _fastest_setting(
+        task, classes, prepare, pixels[: task.recipe.batch], labels[: task.recipe.batch], device
+    )
     state = _fresh(task, classes, setting, device)
     if task.start is not None:
         load_weights(state.model, _starting_weights(Path(task.start)), task.start)
@@ -263,7 +289,9 @@ def _fresh(task: Task, classes: int, setting: Setting, device: str) -> _State:
     return _State(model, optimizer, setting)
 
 
-def _fastest_setting(task: Task, classes: int, prepare: nn.Module, pixels: Tensor, labels: Tensor, device: str) -> Setting:
+def _fastest_setting(
+    task: Task, classes: int, prepare: nn.Module, pixels: Tensor, labels: Tensor, device: str
+) -> Setting:
     """Time a few steps in each layout and, where the processor has the instructions, in bfloat16."""
     precisions = (False, True) if _has_bfloat16(device) else (False,)
     settings = [Setting(layout, precision) for precision in precisions for layout in (True, False)]
@@ -325,7 +353,9 @@ def _resume(task: Task, out: Path, device: str) -> _State | None:
         return None
     try:
         content = read_torch(out / CHECKPOINT)
-        begun = Task(**{**content["task"], "recipe": Recipe(**content["task"]["recipe"])})  # new fields have their defaults
+        begun = Task(
+            **{**content["task"], "recipe": Recipe(**content["task"]["recipe"])}
+        )  # new fields have their defaults
         state = _restored(content, begun, device) if begun == task else None
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
         set_aside(out / CHECKPOINT, error)  # training begins anew
@@ -342,13 +372,22 @@ def _restored(content: dict, task: Task, device: str) -> _State:
     state = _fresh(task, classes, Setting(**content["setting"]), device)
     state.model.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])
-    state.step, state.seconds = content["step"], content["seconds"]
-    state.history, state.best = content["history"], content["best"]
+    state.step = content["step"]
+    state.seconds = content["seconds"]
+    state.history = content["history"]
+    state.best = content["best"]
     state.losses = content.get("losses", [])  # checkpoints of older versions have none
     return state
 
 
-def _finish(state: _State, task: Task, out: Path, prepare: nn.Module, training_images: int, test: data.Images) -> dict:
+def _finish(
+    state: _State,
+    task: Task,
+    out: Path,
+    prepare: nn.Module,
+    training_images: int,
+    test: data.Images,
+) -> dict:
     from safetensors.torch import save
 
     name = _title(task)

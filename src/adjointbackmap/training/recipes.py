@@ -70,12 +70,17 @@ class Recipe:
         if self.intervals:
             epoch = step * self.epochs // steps
             ends = accumulate(length for _, length in self.intervals)
-            return next((rate for (rate, _), end in zip(self.intervals, ends, strict=True) if epoch < end), self.intervals[-1][0])
+            return next(
+                (rate for (rate, _), end in zip(self.intervals, ends, strict=True) if epoch < end),
+                self.intervals[-1][0],
+            )
         peak = self.rise * steps
         position = step + 0.5
         return self.peak_rate * min(position / peak, (steps - position) / (steps - peak))
 
-    def augment(self, pixels: UInt8[Tensor, "n 3 h w"], generator: torch.Generator) -> Float[Tensor, "n 3 h w"]:
+    def augment(
+        self, pixels: UInt8[Tensor, "n 3 h w"], generator: torch.Generator
+    ) -> Float[Tensor, "n 3 h w"]:
         """Images of a step: bytes ``(N, 3, H, W)`` in, pixels on the scale of [0, 1] out."""
         if self.augmentation == "study":
             return augmentation.study(pixels, generator)
@@ -115,7 +120,9 @@ def study_recipe(network: str, dataset: str) -> Recipe:
     key = (models.architecture(network), dataset)
     if key not in STUDY_INTERVALS:
         known = ", ".join(" on ".join(pair) for pair in STUDY_INTERVALS)
-        msg = f"The study's recipes must be of {known}. Got {' on '.join(key)}: leave the preset out."
+        msg = (
+            f"The study's recipes must be of {known}. Got {' on '.join(key)}: leave the preset out."
+        )
         raise ValueError(msg)
     recipe = Recipe(
         batch=100,
@@ -162,5 +169,6 @@ def _constant_rates(intervals: Sequence[tuple[float, int]]) -> dict[str, Any]:
     """The fields of a recipe that follow from intervals."""
     if not intervals:
         return {}
-    peak_rate, epochs = max(rate for rate, _ in intervals), sum(length for _, length in intervals)
+    peak_rate = max(rate for rate, _ in intervals)
+    epochs = sum(length for _, length in intervals)
     return {"intervals": tuple(intervals), "epochs": epochs, "peak_rate": peak_rate, "rise": 0.0}

@@ -32,8 +32,13 @@ def gate_names(network: Network, dtype: torch.dtype | None = None) -> dict[int, 
         dtype: The dtype of the program.
     """
     program = network.program(dtype)
-    layers = {program.kernels[layer.kernel].sum.slot: layer.name for layer in network.layers.values() if layer.kernel}
-    names, last = {}, "input"
+    layers = {
+        program.kernels[layer.kernel].sum.slot: layer.name
+        for layer in network.layers.values()
+        if layer.kernel
+    }
+    names = {}
+    last = "input"
     for step in program.steps:
         last = layers.get(step.output.slot, last)
         names[step.output.slot] = last
@@ -57,16 +62,22 @@ def flipped(first: ActivationPattern, second: ActivationPattern) -> dict[str, Fl
         >>> {layer: share.tolist() for layer, share in flipped(pattern, pattern).items()}
         {'0': [0.0, 0.0, 0.0]}
     """
-    if first.network is not second.network or (first.dtype, first.images) != (second.dtype, second.images):
+    if first.network is not second.network or (first.dtype, first.images) != (
+        second.dtype,
+        second.images,
+    ):
         msg = (
             "The two patterns must be of one network, dtype and number of images. Got "
             f"{first.images} images in {first.dtype} and {second.images} in {second.dtype}: "
             "record both alike."
         )
         raise ValueError(msg)
-    names, found = gate_names(first.network, first.dtype), dict[str, list[Tensor]]()
+    names = gate_names(first.network, first.dtype)
+    found = dict[str, list[Tensor]]()
     for slot, gates in first.gates.items():
-        differ = torch.stack([a != b for a, b in zip(gates, second.gates[slot], strict=True)]).any(0)
+        differ = torch.stack([a != b for a, b in zip(gates, second.gates[slot], strict=True)]).any(
+            0
+        )
         found.setdefault(names[slot], []).append(differ.flatten(1))
     return {layer: torch.cat(parts, 1).double().mean(1) for layer, parts in found.items()}
 
@@ -97,7 +108,8 @@ def near_kinks(
         >>> near_kinks(trace(model, x), x)["0"].tolist()
         [1, 0, 0]
     """
-    names, found = gate_names(network), dict[str, Tensor]()
+    names = gate_names(network)
+    found = dict[str, Tensor]()
     for step, value, size in _with_sizes(network, check_images(network, x)):
         kinks = kinks_of(step.rule)
         if kinks:
@@ -110,7 +122,8 @@ def near_kinks(
 
 def gate_counts(pattern: ActivationPattern) -> dict[str, int]:
     """Number of gates of one image, per layer."""
-    names, counts = gate_names(pattern.network, pattern.dtype), dict[str, int]()
+    names = gate_names(pattern.network, pattern.dtype)
+    counts = dict[str, int]()
     for slot, gates in pattern.gates.items():
         counts[names[slot]] = counts.get(names[slot], 0) + gates[0][0].numel()
     return counts
@@ -122,7 +135,9 @@ def _with_sizes(network: Network, images: Tensor) -> Iterator[tuple[Step, Tensor
     The size is the sum of the magnitudes of the terms from which the input was computed.
     """
     program = network.program(images.dtype)
-    kernels = {call.sum.slot: replace(call, weight=call.weight.abs()) for call in program.kernels.values()}
+    kernels = {
+        call.sum.slot: replace(call, weight=call.weight.abs()) for call in program.kernels.values()
+    }
     values = {
         IMAGE: images,
         **{e.slot: e.value.expand(len(images), *e.value.shape) for e in program.entries},
@@ -130,7 +145,8 @@ def _with_sizes(network: Network, images: Tensor) -> Iterator[tuple[Step, Tensor
     sizes = {slot: value.abs() for slot, value in values.items()}
     with exact(images.device):
         for step in program.steps:
-            inputs, slot = [values[i.slot] for i in step.inputs], step.output.slot
+            inputs = [values[i.slot] for i in step.inputs]
+            slot = step.output.slot
             gates = step.rule.gates(1.0, *inputs)
             values[slot] = step.rule.forward(gates, *inputs)
             if slot in kernels:

@@ -53,7 +53,8 @@ def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
     """
     for name in setup.networks:
         report(f"{name}: images", 0.0)
-        trained, images = setup.trained(name), setup.many(name)
+        trained = setup.trained(name)
+        images = setup.many(name)
         job = {**attack_of(trained, images), "seed": setup.seed, "patterns": PATTERNS}
         record = Record(_record_path(setup.folder, name, job), job)
         try:
@@ -110,21 +111,33 @@ def measured(trained: Trained, images: data.Images) -> list[Found]:
         outputs, relative to the largest output. ``changed`` and ``angle`` (in degrees) are those of
         the label's hyperplane.
     """
-    pair, network = attacked_pair(trained, images), trained.network
-    both, parts = (pair.original, pair.adversarial), pair.parts
+    pair = attacked_pair(trained, images)
+    network = trained.network
+    both = (pair.original, pair.adversarial)
+    parts = pair.parts
     patterns = [record_pattern(network, planes.x, SCALE) for planes in both]
     near = [torch.stack([*near_kinks(network, planes.x).values()]).sum(0) for planes in both]
-    flips, counts, value = flipped(*patterns), gate_counts(patterns[0]), pair.adversarial.value
+    flips = flipped(*patterns)
+    counts = gate_counts(patterns[0])
+    value = pair.adversarial.value
     rebuilt = {"H_adv": pair.adversarial.reconstruct(), "H_orig": pair.with_original}
-    errors = {key: (sums - value).abs().amax(1) / value.abs().amax(1) for key, sums in rebuilt.items()}
-    turned, changed = ({part: of(*both, 2) for part, both in parts.items()} for of in (angles, relative_change))
-    found, inputs_changed = pair.found, pair.inputs_changed
+    errors = {
+        key: (sums - value).abs().amax(1) / value.abs().amax(1) for key, sums in rebuilt.items()
+    }
+    turned, changed = (
+        {part: of(*both, 2) for part, both in parts.items()} for of in (angles, relative_change)
+    )
+    found = pair.found
+    inputs_changed = pair.inputs_changed
     pixels_changed = relative_change(found.pixels, found.adversarial, 1)
     fooled = found.fooled(images.labels)
     return [
         {
             "label": label,
-            **{key: getattr(found, key)[n].item() for key in ("before", "after", "steps", "l2", "linf")},
+            **{
+                key: getattr(found, key)[n].item()
+                for key in ("before", "after", "steps", "l2", "linf")
+            },
             "fooled": bool(fooled[n]),
             "pixels changed": float(pixels_changed[n]),
             "inputs changed": float(inputs_changed[n]),
@@ -134,7 +147,9 @@ def measured(trained: Trained, images: data.Images) -> list[Found]:
             "errors": {key: float(error[n]) for key, error in errors.items()},
             "class with H_orig": int(rebuilt["H_orig"][n].argmax()),
             "flipped": {layer: float(share[n]) for layer, share in flips.items()},
-            "gates flipped": round(sum(float(share[n]) * counts[layer] for layer, share in flips.items())),
+            "gates flipped": round(
+                sum(float(share[n]) * counts[layer] for layer, share in flips.items())
+            ),
             "near kinks": [int(count[n]) for count in near],
             "gates": sum(counts.values()),
         }
@@ -155,12 +170,19 @@ def section(folder: Path) -> Section | None:
     networks = {name: list(run["images"].values()) for name, run in runs.items() if run["images"]}
     if not networks:
         return None
-    seeds, patterns = (", ".join(map(str, sorted({r["job"][key] for r in runs.values()}))) for key in ("seed", "patterns"))
+    seeds, patterns = (
+        ", ".join(map(str, sorted({r["job"][key] for r in runs.values()})))
+        for key in ("seed", "patterns")
+    )
     ran = (
         f"A seeded draw (seed {seeds}) of test images, for each network those that it classifies "
         "correctly: experiment 1 on each of them (basic iterative method, stopped at the first "
         f"success), and the spread ratio of experiment 3 ({patterns} patterns of each kind).",
-        "; ".join(f"{name}: {len(found)} of {runs[name]['asked']} images" for name, found in networks.items()) + ".",
+        "; ".join(
+            f"{name}: {len(found)} of {runs[name]['asked']} images"
+            for name, found in networks.items()
+        )
+        + ".",
     )
     return Section(
         KEY,
@@ -178,10 +200,15 @@ def claims(networks: Networks) -> Iterator[Claim]:
     Args:
         networks: Name of a network -> results of its images.
     """
-    worst = {name: max(r["errors"]["H_adv"] for r in _fooled(found)) for name, found in networks.items() if _fooled(found)}
+    worst = {
+        name: max(r["errors"]["H_adv"] for r in _fooled(found))
+        for name, found in networks.items()
+        if _fooled(found)
+    }
     yield Claim(
         "The hyperplanes of the adversarial image reproduce its outputs, in every image.",
-        "largest |error| relative to the largest output: " + "; ".join(f"{name}: {error:.1e}" for name, error in worst.items()),
+        "largest |error| relative to the largest output: "
+        + "; ".join(f"{name}: {error:.1e}" for name, error in worst.items()),
         max(worst.values()) <= SHARE_LIMIT if worst else None,
     )
     for text, holds in (
@@ -205,11 +232,15 @@ def claims(networks: Networks) -> Iterator[Claim]:
     for part in PARTS:
         text = f"The label's hyperplane ({part} part) changes more than the network's input, each relative to its norm"
         pairs = {
-            name: [(r["changed"].get(part), r["inputs changed"]) for r in _fooled(found)] for name, found in networks.items()
+            name: [(r["changed"].get(part), r["inputs changed"]) for r in _fooled(found)]
+            for name, found in networks.items()
         }
         yield from _of_part(text, pairs)
         text = f"The label's hyperplane ({part} part, mean distances) spreads more under adversarial than under Gaussian patterns"
-        ratios = {name: [(r["spread"][f"distances {part}"], 1.0) for r in found] for name, found in networks.items()}
+        ratios = {
+            name: [(r["spread"][f"distances {part}"], 1.0) for r in found]
+            for name, found in networks.items()
+        }
         yield from _of_part(text, ratios)
 
 
@@ -223,9 +254,13 @@ def table(networks: Networks) -> Table:
     for row, count in COUNTS.items():
         sheet.rows.append([row, *(str(sum(map(count, found))) for found in networks.values())])
     for row, number in NUMBERS.items():
-        known = [[float(v) for r in found if (v := number(r)) is not None] for found in networks.values()]
+        known = [
+            [float(v) for r in found if (v := number(r)) is not None] for found in networks.values()
+        ]
         if any(known):
-            sheet.rows.append([row, *(str(Quantiles.of(values)) if values else "" for values in known)])
+            sheet.rows.append(
+                [row, *(str(Quantiles.of(values)) if values else "" for values in known)]
+            )
     caption = (
         "Medians, in brackets where nine in ten images lie. Rows of experiment 1 leave out "
         "images whose attack failed, spread ratios those whose patterns could not be made. "
@@ -278,7 +313,10 @@ NUMBERS: dict[str, Callable[[Found], float | None]] = {
         for part in PARTS
         for measure in ("distances", "variances")
     },
-    **{f"spread ratio, distances, {part} part, control": _spread(f"control distances {part}") for part in PARTS},
+    **{
+        f"spread ratio, distances, {part} part, control": _spread(f"control distances {part}")
+        for part in PARTS
+    },
     "patterns drawn again": _spread("redrawn"),
 }
 """Row of the table -> the number of an image, or ``None`` if it has none."""
@@ -301,12 +339,16 @@ def _most(text: str, flags: dict[str, list[bool]]) -> Claim:
 
     It holds if the 95 % interval of the share lies above one half for each network.
     """
-    words, verdicts = [], []
+    words = []
+    verdicts = []
     for name, held in flags.items():
         if held:
-            count, outside = len(held), held.count(False)
+            count = len(held)
+            outside = held.count(False)
             low, high = interval(count, outside, count, outside)
-            words.append(f"{name}: {count - outside} of {count} ({100 * low:.0f} to {100 * high:.0f} %)")
+            words.append(
+                f"{name}: {count - outside} of {count} ({100 * low:.0f} to {100 * high:.0f} %)"
+            )
             verdicts.append(True if low > 0.5 else False if high < 0.5 else None)
     holds = False if False in verdicts else None if None in verdicts or not verdicts else True
     return Claim(text, "; ".join(words) or "no image", holds)
@@ -317,7 +359,10 @@ def _of_part(text: str, pairs: dict[str, list[tuple[float | None, float]]]) -> I
 
     No claim is made if no image has the first number.
     """
-    flags = {name: [number > other for number, other in found if number is not None] for name, found in pairs.items()}
+    flags = {
+        name: [number > other for number, other in found if number is not None]
+        for name, found in pairs.items()
+    }
     if any(flags.values()):
         yield _most(f"{text}, in most images.", flags)
 
@@ -334,7 +379,11 @@ def _record_path(folder: Path, name: str, job: Found) -> Path:
 def _pictures(folder: Path, networks: Networks) -> Iterator[Picture]:
     """Flipped gates per layer for each data set, then angles and spread ratios of all images."""
     for classes in ("cifar10", "cifar100"):
-        chosen = {name: found for name, found in networks.items() if name.endswith(f"-{classes}") and _fooled(found)}
+        chosen = {
+            name: found
+            for name, found in networks.items()
+            if name.endswith(f"-{classes}") and _fooled(found)
+        }
         if chosen:
             # The deepest network comes first: it sets the order of the layers on the axis.
             deepest = sorted(chosen, key=lambda name: -len(chosen[name][0]["flipped"]))
@@ -346,13 +395,19 @@ def _pictures(folder: Path, networks: Networks) -> Iterator[Picture]:
                 "% of a layer's gates: median, and where nine in ten images lie",
             )
             yield _saved(folder, f"flipped-{classes}", drawing)
-    turned = {part: {n: [r["angle"].get(part) for r in _fooled(f)] for n, f in networks.items()} for part in PARTS}
+    turned = {
+        part: {n: [r["angle"].get(part) for r in _fooled(f)] for n, f in networks.items()}
+        for part in PARTS
+    }
     yield _saved(
         folder,
         "angles",
         _strips(turned, "Angle between H and H_adv of the label's class", "degrees", False),
     )
-    ratios = {part: {n: [r["spread"][f"distances {part}"] for r in f] for n, f in networks.items()} for part in PARTS}
+    ratios = {
+        part: {n: [r["spread"][f"distances {part}"] for r in f] for n, f in networks.items()}
+        for part in PARTS
+    }
     title = "Spread of the label's hyperplane: adversarial over Gaussian patterns"
     yield _saved(
         folder,
@@ -362,7 +417,10 @@ def _pictures(folder: Path, networks: Networks) -> Iterator[Picture]:
 
 
 def _by_layer(found: Sequence[Found]) -> dict[str, tuple[float, float, float]]:
-    shares = {layer: Quantiles.of([r["flipped"][layer] for r in found], 100.0) for layer in found[0]["flipped"]}
+    shares = {
+        layer: Quantiles.of([r["flipped"][layer] for r in found], 100.0)
+        for layer in found[0]["flipped"]
+    }
     return {layer: (share.median, share.low, share.high) for layer, share in shares.items()}
 
 
@@ -376,9 +434,15 @@ def _strips(
 
     Image parts and bias parts have different colours.
     """
-    rows = [(name, part) for name in values["image"] for part in values if any(v is not None for v in values[part][name])]
+    rows = [
+        (name, part)
+        for name in values["image"]
+        for part in values
+        if any(v is not None for v in values[part][name])
+    ]
     figure = new_figure(WIDTH, 1.5 + 0.45 * max(1, len(rows)), title)
-    axes, numbers = figure.add_subplot(), {}
+    axes = figure.add_subplot()
+    numbers = {}
     for place, (name, part) in enumerate(rows):
         known = np.array([v for v in values[part][name] if v is not None])
         # Points are spread over the height of the row so that they do not hide each other.

@@ -52,7 +52,8 @@ def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
     """
     for number, name in enumerate(setup.networks):
         report(f"{name}: with and without noise", number / len(setup.networks))
-        trained, image = setup.trained(name), setup.one(name)
+        trained = setup.trained(name)
+        image = setup.one(name)
         settings = {**attack_of(trained, image), "image": image.hashes[0]}
         keep(setup.folder / KEY / f"{name}.json", settings, partial(measured, trained, image))
     report("with and without noise", 1.0)
@@ -66,8 +67,12 @@ def measured(trained: Trained, image: data.Images) -> tuple[Found, dict[str, np.
         image: The one image.
     """
     pair = attacked_pair(trained, image)
-    found, x = pair.found, torch.cat([pair.original.x, pair.adversarial.x])
-    patterns = [record_pattern(trained.network, part, SCALE) for part in (pair.original.x, pair.adversarial.x)]
+    found = pair.found
+    x = torch.cat([pair.original.x, pair.adversarial.x])
+    patterns = [
+        record_pattern(trained.network, part, SCALE)
+        for part in (pair.original.x, pair.adversarial.x)
+    ]
     outputs = {
         "original": pair.original.value[0].tolist(),
         "network": pair.adversarial.value[0].tolist(),
@@ -86,11 +91,15 @@ def measured(trained: Trained, image: data.Images) -> tuple[Found, dict[str, np.
         "outputs": outputs,
         "pixels changed": float(relative_change(found.pixels, found.adversarial, 1)),
         "inputs changed": float(pair.inputs_changed),
-        "changed": {part: relative_change(*both, 2)[0].tolist() for part, both in pair.parts.items()},
+        "changed": {
+            part: relative_change(*both, 2)[0].tolist() for part, both in pair.parts.items()
+        },
         "layers": layer_changes(trained, x),
         "gates": gate_counts(patterns[0]),
         "flipped": {layer: float(share) for layer, share in flipped(*patterns).items()},
-        "near kinks": {layer: count.tolist() for layer, count in near_kinks(trained.network, x).items()},
+        "near kinks": {
+            layer: count.tolist() for layer, count in near_kinks(trained.network, x).items()
+        },
         "kernels": kernels,
     }
     return result, shown_kernels | _shown(pair, shown_classes(outputs))
@@ -126,7 +135,9 @@ def layer_changes(
         ).items():
             parts = {"image": planes.image, "bias": planes.bias}
             changes = {part: relative_change(both[0], both[1], 0) for part, both in parts.items()}
-            found[name] = {part: None if change.isnan() else float(change) for part, change in changes.items()}
+            found[name] = {
+                part: None if change.isnan() else float(change) for part, change in changes.items()
+            }
     return found
 
 
@@ -146,7 +157,8 @@ def kernel_changes(
         change most.
     """
     before, after = hyperplanes(trained.network, x, KERNEL_LAYER, "RM3", scale=SCALE).image
-    norms, alive = (after - before).flatten(2).norm(dim=2), before.flatten(2).any(2)
+    norms = (after - before).flatten(2).norm(dim=2)
+    alive = before.flatten(2).any(2)
     changes = relative_change(before, after, 2)[alive]
     rows, columns = (norms.norm(dim=d).topk(KERNELS).indices.sort().values for d in (1, 0))
     numbers = {
@@ -183,7 +195,10 @@ def _shown(pair: Pair, classes: list[int]) -> dict[str, np.ndarray]:
         "adversarial": pair.found.adversarial[0].numpy(),
     }
     for part, both in pair.parts.items():
-        arrays |= {f"{part} {when}": planes[0, classes].numpy() for when, planes in zip(("before", "after"), both, strict=True)}
+        arrays |= {
+            f"{part} {when}": planes[0, classes].numpy()
+            for when, planes in zip(("before", "after"), both, strict=True)
+        }
     return arrays
 
 
@@ -226,14 +241,20 @@ def claims(name: str, found: Found) -> Iterator[Claim]:
         name: The network.
         found: Its results.
     """
-    outputs, table, classes = found["outputs"], OUTPUTS.get(name), found["classes"]
+    outputs = found["outputs"]
+    table = OUTPUTS.get(name)
+    classes = found["classes"]
     errors = {key: largest_error(outputs[key], outputs["network"]) for key in ("H_adv", "H_orig")}
-    printed = [f"{largest_error(column, table.numbers[0]):.2g}" for column in table.numbers[1:]] if table else ["", ""]
-    before, after, rebuilt = (_winner(outputs[key], classes) for key in ("original", "network", "H_orig"))
-    shown, same = (
-        [_winner(column, classes) for column in table.numbers] if table else [],
-        rebuilt == after,
+    printed = (
+        [f"{largest_error(column, table.numbers[0]):.2g}" for column in table.numbers[1:]]
+        if table
+        else ["", ""]
     )
+    before, after, rebuilt = (
+        _winner(outputs[key], classes) for key in ("original", "network", "H_orig")
+    )
+    shown = [_winner(column, classes) for column in table.numbers] if table else []
+    same = rebuilt == after
     yield Claim(
         f"{name}: the noise changes the class.",
         f"{before} becomes {after}",
@@ -292,10 +313,8 @@ def output_table(name: str, found: Found) -> Table:
         name: The network.
         found: Its results.
     """
-    head, columns = (
-        ["class", "network", "with H_adv", "with H_orig"],
-        ("network", "H_adv", "H_orig"),
-    )
+    head = ["class", "network", "with H_adv", "with H_orig"]
+    columns = ("network", "H_adv", "H_orig")
     values = [found["outputs"][key] for key in columns]
     largest = [max(column) for column in values]
     sheet = Sheet(f"{name}: outputs at the adversarial image", head)
@@ -306,19 +325,24 @@ def output_table(name: str, found: Found) -> Table:
     caption = (
         "H_adv and H_orig: hyperplanes of the adversarial and of the original image, each with "
         "the adversarial image; bold: the "
-        "largest. " + ("The published image is another one." if table else "CIFAR-100 is beyond the study.")
+        "largest. "
+        + ("The published image is another one." if table else "CIFAR-100 is beyond the study.")
     )
     return Table(sheet, caption, _published(table, found["classes"]) if table else None)
 
 
 def _published(table: Outputs, classes: Sequence[str]) -> Sheet:
-    numbers, printed = table.numbers, (table.network, table.adversarial, table.original)
+    numbers = table.numbers
+    printed = (table.network, table.adversarial, table.original)
     sheet = Sheet(
         f"{table.source}: {table.label}",
         ["class", "network", "with H_adv", "with H_orig"],
     )
     for k, name in enumerate(classes):
-        cells = [_bold(text[k], column[k] == max(column)) for text, column in zip(printed, numbers, strict=True)]
+        cells = [
+            _bold(text[k], column[k] == max(column))
+            for text, column in zip(printed, numbers, strict=True)
+        ]
         sheet.rows.append([f"{k} ({name})", *cells])
     return sheet
 
@@ -341,7 +365,9 @@ def layer_table(name: str, found: Found) -> Table:
     ]
     sheet = Sheet(f"{name}: the difference by layer", head)
     for layer, changes in found["layers"].items():
-        parts = ["" if changes[part] is None else f"{changes[part]:.4f}" for part in ("image", "bias")]
+        parts = [
+            "" if changes[part] is None else f"{changes[part]:.4f}" for part in ("image", "bias")
+        ]
         if layer in found["gates"]:
             shares = f"{100 * found['flipped'][layer]:.3f}", f"{found['gates'][layer]:,}"
             gates = [*shares, *map(str, found["near kinks"][layer])]
@@ -359,9 +385,14 @@ def layer_table(name: str, found: Found) -> Table:
 
 
 def _ran(name: str, found: Found) -> str:
-    attack, settings = found["attack"], found["settings"]
+    attack = found["attack"]
+    settings = found["settings"]
     step = settings["attack"]["step"]
-    steps = ", ".join(f"{s:.4f}" for s in step) + " by channel" if isinstance(step, list) else f"{step:g}"
+    steps = (
+        ", ".join(f"{s:.4f}" for s in step) + " by channel"
+        if isinstance(step, list)
+        else f"{step:g}"
+    )
     return (
         f"{name} (weights {settings['weights sha256'][:8]}): image {settings['image'][:8]} "
         f"({found['classes'][found['label']]}); steps of {steps} in pixels, {attack['steps']} of "
@@ -377,19 +408,16 @@ def _pictures(
     arrays: dict[str, np.ndarray],
 ) -> Iterator[Picture]:
     """Pictures of the noise, of the class hyperplanes before and after, and of the RM3 change."""
-    table, classes = OUTPUTS.get(name), found["classes"]
+    table = OUTPUTS.get(name)
+    classes = found["classes"]
     labels = (
         _winner(found["outputs"]["original"], classes),
         _winner(found["outputs"]["network"], classes),
     )
-    figure, shown = (
-        table.figure if table else "",
-        [classes[k] for k in shown_classes(found["outputs"])],
-    )
-    pixels, adversarial = (
-        torch.from_numpy(arrays["pixels"]),
-        torch.from_numpy(arrays["adversarial"]),
-    )
+    figure = table.figure if table else ""
+    shown = [classes[k] for k in shown_classes(found["outputs"])]
+    pixels = torch.from_numpy(arrays["pixels"])
+    adversarial = torch.from_numpy(arrays["adversarial"])
     drawing = plots.attacked(
         pixels,
         adversarial,
@@ -416,11 +444,14 @@ def _pictures(
 
 def _kernel_grid(name: str, arrays: dict[str, np.ndarray]) -> Drawing:
     """Change of the RM3 hyperplanes: rows are in-channels, columns are out-channels."""
-    parts, scale = arrays["kernels"], plots.Scale.of([arrays["kernels"]])
+    parts = arrays["kernels"]
+    scale = plots.Scale.of([arrays["kernels"]])
     height, width = (n + 1 for n in parts.shape[-2:])
     tiles = np.ones((KERNELS * height, KERNELS * width, 3))  # ones: a white line between two tiles
     for i, j in np.ndindex(KERNELS, KERNELS):
-        tiles[i * height : (i + 1) * height - 1, j * width : (j + 1) * width - 1] = scale.colours(parts[i, j])
+        tiles[i * height : (i + 1) * height - 1, j * width : (j + 1) * width - 1] = scale.colours(
+            parts[i, j]
+        )
     figure = new_figure(
         WIDTH,
         WIDTH + 0.9,
@@ -445,7 +476,12 @@ def _by_layer(folder: Path, networks: dict[str, Found]) -> Picture:
     # The deepest network comes first: it sets the order of the layers on the axis.
     deepest = sorted(networks, key=lambda name: -len(networks[name]["layers"]))
     values = {
-        name: {layer: c["image"] for layer, c in networks[name]["layers"].items() if c["image"] is not None} for name in deepest
+        name: {
+            layer: c["image"]
+            for layer, c in networks[name]["layers"].items()
+            if c["image"] is not None
+        }
+        for name in deepest
     }
     title = "Relative change of a layer's hyperplanes under adversarial noise, image part"
     return _saved(folder, "by-layer", plots.by_layer(values, title, "|H_adv - H| / |H|"), "")

@@ -44,7 +44,11 @@ class Patterns:
     @property
     def missing(self) -> str | None:
         """The kinds with too few patterns, in words; ``None`` if there are none."""
-        short = [f"{len(made)} of {self.wanted} {kind} patterns" for kind, made in self.noise.items() if len(made) < self.wanted]
+        short = [
+            f"{len(made)} of {self.wanted} {kind} patterns"
+            for kind, made in self.noise.items()
+            if len(made) < self.wanted
+        ]
         return f"only {', '.join(short)} could be made" if short else None
 
 
@@ -87,7 +91,8 @@ def make_patterns(
 
     noises = attacked.noise[reached]
     of, beta, again = _scale_down(noises, known, patterns, generator)
-    noise, redrawn = {"adversarial": beta.view(-1, 1, 1, 1) * noises[of]}, {"adversarial": again}
+    noise = {"adversarial": beta.view(-1, 1, 1, 1) * noises[of]}
+    redrawn = {"adversarial": again}
     if len(beta) == patterns:
         like = noise["adversarial"]
         for kind, deviation in (("Gaussian", like.std(correction=0)), ("control", like.std(0))):
@@ -114,20 +119,27 @@ def _scale_down(
 
     Returns the index of the noise for each factor, the factors, and the number of rejected factors.
     """
-    betas, giving, redrawn = [torch.zeros(0)] * len(noises), list(range(len(noises))), 0
+    betas = [torch.zeros(0)] * len(noises)
+    giving = list(range(len(noises)))
+    redrawn = 0
 
     def give(noise: Tensor, count: int) -> tuple[Tensor, int]:
         draw = partial(torch.rand, generator=generator)
         return _draw(draw, lambda beta: ~known(beta.view(-1, 1, 1, 1) * noise), count)
 
     while giving and (left := patterns - sum(map(len, betas))):
-        shares = [left // len(giving) + (place < left % len(giving)) for place in range(len(giving))]
+        shares = [
+            left // len(giving) + (place < left % len(giving)) for place in range(len(giving))
+        ]
         for i, share in zip(tuple(giving), shares, strict=True):
             more, again = give(noises[i], share)
-            betas[i], redrawn = torch.cat([betas[i], more]), redrawn + again
+            betas[i] = torch.cat([betas[i], more])
+            redrawn = redrawn + again
             if len(more) < share:
                 giving.remove(i)
-    of = torch.arange(len(noises)).repeat_interleave(torch.tensor([len(b) for b in betas], dtype=torch.int64))
+    of = torch.arange(len(noises)).repeat_interleave(
+        torch.tensor([len(b) for b in betas], dtype=torch.int64)
+    )
     return of, torch.cat([torch.zeros(0), *betas]), redrawn
 
 
@@ -140,11 +152,13 @@ def _draw(
 
     Returns them, and the number of rejected items.
     """
-    kept, redrawn = make(0), 0
+    kept = make(0)
+    redrawn = 0
     for _ in range(TRIES):
         if len(kept) == count:
             break
         drawn = make(count - len(kept))
         good = fits(drawn)
-        kept, redrawn = torch.cat([kept, drawn[good]]), redrawn + int((~good).sum())
+        kept = torch.cat([kept, drawn[good]])
+        redrawn = redrawn + int((~good).sum())
     return kept, redrawn

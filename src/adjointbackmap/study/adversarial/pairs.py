@@ -38,7 +38,9 @@ class Pair:
         none if the network has no biases.
         """
         names = ("image", "bias") if len(self.original.network.biases) else ("image",)
-        return {name: (getattr(self.original, name), getattr(self.adversarial, name)) for name in names}
+        return {
+            name: (getattr(self.original, name), getattr(self.adversarial, name)) for name in names
+        }
 
     @property
     def with_original(self) -> Float[Tensor, "n classes"]:
@@ -58,11 +60,13 @@ def attacked_pair(trained: Trained, images: data.Images) -> Pair:
         trained: The network.
         images: Images that it classifies correctly.
     """
-    pixels, subject = images.unit_interval(), trained.subject
+    pixels = images.unit_interval()
+    subject = trained.subject
     attack = study_attack(1, pixels, subject.prepare)
     found = basic_iterative(subject.module, pixels, images.labels, attack, subject.prepare)
     original, adversarial = (
-        hyperplanes(trained.network, trained.input(x), "fc", "RM0", scale=SCALE) for x in (found.pixels, found.adversarial)
+        hyperplanes(trained.network, trained.input(x), "fc", "RM0", scale=SCALE)
+        for x in (found.pixels, found.adversarial)
     )
     return Pair(found, original, adversarial)
 
@@ -112,4 +116,6 @@ def largest_error(found: Sequence[float], values: Sequence[float]) -> float:
         >>> largest_error([2.0, 3.0], [2.0, 4.0])
         0.25
     """
-    return float(relative_error(*(torch.tensor(t, dtype=torch.float64) for t in (found, values))).abs().max())
+    return float(
+        relative_error(*(torch.tensor(t, dtype=torch.float64) for t in (found, values))).abs().max()
+    )

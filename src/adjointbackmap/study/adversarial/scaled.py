@@ -66,7 +66,11 @@ def spread_of(
         for part in PARTS:
             known = bool(parts) and parts[kind][part].numel() > 0
             for measure in MEASURES:
-                spreads = [spread(parts[k][part], measure) for k in ("adversarial", kind)] if known else []
+                spreads = (
+                    [spread(parts[k][part], measure) for k in ("adversarial", kind)]
+                    if known
+                    else []
+                )
                 found[f"{before}{measure} {part}"] = spreads[0] / spreads[1] if known else None
     return found | {
         "redrawn": sum(made.redrawn.values()),
@@ -105,7 +109,8 @@ def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
     """
     for number, name in enumerate(setup.networks):
         report(f"{name}: adversarial and Gaussian noise", number / len(setup.networks))
-        trained, image = setup.trained(name), setup.one(name)
+        trained = setup.trained(name)
+        image = setup.one(name)
         settings = {**settings_of(trained, image, setup.seed), "patterns": PATTERNS, "tries": TRIES}
         keep(
             setup.folder / KEY / f"{name}.json",
@@ -123,7 +128,8 @@ def measured(trained: Trained, image: data.Images, seed: int) -> tuple[Found, Ar
         image: The one image.
         seed: Seed of all draws.
     """
-    pixels, label = image.unit_interval(), int(image.labels)
+    pixels = image.unit_interval()
+    label = int(image.labels)
     made = make_patterns(trained, pixels, label, seed, PATTERNS)
     found: Found = {
         "classes": list(image.classes),
@@ -131,7 +137,10 @@ def measured(trained: Trained, image: data.Images, seed: int) -> tuple[Found, Ar
         "targets": made.targets.tolist(),
         "of": torch.bincount(made.target, minlength=len(image.classes))[made.targets].tolist(),
         "beta": [float(end) for end in made.beta.aminmax()] if len(made.beta) else [],
-        "noise": {kind: _described(noise, made.images[kind] - pixels) for kind, noise in made.noise.items()},
+        "noise": {
+            kind: _described(noise, made.images[kind] - pixels)
+            for kind, noise in made.noise.items()
+        },
         "redrawn": made.redrawn,
         "missing": made.missing,
     }
@@ -141,7 +150,8 @@ def measured(trained: Trained, image: data.Images, seed: int) -> tuple[Found, Ar
     for kind, images in made.images.items():
         parts[kind]["noise"] = (images - pixels).flatten(1)
     found["ratios"] = {kind: {} for kind in OTHERS}
-    arrays, found["factors"] = {}, {}
+    arrays = {}
+    found["factors"] = {}
     for part, points in parts["adversarial"].items():
         if not points.numel():
             continue
@@ -168,8 +178,14 @@ def _described(drawn: Tensor, clipped: Tensor) -> Found:
         return {"patterns": 0}
     return {
         "patterns": len(drawn),
-        **{f"mean {when}": float(noise.double().mean()) for when, noise in (("drawn", drawn), ("clipped", clipped))},
-        **{f"deviation {when}": float(noise.double().std()) for when, noise in (("drawn", drawn), ("clipped", clipped))},
+        **{
+            f"mean {when}": float(noise.double().mean())
+            for when, noise in (("drawn", drawn), ("clipped", clipped))
+        },
+        **{
+            f"deviation {when}": float(noise.double().std())
+            for when, noise in (("drawn", drawn), ("clipped", clipped))
+        },
         "l2": float(clipped.double().flatten(1).norm(dim=1).mean()),
     }
 
@@ -231,7 +247,8 @@ def _summary(results: Sequence[tuple[str, Found, Arrays]]) -> Sheet:
     sheet = Sheet("Spread under adversarial patterns over that under others", head)
     for name, found, _ in results:
         for kind in OTHERS if not found["missing"] else ():
-            ratios, placed = found["ratios"][kind], found["factors"] if kind == "Gaussian" else {}
+            ratios = found["ratios"][kind]
+            placed = found["factors"] if kind == "Gaussian" else {}
             row = [f"`{name}`", found["classes"][found["label"]], kind, _ratio(ratios, "noise")]
             for part in PARTS:
                 row += [
@@ -263,11 +280,17 @@ def _pattern_rows(results: Sequence[tuple[str, Found, Arrays]]) -> Sheet:
         ["network", "kind", "patterns", "redrawn", *numbers, "patterns of each target", "factor"],
     )
     for name, found, _ in results:
-        of = ", ".join(f"{found['classes'][t]} {n}" for t, n in zip(found["targets"], found["of"], strict=True))
+        of = ", ".join(
+            f"{found['classes'][t]} {n}" for t, n in zip(found["targets"], found["of"], strict=True)
+        )
         beta = " to ".join(f"{end:.2f}" for end in found["beta"])
         for kind, noise in found["noise"].items():
             row = [f"`{name}`", kind, str(noise["patterns"]), str(found["redrawn"][kind])]
-            row += [f"{noise[number]:.5f}" for number in numbers] if noise["patterns"] else [""] * len(numbers)
+            row += (
+                [f"{noise[number]:.5f}" for number in numbers]
+                if noise["patterns"]
+                else [""] * len(numbers)
+            )
             sheet.rows.append([*row, *((of, beta) if kind == "adversarial" else ("", ""))])
     return sheet
 
@@ -281,7 +304,8 @@ def _claims(name: str, found: Found) -> Iterator[Claim]:
     published = f"in a picture: {_published(found)}"
     for part, both in found["factors"].items():
         ratio, control = (Ratio(**found["ratios"][kind][part]["distances"]) for kind in OTHERS)
-        plane, noise = Ratio(**both["distances"]), _ratio(found["ratios"]["Gaussian"], "noise")
+        plane = Ratio(**both["distances"])
+        noise = _ratio(found["ratios"]["Gaussian"], "noise")
         measured = f"adversarial / Gaussian, mean pairwise distance: {ratio}; / control: {control}; of the patterns: {noise}"
         yield Claim(
             f"{name}, {part} part, in the original space: {sentence}.",
@@ -289,7 +313,9 @@ def _claims(name: str, found: Found) -> Iterator[Claim]:
             ratio.low > 1,
             published,
         )
-        measured = f"adversarial / Gaussian, mean pairwise distance of the points in the picture: {plane}"
+        measured = (
+            f"adversarial / Gaussian, mean pairwise distance of the points in the picture: {plane}"
+        )
         yield Claim(
             f"{name}, {part} part, in the plane of two factors: {sentence}.",
             measured,
@@ -311,7 +337,9 @@ def _pictures(folder: Path, name: str, found: Found, arrays: Arrays) -> Iterator
             f"{name}: factor analysis of {part} parts",
             ("factor 1", "factor 2"),
         )
-        drawing.figure.axes[0].legend(loc="best", fontsize=MEDIUM)  # where it hides the fewest points
+        drawing.figure.axes[0].legend(
+            loc="best", fontsize=MEDIUM
+        )  # where it hides the fewest points
         path = plots.save(drawing, folder / KEY / f"{name}-{part}.png", formats=("png", "svg"))
         words = f"black ones (blue in the study): {_ratio(found['factors'], part)}"
         caption = f"Hyperplanes of one unit; {drawing.caption}. Mean distance of red points over that of {words}."

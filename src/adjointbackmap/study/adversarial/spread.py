@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 MEASURES = ("distances", "variances")
 DRAWS = 2000
 PERPLEXITY = 5.0  # of tSNE, suitable for 20 points
-EXAGGERATION, MOST_STEPS = 12.0, 5000
+EXAGGERATION = 12.0
+MOST_STEPS = 5000
 
 
 def spread(points: Float[Tensor, "n d"], measure: str = "distances") -> float:
@@ -84,12 +85,16 @@ def spread_ratio(
         >>> round(ratio.value, 6), round(ratio.low, 6), round(ratio.high, 6)  # all points as far from each other
         (2.0, 2.0, 2.0)
     """
-    value, other = spread(first, measure), spread(second, measure)
+    value = spread(first, measure)
+    other = spread(second, measure)
     if not other:
         msg = f"The second group must have points that differ. Got {len(second)} that are the same."
         raise ValueError(msg)
     generator = torch.Generator().manual_seed(seed)
-    drawn = [_mean(_pairs(points, measure), _resampled(len(points), draws, generator)) for points in (first, second)]
+    drawn = [
+        _mean(_pairs(points, measure), _resampled(len(points), draws, generator))
+        for points in (first, second)
+    ]
     ratios = drawn[0] / drawn[1]
     low, high = torch.nanquantile(ratios, torch.tensor([0.025, 0.975], dtype=ratios.dtype)).tolist()
     return Ratio(value / other, low, high)
@@ -123,7 +128,9 @@ def tsne(points: Float[Tensor, "n d"], seed: int, perplexity: float = PERPLEXITY
         "method": "exact",
         "max_iter": MOST_STEPS,
     }
-    return TSNE(3, perplexity=perplexity, random_state=seed, **look).fit_transform(points.double().numpy())
+    return TSNE(3, perplexity=perplexity, random_state=seed, **look).fit_transform(
+        points.double().numpy()
+    )
 
 
 def factors(points: Float[Tensor, "n d"], count: int, seed: int) -> "np.ndarray":

@@ -68,8 +68,10 @@ def attack_targets(
     others = torch.tensor([c for c in range(len(trained.subject.classes)) if c != label])
     order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
     targets = others[order[:TARGETS]].sort().values
-    images, labels = pixels.repeat(TARGETS, 1, 1, 1), torch.full_like(targets, label)
-    module, prepare = trained.subject.module, trained.subject.prepare
+    images = pixels.repeat(TARGETS, 1, 1, 1)
+    labels = torch.full_like(targets, label)
+    module = trained.subject.module
+    prepare = trained.subject.prepare
     return targets, basic_iterative(
         module,
         images,
@@ -131,7 +133,8 @@ def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
     """
     for number, name in enumerate(setup.networks):
         report(f"{name}: attacks at nine classes", number / len(setup.networks))
-        trained, image = setup.trained(name), setup.one(name)
+        trained = setup.trained(name)
+        image = setup.one(name)
         others = other_images(setup, name, int(image.labels))
         settings = {
             **settings_of(trained, image, setup.seed),
@@ -164,7 +167,8 @@ def measured(
         others: Ten images of other classes.
         seed: Seed of all draws.
     """
-    label, pixels = int(image.labels), image.unit_interval()
+    label = int(image.labels)
+    pixels = image.unit_interval()
     targets, attacked = attack_targets(trained, pixels, label, seed)
     shown, order = torch.cat([targets, image.labels]).sort()
     inputs = torch.cat([torch.cat([attacked.adversarial, pixels])[order], others.unit_interval()])
@@ -172,7 +176,8 @@ def measured(
     parts = {"image": planes.image.flatten(1), "bias": planes.bias}
     parts = {part: points for part, points in parts.items() if points.numel()}
     placed = {part: tsne(points, seed) for part, points in parts.items()}
-    own, red = int((shown == label).nonzero()), len(shown)
+    own = int((shown == label).nonzero())
+    red = len(shown)
     changes = {part: _changes(points[:red], own) for part, points in parts.items()}
     found = {
         "classes": list(image.classes),
@@ -185,10 +190,15 @@ def measured(
             part: {m: asdict(spread_ratio(points[:red], points[red:], m, seed)) for m in MEASURES}
             for part, points in parts.items()
         },
-        "tsne": {part: spread(torch.from_numpy(p[:red])) / spread(torch.from_numpy(p[red:])) for part, p in placed.items()},
+        "tsne": {
+            part: spread(torch.from_numpy(p[:red])) / spread(torch.from_numpy(p[red:]))
+            for part, p in placed.items()
+        },
     }
     arrays = {"inputs": inputs, "image": planes.image, "bias": planes.bias}
-    numbers = {key: t.numpy() for key, t in arrays.items()} | {f"tsne_{part}": p for part, p in placed.items()}
+    numbers = {key: t.numpy() for key, t in arrays.items()} | {
+        f"tsne_{part}": p for part, p in placed.items()
+    }
     return found, numbers | {"pixels": pixels[0].numpy()}
 
 
@@ -205,7 +215,11 @@ def _attacks(
     shown: list[int],
 ) -> list[Found]:
     """The outcome of each attack."""
-    shares = scores_of(trained.subject.module, attacked.adversarial, trained.subject.prepare).softmax(1).amax(1)
+    shares = (
+        scores_of(trained.subject.module, attacked.adversarial, trained.subject.prepare)
+        .softmax(1)
+        .amax(1)
+    )
     return [
         {
             "target": target,
@@ -259,7 +273,8 @@ SUMMARY_CAPTION = (
 
 
 def _ran(name: str, found: Found) -> str:
-    hashes, classes = found["settings"]["others"], found["classes"]
+    hashes = found["settings"]["others"]
+    classes = found["classes"]
     others = [f"{h[:8]} {classes[c]}" for h, c in zip(hashes, found["others"], strict=True)]
     return f"{run_words(name, found)}; images of other classes: {', '.join(others)}."
 
@@ -277,7 +292,11 @@ def _summary(results: Sequence[tuple[str, Found, Arrays]]) -> Sheet:
         ]
         for part in PARTS:
             ratios = found["ratios"].get(part)
-            row += [*(str(Ratio(**ratios[m])) for m in MEASURES), f"{found['tsne'][part]:.2f}"] if ratios else ["none"] * 3
+            row += (
+                [*(str(Ratio(**ratios[m])) for m in MEASURES), f"{found['tsne'][part]:.2f}"]
+                if ratios
+                else ["none"] * 3
+            )
         sheet.rows.append(row)
     return sheet
 
@@ -288,7 +307,11 @@ def _blocks(folder: Path, name: str, found: Found, arrays: Arrays) -> Iterator[B
     yield Table(_attack_rows(name, found), ATTACKS_CAPTION)
     for kind, drawing, published in _drawings(name, found, arrays):
         path = plots.save(drawing, folder / KEY / f"{name}-{kind}.png", formats=("png", "svg"))
-        caption = f"{drawing.caption}. {_tsne_words(found)}" if kind.startswith("tsne") else drawing.caption
+        caption = (
+            f"{drawing.caption}. {_tsne_words(found)}"
+            if kind.startswith("tsne")
+            else drawing.caption
+        )
         yield Picture(path.relative_to(folder), caption, published)
     for part in found["ratios"]:
         yield _scene(name, part, found, arrays[f"tsne_{part}"])
@@ -315,7 +338,8 @@ def _claims(name: str, found: Found) -> Iterator[Claim]:
     yield Claim(
         f"{name}: the distances between the hyperplanes are very large although the noise is "
         "small. (Our reading: every attack changes the hyperplane by more than half its length.)",
-        "least change of an attack: " + "; ".join(f"{part} part {change:.2f}" for part, change in least.items()),
+        "least change of an attack: "
+        + "; ".join(f"{part} part {change:.2f}" for part, change in least.items()),
         min(least.values()) > 0.5,
     )
 
@@ -331,10 +355,8 @@ def _attack_rows(name: str, found: Found) -> Sheet:
         "largest",
         *(f"{part} part differs by" for part in parts),
     ]
-    sheet, classes = (
-        Sheet(f"{name}: nine attacks on a {found['classes'][found['label']]}", head),
-        found["classes"],
-    )
+    sheet = Sheet(f"{name}: nine attacks on a {found['classes'][found['label']]}", head)
+    classes = found["classes"]
     for attack in found["attacks"]:
         reached = "yes" if attack["reached"] else "**no**"
         row = [
@@ -354,17 +376,16 @@ def _attack_rows(name: str, found: Found) -> Sheet:
 
 def _names(found: Found) -> tuple[list[str], list[str]]:
     """Names of the ten inputs under attack, and of the images of other classes."""
-    classes, label = found["classes"], found["label"]
+    classes = found["classes"]
+    label = found["label"]
     red = [f"{classes[c]}{' (no noise)' if c == label else ''}" for c in found["shown"]]
     return red, [classes[c] for c in found["others"]]
 
 
 def _scene(name: str, part: str, found: Found, placed: np.ndarray) -> Scene:
     groups = _groups(found, placed)
-    points, labels = (
-        {group: p.tolist() for group, p in groups.items()},
-        dict(zip(groups, _names(found), strict=True)),
-    )
+    points = {group: p.tolist() for group, p in groups.items()}
+    labels = dict(zip(groups, _names(found), strict=True))
     return Scene(
         points,
         labels,
@@ -392,20 +413,24 @@ def _groups(found: Found, placed: np.ndarray) -> Arrays:
 
 def _drawings(name: str, found: Found, arrays: Arrays) -> Iterator[tuple[str, Drawing, str]]:
     """For each picture: its kind, the drawing and the published figures."""
-    unit, (red, black) = found["classes"][found["label"]], _names(found)
+    unit = found["classes"][found["label"]]
+    (red, black) = _names(found)
     published = "Figs. 4.9-4.11" if "bias" in found["ratios"] else "Fig. 4.4"
-    count, inputs, image, bias = len(red), arrays["inputs"], arrays["image"], arrays["bias"]
+    count = len(red)
+    inputs = arrays["inputs"]
+    image = arrays["image"]
+    bias = arrays["bias"]
     noise = FACTOR * (inputs[:count] - arrays["pixels"])
-    title, caption = (
-        f"{name}: image of the class {unit} under nine attacks",
-        "grey is zero, black -0.5 and white 0.5 of the pixels' 0 to 1",
-    )
+    title = f"{name}: image of the class {unit} under nine attacks"
+    caption = "grey is zero, black -0.5 and white 0.5 of the pixels' 0 to 1"
     rows = {
         f"noise x {FACTOR}": (red, noise, plots.Scale(-0.5, 0.5)),
         "inputs": (red, inputs[:count], PIXELS),
     }
     yield "inputs", _panels(title, rows, f"noise x {FACTOR}: {caption}"), published
-    valued = [f"{word}\n{value:.2f}" for word, value in zip(red + black, found["values"], strict=True)]
+    valued = [
+        f"{word}\n{value:.2f}" for word, value in zip(red + black, found["values"], strict=True)
+    ]
     maps = {
         "image": image,
         "bias": np.stack([plots.near_square(torch.from_numpy(b)) for b in bias]),
@@ -417,7 +442,11 @@ def _drawings(name: str, found: Found, arrays: Arrays) -> Iterator[tuple[str, Dr
             "under other classes": (valued[count:], maps[part][count:], scale),
         }
         words = scale.words(IMAGE_UNIT) if part == "image" else scale.words(UNIT, channels=False)
-        size = "" if part == "image" else f"; {bias.shape[1]} biases in the order of execution, row by row"
+        size = (
+            ""
+            if part == "image"
+            else f"; {bias.shape[1]} biases in the order of execution, row by row"
+        )
         caption = f"headings: the input, and the unit's value under it{size}; on one scale: {words}"
         yield (
             part,

@@ -16,7 +16,8 @@ from adjointbackmap.study.pictures.panels import convolutions
 from adjointbackmap.study.quantiles import Quantiles
 from adjointbackmap.study.setup import SCALE, Trained
 
-IMAGES, PLANES = "images", "hyperplanes"
+IMAGES = "images"
+PLANES = "hyperplanes"
 
 
 def mutual_angles(
@@ -33,7 +34,9 @@ def mutual_angles(
         >>> mutual_angles(torch.eye(2)[:1], torch.tensor([[2.0, 2.0], [0.0, -3.0]])).round().tolist()
         [[45.0, 90.0]]
     """
-    first, second = (torch.nn.functional.normalize(part.flatten(1).double(), dim=1) for part in (planes, others))
+    first, second = (
+        torch.nn.functional.normalize(part.flatten(1).double(), dim=1) for part in (planes, others)
+    )
     return (first @ second.T).clamp(-1, 1).acos().rad2deg()
 
 
@@ -139,15 +142,18 @@ def over_many(
     ).image[:, 0]
     maps = {IMAGES: images.unit_interval(), PLANES: planes}
     measured = {"high": high_share, "mean": mean_frequency}
-    found: dict[str, Any] = {key: {n: of(part).mean(1).tolist() for n, part in maps.items()} for key, of in measured.items()}
+    found: dict[str, Any] = {
+        key: {n: of(part).mean(1).tolist() for n, part in maps.items()}
+        for key, of in measured.items()
+    }
     first, second = torch.triu_indices(len(planes), len(planes), 1)
-    same, between = (
-        images.labels[first] == images.labels[second],
-        mutual_angles(planes, planes)[first, second],
-    )
+    same = images.labels[first] == images.labels[second]
+    between = mutual_angles(planes, planes)[first, second]
     found["angles"] = {"one class": _told(between[same]), "two classes": _told(between[~same])}
     profiles = {name: radial_energy(part) for name, part in maps.items()}
-    arrays = {f"profile of {name}": profile.share.mean(1).numpy() for name, profile in profiles.items()}
+    arrays = {
+        f"profile of {name}": profile.share.mean(1).numpy() for name, profile in profiles.items()
+    }
     return found, {"frequency": profiles[IMAGES].frequency.numpy(), **arrays}
 
 

@@ -46,11 +46,18 @@ def draw(
         planes: All RM0 hyperplanes of each image.
         folder: Folder for the files.
     """
-    names = [f"{images.classes[int(label)]} {h[:8]}" for label, h in zip(images.labels, images.hashes, strict=True)]
+    names = [
+        f"{images.classes[int(label)]} {h[:8]}"
+        for label, h in zip(images.labels, images.hashes, strict=True)
+    ]
     for n, of in enumerate(names):
         chosen = largest(planes.value[n])
         one = hyperplanes(trained.network, planes.x[n], "fc", "RM0", np.array(chosen), scale=SCALE)
-        which = "all classes" if len(images.classes) == len(chosen) else f"the {len(chosen)} classes with the largest outputs"
+        which = (
+            "all classes"
+            if len(images.classes) == len(chosen)
+            else f"the {len(chosen)} classes with the largest outputs"
+        )
         heading = f"{trained.name}, {of}: hyperplanes of {which} (RM0)"
         drawing = plots.class_hyperplanes(
             one,
@@ -96,9 +103,11 @@ def _modes(
     folder: Path,
 ) -> Iterator[Shown]:
     """Pictures of the modes RM1 to RM4 of a convolution at one image."""
-    network, name = trained.network, layer.name
+    network = trained.network
+    name = layer.name
     summed = hyperplanes(network, x, name, "RM1", scale=SCALE)
-    strongest, middle = int(summed.value[0].argmax()), layer.out_shape[1] // 2
+    strongest = int(summed.value[0].argmax())
+    middle = layer.out_shape[1] // 2
     rows, columns = positions(layer)
     look = {"outline": True, "crop": max(layer.receptive_field) <= x.shape[-1] // 2}
     found: dict[str, tuple[Hyperplanes, dict[str, bool]]] = {

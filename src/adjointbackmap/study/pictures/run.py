@@ -47,7 +47,9 @@ def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
         report: Called with what is computed and the share that is done.
     """
     for name in setup.networks:
-        trained, shown, many = setup.trained(name), shown_images(setup, name), setup.many(name)
+        trained = setup.trained(name)
+        shown = shown_images(setup, name)
+        many = setup.many(name)
         path = setup.folder / KEY / f"{name}.json"
         settings = {
             **trained.about,
@@ -88,10 +90,12 @@ def shown_images(setup: Setup, name: str) -> data.Images:
     Raises:
         ValueError: If a class has too few such images.
     """
-    trained, words = setup.trained(name), SHOWN[models.card(name)["dataset"]]
+    trained = setup.trained(name)
+    words = SHOWN[models.card(name)["dataset"]]
     places: list[int] = []
     for n, wanted in enumerate(words):
-        found, earlier = trained.known_by_all(wanted), words[:n].count(wanted)
+        found = trained.known_by_all(wanted)
+        earlier = words[:n].count(wanted)
         if len(found) <= earlier:
             msg = f"There must be {words.count(wanted)} test images of a {wanted} that every shipped network knows. "
             msg += f"Got {len(found)}: use other images with --data."
@@ -123,7 +127,9 @@ def measured(
     found = {
         "classes": [shown.classes[label] for label in shown.labels.tolist()],
         "same class": same_class(shown, planes),
-        "positions": [by_position(trained, x[:1], layer) for layer in (layers[1], layers[len(layers) // 2])],
+        "positions": [
+            by_position(trained, x[:1], layer) for layer in (layers[1], layers[len(layers) // 2])
+        ],
         "high by layer": high_by_layer(trained, x),
         "many": spectra,
         "pictures": list(draw(trained, shown, planes, folder)),
@@ -145,17 +151,19 @@ def section(folder: Path) -> Section | None:
     results = [result for result in kept(folder / KEY) if "sparsity" in result[1]]
     if not results:
         return None
-    networks, arrays = (
-        {name: found for name, found, _ in results},
-        {name: shown for name, _, shown in results},
-    )
-    blocks: list[Block] = [*(claim for name, found in networks.items() for claim in claims(name, found))]
+    networks = {name: found for name, found, _ in results}
+    arrays = {name: shown for name, _, shown in results}
+    blocks: list[Block] = [
+        *(claim for name, found in networks.items() for claim in claims(name, found))
+    ]
     blocks += [likeness_table(networks), frequency_table(networks), region_table(networks)]
     blocks += [sparsity_table(name, found) for name, found in networks.items()]
     blocks += _spectra(folder, networks, arrays)
     blocks.append(_by_layer(folder, networks))
     for found in networks.values():
-        blocks += [Picture(Path(KEY) / p["file"], p["caption"], p["published"]) for p in found["pictures"]]
+        blocks += [
+            Picture(Path(KEY) / p["file"], p["caption"], p["published"]) for p in found["pictures"]
+        ]
     return Section(
         KEY,
         "Hyperplanes in pictures, their spectra, and what surrounds an image",
@@ -173,7 +181,9 @@ def _ran(networks: dict[str, Found]) -> Iterator[str]:
     )
     for name, found in networks.items():
         settings = found["settings"]
-        images = ", ".join(f"{c} {h[:8]}" for c, h in zip(found["classes"], settings["images"], strict=True))
+        images = ", ".join(
+            f"{c} {h[:8]}" for c, h in zip(found["classes"], settings["images"], strict=True)
+        )
         beyond = " CIFAR-100 is beyond the study's pictures." if name.endswith("cifar100") else ""
         yield (
             f"{name}: {images}, the first of their classes by hash that every shipped network of "
@@ -203,10 +213,8 @@ def _spectra(
     for name, found in networks.items():
         groups.setdefault(tuple(found["settings"]["images"]), []).append(name)
     for g, (hashes, names) in enumerate(groups.items()):
-        classes, of_study = (
-            networks[names[0]]["classes"],
-            any(name.endswith("cifar10") for name in names),
-        )
+        classes = networks[names[0]]["classes"]
+        of_study = any(name.endswith("cifar10") for name in names)
         for n, (word, hashed) in enumerate(zip(classes, hashes, strict=True)):
             maps = {
                 "image": arrays[names[0]]["pixels"][n],
@@ -228,7 +236,9 @@ def _spectra(
             **{f"hyperplanes, {name}": (name, PLANES) for name in names},
         }
         profiles = {
-            heading: RadialProfile(*(torch.from_numpy(arrays[name][key]) for key in ("frequency", f"profile of {of}")))
+            heading: RadialProfile(
+                *(torch.from_numpy(arrays[name][key]) for key in ("frequency", f"profile of {of}"))
+            )
             for heading, (name, of) in lines.items()
         }
         drawing = plots.radial_profiles(
@@ -241,10 +251,14 @@ def _spectra(
 def _by_layer(folder: Path, networks: dict[str, Found]) -> Picture:
     """Share of high frequencies of RM1 per layer: median and quartiles over channels and images."""
     values = {
-        name: {layer: _quartiles(shares) for layer, shares in found["high by layer"].items() if shares}
+        name: {
+            layer: _quartiles(shares) for layer, shares in found["high by layer"].items() if shares
+        }
         for name, found in networks.items()
     }
-    heading = "RM1 hyperplanes of the pictures' images: median and quartiles over channels and images"
+    heading = (
+        "RM1 hyperplanes of the pictures' images: median and quartiles over channels and images"
+    )
     drawing = plots.by_layer(values, heading, "share of the energy above 0.25 cycles per pixel")
     return _saved(folder, "high-by-layer", drawing)
 

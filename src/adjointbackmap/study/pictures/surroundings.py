@@ -64,7 +64,8 @@ def beside(found: Analysis) -> dict[str, Any]:
     """
     told: dict[str, Any] = {}
     for norm in NORMS:
-        kink, nearest = found.kinks.get(norm), next(iter(found.boundaries[norm]), None)
+        kink = found.kinks.get(norm)
+        nearest = next(iter(found.boundaries[norm]), None)
         told[norm] = {
             "kink": kink.distance if kink else None,
             "ends region": bool(kink and kink.ends_region),

@@ -23,8 +23,12 @@ def claims(name: str, found: Found) -> Iterator[Claim]:
         name: The network.
         found: Its results.
     """
-    same, spectra, layers = found["same class"], found["many"], found["high by layer"]
-    first, last = (float(np.median(layers[layer])) for layer in (next(iter(layers)), list(layers)[-1]))
+    same = found["same class"]
+    spectra = found["many"]
+    layers = found["high by layer"]
+    first, last = (
+        float(np.median(layers[layer])) for layer in (next(iter(layers)), list(layers)[-1])
+    )
     yield Claim(
         f"{name}: the hyperplanes of a class at two of its images differ significantly (read: by more than {ALIKE:g} degrees).",
         f"the two images of the class {same['class']}: {_change(same['image'])}; pairs of one "
@@ -84,7 +88,9 @@ def _sparsity_claims(name: str, layers: dict[str, Any]) -> Iterator[Claim]:
 
 def _region_claims(name: str, images: dict[str, Any]) -> Iterator[Claim]:
     found = [image["found"]["l2"] for image in images.values()]
-    ratios = [each["boundary"] / each["kink"] for each in found if each["kink"] and each["boundary"]]
+    ratios = [
+        each["boundary"] / each["kink"] for each in found if each["kink"] and each["boundary"]
+    ]
     inside = sum(each["in region"] for each in found)
     if ratios:
         yield Claim(
@@ -112,8 +118,12 @@ def likeness_table(networks: dict[str, Found]) -> Table:
     ]
     sheet = Sheet("Hyperplanes of one class at different images", head)
     for name, found in networks.items():
-        same, between = found["same class"], found["many"]["angles"]
-        parts = [(same[part]["angle"], 100 * same[part]["change"]) if part in same else ("", "") for part in ("image", "bias")]
+        same = found["same class"]
+        between = found["many"]["angles"]
+        parts = [
+            (same[part]["angle"], 100 * same[part]["change"]) if part in same else ("", "")
+            for part in ("image", "bias")
+        ]
         cells = [f"{number:.3g}" if number != "" else "" for pair in parts for number in pair]
         sheet.rows.append(
             [
@@ -150,8 +160,14 @@ def frequency_table(networks: dict[str, Found]) -> Table:
     sheet = Sheet("Spectra of images and of the predicted class's hyperplane", head)
     for name, found in networks.items():
         many = found["many"]
-        cells = [str(Quantiles.of(many[key][of], f)) for key, f in (("high", 100.0), ("mean", 1.0)) for of in (IMAGES, PLANES)]
-        sheet.rows.append([name, str(len(many["high"][IMAGES])), *cells, f"{100 * higher(many):.1f}"])
+        cells = [
+            str(Quantiles.of(many[key][of], f))
+            for key, f in (("high", 100.0), ("mean", 1.0))
+            for of in (IMAGES, PLANES)
+        ]
+        sheet.rows.append(
+            [name, str(len(many["high"][IMAGES])), *cells, f"{100 * higher(many):.1f}"]
+        )
     caption = (
         "Share of the energy (squared amplitude without DC, mean of the three channels) above "
         "0.25 cycles per pixel, and mean radial frequency in cycles per pixel: median and 5 to "
@@ -180,9 +196,13 @@ def region_table(networks: dict[str, Found]) -> Table:
     for name, found in networks.items():
         for norm in next(iter(found["regions"].values()))["found"]:
             every = [image["found"][norm] for image in found["regions"].values()]
-            kink, boundary = (str(Quantiles.of([e[key] for e in every if e[key] is not None])) for key in ("kink", "boundary"))
+            kink, boundary = (
+                str(Quantiles.of([e[key] for e in every if e[key] is not None]))
+                for key in ("kink", "boundary")
+            )
             ends, inside, changes = (
-                f"{100 * np.mean([e[key] for e in every]):.1f}" for key in ("ends region", "in region", "changes")
+                f"{100 * np.mean([e[key] for e in every]):.1f}"
+                for key in ("ends region", "in region", "changes")
             )
             sheet.rows.append([name, norm, str(len(every)), kink, ends, boundary, inside, changes])
     caption = (
@@ -206,7 +226,9 @@ def sparsity_table(name: str, found: Found) -> Table:
     sheet = Sheet(f"{name}: sparsity by layer, {count} {'image' if count == 1 else 'images'}", head)
     for layer in merged(list(found["sparsity"].values())).values():
         shares = (layer.zero_share, layer.used_share, layer.full_share)
-        sheet.rows.append([layer.layer, f"{layer.hyperplanes:,}", *(f"{100 * share:.2f}" for share in shares)])
+        sheet.rows.append(
+            [layer.layer, f"{layer.hyperplanes:,}", *(f"{100 * share:.2f}" for share in shares)]
+        )
     caption = (
         "Field used: share of the pixels of all receptive fields, as far as they lie inside the "
         "image, where the hyperplane is not zero in at least one channel; whole field used: "

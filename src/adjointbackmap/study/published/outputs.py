@@ -30,7 +30,9 @@ class Outputs:
     @property
     def numbers(self) -> tuple[list[float], list[float], list[float]]:
         """The three columns as numbers."""
-        network, adversarial, original = (list(map(float, c)) for c in (self.network, self.adversarial, self.original))
+        network, adversarial, original = (
+            list(map(float, c)) for c in (self.network, self.adversarial, self.original)
+        )
         return network, adversarial, original
 
 

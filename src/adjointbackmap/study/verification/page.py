@@ -23,7 +23,11 @@ Layers = dict[str, dict[str, Any]]
 def layers_of(entry: dict[str, Any], arithmetic: str) -> Layers:
     """Every layer that was verified in one arithmetic, in the order of the network."""
     run = entry["runs"].get(arithmetic, {})
-    return {name: layer for part in ("convolutions", "fc") for name, layer in run.get(part, {}).get("layers", {}).items()}
+    return {
+        name: layer
+        for part in ("convolutions", "fc")
+        for name, layer in run.get(part, {}).get("layers", {}).items()
+    }
 
 
 def verdict(layer: dict[str, Any], published: float, of: str = "") -> str:
@@ -51,7 +55,9 @@ def verdict(layer: dict[str, Any], published: float, of: str = "") -> str:
 def short_rows(entry: dict[str, Any], column: Column, of: str = "") -> tuple[int, int]:
     """The number of layers of a network that are short in float32, and of all its layers."""
     layers = layers_of(entry, "float32")
-    return sum(verdict(layer, column.shares[name], of) == "**short**" for name, layer in layers.items()), len(layers)
+    return sum(
+        verdict(layer, column.shares[name], of) == "**short**" for name, layer in layers.items()
+    ), len(layers)
 
 
 def percent(count: int, units: int) -> str:
@@ -72,7 +78,8 @@ def summary(networks: dict[str, Any]) -> Sheet:
     The columns are accuracy, the images of the convolutions and of ``fc``, the machines, the number
     of short rows, and the time.
     """
-    counted, short = ["images", "fc", "on"], ["short, signed", "short"]
+    counted = ["images", "fc", "on"]
+    short = ["short, signed", "short"]
     sheet = Sheet(
         "",
         [
@@ -88,13 +95,17 @@ def summary(networks: dict[str, Any]) -> Sheet:
         ],
     )
     for name, entry in networks.items():
-        column, accuracy = COLUMNS[name], entry.get("accuracy")
+        column = COLUMNS[name]
+        accuracy = entry.get("accuracy")
         double = [layer["check"] for layer in layers_of(entry, "float64").values()]
         seconds = sum(part["seconds"] for run in entry["runs"].values() for part in run.values())
         sheet.rows.append(
             [
                 *(f"`{name}`", column.source),
-                *(f"{100 * accuracy[key]:.2f}" if accuracy else "" for key in ("trained", "folded")),
+                *(
+                    f"{100 * accuracy[key]:.2f}" if accuracy else ""
+                    for key in ("trained", "folded")
+                ),
                 *_images(entry, "float32"),
                 *("{} of {}".format(*short_rows(entry, column, of)) for of in ("_signed", "")),
                 percent(
@@ -123,16 +134,12 @@ def layer_rows(entry: dict[str, Any], column: Column, title: str = "") -> Sheet:
         "95 % interval",
         "units",
     ]
-    sheet, double = (
-        Sheet(title, [*head, "units in float64", "outside", "rounded", "c / sum", "zero"]),
-        layers_of(entry, "float64"),
-    )
+    sheet = Sheet(title, [*head, "units in float64", "outside", "rounded", "c / sum", "zero"])
+    double = layers_of(entry, "float64")
     for name, layer in layers_of(entry, "float32").items():
-        check, published, other = (
-            layer["check"],
-            column.shares[name],
-            double.get(name, {}).get("check"),
-        )
+        check = layer["check"]
+        published = column.shares[name]
+        other = double.get(name, {}).get("check")
         sheet.rows.append(
             [
                 *(name, f"{'>= ' if column.at_least else ''}{published:g}"),
@@ -162,17 +169,18 @@ def sums_rows(entry: dict[str, Any]) -> Sheet:
         "outside, sums in float64",
         "outside, network alone",
     ]
-    sheet, alone = (
-        Sheet("", [*head, "largest scaled, float32", "sums in float64"]),
-        entry.get("outside alone", {}),
-    )
-    single, double = layers_of(entry, "float32 again"), layers_of(entry, "float32, sums in float64")
-    for name in (name for name in single if name in double and single[name]["images"] == double[name]["images"]):
+    sheet = Sheet("", [*head, "largest scaled, float32", "sums in float64"])
+    alone = entry.get("outside alone", {})
+    single = layers_of(entry, "float32 again")
+    double = layers_of(entry, "float32, sums in float64")
+    for name in (
+        name
+        for name in single
+        if name in double and single[name]["images"] == double[name]["images"]
+    ):
         pair = single[name]["check"], double[name]["check"]
-        outside, scaled = (
-            [f"{c['units'] - c['within']:,}" for c in pair],
-            [f"{c['scaled']:.1e}" for c in pair],
-        )
+        outside = [f"{c['units'] - c['within']:,}" for c in pair]
+        scaled = [f"{c['scaled']:.1e}" for c in pair]
         sheet.rows.append(
             [
                 name,
@@ -192,7 +200,9 @@ def order_rows(entry: dict[str, Any]) -> Sheet:
         image, unit = found["place"]
         errors = [f"{found['errors'][order]:+.1e}" for order in ORDERS]
         place = [f"`{image[:8]}`", ", ".join(map(str, unit))]
-        sheet.rows.append([name, *place, f"{found['value']:.1e}", f"{found['magnitude']:.1f}", *errors])
+        sheet.rows.append(
+            [name, *place, f"{found['value']:.1e}", f"{found['magnitude']:.1f}", *errors]
+        )
     return sheet
 
 
@@ -204,7 +214,9 @@ def markdown(found: dict[str, Any], figures: str = "figures") -> str:
         figures: Folder of the figures, relative to the page.
     """
     networks = _in_order(found)
-    machines = "; ".join(f"{number}: {_machine(here)}" for number, here in enumerate(found["environments"], start=1))
+    machines = "; ".join(
+        f"{number}: {_machine(here)}" for number, here in enumerate(found["environments"], start=1)
+    )
     parts = [
         f"Measured on {machines}. Hours are of computing, over all runs; those of a killed run are lost.",
         summary(networks).markdown(),
@@ -255,7 +267,10 @@ def off_in_float64(found: dict[str, Any]) -> list[str]:
     return [
         name
         for name, entry in found["networks"].items()
-        if any(layer["check"]["within"] < layer["check"]["units"] for layer in layers_of(entry, "float64").values())
+        if any(
+            layer["check"]["within"] < layer["check"]["units"]
+            for layer in layers_of(entry, "float64").values()
+        )
     ]
 
 
@@ -299,7 +314,11 @@ def section(folder: Path) -> Section | None:
         "A row falls short where the published share lies above the 95 % interval of ours.",
     )
     pictures = list(draw(found, folder / KEY))
-    blocks = [block for name, entry in _in_order(found).items() for block in _blocks(name, entry, pictures, folder)]
+    blocks = [
+        block
+        for name, entry in _in_order(found).items()
+        for block in _blocks(name, entry, pictures, folder)
+    ]
     return Section(
         KEY,
         "Every unit of every layer",
@@ -329,7 +348,8 @@ def _claims(found: dict[str, Any]) -> Iterator[Claim]:
     networks = _in_order(found)
     for words, of in (("e <= 1 % (signed, as published)", "_signed"), ("|e| <= 1 %", "")):
         counts = [short_rows(entry, COLUMNS[name], of) for name, entry in networks.items()]
-        short, rows = sum(count for count, _ in counts), sum(count for _, count in counts)
+        short = sum(count for count, _ in counts)
+        rows = sum(count for _, count in counts)
         single = f"In float32 the share of {words} is at or above the published one, within its interval, in every row."
         yield Claim(
             single,
@@ -337,7 +357,11 @@ def _claims(found: dict[str, Any]) -> Iterator[Claim]:
             not short,
             "100 % but for some thousandths in each row",
         )
-    checks = [layer["check"] for entry in networks.values() for layer in layers_of(entry, "float64").values()]
+    checks = [
+        layer["check"]
+        for entry in networks.values()
+        for layer in layers_of(entry, "float64").values()
+    ]
     units = sum(check["units"] for check in checks)
     if units:
         within = sum(check["within"] for check in checks)

@@ -161,7 +161,11 @@ def _of_this_experiment(found: dict[str, Any], path: Path) -> dict[str, Any]:
             for part in (part for parts in entry["runs"].values() for part in parts.values()):
                 for layer in part["layers"].values():
                     Tally.from_dict(layer)
-    except (KeyError, TypeError, AttributeError) as error:  # of an older version, which has no checksum
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:  # of an older version, which has no checksum
         raise ValueError(_no_results(path)) from error
     return found
 
@@ -224,7 +228,11 @@ def run(
         results = Results(folder, device)
         for name in names:
             dataset = models.card(name)["dataset"]
-            images = (data.sample() if sample and dataset == "cifar10" else data.load(dataset, "test", root)).by_hash()
+            images = (
+                data.sample()
+                if sample and dataset == "cifar10"
+                else data.load(dataset, "test", root)
+            ).by_hash()
             counts.check(len(images))
             _Study(name, images, results, counts, workers, report, device).run()
         results.write()
@@ -292,7 +300,8 @@ class _Study:
             self.verify(arithmetic, "fc", self.counts.images_fc or len(self.images))
         for arithmetic in ARITHMETIC:
             self.verify(arithmetic, "convolutions", self.counts.of(self.name, arithmetic))
-        self.entry["orders"], self.entry["outside alone"] = self.orders(), self.alone()
+        self.entry["orders"] = self.orders()
+        self.entry["outside alone"] = self.alone()
         self.results.write()
 
     def verify(self, arithmetic: str, part: str, asked: int) -> None:
@@ -305,10 +314,13 @@ class _Study:
         first = run.get("first", run)["images"]
         if asked <= first:
             return
-        chosen, (dtype, accumulate) = self.images[first:asked], ARITHMETIC[arithmetic]
+        chosen = self.images[first:asked]
+        (dtype, accumulate) = ARITHMETIC[arithmetic]
         terms = terms_of(self.network, self.layers(part), False, SCALE, dtype, accumulate)
         x = self.subject.prepare(chosen.unit_interval()).to(self.device, dtype)
-        precision = "-".join(str(d).removeprefix("torch.") for d in dict.fromkeys((dtype, accumulate)))
+        precision = "-".join(
+            str(d).removeprefix("torch.") for d in dict.fromkeys((dtype, accumulate))
+        )
         keep = self.results.path.parent / f"{self.name}-{part}-{precision}.jsonl"
         what = f"{self.name}, {part}, {arithmetic}"
         arguments = (
@@ -320,7 +332,9 @@ class _Study:
             keep,
         )
         with self._kept(run) as tallies:
-            for _, checks in outputs_verified(*arguments) if part == "fc" else verified(*arguments, self.workers):
+            for _, checks in (
+                outputs_verified(*arguments) if part == "fc" else verified(*arguments, self.workers)
+            ):
                 for name, check in checks.items():
                     tallies.setdefault(name, Tally(LayerCheck(name))).add(check)
         run.pop("first", None)
@@ -359,10 +373,8 @@ class _Study:
             "first",
             {key: run[key] for key in ("images", "environments", "layers")},
         )
-        started, tallies = (
-            time.monotonic(),
-            {name: Tally.from_dict(entry) for name, entry in first["layers"].items()},
-        )
+        started = time.monotonic()
+        tallies = {name: Tally.from_dict(entry) for name, entry in first["layers"].items()}
         try:
             yield tallies
         finally:
@@ -407,7 +419,10 @@ def outputs_verified(
         keep: File of finished images.
     """
     record = Record(keep, {**job_of(network, terms), "mode": "RM0"}, fits(network, terms))
-    kept = {name: {layer: LayerCheck.from_dict(entry) for layer, entry in found.items()} for name, found in record.results()}
+    kept = {
+        name: {layer: LayerCheck.from_dict(entry) for layer, entry in found.items()}
+        for name, found in record.results()
+    }
     yield from ((name, kept[name]) for name in names if name in kept)
     missing = [n for n, name in enumerate(names) if name not in kept]
     for start in range(0, len(missing), BATCH):
@@ -439,7 +454,8 @@ def _outputs(
             terms.dtype,
         )
         parts = products(planes, terms.accumulate)
-        sums, magnitudes = parts.sum(-1), parts.abs().sum(-1)
+        sums = parts.sum(-1)
+        magnitudes = parts.abs().sum(-1)
         for (_, checks), check in zip(
             found,
             checks_of(layer, planes.value, sums, magnitudes, names),

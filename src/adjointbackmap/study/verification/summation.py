@@ -55,8 +55,10 @@ def orders(
     """
     channel, row, column = place[1]
     arguments = (network, image, layer, "RM2", (row, column, channel), False, scale)
-    planes, double = hyperplanes(*arguments), hyperplanes(*arguments, dtype=torch.float64)
-    value, terms = planes.value.cpu(), products(planes, torch.float32).flatten().cpu()
+    planes = hyperplanes(*arguments)
+    double = hyperplanes(*arguments, dtype=torch.float64)
+    value = planes.value.cpu()
+    terms = products(planes, torch.float32).flatten().cpu()
     sums = torch.tensor(
         [
             np.add.accumulate(terms.numpy())[-1],  # not torch.cumsum, which adds in float64
@@ -67,7 +69,10 @@ def orders(
         dtype=torch.float64,
     )
     errors = relative_error(sums, value.expand(len(sums))).tolist()
-    errors += [float(relative_error(total, double.value)) for total in (double.reconstruct(), planes.value.double())]
+    errors += [
+        float(relative_error(total, double.value))
+        for total in (double.reconstruct(), planes.value.double())
+    ]
     return {
         "place": place,
         "value": float(value),
@@ -86,12 +91,20 @@ def outside_alone(network: Network, images: Tensor, layers: Sequence[str]) -> di
         images: Batch in float32.
         layers: Names of layers with a kernel.
     """
-    chosen, counts = [network.layer(name) for name in layers], dict.fromkeys(layers, 0)
+    chosen = [network.layer(name) for name in layers]
+    counts = dict.fromkeys(layers, 0)
     with exact(images.device):
         for part in images.split(BATCH):
-            single, double = record(network, part, chosen), record(network, part.double(), chosen)
+            single = record(network, part, chosen)
+            double = record(network, part.double(), chosen)
             for name in layers:
-                value = network.kernel(network.layer(name), torch.float32).apply(single.inputs[name]).double()
-                right = network.kernel(network.layer(name), torch.float64).apply(double.inputs[name])
+                value = (
+                    network.kernel(network.layer(name), torch.float32)
+                    .apply(single.inputs[name])
+                    .double()
+                )
+                right = network.kernel(network.layer(name), torch.float64).apply(
+                    double.inputs[name]
+                )
                 counts[name] += int((relative_error(right, value).abs() > SHARE_LIMIT).sum())
     return counts

@@ -80,7 +80,8 @@ def interval(units: int, outside: int, images: int, squares: int) -> tuple[float
         >>> interval(1_000_000, 100, 100, 10_000)[0] < interval(1_000_000, 100, 100, 100)[0]  # all in one image, or one in each
         True
     """
-    share, count = 1 - outside / units, units / design_effect(units, outside, images, squares)
+    share = 1 - outside / units
+    count = units / design_effect(units, outside, images, squares)
     spread = Z**2 / count
     centre = (share + spread / 2) / (1 + spread)
     half = sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
