@@ -168,7 +168,7 @@ def test_interrupt_says_whether_work_is_kept(run, monkeypatch, tmp_path, keep):
     assert err.strip() == (
         "stopped; finished work is kept"
         if keep
-        else "stopped; with --keep FILE, it goes on where it was"
+        else "stopped; add --keep FILE to continue where a run was stopped"
     )
 
 

@@ -271,7 +271,10 @@ def test_verify_without_keep_tells_how_to_go_on(run, monkeypatch):
 
     monkeypatch.setattr(runs, "verify_images", stopped)
     status, _, err = run(*VERIFY)
-    assert (status, err.strip()) == (130, "stopped; with --keep FILE, it goes on where it was")
+    assert (status, err.strip()) == (
+        130,
+        "stopped; add --keep FILE to continue where a run was stopped",
+    )
 
 
 def test_verify_by_two_workers_is_the_same_command(run, tmp_path):

@@ -18,14 +18,14 @@ RECORDS = {"cifar10": {"train": 40, "test": 40}, "cifar100": {"train": 2_000, "t
 DATASETS = tuple(RECORDS)
 
 
-def records_of(source: data.Source, dataset: str) -> dict[str, int]:
+def records_of(source: data.Dataset, dataset: str) -> dict[str, int]:
     return {
         **{name: RECORDS[dataset]["train"] for name in source.train_files},
         **{name: RECORDS[dataset]["test"] for name in source.test_files},
     }
 
 
-def write(folder, source: data.Source, table: np.ndarray, sizes: dict[str, int]) -> None:
+def write(folder, source: data.Dataset, table: np.ndarray, sizes: dict[str, int]) -> None:
     """Write the rows of a table, in their order, into the files of a data set."""
     folder.mkdir(parents=True)
     start = 0
@@ -34,7 +34,7 @@ def write(folder, source: data.Source, table: np.ndarray, sizes: dict[str, int])
         start += sizes[name]
 
 
-def table_of(source: data.Source, sizes: dict[str, int]) -> np.ndarray:
+def table_of(source: data.Dataset, sizes: dict[str, int]) -> np.ndarray:
     """Random records whose fine labels go round; a coarse label is never the fine one."""
     generator = np.random.default_rng(0)
     table = generator.integers(

@@ -40,7 +40,7 @@ CIFAR100_CLASSES = tuple(
 
 
 @dataclass(frozen=True)
-class Source:
+class Dataset:
     """Where a data set's official binary files are, and how their records are laid out."""
 
     folder: str
@@ -54,7 +54,7 @@ class Source:
 
 
 SOURCES = {
-    "cifar10": Source(
+    "cifar10": Dataset(
         folder="cifar-10-batches-bin",
         train_files=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
         test_files=("test_batch.bin",),
@@ -67,7 +67,7 @@ SOURCES = {
         url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
         md5="c32a1d4ab5d03f1284b67883e8d87530",
     ),
-    "cifar100": Source(
+    "cifar100": Dataset(
         folder="cifar-100-binary",
         train_files=("train.bin",),
         test_files=("test.bin",),
@@ -178,7 +178,7 @@ def encode(images: Images) -> bytes:
     return torch.cat([labels, images.pixels.flatten(1)], dim=1).numpy().tobytes()
 
 
-def _find(source: Source, root: str | os.PathLike | None) -> Path:
+def _find(source: Dataset, root: str | os.PathLike | None) -> Path:
     if not root:
         return _download(source)
     wanted = (*source.train_files, *source.test_files)
@@ -189,7 +189,7 @@ def _find(source: Source, root: str | os.PathLike | None) -> Path:
     raise FileNotFoundError(msg)
 
 
-def _download(source: Source) -> Path:
+def _download(source: Dataset) -> Path:
     import pooch
 
     archive = source.url.rsplit("/", 1)[1]
@@ -211,7 +211,7 @@ def _download(source: Source) -> Path:
     return Path(next(m for m in members if m.endswith(source.test_files[0]))).parent
 
 
-def _read(paths: list[Path], source: Source) -> Images:
+def _read(paths: list[Path], source: Dataset) -> Images:
     for path in paths:
         check_file(path)
     parts = [
@@ -226,7 +226,7 @@ def _read(paths: list[Path], source: Source) -> Images:
     )
 
 
-def _decode(content: bytes, path: Path, source: Source, records: int) -> Images:
+def _decode(content: bytes, path: Path, source: Dataset, records: int) -> Images:
     length = source.label_bytes + PIXELS
     if len(content) != records * length:
         expected = f"{records * length:,} bytes ({records:,} records of {length:,})"

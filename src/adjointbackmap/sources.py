@@ -1,4 +1,4 @@
-"""What a command works on: the network and the image that its options name."""
+"""The network and the images that the options of a command name."""
 
 import copy
 import importlib
@@ -16,15 +16,19 @@ if TYPE_CHECKING:
     from adjointbackmap.engine.network import Network
 
 
+CIFAR_SHAPE = (3, 32, 32)
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Source:
-    """Which network: a shipped name, or a function that builds one.
+class NetworkOptions:
+    """The network of a command: a shipped name, or a function that builds one.
 
     Attributes:
         name: A shipped network, such as vgg7-cifar10.
-        model: module:function that returns a module in place of a shipped name.
-        weights: Weights for --model, a safetensors file or one that torch.load reads with weights_only.
+        model: module:function that returns a module, instead of a shipped name.
+        weights: Weights for --model: a safetensors file, or one that torch.load can read with
+            weights_only.
         shape: Shape of one input of --model.
         fold: Merge batch norm and multipliers into the kernels first.
     """
@@ -33,13 +37,21 @@ class Source:
     _: KW_ONLY
     model: str | None = None
     weights: Path | None = None
-    shape: tuple[int, int, int] = (3, 32, 32)
+    shape: tuple[int, int, int] = CIFAR_SHAPE
     fold: bool = False
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network that is ready: the module, the map from pixels to its input, its classes, its title."""
+    """A network that is ready to be used.
+
+    Attributes:
+        module: The network.
+        prepare: Map from pixels in [0, 1] to its input.
+        classes: Names of its classes; empty if they are not known.
+        title: Its name for titles and files.
+        shape: Shape of one input ``(C, H, W)``.
+    """
 
     module: "nn.Module"
     prepare: "nn.Module"
@@ -48,7 +60,7 @@ class Subject:
     shape: tuple[int, ...]
 
     def trace(self, device: str = "cpu") -> "Network":
-        """Bring the module to a device and trace it at its shape."""
+        """Move the module to a device and trace it."""
         import torch
 
         from adjointbackmap.tracing import trace
@@ -56,7 +68,10 @@ class Subject:
         return trace(self.module.to(device), torch.zeros(1, *self.shape, device=device))
 
     def trace_in_pixels(self) -> "Network":
-        """Trace a float64 copy of the module with the map from pixels to its input, whose constants become biases."""
+        """Trace a float64 copy of the module that takes pixels.
+
+        The constants of the map from pixels to the input become biases.
+        """
         import torch
 
         from adjointbackmap.tracing import trace
@@ -65,11 +80,11 @@ class Subject:
         return trace(whole, torch.zeros(1, *self.shape, dtype=torch.float64))
 
 
-def load_subject(source: Source) -> Subject:
+def load_subject(source: NetworkOptions) -> Subject:
     """Load the network that the options name.
 
     Raises:
-        ValueError: If they name none, or two.
+        ValueError: If they name no network, or two.
     """
     import torch
     from torch import nn
@@ -78,21 +93,17 @@ def load_subject(source: Source) -> Subject:
     from adjointbackmap.engine.folding import fold
 
     if source.model is not None and source.name is None:
-        subject = Subject(
-            _built(source.model, source.weights), nn.Identity(), (), source.model, source.shape
-        )
+        module = _built(source.model, source.weights)
+        subject = Subject(module, nn.Identity(), (), source.model, source.shape)
     elif source.name is not None and source.model is None:
         classes = data.SOURCES[models.card(source.name)["dataset"]].classes
-        subject = Subject(
-            models.load(source.name),
-            models.preprocessing(source.name),
-            classes,
-            source.name,
-            (3, 32, 32),
-        )
+        module = models.load(source.name)
+        prepare = models.preprocessing(source.name)
+        subject = Subject(module, prepare, classes, source.name, CIFAR_SHAPE)
     else:
         given = "neither" if source.model is None else "both"
-        msg = f"Name a shipped network ({', '.join(models.names())}) or give --model module:function. Got {given}."
+        shipped = ", ".join(models.names())
+        msg = f"Name a shipped network ({shipped}) or give --model module:function. Got {given}."
         raise ValueError(msg)
     if not source.fold:
         return subject
@@ -101,12 +112,18 @@ def load_subject(source: Source) -> Subject:
 
 
 def _built(model: str, weights: Path | None) -> "nn.Module":
+    """The module that ``module:function`` returns, in eval mode.
+
+    Raises:
+        ValueError: If there is no such function.
+        TypeError: If it returns something else.
+    """
     import torch
 
     from adjointbackmap.files.weights import load_weights
 
     path, _, function = model.partition(":")
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, os.getcwd())  # the entry point's own path lacks the current folder
     try:
         built = getattr(importlib.import_module(path), function)()
     except (ImportError, AttributeError) as error:
@@ -115,14 +132,22 @@ def _built(model: str, weights: Path | None) -> "nn.Module":
     finally:
         sys.path.pop(0)
     if not isinstance(built, torch.nn.Module):
-        msg = f"--model must name a function that returns a torch.nn.Module. Got {type(built).__name__}."
+        msg = (
+            "--model must name a function that returns a torch.nn.Module. "
+            f"Got {type(built).__name__}."
+        )
         raise TypeError(msg)
     if weights is not None:
-        load_weights(built, _state(weights), weights)
+        load_weights(built, _weights(weights), weights)
     return built.eval()
 
 
-def _state(weights: Path) -> dict[str, "Tensor"]:
+def _weights(weights: Path) -> dict[str, "Tensor"]:
+    """The tensors of a file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
     from adjointbackmap.files.weights import read_weights
 
     if not weights.is_file():
@@ -132,7 +157,9 @@ def _state(weights: Path) -> dict[str, "Tensor"]:
 
 
 def find_image(image: str, subject: Subject) -> tuple["Tensor", str]:
-    """Pixels in [0, 1] and how to speak of them: a sample image by number or class, or a picture file.
+    """Pixels in [0, 1] of one image, and a description of it.
+
+    The image is a sample image by number or class, or a picture file.
 
     Raises:
         ValueError: If there is no such image.
@@ -142,9 +169,12 @@ def find_image(image: str, subject: Subject) -> tuple["Tensor", str]:
     sample = data.sample()
     if image in sample.classes:
         image = str(int((sample.labels == sample.classes.index(image)).nonzero()[0]))
-    if image.isdigit() and subject.shape == (3, 32, 32):
+    if image.isdigit() and subject.shape == CIFAR_SHAPE:
         if int(image) >= len(sample):
-            msg = f"--image must be from 0 to {len(sample) - 1}, a class, or a picture file. Got {image}."
+            msg = (
+                f"--image must be from 0 to {len(sample) - 1}, a class, or a picture file. "
+                f"Got {image}."
+            )
             raise ValueError(msg)
         chosen = sample[[int(image)]]
         name = sample.classes[int(chosen.labels)]
@@ -152,11 +182,26 @@ def find_image(image: str, subject: Subject) -> tuple["Tensor", str]:
     return _picture(Path(image), subject.shape), Path(image).name
 
 
-def find_images(count: int, dataset: str, root: Path | None) -> "Tensor":
-    """Pixels in [0, 1] of the first images of the sample, or of a data set's test images in the order of their hashes.
+def chosen_images(
+    image: str, count: int | None, dataset: str, root: Path | None, subject: Subject
+) -> "Tensor":
+    """Pixels ``(N, C, H, W)`` of one image, or of ``count`` images of a data set.
 
     Raises:
-        ValueError: If there are not so many.
+        ValueError: If there is no such image, or there are fewer than ``count``.
+    """
+    if count is None:
+        return find_image(image, subject)[0][None]
+    return find_images(count, dataset, root)
+
+
+def find_images(count: int, dataset: str, root: Path | None) -> "Tensor":
+    """Pixels in [0, 1] of the first images of a data set.
+
+    They are images of the sample, or test images in the order of their hashes.
+
+    Raises:
+        ValueError: If there are fewer than ``count``.
     """
     from adjointbackmap import data
 
@@ -168,7 +213,7 @@ def find_images(count: int, dataset: str, root: Path | None) -> "Tensor":
 
 
 def _picture(path: Path, shape: tuple[int, ...]) -> "Tensor":
-    """A picture file as pixels in [0, 1] of the network's shape; it is not resized.
+    """Pixels in [0, 1] of a picture file, which is not resized.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -181,23 +226,33 @@ def _picture(path: Path, shape: tuple[int, ...]) -> "Tensor":
 
     if not path.is_file():
         size = f"{shape[2]} x {shape[1]} pixels"
-        msg = f"--image must be the number or class of a sample image, or a picture file of {size}. Got {path}."
+        msg = (
+            f"--image must be the number or class of a sample image, or a picture file of {size}. "
+            f"Got {path}."
+        )
         raise FileNotFoundError(msg)
     try:
         pixels = torch.as_tensor(imread(path).copy())
     except Exception as error:  # each format has errors of its own
-        msg = f"--image must be a picture file. {path} could not be read ({shortened(error)}): write it again."
+        msg = (
+            f"--image must be a picture file. {path} could not be read ({shortened(error)}): "
+            "write it again."
+        )
         raise ValueError(msg) from error
     pixels = pixels.float() / 255 if not pixels.is_floating_point() else pixels
+    # Files have (H, W, channels), or (H, W) if they are grey. An alpha channel is dropped.
     pixels = pixels[None] if pixels.dim() == 2 else pixels.movedim(-1, 0)[: shape[0]]
     if tuple(pixels.shape) != shape:
-        msg = f"The picture must have shape {shape}. Got {tuple(pixels.shape)} in {path}: resize it first."
+        msg = (
+            f"The picture must have shape {shape}. "
+            f"Got {tuple(pixels.shape)} in {path}: resize it first."
+        )
         raise ValueError(msg)
     return pixels
 
 
 def parse_units(text: str | None) -> Any:
-    """Units as typed: ``3,:,0`` is the tuple that NumPy indexing would take.
+    """Units from text: ``3,:,0`` becomes the tuple that NumPy indexing takes.
 
     Raises:
         ValueError: If a part is neither an int nor a slice.
@@ -207,7 +262,10 @@ def parse_units(text: str | None) -> Any:
     try:
         return tuple(_unit_part(part.strip()) for part in text.split(","))
     except (ValueError, TypeError):  # not a number, or a slice of four parts
-        msg = f"--units must be ints and slices separated by commas, such as 3,:,0:8, or predicted. Got {text!r}."
+        msg = (
+            "--units must be ints and slices separated by commas, such as 3,:,0:8, or predicted. "
+            f"Got {text!r}."
+        )
         raise ValueError(msg) from None
 
 

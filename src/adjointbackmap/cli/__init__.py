@@ -1,4 +1,7 @@
-"""The command line: each command is a function of its own; torch is imported when a command runs."""
+"""The command line.
+
+Each command is a function. It imports torch only when it runs, so that ``--help`` is fast.
+"""
 
 import signal
 import sys
@@ -17,7 +20,10 @@ __all__ = ["app", "attack", "bench", "checking", "console", "looking", "main", "
 
 
 def main() -> None:
-    """Run the command line: bad input is one line and exit status 2; Ctrl-C and SIGTERM keep what is finished."""
+    """Run the command line.
+
+    Bad input gives one line and exit status 2. Ctrl-C and SIGTERM keep finished work.
+    """
     warnings.formatwarning = _one_line
     try:
         with stoppable():
@@ -29,12 +35,12 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt as stop:
         Console(stderr=True).print(str(stop) or "stopped; finished work is kept")
+        # shells expect 128 + the number of the signal
         sys.exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
 
 
 def _one_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
-    """A warning of ours as any other message; others with their place in the code."""
-    ours = issubclass(category, DamagedFileWarning)
-    return (
-        f"adjointbackmap: {message}\n" if ours else _with_place(message, category, *place, **more)
-    )
+    """A warning of this package as one line; other warnings as Python shows them."""
+    if issubclass(category, DamagedFileWarning):
+        return f"adjointbackmap: {message}\n"
+    return _with_place(message, category, *place, **more)

@@ -3,34 +3,45 @@
 import hashlib
 import json
 from base64 import b64decode, b64encode
-from contextlib import nullcontext
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.table import Table
 
-from adjointbackmap.cli.frame import NO_SOURCE, app, console, progress, use_threads
+from adjointbackmap.cli.frame import (
+    NO_NETWORK,
+    NOT_KEPT,
+    app,
+    console,
+    progress,
+    use_threads,
+)
 from adjointbackmap.files.checked import OF_FILE, read_or_set_aside, sealed_text
 from adjointbackmap.files.disk import hold_file, hold_folder, write
-from adjointbackmap.sources import Source, Subject, find_image, find_images, load_subject
+from adjointbackmap.sources import NetworkOptions, Subject, chosen_images, load_subject
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from adjointbackmap.attacks import Attack
+    from adjointbackmap.exactness.journal import Record
     from adjointbackmap.examples import Attacked
 
-RESULTS = "attack.json"
-ROWS = 20  # images in the table
-PICTURES = 4
+RESULTS_FILE = "attack.json"
+IMAGES_FILE = "attack.safetensors"
+ROWS = 20  # images in the table of the terminal
+PICTURES = 4  # images that are drawn
+SHORT_HASH = 8  # digits of an image's hash in the table and in names of pictures
 
 
 @app.command
 def attack(
-    source: Source = NO_SOURCE,
+    source: NetworkOptions = NO_NETWORK,
     *,
     image: str = "horse",
     images: int | None = None,
@@ -47,82 +58,148 @@ def attack(
     out: Path = Path("adjointbackmap-attack"),
     threads: int | None = None,
 ) -> None:
-    """Attack images, away from the class that the network says or towards another, and measure the results again.
+    """Attack images and measure the results.
 
-    What is left out is the study's: basic as in its experiment 1, the others as in experiment 2.
+    The defaults of --step, --radius, --iterations and --until-success are those of the study:
+    of its experiment 1 for the method basic, of its experiment 2 for the others.
 
     Args:
         source: The network.
-        image: Number of a sample image, a class for its first one, or a picture file.
-        images: The first so many images of the data, in the place of one; the test images are in the order of their hashes.
-        dataset: The data for --images: the sample of 200 that ships, or the test images of CIFAR.
-        data: Folder of the official binary files; else ADJOINTBACKMAP_DATA, else downloaded.
-        method: The basic iterative method; towards --target; or towards the class that is least likely for each image.
-        target: Name or number of a class, for the method targeted; images that the network sees as it are left out.
-        step: Length of a step in pixels in [0, 1]; one number, or one for each channel.
-        radius: How far a pixel may move in all; one number, or one for each channel; as far as [0, 1] goes if left out.
-        iterations: How many steps at most.
-        until_success: Whether each image stops at its first success.
-        examples: Measure the adversarial examples in this file, one for each image, and attack nothing.
-        keep: File of finished images: those that it has are not attacked again.
-        out: Folder for the images, attack.safetensors, their numbers, attack.json, and pictures of the first four.
-        threads: Threads of the processor to use.
+        image: A sample image by number, the first sample image of a class, or a picture file.
+        images: Number of images to use instead of --image. Test images of CIFAR are taken in the
+            order of their hashes.
+        dataset: Images for --images: the 200 sample images that ship, or the test images of CIFAR.
+        data: Folder of the official binary files. If left out: the folder that ADJOINTBACKMAP_DATA
+            names, or a download.
+        method: Away from the predicted class (basic), towards the class of --target (targeted), or
+            towards the least likely class of each image (least-likely).
+        target: Name or number of a class, for --method targeted. Images that the network already
+            assigns to this class are left out.
+        step: Length of a step, for pixels in [0, 1]. One number, or one per channel.
+        radius: Largest change of a pixel. One number, or one per channel. If left out, only the
+            limits 0 and 1 of a pixel count.
+        iterations: Largest number of steps.
+        until_success: Whether an image stops at its first success.
+        examples: File of adversarial examples, one per image. They are measured, and nothing is
+            attacked.
+        keep: File for finished images. Images in it are not attacked again.
+        out: Folder for the images (attack.safetensors), their numbers (attack.json) and pictures
+            of the first four.
+        threads: Number of processor threads.
 
     Raises:
-        ValueError: If --target is not a class, or is given without the method targeted or the other way round, or the
-            network sees all images as it, or --out has results of another attack.
+        ValueError: If --target is not a class, comes without --method targeted, or is missing with
+            it; if the network assigns all images to the target; or if --out holds the results of
+            another attack.
         OSError: If another process writes to --out or --keep, or the disk is full.
         KeyboardInterrupt: On Ctrl-C.
     """
-    from adjointbackmap.attacks import study_attack
-    from adjointbackmap.examples import examine, read_examples
-
     use_threads(threads)
     subject = load_subject(source)
     goal = _goal(method, target, subject.classes)
-    pixels = (
-        find_image(image, subject)[0][None]
-        if images is None
-        else find_images(images, dataset, data)
-    )
+    pixels = chosen_images(image, images, dataset, data, subject)
     with hold_folder(out):
         if examples is not None:
-            made = read_examples(examples)
-            job = _job(
-                subject,
-                {
-                    "examples": str(examples),
-                    "sha256": hashlib.sha256(examples.read_bytes()).hexdigest(),
-                },
-            )
-            _check_kept(out, job, pixels)
-            found = examine(subject.module, pixels, made, subject.prepare)
+            job, found = _examined(subject, pixels, examples, out)
         else:
-            pixels = _others(subject, pixels, goal, target)
-            named = {
-                "step": tuple(step or ()) or None,
-                "radius": tuple(radius or ()) or None,
-                "iterations": iterations,
-            }
-            given: dict[str, Any] = {
-                k: v for k, v in {**named, "until_success": until_success}.items() if v is not None
-            }
-            settings = replace(
-                study_attack(1 if method == "basic" else 2, pixels, subject.prepare), **given
-            )
-            job = _job(subject, {"method": method, "target": goal, **asdict(settings)})
+            pixels = _not_yet_at_goal(subject, pixels, goal, target)
+            settings = _settings(method, subject, pixels, step, radius, iterations, until_success)
+            attempt = _Attempt(subject, pixels, method, goal, settings)
+            job = attempt.job
             _check_kept(out, job, pixels)
-            try:
-                found = _attacked(subject, pixels, method, goal, settings, job, keep)
-            except KeyboardInterrupt as stop:
-                if not keep:
-                    stop.args = ("stopped; with --keep FILE, it goes on where it was",)
-                raise
-        _tell(found, subject, goal, job, out)
+            with _advice_when_stopped(keep):
+                found = _attacked(attempt, keep)
+        _show_and_write(found, subject, goal, job, out)
 
 
-def _others(subject: Subject, pixels: "Tensor", goal: int | None, target: str | None) -> "Tensor":
-    """The images that the network does not see as the target.
+@dataclass(frozen=True)
+class _Attempt:
+    """An attack on some images: all that its results depend on."""
+
+    subject: Subject
+    pixels: "Tensor"
+    method: str
+    goal: int | None  # the class of --target
+    settings: "Attack"
+
+    @cached_property
+    def job(self) -> dict[str, Any]:
+        """What identifies the results, as JSON has it."""
+        chosen = {"method": self.method, "target": self.goal, **asdict(self.settings)}
+        return _job(self.subject, chosen)
+
+    def run(self, part: slice) -> "Attacked":
+        """Attack one batch of the images."""
+        import torch
+
+        from adjointbackmap.attacks import basic_iterative, least_likely
+        from adjointbackmap.examples import scores_of
+
+        module = self.subject.module
+        prepare = self.subject.prepare
+        pixels = self.pixels[part]
+        if self.method == "least-likely":
+            return least_likely(module, pixels, self.settings, prepare)
+        labels = scores_of(module, pixels, prepare).argmax(1)
+        targets = None if self.goal is None else torch.full_like(labels, self.goal)
+        return basic_iterative(module, pixels, labels, self.settings, prepare, targets)
+
+
+def _settings(
+    method: str,
+    subject: Subject,
+    pixels: "Tensor",
+    step: list[float] | None,
+    radius: list[float] | None,
+    iterations: int | None,
+    until_success: bool | None,
+) -> "Attack":
+    """The attack of the study, with the options that were given."""
+    from adjointbackmap.attacks import study_attack
+
+    options: dict[str, Any] = {
+        "step": tuple(step or ()) or None,
+        "radius": tuple(radius or ()) or None,
+        "iterations": iterations,
+        "until_success": until_success,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    experiment = 1 if method == "basic" else 2
+    return replace(study_attack(experiment, pixels, subject.prepare), **given)
+
+
+def _examined(
+    subject: Subject, pixels: "Tensor", examples: Path, out: Path
+) -> tuple[dict[str, Any], "Attacked"]:
+    """Measure the adversarial examples of a file."""
+    from adjointbackmap.examples import examine, read_examples
+
+    made = read_examples(examples)
+    checksum = hashlib.sha256(examples.read_bytes()).hexdigest()
+    job = _job(subject, {"examples": str(examples), "sha256": checksum})
+    _check_kept(out, job, pixels)
+    return job, examine(subject.module, pixels, made, subject.prepare)
+
+
+@contextmanager
+def _advice_when_stopped(keep: Path | None) -> Iterator[None]:
+    """Name --keep if a run without it is stopped: its finished images are lost.
+
+    Raises:
+        KeyboardInterrupt: As it came, with this advice.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if not keep:
+            stop.args = (NOT_KEPT,)
+        raise
+
+
+def _not_yet_at_goal(
+    subject: Subject, pixels: "Tensor", goal: int | None, target: str | None
+) -> "Tensor":
+    """The images that the network does not assign to the target already.
 
     Raises:
         ValueError: If there is none.
@@ -133,20 +210,23 @@ def _others(subject: Subject, pixels: "Tensor", goal: int | None, target: str | 
         return pixels
     chosen = pixels[scores_of(subject.module, pixels, subject.prepare).argmax(1) != goal]
     if not len(chosen):
-        msg = f"The network must see an image as another class than --target. Got {target} for all: choose another."
+        msg = (
+            "The network must see an image as another class than --target. "
+            f"Got {target} for all: choose another."
+        )
         raise ValueError(msg)
     return chosen
 
 
 def _check_kept(out: Path, job: dict[str, Any], pixels: "Tensor") -> None:
-    """Whether a folder has no results but those of the same attack, which this run has too.
+    """Check that the results in a folder are of the same attack, and of images of this run.
 
     Raises:
-        ValueError: If it has others.
+        ValueError: If they are not.
     """
     from adjointbackmap.exactness.journal import differences
 
-    path = out / RESULTS
+    path = out / RESULTS_FILE
     kept = read_or_set_aside(path, "network")
     if kept is None:
         return
@@ -156,90 +236,104 @@ def _check_kept(out: Path, job: dict[str, Any], pixels: "Tensor") -> None:
     except (KeyError, TypeError):
         other = "without images"
     else:
-        other = differences(kept, job) or (
-            f"{len(missing)} images that this run lacks" if missing else ""
-        )
+        lacks = f"{len(missing)} images that this run lacks" if missing else ""
+        other = differences(kept, job) or lacks
     if other:
-        msg = f"{path} must hold results of this job. Got those of another ({other}): name another folder with --out."
+        msg = (
+            f"{path} must hold results of this job. "
+            f"Got those of another ({other}): name another folder with --out."
+        )
         raise ValueError(msg)
 
 
 def _job(subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:
-    """What makes the results, as JSON holds it."""
+    """What identifies the results, as JSON has it."""
     made_by = {"network": subject.title, "weights sha256": subject.trace().weights_hash()}
     return json.loads(json.dumps(made_by | settings))
 
 
 def _goal(method: str, target: str | None, classes: tuple[str, ...]) -> int | None:
-    """Number of the target.
+    """Number of the target class.
 
     Raises:
-        ValueError: If there is none where one must be, one where none may be, or it is no class.
+        ValueError: If --target and --method targeted do not come together, or there is no such
+            class.
     """
     if (method == "targeted") != (target is not None):
-        msg = f"--target must come with --method targeted, and that with --target. Got {method} and {target or 'no target'}."
+        msg = (
+            "--target must come with --method targeted, and that with --target. "
+            f"Got {method} and {target or 'no target'}."
+        )
         raise ValueError(msg)
     if target is None or target.isdigit():
         return None if target is None else int(target)
     if target not in classes:
-        msg = f"--target must be the number of a class{', or ' if classes else ''}{', '.join(classes)}. Got {target!r}."
+        names = f", or {', '.join(classes)}" if classes else ""
+        msg = f"--target must be the number of a class{names}. Got {target!r}."
         raise ValueError(msg)
     return classes.index(target)
 
 
-def _attacked(
-    subject: Subject,
-    pixels: "Tensor",
-    method: str,
-    goal: int | None,
-    settings: "Attack",
-    job: dict[str, Any],
-    keep: Path | None,
-) -> "Attacked":
-    """Attack batch by batch; a batch whose images are kept is not attacked again."""
-    import torch
+def _attacked(attempt: _Attempt, keep: Path | None) -> "Attacked":
+    """Attack batch by batch. A batch is skipped if all its images are kept."""
+    from adjointbackmap.examples import BATCH
 
-    from adjointbackmap.exactness.journal import Record
-    from adjointbackmap.examples import BATCH, examine
-
+    pixels = attempt.pixels
     names = _names(pixels)
     with hold_file(keep) if keep else nullcontext(), progress("attacking") as (bar, task):
-        record = (
-            Record(keep, job, partial(_fits, pixels[0].numel() * pixels.element_size()))
-            if keep
-            else None
-        )
+        record = _record(keep, attempt) if keep else None
         results = dict(record.results()) if record else {}
         for first in range(0, len(pixels), BATCH):
             part = slice(first, first + BATCH)
             if not results.keys() >= set(names[part]):
-                made = _attack(subject, pixels[part], method, goal, settings)
-                for row, image in zip(_rows(made, goal), made.adversarial, strict=True):
-                    name = row["image"]
-                    content = b64encode(image.numpy().tobytes()).decode()
-                    results[name] = {"adversarial": content, "steps": row["steps"]}
+                for name, result in _results(attempt.run(part), attempt.goal):
+                    results[name] = result
                     if record and name not in record.names:
-                        record.append(name, results[name])
+                        record.append(name, result)
             bar.update(task, completed=min(1.0, (first + BATCH) / len(pixels)))
-    numbers = bytearray(b"".join(b64decode(results[name]["adversarial"]) for name in names))
+    return _joined(attempt, [results[name] for name in names])
+
+
+def _record(keep: Path, attempt: _Attempt) -> "Record":
+    """The finished images in a file; each result is checked against the size of an image."""
+    from adjointbackmap.exactness.journal import Record
+
+    size = attempt.pixels[0].numel() * attempt.pixels.element_size()
+    return Record(keep, attempt.job, partial(_fits, size))
+
+
+def _results(made: "Attacked", goal: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name of each image, and its result for the file."""
+    for row, image in zip(_rows(made, goal), made.adversarial, strict=True):
+        content = b64encode(image.numpy().tobytes()).decode()
+        yield row["image"], {"adversarial": content, "steps": row["steps"]}
+
+
+def _joined(attempt: _Attempt, results: list[dict[str, Any]]) -> "Attacked":
+    """Results of the file as tensors, measured again."""
+    import torch
+
+    from adjointbackmap.examples import examine
+
+    subject = attempt.subject
+    pixels = attempt.pixels
+    numbers = bytearray(b"".join(b64decode(result["adversarial"]) for result in results))
     adversarial = torch.frombuffer(numbers, dtype=pixels.dtype).view_as(pixels)
-    steps = torch.tensor([results[name]["steps"] for name in names])
-    return replace(
-        examine(subject.module, pixels, adversarial, subject.prepare, settings.box), steps=steps
-    )
+    steps = torch.tensor([result["steps"] for result in results])
+    box = attempt.settings.box
+    found = examine(subject.module, pixels, adversarial, subject.prepare, box)
+    return replace(found, steps=steps)
 
 
 def _fits(size: int, name: str, result: Any) -> None:
-    """Whether a kept result has an image of so many bytes and a number of steps.
+    """Check that a kept result has an image of ``size`` bytes and a number of steps.
 
     Raises:
         ValueError: If not.
     """
     try:
-        fits = (
-            len(b64decode(result["adversarial"], validate=True)) == size
-            and type(result["steps"]) is int
-        )
+        content = b64decode(result["adversarial"], validate=True)
+        fits = len(content) == size and type(result["steps"]) is int
     except (KeyError, TypeError, ValueError):
         fits = False
     if not fits:
@@ -247,23 +341,8 @@ def _fits(size: int, name: str, result: Any) -> None:
         raise ValueError(msg)
 
 
-def _attack(
-    subject: Subject, pixels: "Tensor", method: str, goal: int | None, settings: "Attack"
-) -> "Attacked":
-    """One batch."""
-    import torch
-
-    from adjointbackmap.attacks import basic_iterative, least_likely
-    from adjointbackmap.examples import scores_of
-
-    if method == "least-likely":
-        return least_likely(subject.module, pixels, settings, subject.prepare)
-    labels = scores_of(subject.module, pixels, subject.prepare).argmax(1)
-    targets = None if goal is None else torch.full_like(labels, goal)
-    return basic_iterative(subject.module, pixels, labels, settings, subject.prepare, targets)
-
-
 def _names(pixels: "Tensor") -> list[str]:
+    """Hash of each image's bytes."""
     import torch
 
     from adjointbackmap.exactness.verification import image_hash
@@ -271,36 +350,40 @@ def _names(pixels: "Tensor") -> list[str]:
     return [image_hash(image) for image in (255 * pixels).round().to(torch.uint8)]
 
 
-def _tell(
+def _show_and_write(
     found: "Attacked", subject: Subject, goal: int | None, job: dict[str, Any], out: Path
 ) -> None:
     """Show the first images, and write all of them, their numbers and some pictures."""
     from safetensors.torch import save
 
-    from adjointbackmap import plots
-
     images = _rows(found, goal)
     console.print(_table(images, subject))
     tensors = {"pixels": found.pixels.contiguous(), "adversarial": found.adversarial.contiguous()}
     content = save(tensors)
-    write(
-        out / RESULTS,
-        sealed_text({**job, "images": images, OF_FILE: hashlib.sha256(content).hexdigest()}),
-    )
-    write(out / "attack.safetensors", content)
-    for row, before, after in list(zip(images, found.pixels, found.adversarial, strict=True))[
-        :PICTURES
-    ]:
+    numbers = {**job, "images": images, OF_FILE: hashlib.sha256(content).hexdigest()}
+    write(out / RESULTS_FILE, sealed_text(numbers))
+    write(out / IMAGES_FILE, content)
+    _draw(images[:PICTURES], found, subject, out)
+    pictures = f"{min(len(images), PICTURES)} picture(s)"
+    console.print(f"Written: {out / IMAGES_FILE}, {out / RESULTS_FILE} and {pictures}")
+
+
+def _draw(rows: list[dict[str, Any]], found: "Attacked", subject: Subject, out: Path) -> None:
+    """A picture of each of the first images: before, after, noise."""
+    from adjointbackmap import plots
+
+    for row, before, after in zip(rows, found.pixels, found.adversarial, strict=False):
         labels = _class(row["before"], subject), _class(row["after"], subject)
-        title = f"{subject.title}: image {row['image'][:8]}, noise of l2 {row['l2']:.3g}"
-        plots.save(plots.attacked(before, after, title, labels), out / f"{row['image'][:8]}.png")
-    console.print(
-        f"Written: {out / 'attack.safetensors'}, {out / RESULTS} and {min(len(images), PICTURES)} picture(s)"
-    )
+        name = row["image"][:SHORT_HASH]
+        title = f"{subject.title}: image {name}, noise of l2 {row['l2']:.3g}"
+        plots.save(plots.attacked(before, after, title, labels), out / f"{name}.png")
 
 
 def _rows(found: "Attacked", goal: int | None) -> list[dict[str, Any]]:
-    """The numbers of each image; it is fooled where its class is the target, or another than before."""
+    """The numbers of each image.
+
+    An image is fooled if its class is the target, or without a target, if its class has changed.
+    """
     fooled = found.after != found.before if goal is None else found.after == goal
     columns = {
         name: getattr(found, name).tolist() for name in ("before", "after", "l2", "linf", "inside")
@@ -324,7 +407,9 @@ def _table(images: list[dict[str, Any]], subject: Subject) -> Table:
         classes = (_class(row[when], subject) for when in ("before", "after"))
         norms = (f"{row[norm]:.4g}" for norm in ("l2", "linf"))
         steps = "" if row["steps"] is None else str(row["steps"])
-        table.add_row(row["image"][:8], *classes, *norms, steps, "yes" if row["fooled"] else "no")
+        table.add_row(
+            row["image"][:SHORT_HASH], *classes, *norms, steps, "yes" if row["fooled"] else "no"
+        )
     return table
 
 

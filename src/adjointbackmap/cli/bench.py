@@ -15,18 +15,22 @@ def bench(
     docs: Path | None = None,
     threads: int | None = None,
 ) -> None:
-    """Measure time and memory beside named peers on an idle machine; stop it at any time and start it again to go on.
+    """Measure time and memory of this package and of other libraries on an idle machine.
+
+    A stopped run continues when the same command is run again.
 
     Args:
-        only: Part of the names of what to measure, such as vgg7, conv3 or classes.
-        repeats: Runs of which the median is taken; 5 if left out, 1 with --quick.
-        quick: A look at a part of it, not figures to keep.
-        out: File of the finished entries; benchmark.json if left out, benchmark-quick.json with --quick.
+        only: Part of the names of the entries to measure, such as vgg7, conv3 or classes.
+        repeats: Number of runs; the median of their times is taken. The default is 5, or 1 with
+            --quick.
+        quick: Measure a part of the entries, for a quick look.
+        out: File for the finished entries. The default is benchmark.json, or benchmark-quick.json
+            with --quick.
         docs: Page to write the tables into, such as docs/speed.md.
-        threads: Threads of the processor to use.
+        threads: Number of processor threads.
 
     Raises:
-        RuntimeError: If the plan's choice is far slower than the best of the methods.
+        RuntimeError: If the plan's choice is much slower than the fastest method.
     """
     from adjointbackmap.benchmark.runs import PLACE
     from adjointbackmap.benchmark.runs import bench as run
@@ -37,20 +41,22 @@ def bench(
         PLACE.check(docs)
     file = out or Path("benchmark-quick.json" if quick else "benchmark.json")
     with progress("warming up") as (bar, job):
-        found = run(
-            file,
-            only,
-            quick,
-            repeats,
-            lambda name, share: bar.update(job, completed=share, description=name),
-        )
+
+        def report(name: str, share: float) -> None:
+            bar.update(job, completed=share, description=name)
+
+        found = run(file, only, quick, repeats, report)
     console.print(where_measured(found), highlight=False)
     for sheet in short(found["entries"]):
         console.print(sheet.rich())
     if docs:
         PLACE.fill(docs, markdown(found))
-    console.print(f"Written: {file}{f' and {docs}' if docs else ''}")
+    page = f" and {docs}" if docs else ""
+    console.print(f"Written: {file}{page}")
     far = defects(found)
     if far:
-        msg = f"The plan must be at most {DEFECT} times as slow as the best method. Got more in {', '.join(far)}."
+        msg = (
+            f"The plan must be at most {DEFECT} times as slow as the best method. "
+            f"Got more in {', '.join(far)}."
+        )
         raise RuntimeError(msg)

@@ -5,13 +5,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from adjointbackmap.cli.frame import NO_SOURCE, STUDY_SCALE, app, console, progress, use_threads
-from adjointbackmap.cli.tables import check_table, region_table, sparsity_table
-from adjointbackmap.sources import Source, find_image, find_images, load_subject
+from adjointbackmap.cli.frame import (
+    NO_NETWORK,
+    NOT_KEPT,
+    STUDY_SCALE,
+    app,
+    console,
+    progress,
+    use_threads,
+)
+from adjointbackmap.cli.tables import check_table, distance_table, field_table
+from adjointbackmap.sources import NetworkOptions, chosen_images, find_images, load_subject
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from adjointbackmap.analysis.boundaries import Analysis
     from adjointbackmap.engine.network import Network
     from adjointbackmap.exactness.checks import Terms
     from adjointbackmap.exactness.layer_check import LayerCheck
@@ -19,7 +28,7 @@ if TYPE_CHECKING:
 
 @app.command
 def verify(
-    source: Source = NO_SOURCE,
+    source: NetworkOptions = NO_NETWORK,
     *,
     image: str = "0",
     images: int | None = None,
@@ -36,29 +45,35 @@ def verify(
     device: Literal["cpu", "cuda"] = "cpu",
     threads: int | None = None,
 ) -> None:
-    """Hold every unit of every layer against its explicit hyperplane; with --keep, stop and start it at any time.
+    """Compare every unit of every layer with its explicit hyperplane.
+
+    With --keep, a stopped run continues when the same command is run again.
 
     Args:
         source: The network.
-        image: Number of a sample image, a class for its first one, or a picture file.
-        images: The first so many images of the data, in the place of one; the test images are in the order of their hashes.
-        dataset: The data for --images: the sample of 200 that ships, or the test images of CIFAR.
-        data: Folder of the official binary files; else ADJOINTBACKMAP_DATA, else downloaded.
-        layer: Only these layers.
+        image: A sample image by number, the first sample image of a class, or a picture file.
+        images: Number of images to use instead of --image. Test images of CIFAR are taken in the
+            order of their hashes.
+        dataset: Images for --images: the 200 sample images that ship, or the test images of CIFAR.
+        data: Folder of the official binary files. If left out: the folder that ADJOINTBACKMAP_DATA
+            names, or a download.
+        layer: Names of the layers to verify; all if left out.
         own_bias: Whether a layer's own bias belongs to its units.
         scale: The factor k of the activation pattern.
-        dtype: float64 for more than the model's own precision.
-        accumulate: float64 for inner products that are summed in it; --dtype if left out.
-        keep: File of finished images: those that it has are not computed again.
-        workers: So many processes on this machine share the images; with --device cuda, each has a card of its own.
+        dtype: Precision of the network and of the hyperplanes.
+        accumulate: Precision in which inner products are summed. The default is --dtype.
+        keep: File for finished images. Images in it are not computed again.
+        workers: Number of processes on this machine that share the images. With --device cuda,
+            each has a GPU of its own.
         cluster: Address of a Dask scheduler whose workers share the images.
         device: Where to compute.
-        threads: Threads of the processor to use; workers share them.
+        threads: Number of processor threads. Workers share them.
 
     Raises:
-        ValueError: If there are not so many images, or both --workers and --cluster are given.
+        ValueError: If there are fewer images than --images, or both --workers and --cluster are
+            given.
         RuntimeError: If a unit is off in float64.
-        KeyboardInterrupt: On Ctrl-C, after the table of what is finished.
+        KeyboardInterrupt: On Ctrl-C, after the table of the finished images.
     """
     import torch
 
@@ -66,35 +81,51 @@ def verify(
 
     use_threads(threads)
     if workers is not None and cluster is not None:
-        msg = f"The images must be shared by --workers or by --cluster. Got both ({workers}, {cluster}): leave one out."
+        msg = (
+            "The images must be shared by --workers or by --cluster. "
+            f"Got both ({workers}, {cluster}): leave one out."
+        )
         raise ValueError(msg)
     subject = load_subject(source)
-    pixels = (
-        find_image(image, subject)[0][None]
-        if images is None
-        else find_images(images, dataset, data)
-    )
+    pixels = chosen_images(image, images, dataset, data, subject)
     x = subject.prepare(pixels).to(device, getattr(torch, dtype))
     network = subject.trace(device)
     terms = terms_of(network, layer, own_bias, scale, x.dtype, getattr(torch, accumulate or dtype))
     names = [image_hash(bytes_) for bytes_ in (255 * pixels).round().to(torch.uint8)]
-    checks: dict[str, LayerCheck] = {}
-    try:
-        show_verified(checks, network, x, terms, names, keep, cluster or workers)
-    except KeyboardInterrupt as stop:
-        console.print(check_table(checks))
-        if not keep:
-            stop.args = ("stopped; with --keep FILE, it goes on where it was",)
-        raise
-    console.print(check_table(checks))
+    checks = _verified(network, x, terms, names, keep, cluster or workers)
     if any(check.share < 1 for check in checks.values()) and dtype == "float64":
         msg = "Every unit must be within 1 % in float64. Got some that are not: see the table."
         raise RuntimeError(msg)
 
 
+def _verified(
+    network: "Network",
+    x: "Tensor",
+    terms: "Terms",
+    names: list[str],
+    keep: Path | None,
+    workers: int | str | None,
+) -> dict[str, "LayerCheck"]:
+    """Verify the images and print the table of the finished ones, also if the run is stopped.
+
+    Raises:
+        KeyboardInterrupt: On Ctrl-C; without ``keep`` it advises --keep.
+    """
+    checks: dict[str, LayerCheck] = {}
+    try:
+        show_verified(checks, network, x, terms, names, keep, workers)
+    except KeyboardInterrupt as stop:
+        console.print(check_table(checks))
+        if not keep:
+            stop.args = (NOT_KEPT,)
+        raise
+    console.print(check_table(checks))
+    return checks
+
+
 @app.command
 def analyse(
-    source: Source = NO_SOURCE,
+    source: NetworkOptions = NO_NETWORK,
     *,
     images: int = 1,
     dataset: Literal["sample", "cifar10", "cifar100"] = "sample",
@@ -102,20 +133,22 @@ def analyse(
     sparse: int = 1,
     threads: int | None = None,
 ) -> None:
-    """Distances in pixels in [0, 1] to the nearest kink and class boundary, and how sparse the hyperplanes are, by layer.
+    """Measure the distance to the nearest kink and class boundary, and sparsity by layer.
+
+    Distances are in pixels from 0 to 1.
 
     Args:
         source: The network.
-        images: The first so many images of the data; the test images are in the order of their hashes.
-        dataset: The sample of 200 that ships, or the test images of CIFAR.
-        data: Folder of the official binary files; else ADJOINTBACKMAP_DATA, else downloaded.
-        sparse: The first so many of these images for the table by layer, which takes longest; 0 for none.
-        threads: Threads of the processor to use.
+        images: Number of images. Test images of CIFAR are taken in the order of their hashes.
+        dataset: The 200 sample images that ship, or the test images of CIFAR.
+        data: Folder of the official binary files. If left out: the folder that ADJOINTBACKMAP_DATA
+            names, or a download.
+        sparse: How many of these images to use for the sparsity table (slow); 0 for none.
+        threads: Number of processor threads.
 
     Raises:
-        ValueError: If there are not so many images.
+        ValueError: If there are fewer images than --images, or --sparse is larger than --images.
     """
-    from adjointbackmap.analysis.boundaries import analyse as analysis_of
     from adjointbackmap.analysis.fields import sparsity
 
     use_threads(threads)
@@ -124,28 +157,31 @@ def analyse(
         raise ValueError(msg)
     subject = load_subject(source)
     pixels = find_images(images, dataset, data)
-    network = subject.trace_in_pixels()
-    found = []
-    with progress("linear regions") as (bar, job):
-        for done, image in enumerate(pixels, start=1):
-            found.append(analysis_of(network, image.double()))
-            bar.update(
-                job,
-                completed=done / images,
-                description=f"linear regions: {done} of {images} images",
-            )
-    console.print(region_table(found))
+    found = _analysed(subject.trace_in_pixels(), pixels)
+    console.print(distance_table(found))
     if found[0].unmeasured:
-        console.print(
-            f"Kinks that are not measured, so that regions may end earlier: {', '.join(found[0].unmeasured)}"
-        )
+        left_out = ", ".join(found[0].unmeasured)
+        console.print(f"Kinks that are not measured, so that regions may end earlier: {left_out}")
     if sparse:
         with progress("sparsity of every layer") as (bar, job):
             x = subject.prepare(pixels[:sparse])
             counts = sparsity(
                 subject.trace(), x, report=lambda share: bar.update(job, completed=share)
             )
-        console.print(sparsity_table(counts))
+        console.print(field_table(counts))
+
+
+def _analysed(network: "Network", pixels: "Tensor") -> list["Analysis"]:
+    """Analyse images behind a progress bar."""
+    from adjointbackmap.analysis.boundaries import analyse as analysis_of
+
+    found = []
+    with progress("linear regions") as (bar, job):
+        for done, image in enumerate(pixels, start=1):
+            found.append(analysis_of(network, image.double()))
+            words = f"linear regions: {done} of {len(pixels)} images"
+            bar.update(job, completed=done / len(pixels), description=words)
+    return found
 
 
 def show_verified(
@@ -157,7 +193,7 @@ def show_verified(
     keep: Path | None = None,
     workers: int | str | None = None,
 ) -> None:
-    """Verify images behind a bar, and add the errors of each one to ``checks`` when it is finished."""
+    """Verify images behind a progress bar; each finished image is merged into ``checks``."""
     from adjointbackmap.exactness.verification import merge, verified
 
     with progress("verifying every unit") as (bar, job):

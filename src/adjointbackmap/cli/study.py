@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from adjointbackmap.cli.frame import app, console, progress, study, use_threads
 
-TERMINAL = 7  # columns that the terminal has room for
+TERMINAL_COLUMNS = 7  # more do not fit into a terminal
 
 
 @study.command
@@ -25,27 +25,33 @@ def verification(
     results: Path | None = None,
     threads: int | None = None,
 ) -> None:
-    """Every unit of every layer of the shipped networks over the test images, beside Tables 3.3, 3.4, Figs. 2.4 and 2.5.
+    """Verify every unit of every layer of the shipped networks over the test images.
 
-    Stop it at any time and start it again to go on where it was; a later run with more images only adds.
+    The tables compare with Tables 3.3 and 3.4, Figs. 2.4 and 2.5 of the dissertation. A stopped run
+    continues when the same command is run again. A later run with more images computes only the
+    new ones.
 
     Args:
-        network: Only these networks.
-        images: Test images in float32, by hash; if left out, all for VGG7 and 1,000 for ResNet20.
-        images_float64: In float64, and in float32 with sums in float64; if left out, 200 for VGG7 and 50 for ResNet20.
-        images_fc: For the layer fc; all test images if left out.
-        out: Folder of finished images and of the results, verification.json.
-        data: Folder of the official binary files; else ADJOINTBACKMAP_DATA, else downloaded.
-        workers: So many processes share the images; with --device cuda, they share the cards.
+        network: Names of the networks; all if left out.
+        images: Number of test images in float32, in the order of their hashes. The default is all
+            for VGG7 and 1,000 for ResNet20.
+        images_float64: Number of images in float64, and in float32 with sums in float64. The
+            default is 200 for VGG7 and 50 for ResNet20.
+        images_fc: Number of images for the layer fc. The default is all test images.
+        out: Folder for the finished images and the results (verification.json).
+        data: Folder of the official binary files. If left out: the folder that ADJOINTBACKMAP_DATA
+            names, or a download.
+        workers: Number of processes that share the images. With --device cuda, they share the GPUs.
         device: Where to compute.
-        docs: Page to write the tables into, such as docs/verification.md; results and figures go into folders beside it.
-        results: Make the page of this earlier verification.json, and compute nothing.
-        threads: Threads of the processor to use; workers share them.
+        docs: Page to write the tables into, such as docs/verification.md. Results and figures go
+            into folders next to it.
+        results: An earlier verification.json. Its page is made, and nothing is computed.
+        threads: Number of processor threads. Workers share them.
 
     Raises:
         ValueError: If --results is given without --docs.
         RuntimeError: If a unit is off in float64.
-        KeyboardInterrupt: On Ctrl-C, after the tables of what is finished.
+        KeyboardInterrupt: On Ctrl-C, after the tables of the finished images.
     """
     from adjointbackmap.study.verification.page import PLACE, off_in_float64
     from adjointbackmap.study.verification.run import RESULTS, Counts, check_networks, run
@@ -71,11 +77,14 @@ def verification(
                 run(out, chosen, counts, data, workers, report, device=device)
             except KeyboardInterrupt:
                 if file.exists():
-                    _tell(file, docs)
+                    _show_tables(file, docs)
                 raise
-    off = off_in_float64(_tell(file, docs))
+    off = off_in_float64(_show_tables(file, docs))
     if off:
-        msg = f"Every unit must be within 1 % in float64. Got some that are not, in {', '.join(off)}: see the tables."
+        msg = (
+            "Every unit must be within 1 % in float64. "
+            f"Got some that are not, in {', '.join(off)}: see the tables."
+        )
         raise RuntimeError(msg)
 
 
@@ -92,21 +101,23 @@ def everything(
     sample: bool = False,
     threads: int | None = None,
 ) -> None:
-    """All experiments of the dissertation on the shipped networks, and one page that tells what was found.
+    """Run all experiments of the dissertation on the shipped networks, and write one page.
 
-    Stop it at any time and start it again to go on where it was.
+    A stopped run continues when the same command is run again.
 
     Args:
-        out: Folder of results, figures and report.html.
-        network: Only these networks.
-        only: Only these experiments: verification, pictures, noise, targets, scaled, many, attributions.
-        image: The image of the experiments on one image: a class, or the first digits of a test image's hash; the study's
-            horse and bird if left out.
-        images: How many images the experiments on many take.
-        seed: Of every draw.
-        data: Folder of the official binary files; else ADJOINTBACKMAP_DATA, else downloaded.
-        sample: Take the 200 test images of CIFAR-10 that ship, and no other data.
-        threads: Threads of the processor to use.
+        out: Folder for results, figures and report.html.
+        network: Names of the networks; all if left out.
+        only: Names of the experiments, all if left out: verification, pictures, noise, targets,
+            scaled, many, attributions.
+        image: Image of the experiments on one image: a class, or the first digits of a test image's
+            hash. The default is the horse or the bird of the study.
+        images: Number of images of the experiments on many images.
+        seed: Seed of all draws.
+        data: Folder of the official binary files. If left out: the folder that ADJOINTBACKMAP_DATA
+            names, or a download.
+        sample: Use only the 200 test images of CIFAR-10 that ship.
+        threads: Number of processor threads.
     """
     from adjointbackmap.study.everything import check_experiments, run
     from adjointbackmap.study.setup import Setup, check_setup
@@ -114,21 +125,22 @@ def everything(
     use_threads(threads)
     setup = Setup(out, check_setup(network, images, sample), image, images, seed, data, sample)
     with progress("study") as (bar, job):
-        run(
-            setup,
-            check_experiments(only),
-            lambda what, share: bar.update(job, completed=share, description=what),
-        )
+
+        def show(what: str, share: float) -> None:
+            bar.update(job, completed=share, description=what)
+
+        run(setup, check_experiments(only), show)
     report(out)
 
 
 @app.command
 def report(folder: Path, *, docs: Path | None = None) -> None:
-    """Make the page of a study again from its results alone: figures, tables, claims.
+    """Make the page of a study again from its results: figures, tables, claims.
 
     Args:
-        folder: What study all wrote.
-        docs: Page to write claims and tables into, such as docs/study.md; the results go into a folder beside it.
+        folder: Folder that study all wrote.
+        docs: Page to write claims and tables into, such as docs/study.md. The results go into a
+            folder next to it.
     """
     from adjointbackmap.report.document import PLACE, write_document
     from adjointbackmap.report.page import write_report
@@ -138,22 +150,20 @@ def report(folder: Path, *, docs: Path | None = None) -> None:
     if docs:
         PLACE.check(docs)
     found = sections(folder)
-    written = [
-        write_report(folder, found, told),
-        *(write_document(folder, found, docs) if docs else []),
-    ]
+    written = [write_report(folder, found, told)]
+    if docs:
+        written += write_document(folder, found, docs)
     console.print(f"Written: {', '.join(map(str, written))}")
 
 
-def _tell(file: Path, docs: Path | None) -> dict[str, Any]:
-    """Show the results in a file, write their page, and return them."""
+def _show_tables(file: Path, docs: Path | None) -> dict[str, Any]:
+    """Show the results of a file, write their page, and return the results."""
     from adjointbackmap.study.verification.page import show, write_page
     from adjointbackmap.study.verification.run import read
 
     found = read(file)
     for sheet in show(found):
-        console.print(sheet.rich(TERMINAL))
-    console.print(
-        f"Written: {', '.join(map(str, write_page(found, file, docs) if docs else [file]))}"
-    )
+        console.print(sheet.rich(TERMINAL_COLUMNS))
+    written = write_page(found, file, docs) if docs else [file]
+    console.print(f"Written: {', '.join(map(str, written))}")
     return found

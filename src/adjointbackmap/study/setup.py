@@ -13,7 +13,7 @@ from adjointbackmap import data, models
 from adjointbackmap.engine.network import Network
 from adjointbackmap.files import disk
 from adjointbackmap.files.checked import read_sealed, sealed_text
-from adjointbackmap.sources import Source, Subject, load_subject
+from adjointbackmap.sources import NetworkOptions, Subject, load_subject
 from adjointbackmap.study.published.columns import COLUMNS
 
 SCALE = 1 / 8  # the factor k of the pattern
@@ -177,7 +177,7 @@ def _images(dataset: str, root: Path | None, sample: bool) -> data.Images:
 
 @cache
 def _subject(name: str) -> Subject:
-    return load_subject(Source(name, fold=True))
+    return load_subject(NetworkOptions(name, fold=True))
 
 
 @cache

@@ -21,7 +21,7 @@ from adjointbackmap.exactness.verification import Checks, fits, job_of, terms_of
 from adjointbackmap.files.checked import DamagedFile, read_or_set_aside, read_sealed
 from adjointbackmap.files.disk import hold_folder
 from adjointbackmap.planes.hyperplane import hyperplanes
-from adjointbackmap.sources import Source, Subject, load_subject
+from adjointbackmap.sources import NetworkOptions, Subject, load_subject
 from adjointbackmap.study.published.columns import COLUMNS
 from adjointbackmap.study.setup import SCALE, Setup, write_json
 from adjointbackmap.study.verification.summation import BATCH, orders, outside_alone, products
@@ -270,7 +270,7 @@ class _Study:
 
     @cached_property
     def subject(self) -> Subject:
-        return load_subject(Source(self.name, fold=True))
+        return load_subject(NetworkOptions(self.name, fold=True))
 
     @cached_property
     def network(self) -> Network:
@@ -290,7 +290,7 @@ class _Study:
         if self.entry.get("accuracy", {}).get("images") != len(self.images):
             self.report(f"{self.name}: accuracy", 0.0)
             self.entry["accuracy"] = accuracies(
-                load_subject(Source(self.name)),
+                load_subject(NetworkOptions(self.name)),
                 self.subject,
                 self.images,
                 self.device,
