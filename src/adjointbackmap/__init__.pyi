@@ -1,6 +1,9 @@
 """The public names of the package, in the order of the flow: this list is the only one."""
 # ruff: noqa: I001 - imports stand in the order of the flow, not of the alphabet
 
+# a picture becomes an image
+from adjointbackmap.images import image as image, PreparedImage as PreparedImage
+
 # a module becomes a network
 from adjointbackmap.tracing import trace as trace
 from adjointbackmap.engine.network import Network as Network, Layer as Layer, Biases as Biases

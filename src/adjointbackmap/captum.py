@@ -15,7 +15,7 @@ from adjointbackmap.capture.graph import listening
 from adjointbackmap.engine.network import OUTPUT, Network
 from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.operators import LayerOperator
-from adjointbackmap.engine.pattern import pattern_of
+from adjointbackmap.engine.pattern import check_tensor, pattern_of
 from adjointbackmap.planes.query import Query
 from adjointbackmap.tracing import trace
 
@@ -109,6 +109,7 @@ class AdjointBackMap:
             msg = "target and neuron_selector are two names of one argument. Got both: give one."
             raise ValueError(msg)
         x = inputs[0] if isinstance(inputs, tuple) else inputs
+        check_tensor(x)
         chosen = target if neuron_selector is None else neuron_selector
         query = self._query(x)
         network = query.network

@@ -99,7 +99,10 @@ def batch_of(example: Tensor) -> Tensor:
         ValueError: If it is no batch of floating numbers.
     """
     if not isinstance(example, Tensor):
-        msg = f"The example must be a torch.Tensor. Got {type(example).__name__}: a network has one input."
+        msg = (
+            f"The example must be a torch.Tensor. Got {type(example).__name__}: a network has one "
+            "input; make that of a picture with adjointbackmap.image(x)."
+        )
         raise TypeError(msg)
     if example.dim() < 2 or not example.is_floating_point() or not len(example):
         msg = f"The example must be a batch (N, ...) of floating numbers. Got {tuple(example.shape)} of {example.dtype}."

@@ -162,6 +162,20 @@ def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
     raise ValueError(msg)
 
 
+def check_tensor(x: object) -> None:
+    """Raise where an image must be a tensor and is a picture of another kind.
+
+    Raises:
+        TypeError: If it is no tensor.
+    """
+    if isinstance(x, Tensor):
+        return
+    kind = type(x).__name__
+    advice = "a picture with adjointbackmap.image(x), other data with torch.as_tensor(x)"
+    msg = f"x must be a torch.Tensor. Got {kind}: convert {advice}."
+    raise TypeError(msg)
+
+
 def check_images(network: Network, x: Tensor, dtype: torch.dtype | str | None = None) -> Tensor:
     """Images as a batch in the wanted dtype.
 
@@ -170,11 +184,7 @@ def check_images(network: Network, x: Tensor, dtype: torch.dtype | str | None = 
         ValueError: If its shape, dtype or device is not the network's, or it has NaN or infinities.
     """
     check_network(network)
-    if not isinstance(x, Tensor):
-        msg = (
-            f"x must be a torch.Tensor. Got {type(x).__name__}: convert it with torch.as_tensor(x)."
-        )
-        raise TypeError(msg)
+    check_tensor(x)
     shape = ", ".join(map(str, network.in_shape))
     if tuple(x.shape) == network.in_shape:
         x = x[None]
