@@ -54,10 +54,10 @@ def stopped(tmp_path_factory):
     patch.setattr(data, "load", lambda dataset, split, root=None: splits[split])
     patch.setattr(
         training,
-        "_fastest_setting",
+        "fastest_setting",
         lambda *args: training.Setting(channels_last=True, bfloat16=False),
     )
-    patch.setattr(training, "_draw", lambda log, title: None)
+    patch.setattr(training, "draw_curves", lambda log, title: None)
     with pytest.raises(KilledError):
         training.train(task(), folder, report=stop_at(3))
     training.train(task(), whole)

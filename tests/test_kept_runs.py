@@ -54,7 +54,7 @@ def little_data(monkeypatch):
     monkeypatch.setattr(data, "load", lambda dataset, split, root=None: images[SPLITS[split]])
     monkeypatch.setattr(
         training,
-        "_fastest_setting",
+        "fastest_setting",
         lambda *args: training.Setting(channels_last=True, bfloat16=False),
     )
 
@@ -322,7 +322,7 @@ def test_training_on_a_full_disk(tmp_path, little_data, monkeypatch):
 def test_sigterm_ends_the_step_and_saves_it(tmp_path, little_data, monkeypatch):
     """A signal in the midst of a step: the checkpoint has the step, and the run goes on with the next one."""
     calls = []
-    loss = training._loss
+    loss = training.training_loss
 
     def signalled(*args):
         calls.append(len(calls))
@@ -335,7 +335,7 @@ def test_sigterm_ends_the_step_and_saves_it(tmp_path, little_data, monkeypatch):
             training.train(task(), tmp_path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_loss", signalled)
+        patch.setattr(training, "training_loss", signalled)
         with pytest.raises(Stopped):
             stopped()
     assert steps_of(tmp_path) == 2
@@ -348,9 +348,9 @@ def test_sigterm_ends_the_step_and_saves_it(tmp_path, little_data, monkeypatch):
 def test_the_first_checkpoint_comes_at_once(tmp_path, little_data, monkeypatch):
     """Before the first step."""
     seen = []
-    step = training._step
+    loss = training.training_loss
     monkeypatch.setattr(
-        training, "_step", lambda *args: seen.append(steps_of(tmp_path)) or step(*args)
+        training, "training_loss", lambda *args: seen.append(steps_of(tmp_path)) or loss(*args)
     )
     training.train(task(), tmp_path)
     assert seen == [0] * STEPS

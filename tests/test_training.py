@@ -22,8 +22,8 @@ STEPS_PER_EPOCH = 4
 SPLITS = {"train": slice(0, 70), "validation": slice(70, 110), "test": slice(110, 200)}
 NETWORKS = ("vgg7", "fixup-resnet20")
 # the fixture below replaces them
-FASTEST_SETTING = training._fastest_setting
-DRAW = training._draw
+FASTEST_SETTING = training.fastest_setting
+DRAW = training.draw_curves
 NEW_FIELDS = (
     "intervals",
     "l1",
@@ -49,10 +49,10 @@ def little_data(monkeypatch):
     monkeypatch.setattr(data, "load", lambda dataset, split, root=None: images[SPLITS[split]])
     monkeypatch.setattr(
         training,
-        "_fastest_setting",
+        "fastest_setting",
         lambda *args: training.Setting(channels_last=True, bfloat16=False),
     )
-    monkeypatch.setattr(training, "_draw", lambda log, title: None)
+    monkeypatch.setattr(training, "draw_curves", lambda log, title: None)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,9 @@ def test_a_run_continues_from_its_latest_checkpoint(unbroken, tmp_path, monkeypa
     assert_same_end(left, unbroken("vgg7"))
 
 
-@pytest.mark.parametrize(("name", "calls"), [("_loss", 6), ("accuracy", 1), ("accuracy", 2)])
+@pytest.mark.parametrize(
+    ("name", "calls"), [("training_loss", 6), ("accuracy", 1), ("accuracy", 2)]
+)
 def test_a_run_killed_in_the_midst_of_a_step_repeats_it(
     unbroken, tmp_path, monkeypatch, name, calls
 ):
@@ -340,7 +342,7 @@ def test_layouts_compute_the_same_loss(setting):
     model = models.build("vgg7").to(memory_format=setting.layout)
     torch.manual_seed(0)
     twin = models.build("vgg7")
-    actual = training._loss(
+    actual = training.training_loss(
         model, images.unit_interval(), images.labels, training.Recipe(), setting
     )
     scores = twin(images.unit_interval()).log_softmax(1)
@@ -360,7 +362,8 @@ def test_l1_is_of_the_kernels_alone():
         arguments = (model, images.unit_interval(), images.labels)
         setting = training.Setting(channels_last=True, bfloat16=False)
         without, loss = (
-            training._loss(*arguments, training.Recipe(l1=l1), setting) for l1 in (0.0, 1e-3)
+            training.training_loss(*arguments, training.Recipe(l1=l1), setting)
+            for l1 in (0.0, 1e-3)
         )
         torch.testing.assert_close(
             loss - without, 1e-3 * torch.stack([w.abs().sum() for w in kernels]).sum()
@@ -370,13 +373,13 @@ def test_l1_is_of_the_kernels_alone():
 @pytest.mark.parametrize(
     "fastest", [training.Setting(a, b) for a in (True, False) for b in (True, False)], ids=str
 )
-def test_the_fastest_setting_is_taken(monkeypatch, fastest):
+def test_thefastest_setting_is_taken(monkeypatch, fastest):
     def loss(model, x, labels, recipe, setting):
         time.sleep(0 if setting == fastest else 0.02)
         return torch.zeros((), requires_grad=True)
 
-    monkeypatch.setattr(training, "_loss", loss)
-    monkeypatch.setattr(training, "_has_bfloat16", lambda device: True)
+    monkeypatch.setattr(training, "training_loss", loss)
+    monkeypatch.setattr(training, "has_bfloat16", lambda device: True)
     images = data.sample()[:4]
     assert (
         FASTEST_SETTING(task(), 10, nn.Identity(), images.pixels, images.labels, "cpu") == fastest
@@ -395,7 +398,7 @@ def test_bfloat16_is_tried_where_the_processor_has_it(monkeypatch, flags, expect
         return f"flags\t: fpu {flags} sse\n"
 
     monkeypatch.setattr(Path, "read_text", read_text)
-    assert training._has_bfloat16("cpu") is expected
+    assert training.has_bfloat16("cpu") is expected
 
 
 # the picture of the log
@@ -413,7 +416,7 @@ def row(epoch, loss, validation):
 
 @pytest.mark.parametrize("step", [STEPS_PER_EPOCH + 1, None], ids=["stopped", "finished"])
 def test_curves_are_drawn_beside_the_log(tmp_path, monkeypatch, step):
-    monkeypatch.setattr(training, "_draw", DRAW)
+    monkeypatch.setattr(training, "draw_curves", DRAW)
     if step:
         with pytest.raises(KilledError):
             training.train(task(), tmp_path, report=stop_at(step))
@@ -428,7 +431,7 @@ def test_curves_are_drawn_beside_the_log(tmp_path, monkeypatch, step):
 
 
 def test_a_run_stopped_in_its_first_epoch_has_no_curves(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_draw", DRAW)
+    monkeypatch.setattr(training, "draw_curves", DRAW)
     with pytest.raises(KilledError):
         training.train(task(), tmp_path, report=stop_at(1))
     assert (tmp_path / "log.jsonl").read_text() == ""

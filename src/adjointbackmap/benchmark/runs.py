@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from adjointbackmap.benchmark.timing import environment
 from adjointbackmap.benchmark.work import QUICK, Measure, Settings, entries, warm_up
 from adjointbackmap.files.checked import DamagedFile, read_or_set_aside, sealed_text
 from adjointbackmap.files.disk import hold_file, write
+from adjointbackmap.machine import environment
 from adjointbackmap.report.sheets import Place
 
 FORMAT = 2

@@ -1,14 +1,10 @@
-"""Time, memory and multiply-adds of a call, and the machine that runs it."""
+"""Time, memory and multiply-adds of a call."""
 
 import ctypes
-import importlib.util
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-LIBRARIES = ("captum", "auto_LiRPA")
-SHARE_OF_MEMORY = 0.8
+SHARE_OF_MEMORY = 0.8  # of the free memory; the rest is left to the system
 Run = Callable[[], object]
 
 
@@ -153,19 +148,3 @@ class Counter(TorchDispatchMode):
             self.products += out.numel() * matrix.shape[-1]
             self.touching += out.numel() * matrix.shape[-1]
         return out
-
-
-def environment(device: str = "cpu") -> dict:
-    """What makes figures comparable: the machine, its GPU if that is used, and the versions."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": named[0] if named else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "peers": {name: version(name) for name in LIBRARIES if importlib.util.find_spec(name)},
-        **({"gpu": torch.cuda.get_device_name(device)} if device != "cpu" else {}),
-    }

@@ -18,11 +18,11 @@ app = App(
     suppress_keyboard_interrupt=False,  # main catches it and says that finished work is kept
     error_formatter=lambda error: Text(f"adjointbackmap: {' '.join(str(error).split())}"),
 )
-study = App(
+study_commands = App(
     name="study",
     help="Repeat the experiments of the dissertation and compare them with its published numbers.",
 )
-app.command(study)
+app.command(study_commands)
 console = Console()
 STUDY_SCALE = 1 / 8  # the factor k of the pattern in the study
 NO_NETWORK = NetworkOptions()

@@ -5,12 +5,12 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from adjointbackmap.cli.frame import app, console, progress, study, use_threads
+from adjointbackmap.cli.frame import app, console, progress, study_commands, use_threads
 
 TERMINAL_COLUMNS = 7  # more do not fit into a terminal
 
 
-@study.command
+@study_commands.command
 def verification(
     *,
     network: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
@@ -88,7 +88,7 @@ def verification(
         raise RuntimeError(msg)
 
 
-@study.command(name="all")
+@study_commands.command(name="all")
 def everything(
     *,
     out: Path = Path("study"),

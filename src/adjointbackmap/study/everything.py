@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import adjointbackmap
-from adjointbackmap.benchmark.timing import environment
 from adjointbackmap.files.checked import read_or_set_aside, shortened
 from adjointbackmap.files.disk import DiskFull, hold_folder, remove_partial
+from adjointbackmap.machine import environment
 from adjointbackmap.report.sections import Section
 from adjointbackmap.study import attributions
 from adjointbackmap.study.adversarial import many, noise, scaled, targets

@@ -1,14 +1,13 @@
 """Training of the study's networks: one readable loop, resumable to the step.
 
-Everything random follows from the seed and the number of the step, so that a killed run continues
-bit for bit from its last checkpoint. The test images choose nothing: the weights kept are those of
-the epoch with the best accuracy on the 5,000 validation images.
+Everything random follows from the seed and the number of the step. A killed run therefore continues
+bit for bit from its last checkpoint. The test images choose nothing: the weights that are kept are
+those of the epoch with the best accuracy on the 5,000 validation images.
 """
 
 import hashlib
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -25,11 +24,16 @@ from adjointbackmap.files import disk
 from adjointbackmap.files.checked import OF_FILE, read_sealed, sealed_text, set_aside
 from adjointbackmap.files.stopping import undivided
 from adjointbackmap.files.weights import load_weights, read_torch, read_weights, torch_bytes
+from adjointbackmap.machine import has_bfloat16, machine_in_words
 from adjointbackmap.training.recipes import Recipe
 
 CHECKPOINT = "checkpoint.pt"
-CHECKPOINT_SECONDS = 60
-MEASURED_STEPS = 3
+LOG = "log.jsonl"
+CHECKPOINT_SECONDS = 60  # a killed run loses at most about this much time
+MEASURED_STEPS = 3  # per setting, after one step that warms up
+ORDER, AUGMENTATION = 0, 1  # the two streams of random numbers of a seed
+# A prime larger than any number of steps or epochs: no two streams share a seed.
+NUMBERS_PER_STREAM = 10_000_019
 
 
 @dataclass(frozen=True)
@@ -47,18 +51,25 @@ class Setting:
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained: a checkpoint continues only the task that began it."""
+    """What is trained. A checkpoint continues only the task that began it."""
 
     network: str
     dataset: str
     seed: int = 0
     recipe: Recipe = field(default_factory=Recipe)
-    start: str | None = None  # weights to begin from, the safetensors file of an earlier run
+    start: str | None = None  # weights to begin from: the safetensors file of an earlier run
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Told after every step: finished and total steps, the loss of the step, the last validation accuracy."""
+    """State after a step.
+
+    Attributes:
+        step: Number of finished steps.
+        steps: Number of all steps.
+        loss: Loss of the step.
+        validation: Last validation accuracy; ``None`` before the first one.
+    """
 
     step: int
     steps: int
@@ -66,25 +77,46 @@ class Progress:
     validation: float | None
 
 
+@dataclass(frozen=True)
+class _Data:
+    """The images of a task on its device, and the map from pixels to the network's input."""
+
+    pixels: Tensor
+    labels: Tensor
+    validation: data.Images
+    test: data.Images
+    prepare: nn.Module
+
+    @classmethod
+    def load(cls, task: Task, root: str | os.PathLike | None, device: str) -> "_Data":
+        """Read all three splits."""
+        images, validation, test = (
+            data.load(task.dataset, split, root) for split in ("train", "validation", "test")
+        )
+        prepare = models.preprocessing(task.network).to(device)
+        pixels = images.pixels.to(device)
+        return cls(pixels, images.labels.to(device), validation, test, prepare)
+
+
 @dataclass
 class _State:
+    """What a checkpoint saves."""
+
     model: nn.Module
     optimizer: torch.optim.Optimizer
     setting: Setting
     step: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)  # of the steps of this epoch
-    history: list[dict] = field(default_factory=list)
+    history: list[dict] = field(default_factory=list)  # one row per epoch
     best: dict = field(default_factory=dict)
-    whole: bool = True  # not in the midst of a step, so that it may be saved
+    whole: bool = True  # False in the midst of a step, when the state must not be saved
 
     @property
     def validation(self) -> float | None:
         """The last validation accuracy."""
-        return next(
-            (row["validation"] for row in reversed(self.history) if row["validation"] is not None),
-            None,
-        )
+        rows = reversed(self.history)
+        return next((row["validation"] for row in rows if row["validation"] is not None), None)
 
 
 def train(
@@ -94,23 +126,25 @@ def train(
     device: str = "cpu",
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> dict:
-    """Train a network, or continue the run that ``out`` holds, and write weights and card there.
+    """Train a network, or continue the run in ``out``, and write weights and card there.
 
     Args:
         task: Network, data set, seed and recipe.
-        out: Folder for ``checkpoint.pt``, ``log.jsonl``, its picture ``curves.png``, which a stopped run has too,
-            ``<name>.safetensors`` and ``<name>.json``.
+        out: Folder for ``checkpoint.pt``, ``log.jsonl``, the training curves ``curves.png``,
+            ``<name>.safetensors`` and ``<name>.json``. A stopped run has curves, too.
         root: Folder of the data, see :func:`adjointbackmap.data.load`.
-        device: ``"cpu"`` or ``"cuda"``; data and augmentation live there too.
+        device: ``"cpu"`` or ``"cuda"``. Data and augmentation are on this device, too.
         report: Called after every step.
 
     Returns:
         The card, with data, recipe, seed, accuracies, time and machine.
 
     Raises:
-        ValueError: If there is no such network, or ``out`` holds the checkpoint of another task, or weights without one.
-        FileNotFoundError: If the weights to start from are not there.
-        OSError: If another process trains in ``out``, or the disk is full: the last checkpoint stays.
+        ValueError: If there is no such network, or ``out`` holds the checkpoint of another task, or
+            weights without a checkpoint.
+        FileNotFoundError: If the weights to start from do not exist.
+        OSError: If another process trains in ``out``, or the disk is full. The last checkpoint is
+            kept.
     """
     models.architecture(task.network)
     with disk.hold_folder(out):
@@ -126,63 +160,68 @@ def _train(
 ) -> dict:
     """Train in a folder that no other process writes to."""
     _check_free(task, out)
-    images, validation, test = (
-        data.load(task.dataset, split, root) for split in ("train", "validation", "test")
-    )
-    prepare = models.preprocessing(task.network).to(device)
-    pixels = images.pixels.to(device)
-    labels = images.labels.to(device)
-    state = _resume(task, out, device) or _begin(task, pixels, labels, prepare, device)
-    steps_per_epoch = len(labels) // task.recipe.batch
-    steps = task.recipe.epochs * steps_per_epoch
+    images = _Data.load(task, root, device)
+    state = _resume(task, out, device) or _begin(task, images, device)
     if not state.step:
-        _save(state, task, out)  # at once, so that the folder is this run's
-    saved = time.monotonic()
+        _save(state, task, out)  # at once, so that the folder belongs to this run
     try:
-        while state.step < steps:
-            started = time.monotonic()
-            for order in _batches(task, state.step, len(labels)):
-                with undivided():
-                    state.whole = False
-                    loss = _step(state, task, prepare, pixels[order], labels[order], steps)
-                    state.seconds = state.seconds + time.monotonic() - started
-                    started = time.monotonic()
-                    if state.step % steps_per_epoch == 0:
-                        _end_epoch(
-                            state, task.recipe, validation, prepare, state.step // steps_per_epoch
-                        )
-                    state.whole = True
-                report(Progress(state.step, steps, loss, state.validation))
-                if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    _save(state, task, out)
-                    saved = time.monotonic()
+        _run(state, task, out, images, report)
     finally:
         if state.whole:
             _save(state, task, out)
-        _draw(out / "log.jsonl", f"Training of {task.network} on {task.dataset}")
-    return _finish(state, task, out, prepare, len(images), test)
+        draw_curves(out / LOG, f"Training of {task.network} on {task.dataset}")
+    return _finish(state, task, out, images)
+
+
+def _run(
+    state: _State, task: Task, out: Path, images: _Data, report: Callable[[Progress], None]
+) -> None:
+    """Take all steps that are left, with a checkpoint about every minute."""
+    steps_per_epoch = len(images.labels) // task.recipe.batch
+    steps = task.recipe.epochs * steps_per_epoch
+    saved = time.monotonic()
+    while state.step < steps:
+        started = time.monotonic()
+        for order in _batches(task, state.step, len(images.labels)):
+            with undivided():
+                state.whole = False
+                loss = _step(state, task, images, order, steps)
+                state.seconds = state.seconds + time.monotonic() - started
+                started = time.monotonic()
+                if state.step % steps_per_epoch == 0:
+                    _end_epoch(state, task.recipe, images, state.step // steps_per_epoch)
+                state.whole = True
+            report(Progress(state.step, steps, loss, state.validation))
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                _save(state, task, out)
+                saved = time.monotonic()
 
 
 def _check_free(task: Task, out: Path) -> None:
-    """Whether the weights that a run ends with would replace nothing but those of the same run.
+    """Check that the weights of this run will replace only weights of the same run.
 
     Raises:
         ValueError: If the folder holds weights without the checkpoint that they come from.
     """
     weights = out / f"{_title(task)}.safetensors"
     if weights.exists() and not (out / CHECKPOINT).exists():
-        msg = f"{out} must be empty or hold a run. Got {weights.name} without its checkpoint.pt: name another folder."
+        msg = (
+            f"{out} must be empty or hold a run. "
+            f"Got {weights.name} without its {CHECKPOINT}: name another folder."
+        )
         raise ValueError(msg)
 
 
 def accuracy(model: nn.Module, images: data.Images, prepare: nn.Module, batch: int = 500) -> float:
-    """Share of images whose largest output is their label (float32, eval mode; the mode is put back).
+    """Share of images whose largest output is their label, in float32 and eval mode.
+
+    The mode of the model is restored.
 
     Args:
         model: Network of class scores.
         images: Images with labels.
         prepare: Map from pixels in [0, 1] to the network's input.
-        batch: Images computed at once.
+        batch: Images per forward pass.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -192,35 +231,36 @@ def accuracy(model: nn.Module, images: data.Images, prepare: nn.Module, batch: i
         with exact(device):
             for start in range(0, len(images), batch):
                 part = images[start : start + batch]
-                x = prepare(part.unit_interval().to(device)).contiguous(
-                    memory_format=torch.channels_last
-                )
-                right += int((model(x).argmax(1).cpu() == part.labels).sum())
+                x = prepare(part.unit_interval().to(device))
+                scores = model(x.contiguous(memory_format=torch.channels_last))
+                right += int((scores.argmax(1).cpu() == part.labels).sum())
     finally:
         model.train(was_training)
     return right / len(images)
 
 
 def _batches(task: Task, step: int, images: int) -> Iterator[Tensor]:
-    """The rest of the epoch that ``step`` is in: positions of the images of each batch."""
-    epoch, done = divmod(step, images // task.recipe.batch)
-    order = torch.randperm(images, generator=_generator(task.seed, 0, epoch))
-    for i in range(done, images // task.recipe.batch):
-        yield order[i * task.recipe.batch : (i + 1) * task.recipe.batch]
+    """Positions of the images of each batch, for the rest of the epoch that ``step`` is in."""
+    batch = task.recipe.batch
+    epoch, done = divmod(step, images // batch)
+    order = torch.randperm(images, generator=_generator(task.seed, ORDER, epoch))
+    for i in range(done, images // batch):
+        yield order[i * batch : (i + 1) * batch]
 
 
 def _generator(seed: int, stream: int, number: int) -> torch.Generator:
-    return torch.Generator().manual_seed((seed * 2 + stream) * 10_000_019 + number)
+    """Random numbers of one epoch or step; they do not depend on earlier ones."""
+    return torch.Generator().manual_seed((seed * 2 + stream) * NUMBERS_PER_STREAM + number)
 
 
-def _step(
-    state: _State, task: Task, prepare: nn.Module, pixels: Tensor, labels: Tensor, steps: int
-) -> float:
+def _step(state: _State, task: Task, images: _Data, order: Tensor, steps: int) -> float:
+    """One step of gradient descent on the images at ``order``; returns its loss."""
     recipe = task.recipe
     for group in state.optimizer.param_groups:
         group["lr"] = recipe.rate(state.step, steps)
-    x = prepare(recipe.augment(pixels, _generator(task.seed, 1, state.step)))
-    loss = _loss(state.model, x, labels, recipe, state.setting)
+    generator = _generator(task.seed, AUGMENTATION, state.step)
+    x = images.prepare(recipe.augment(images.pixels[order], generator))
+    loss = training_loss(state.model, x, images.labels[order], recipe, state.setting)
     state.optimizer.zero_grad()
     loss.backward()
     state.optimizer.step()
@@ -229,21 +269,24 @@ def _step(
     return state.losses[-1]
 
 
-def _loss(model: nn.Module, x: Tensor, labels: Tensor, recipe: Recipe, setting: Setting) -> Tensor:
+def training_loss(
+    model: nn.Module, x: Tensor, labels: Tensor, recipe: Recipe, setting: Setting
+) -> Tensor:
+    """Cross-entropy of a batch, plus the L1 norm of the kernels if the recipe has it."""
     x = x.contiguous(memory_format=setting.layout)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=setting.bfloat16):
         scores = model(x)
     loss = F.cross_entropy(scores.float(), labels, label_smoothing=recipe.label_smoothing)
     if recipe.l1:
+        # Only kernels have more than one dimension.
         loss = loss + recipe.l1 * sum(p.abs().sum() for p in model.parameters() if p.dim() > 1)
     return loss
 
 
-def _end_epoch(
-    state: _State, recipe: Recipe, validation: data.Images, prepare: nn.Module, epoch: int
-) -> None:
+def _end_epoch(state: _State, recipe: Recipe, images: _Data, epoch: int) -> None:
+    """Validate if it is due, add a row to the history, and keep the weights if they are best."""
     due = epoch % recipe.validate_every == 0 or epoch == recipe.epochs
-    share = accuracy(state.model, validation, prepare) if due else None
+    share = accuracy(state.model, images.validation, images.prepare) if due else None
     loss = sum(state.losses) / len(state.losses)
     seconds = round(state.seconds, 1)
     state.losses = []
@@ -255,11 +298,12 @@ def _end_epoch(
         state.best = {"epoch": epoch, "validation": share, "weights": weights}
 
 
-def _begin(task: Task, pixels: Tensor, labels: Tensor, prepare: nn.Module, device: str) -> _State:
+def _begin(task: Task, images: _Data, device: str) -> _State:
+    """The state before the first step, with the fastest setting."""
     classes = len(data.SOURCES[task.dataset].classes)
-    setting = _fastest_setting(
-        task, classes, prepare, pixels[: task.recipe.batch], labels[: task.recipe.batch], device
-    )
+    pixels = images.pixels[: task.recipe.batch]
+    labels = images.labels[: task.recipe.batch]
+    setting = fastest_setting(task, classes, images.prepare, pixels, labels, device)
     state = _fresh(task, classes, setting, device)
     if task.start is not None:
         load_weights(state.model, _starting_weights(Path(task.start)), task.start)
@@ -267,14 +311,23 @@ def _begin(task: Task, pixels: Tensor, labels: Tensor, prepare: nn.Module, devic
 
 
 def _starting_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of an earlier run.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
     if not path.is_file():
-        msg = f"The weights to start from must be a safetensors file of an earlier run. Got {path}, which is none."
+        msg = (
+            "The weights to start from must be a safetensors file of an earlier run. "
+            f"Got {path}, which is none."
+        )
         raise FileNotFoundError(msg)
     return read_weights(path)
 
 
 def _fresh(task: Task, classes: int, setting: Setting, device: str) -> _State:
-    with torch.random.fork_rng():
+    """A model with the weights of the seed, and its optimizer."""
+    with torch.random.fork_rng():  # the caller's random numbers stay as they are
         torch.manual_seed(task.seed)
         model = models.build(task.network, classes)
     model = model.train().to(device=device, memory_format=setting.layout)  # type: ignore[call-overload]
@@ -289,11 +342,20 @@ def _fresh(task: Task, classes: int, setting: Setting, device: str) -> _State:
     return _State(model, optimizer, setting)
 
 
-def _fastest_setting(
+def fastest_setting(
     task: Task, classes: int, prepare: nn.Module, pixels: Tensor, labels: Tensor, device: str
 ) -> Setting:
-    """Time a few steps in each layout and, where the processor has the instructions, in bfloat16."""
-    precisions = (False, True) if _has_bfloat16(device) else (False,)
+    """Time a few steps in each layout, in float32 and if the hardware has it in bfloat16.
+
+    Args:
+        task: What is trained.
+        classes: Number of classes.
+        prepare: Map from pixels in [0, 1] to the network's input.
+        pixels: Bytes of one batch.
+        labels: Labels of the batch.
+        device: Where to train.
+    """
+    precisions = (False, True) if has_bfloat16(device) else (False,)
     settings = [Setting(layout, precision) for precision in precisions for layout in (True, False)]
     x = prepare(pixels.float() / 255)
 
@@ -302,7 +364,7 @@ def _fastest_setting(
         times = []
         for _ in range(1 + MEASURED_STEPS):
             started = time.perf_counter()
-            _loss(model, x, labels, task.recipe, setting).backward()
+            training_loss(model, x, labels, task.recipe, setting).backward()
             if device != "cpu":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - started)
@@ -311,18 +373,8 @@ def _fastest_setting(
     return min(settings, key=seconds)
 
 
-def _has_bfloat16(device: str) -> bool:
-    """Whether the processor multiplies bfloat16 numbers in hardware; emulation is slower than float32."""
-    if device != "cpu":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
 def _save(state: _State, task: Task, out: Path) -> None:
+    """Write checkpoint and log."""
     content = {
         "task": asdict(task),
         "setting": asdict(state.setting),
@@ -335,33 +387,50 @@ def _save(state: _State, task: Task, out: Path) -> None:
         "best": state.best,
     }
     disk.write(out / CHECKPOINT, torch_bytes(content))
-    disk.write(out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in state.history))
+    disk.write(out / LOG, "".join(json.dumps(row) + "\n" for row in state.history))
 
 
-def _draw(log: Path, title: str) -> None:
+def draw_curves(log: Path, title: str) -> None:
+    """Draw loss and validation accuracy of a log next to it.
+
+    Nothing is drawn if the log is empty, missing or damaged.
+
+    Args:
+        log: The file ``log.jsonl`` of a run.
+        title: Heading of the figure.
+    """
     from adjointbackmap import plots
 
     rows = []
-    with suppress(ValueError):  # a damaged log has no picture: the next checkpoint writes it again
+    with suppress(ValueError):  # the next checkpoint writes a damaged log again
         rows = [json.loads(line) for line in log.read_bytes().splitlines()] if log.exists() else []
     if rows:
         plots.save(plots.training_curves(rows, title), log.with_name("curves.png"))
 
 
 def _resume(task: Task, out: Path, device: str) -> _State | None:
-    if not (out / CHECKPOINT).exists():
+    """The state of the checkpoint; ``None`` if there is none, or it is damaged.
+
+    Raises:
+        ValueError: If the checkpoint is of another task.
+    """
+    path = out / CHECKPOINT
+    if not path.exists():
         return None
     try:
-        content = read_torch(out / CHECKPOINT)
-        begun = Task(
-            **{**content["task"], "recipe": Recipe(**content["task"]["recipe"])}
-        )  # new fields have their defaults
+        content = read_torch(path)
+        # Checkpoints of older versions lack some fields of the recipe, which get their defaults.
+        recipe = Recipe(**content["task"]["recipe"])
+        begun = Task(**{**content["task"], "recipe": recipe})
         state = _restored(content, begun, device) if begun == task else None
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
-        set_aside(out / CHECKPOINT, error)  # training begins anew
+        set_aside(path, error)  # training begins anew
         return None
     if state is None:
-        msg = f"{out} must be empty or hold a run of {asdict(task)}. Got a run of {asdict(begun)}: name another folder."
+        msg = (
+            f"{out} must be empty or hold a run of {asdict(task)}. "
+            f"Got a run of {asdict(begun)}: name another folder."
+        )
         raise ValueError(msg)
     return state
 
@@ -380,14 +449,8 @@ def _restored(content: dict, task: Task, device: str) -> _State:
     return state
 
 
-def _finish(
-    state: _State,
-    task: Task,
-    out: Path,
-    prepare: nn.Module,
-    training_images: int,
-    test: data.Images,
-) -> dict:
+def _finish(state: _State, task: Task, out: Path, images: _Data) -> dict:
+    """Write the best weights and their card."""
     from safetensors.torch import save
 
     name = _title(task)
@@ -398,17 +461,17 @@ def _finish(
         "name": name,
         "network": task.network,
         "dataset": task.dataset,
-        "classes": len(test.classes),
-        "training images": training_images,
+        "classes": len(images.test.classes),
+        "training images": len(images.labels),
         "recipe": asdict(task.recipe),
         "seed": task.seed,
         "started from": _earlier(task),
         "kept epoch": state.best["epoch"],
         "validation accuracy": state.best["validation"],
-        "test accuracy": accuracy(state.model, test, prepare),
+        "test accuracy": accuracy(state.model, images.test, images.prepare),
         "training seconds": round(state.seconds),
         "setting": asdict(state.setting),
-        "machine": _machine(next(state.model.parameters()).device),
+        "machine": machine_in_words(next(state.model.parameters()).device),
         OF_FILE: hashlib.sha256(content).hexdigest(),
     }
     disk.write(out / f"{name}.safetensors", content)
@@ -419,11 +482,6 @@ def _finish(
 def _title(task: Task) -> str:
     """The name of the trained network."""
     return f"{models.architecture(task.network)}-{task.dataset}"
-
-
-def _machine(device: torch.device) -> str:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"{platform.machine()}, {name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def _earlier(task: Task) -> dict | None:

@@ -19,7 +19,9 @@ Intervals = tuple[tuple[float, int], ...]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Stochastic gradient descent; the rate rises and falls linearly, or is constant in intervals.
+    """Stochastic gradient descent.
+
+    The learning rate rises and falls linearly, or is constant in intervals.
 
     Attributes:
         epochs: Passes over the training images.
@@ -28,12 +30,12 @@ class Recipe:
         rise: Share of the steps in which the rate rises.
         momentum: Nesterov's momentum; 0 is plain gradient descent.
         weight_decay: Factor of the squared parameters in the loss.
-        label_smoothing: Share of the label that all classes have.
-        crop_padding: Pixels around the image from which the augmentation ``"crop"`` crops.
-        intervals: Learning rates, each with the epochs in which it is kept; the last one is kept to the end. None: the
-            rate rises and falls.
+        label_smoothing: Share of the label that is spread over all classes.
+        crop_padding: Pixels that the augmentation ``"crop"`` adds on every side before the crop.
+        intervals: Constant learning rates, each with its number of epochs. The last one is kept to
+            the end. If empty, the rate rises and falls.
         l1: Factor of the sum of the kernels' absolute values in the loss.
-        validate_every: Epochs from one validation to the next; the last epoch has one in any case.
+        validate_every: Epochs from one validation to the next. The last epoch is always validated.
         augmentation: ``"crop"`` or ``"study"``, see :mod:`adjointbackmap.training.augmentation`.
 
     Raises:
@@ -62,11 +64,16 @@ class Recipe:
             )
             raise ValueError(msg)
         if self.augmentation not in AUGMENTATIONS:
-            msg = f"The augmentation must be one of {', '.join(AUGMENTATIONS)}. Got {self.augmentation!r}."
+            known = ", ".join(AUGMENTATIONS)
+            msg = f"The augmentation must be one of {known}. Got {self.augmentation!r}."
             raise ValueError(msg)
 
     def rate(self, step: int, steps: int) -> float:
-        """Learning rate of a step: that of its interval, or from near 0 up to ``peak_rate``, then down to near 0."""
+        """Learning rate of a step.
+
+        It is that of the step's interval. Without intervals it rises from near 0 to ``peak_rate``,
+        then falls to near 0.
+        """
         if self.intervals:
             epoch = step * self.epochs // steps
             ends = accumulate(length for _, length in self.intervals)
@@ -75,13 +82,13 @@ class Recipe:
                 self.intervals[-1][0],
             )
         peak = self.rise * steps
-        position = step + 0.5
+        position = step + 0.5  # the middle of the step, so that the rate is never 0
         return self.peak_rate * min(position / peak, (steps - position) / (steps - peak))
 
     def augment(
         self, pixels: UInt8[Tensor, "n 3 h w"], generator: torch.Generator
     ) -> Float[Tensor, "n 3 h w"]:
-        """Images of a step: bytes ``(N, 3, H, W)`` in, pixels on the scale of [0, 1] out."""
+        """Augment bytes ``(N, 3, H, W)``. The result has pixels on the scale of [0, 1]."""
         if self.augmentation == "study":
             return augmentation.study(pixels, generator)
         return augmentation.crop(pixels, self.crop_padding, generator)
@@ -97,14 +104,18 @@ STUDY_INTERVALS: dict[tuple[str, str], Intervals] = {
     ("resnet20", "cifar100"): ((0.01, 100), (0.001, 50), (0.0002, 51)),
     ("fixup-resnet20", "cifar100"): ((0.002, 40), (0.001, 40), (0.0005, 41)),
 }
-"""Network and data set -> learning rates, each with its number of epochs [Wan2022, Tables 2.1, 3.1, 3.2]."""
+"""Network and data set -> learning rates, each with its number of epochs.
+
+See [Wan2022, Tables 2.1, 3.1, 3.2].
+"""
 
 
 def study_recipe(network: str, dataset: str) -> Recipe:
     """The study's training of a network [Wan2022, sections 2.5.1 and 3.5.1].
 
-    Plain gradient descent in batches of 100, cross-entropy and L1 of the kernels, validated every two epochs. The factor
-    1e-4 of L1 is that of section 2.5.1.4; chapter 3 gives none, and has the same here.
+    It is plain gradient descent in batches of 100 on cross-entropy and the L1 norm of the kernels,
+    with a validation every two epochs. The factor 1e-4 of L1 is from section 2.5.1.4. Chapter 3
+    gives no factor, so the same is used.
 
     Args:
         network: An architecture, or one followed by a data set.
@@ -120,9 +131,8 @@ def study_recipe(network: str, dataset: str) -> Recipe:
     key = (models.architecture(network), dataset)
     if key not in STUDY_INTERVALS:
         known = ", ".join(" on ".join(pair) for pair in STUDY_INTERVALS)
-        msg = (
-            f"The study's recipes must be of {known}. Got {' on '.join(key)}: leave the preset out."
-        )
+        asked = " on ".join(key)
+        msg = f"The study's recipes must be of {known}. Got {asked}: leave the preset out."
         raise ValueError(msg)
     recipe = Recipe(
         batch=100,
@@ -137,16 +147,18 @@ def study_recipe(network: str, dataset: str) -> Recipe:
 
 
 def choose_recipe(network: str, dataset: str, preset: str = "own", **changes: Any) -> Recipe:
-    """The recipe of a preset, with some of its fields changed.
+    """The recipe of a preset, with changes.
 
     Args:
         network: An architecture, or one followed by a data set.
         dataset: ``"cifar10"`` or ``"cifar100"``.
-        preset: ``"own"``, the defaults of :class:`Recipe`, or ``"study"``, see :func:`study_recipe`.
-        **changes: Fields of :class:`Recipe`; those that are None stay as they are. New ``intervals`` bring their epochs.
+        preset: ``"own"`` for the defaults of :class:`Recipe`, or ``"study"`` for
+            :func:`study_recipe`.
+        **changes: Fields of :class:`Recipe`. ``None`` changes nothing. New ``intervals`` also set
+            the number of epochs.
 
     Raises:
-        ValueError: If there is no such preset, or a rate that rises and falls is mixed with intervals.
+        ValueError: If there is no such preset, or ``peak_rate`` or ``rise`` come with intervals.
 
     Example:
         >>> choose_recipe("vgg7", "cifar10", "study", batch=128, epochs=None).epochs
@@ -160,7 +172,10 @@ def choose_recipe(network: str, dataset: str, preset: str = "own", **changes: An
     recipe = replace(recipe, **_constant_rates(changes.pop("intervals", recipe.intervals)))
     linear = [name for name in ("peak_rate", "rise") if name in changes]
     if recipe.intervals and linear:
-        msg = f"With intervals of constant rates there must be no peak_rate and no rise. Got {', '.join(linear)}: leave it out."
+        msg = (
+            "With intervals of constant rates there must be no peak_rate and no rise. "
+            f"Got {', '.join(linear)}: leave it out."
+        )
         raise ValueError(msg)
     return replace(recipe, **changes)
 

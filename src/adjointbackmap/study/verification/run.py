@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from adjointbackmap import data, models
-from adjointbackmap.benchmark.timing import environment
 from adjointbackmap.engine.network import Network
 from adjointbackmap.exactness.checks import Terms
 from adjointbackmap.exactness.journal import Record
@@ -20,6 +19,7 @@ from adjointbackmap.exactness.layer_check import LayerCheck, checks_of
 from adjointbackmap.exactness.verification import Checks, fits, job_of, terms_of, verified
 from adjointbackmap.files.checked import DamagedFile, read_or_set_aside, read_sealed
 from adjointbackmap.files.disk import hold_folder
+from adjointbackmap.machine import environment
 from adjointbackmap.planes.hyperplane import hyperplanes
 from adjointbackmap.sources import NetworkOptions, Subject, load_subject
 from adjointbackmap.study.published.columns import COLUMNS
