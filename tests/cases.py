@@ -1,7 +1,7 @@
 """The catalogue of small networks that every part of the engine is tested on.
 
-A case is a function that gives a module and the shape of one input; :func:`make` seeds it, makes its batch-norm
-statistics non-trivial, and gives it in float64 and eval mode with two images.
+A case is a function that gives a module and the shape of one input. :func:`make` seeds it,
+makes its batch-norm statistics non-trivial, and gives it in float64 and eval mode with two images.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def make(build: str | Case, images: int = 2) -> tuple[nn.Module, Tensor]:
 
 
 def enliven(model: nn.Module) -> None:
-    """Random statistics and affine parameters for every batch norm, so that none hides at 0 or 1."""
+    """Random statistics and parameters for every batch norm: none hides at 0 or 1."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
             module.running_mean.normal_()
@@ -443,7 +443,7 @@ def linear_with_positions():
 
 @case
 def names_of_operations():
-    """Constants, parameters and modules whose names the graph, the layers or the parts of b have too."""
+    """Constants, parameters and modules that share names with the graph, layers or parts of b."""
 
     def forward(net, x):
         x = F.relu(net.conv2d(x - (net.mean - 0.1)) - 0.5 + net.sub)
@@ -577,7 +577,7 @@ ROW = (6,)
 
 
 def operations(shape: tuple[int, ...], **functions: Callable[[nn.Module, Tensor], Tensor]) -> None:
-    """Put operations ``f(net, x)`` on inputs of a shape into the catalogue; ``net`` has constants to use."""
+    """Put operations ``f(net, x)`` on inputs of one shape into the catalogue."""
     OPERATIONS.update(
         {name.replace("_", "-"): (function, shape) for name, function in functions.items()}
     )

@@ -1,4 +1,4 @@
-"""What several test files ask of a traced network: is it exact, are its receptive fields right, is its model untouched."""
+"""Shared checks of a traced network: exactness, receptive fields, an untouched model."""
 
 from math import ceil, floor
 
@@ -16,7 +16,7 @@ def assert_close(ours, theirs, **tolerances):
 
 
 def assert_reconstructed(network, x: Tensor) -> None:
-    """Every unit of every layer is the inner product with its hyperplane, and the tangent [x; b] repeats the model."""
+    """Every unit of every layer equals its reconstruction, and the audit finds no difference."""
     for own_bias in (True, False):
         checks = abm.verify(network, x, own_bias=own_bias)
         assert {
@@ -26,7 +26,7 @@ def assert_reconstructed(network, x: Tensor) -> None:
 
 
 def assert_modes_are_sums(network, x: Tensor, name: str) -> None:
-    """RM3 = sum_s RM4, RM2 = sum_j RM4, RM1 = sum_j RM3 = sum_s RM2, for image part, bias part and value."""
+    """RM3 = sum_s RM4, RM2 = sum_j RM4, RM1 = sum_j RM3 = sum_s RM2: image, bias and value."""
     layer = network.layers[name]
     axes = len(layer.out_shape) - 1
     rm = {m: abm.hyperplanes(network, x, name, m, own_bias=False) for m in layer.modes}
@@ -43,14 +43,14 @@ def assert_modes_are_sums(network, x: Tensor, name: str) -> None:
 
 
 def true_field(network, images: Tensor, name: str) -> Tensor:
-    """Which pixels each position of a layer depends on at any of the images: ``(*positions, *pixels)``."""
+    """Pixels that each position depends on at any of the images: ``(*positions, *pixels)``."""
     jacobian = abm.operator(network, images, name).dense()[0]
     channels = len(network.layers[name].out_shape) + 1
     return jacobian.ne(0).any(channels).any(1).any(0)
 
 
 def declared_field(network, name: str) -> list[Tensor] | None:
-    """Which pixels each position of a layer may depend on, ``(positions, pixels)`` per axis; ``None`` for any pixel."""
+    """Pixels that a position may depend on, ``(positions, pixels)`` per axis; ``None`` for any."""
     layer = network.layers[name]
     field = network.program().fields[layer.value.slot]
     if not field:
@@ -85,7 +85,7 @@ def assert_field_contains(true: Tensor, declared: list[Tensor] | None) -> None:
 
 
 def extents(true: Tensor, axis: int) -> Tensor:
-    """From the first to the last pixel that each position along an axis depends on, ``(positions, pixels)``."""
+    """From the first to the last pixel of each position along an axis, ``(positions, pixels)``."""
     axes = true.dim() // 2
     others = [d for d in range(2 * axes) if d not in (axis, axes + axis)]
     along = true.any(others) if others else true

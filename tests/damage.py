@@ -1,4 +1,4 @@
-"""Ways to damage a file, drawn with a seed: what a broken disk, a stopped copy or an editor leaves."""
+"""Ways to damage a file, drawn with a seed: a broken disk, a stopped copy, an editor."""
 
 import os
 import random

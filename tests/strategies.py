@@ -1,4 +1,4 @@
-"""Random networks for hypothesis: graphs of a few operations on small inputs, with branches that meet and parts used twice."""
+"""Random networks for hypothesis: small graphs with branches that meet and parts used twice."""
 
 from collections.abc import Callable, Sequence
 from math import prod
@@ -35,7 +35,7 @@ class Function(nn.Module):
 
 
 class RandomNetwork(nn.Module):
-    """Value 0 is the image, each call of a part on earlier values makes the next one; the last one is the output."""
+    """Value 0 is the image; each call of a part on earlier values makes the next one."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -570,7 +570,7 @@ def meet(draw: Draw, net: RandomNetwork) -> None:
 
 
 def continued(draw: Draw, net: RandomNetwork) -> None:
-    """A new part, or one that was used before, after the last value or, as a branch, after an earlier one."""
+    """A new or an earlier part, after the last value or, as a branch, after an earlier one."""
     source = net.last if pick(draw, True, True, True, False) else draw(st.integers(0, net.last))
     shape = net.shapes[source]
     used = [

@@ -1,4 +1,4 @@
-"""Distances to kinks and class boundaries, effective fields and sparsity: held against dense Jacobians and against steps."""
+"""Kinks, class boundaries, effective fields and sparsity, against dense Jacobians and steps."""
 
 from dataclasses import replace
 from itertools import product
@@ -18,19 +18,20 @@ from adjointbackmap.rules import RULES
 from adjointbackmap.rules.piecewise import Gate
 
 PIECEWISE = (
-    "absolute prelu rrelu relu6 hardtanh hard-sigmoid threshold threshold-at-zero clamp-max clamp-between-tensors maximum "
-    "maximum-with-constants largest largest-channel maxout maxout-kept adaptive-max max-pool-with-indices max-pool1d "
-    "adaptive-max1d max-pool3d largest-of-all sort group-sort sort-of-channels top-k order-statistics order-statistics-kept "
+    "absolute prelu rrelu relu6 hardtanh hard-sigmoid threshold threshold-at-zero clamp-max "
+    "clamp-between-tensors maximum maximum-with-constants largest largest-channel maxout "
+    "maxout-kept adaptive-max max-pool-with-indices max-pool1d adaptive-max1d max-pool3d "
+    "largest-of-all sort group-sort sort-of-channels top-k order-statistics order-statistics-kept "
     "quantile smallest-and-largest norms relu-rnn relu-rnn-cell"
 ).split()
 MASKED = (
-    "hard-shrink soft-shrink where where-several where-equal mask-as-factor sign sorted-by-another place-of-the-largest "
-    "assignment-at-places unpooling"
+    "hard-shrink soft-shrink where where-several where-equal mask-as-factor sign "
+    "sorted-by-another place-of-the-largest assignment-at-places unpooling"
 ).split()
 
 
 def dense(function, x, kinks=(0.0,)):
-    """Distances ``(2, *units)`` to the nearest kink of what a function gives for one image, from its whole Jacobian."""
+    """Distances ``(2, *units)`` to the nearest kink for one image, from the whole Jacobian."""
     jacobian = torch.func.jacrev(lambda z: function(z[None])[0])(x)
     value = function(x[None])[0]
     rows = jacobian.flatten(-x.dim())
@@ -51,7 +52,7 @@ def assert_distances(network, x, expected):
 
 
 def test_distances_of_relu_and_leaky_relu(traced_case):
-    """Every unit that goes into an activation has the distance of the dense Jacobian in both norms."""
+    """Every unit before an activation has the distance of the dense Jacobian in both norms."""
     traced = traced_case("plain-conv-chain")
     x = traced_case("plain-conv-chain").x[0]
     assert_distances(
@@ -103,7 +104,7 @@ def test_distances_of_functions_with_two_kinks(traced_case):
 
 
 def test_distances_of_max_pooling(traced_case):
-    """Every element of every window, with padding and dilation: the zero of its difference to the winner."""
+    """Every element of every window: the zero of its difference to the winner."""
     traced = traced_case("max-pool-with-overlap-padding-and-ceil")
     x = traced.x[0]
     conv = traced.model[0]
@@ -165,7 +166,7 @@ def test_image_on_a_kink_has_distance_zero():
 
 
 def test_nearest_kink_does_not_trust_the_sweep(traced_case):
-    """Where distances of the sweep are too small, some of units that no step moves, the nearest kink is still found."""
+    """The nearest kink is found even if the sweep gives too small distances to immovable units."""
     traced = traced_case("dead-units")
     found = abm.kink_distances(traced.network, traced.x[0])
     right = found.nearest("l2")
@@ -203,7 +204,7 @@ def test_network_without_kinks_has_no_nearest():
 @pytest.mark.parametrize("sweep", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("name", [*CASES, *PIECEWISE])
 def test_region_ends_at_the_nearest_kink(traced_case, name, sweep):
-    """Of every network: the pattern is the same just before the nearest kink, and another just after it."""
+    """The pattern is the same just before the nearest kink, and another just after it."""
     traced = traced_case(name)
     for x, norm in product(traced.x, NORMS):
         found = abm.kink_distances(traced.network, x)
@@ -239,7 +240,7 @@ def test_gate_of_the_users_own_is_unmeasured(traced_case, monkeypatch):
 
 
 def test_gap_is_linear_with_its_adjoint():
-    """Dot test of the difference that stands for a maximum, with and without a missing dimension."""
+    """Dot test of the difference to a maximum, with and without a missing dimension."""
     for dims, shape in (((), (2, 3)), ((2,), (2,))):
         a, b, g = (torch.randn(4, *s, dtype=torch.float64) for s in (shape, (2, 3), (2, 3)))
         first, second = Gap(dims).adjoint((), g, [shape, (2, 3)])
@@ -304,7 +305,7 @@ def classes():
 
 
 def test_boundary_is_the_difference_of_two_outputs(classes):
-    """Weights are the difference of two rows of the Jacobian, and the value is the untouched model's margin."""
+    """Weights are the difference of two Jacobian rows; the value is the model's own margin."""
     model, images, network = classes
     for x in images:
         rows = torch.func.jacrev(lambda z: model(z[None])[0])(x).detach()
@@ -321,7 +322,7 @@ def test_boundary_is_the_difference_of_two_outputs(classes):
 
 
 def test_boundary_in_pixels_through_the_normalisation(classes):
-    """Equations 2.14 and 2.15: weights are H / std, and the sign in pixels is that of the normalised network's margin."""
+    """Equations 2.14 and 2.15: weights are H / std, and the sign in pixels is the margin's."""
     model, images, network = classes
     prepare = models.Normalise()
     x = images[0].sigmoid()
@@ -343,7 +344,7 @@ def test_boundary_in_pixels_through_the_normalisation(classes):
 
 
 def test_boundary_in_pixels_is_that_of_the_whole_traced_together(classes):
-    """The normalisation as part of the network, its constants entries of b, gives the same plane."""
+    """Normalisation inside the network, its constants entries of b, gives the same plane."""
     model, images, network = classes
     prepare = models.Normalise().double()
     x = images[0].sigmoid()
@@ -385,7 +386,7 @@ def test_output_with_positions_has_no_classes(traced_case):
 
 
 def test_analysis_of_images(classes):
-    """Predicted class, nearest kink, and boundaries in order; what lies in the region is confirmed by steps."""
+    """Predicted class, nearest kink, ordered boundaries; steps confirm those in the region."""
     model, images, network = classes
     inside = 0
     for x in images:
@@ -419,7 +420,7 @@ def test_only_the_nearest_boundaries_may_be_stepped_to(classes):
 
 
 def test_boundary_in_the_region_changes_the_class():
-    """Far from all kinks the class changes between the two points beside the boundary, not before."""
+    """Far from all kinks the class changes between the two points beside the boundary."""
     model, images = make(lambda: (nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), (4,)))
     model[0].bias.data.copy_(torch.tensor([50.0, 50, 50, -50, -50, -50]))
     model[2].bias.data.copy_(
@@ -458,7 +459,7 @@ def test_network_of_one_output_has_no_boundaries():
     "name", ["plain-conv-chain", "stride-dilation-groups", "dead-units", "conv-in-one-dimension"]
 )
 def test_effective_fields_by_brute_force(traced_case, name):
-    """Box and share of the pixels whose weights are not zero, against the dense hyperplane of each unit."""
+    """Box and share of the non-zero weights, against the dense hyperplane of each unit."""
     traced = traced_case(name)
     layer = [layer.name for layer in traced.network.layers.values() if "RM4" in layer.modes][-1]
     planes = abm.hyperplanes(traced.network, traced.x, layer, "RM2")
@@ -495,7 +496,10 @@ def test_fields_of_flat_images_are_refused(traced_case):
         abm.effective_fields(planes)
 
 
-SPARSE = "plain-conv-chain no-bias stride-dilation-groups dead-units max-pool-with-ties conv-in-one-dimension reused-module"
+SPARSE = (
+    "plain-conv-chain no-bias stride-dilation-groups dead-units max-pool-with-ties "
+    "conv-in-one-dimension reused-module"
+)
 
 
 @pytest.mark.parametrize("name", [*SPARSE.split(), "transposed-conv", "conv3d"])

@@ -1,4 +1,4 @@
-"""The command attack: its table, files and pictures, kept results, and one line for each bad input."""
+"""The command attack: table, files, pictures, kept results, and one line for each bad input."""
 
 import json
 import sys
@@ -43,7 +43,7 @@ def run(monkeypatch, capsys, tmp_path):
 
 
 def test_study_is_what_nothing_named_gives(run, tmp_path):
-    """The sample's first horse under experiment 1's attack: images, numbers and their provenance, a picture, a table."""
+    """The sample's first horse under experiment 1's attack: files, provenance, a picture."""
     status, text, err = run(SHIPPED)
     assert status == 0, err
     sample = data.sample()
@@ -85,7 +85,7 @@ def test_study_is_what_nothing_named_gives(run, tmp_path):
 
 
 def test_targeted_leaves_out_what_is_the_target(run, tmp_path):
-    """Images that the network sees as the target are left out; steps by channel, a radius and a count are taken."""
+    """Images already of the target class are left out; steps by channel and radii are accepted."""
     words = (
         "--images",
         "60",
@@ -134,7 +134,7 @@ def test_least_likely_on_a_network_of_ones_own(run, tmp_path):
 
 
 def test_kept_images_are_not_attacked_again(run, tmp_path, monkeypatch):
-    """A second run with more images attacks the batches that are not there, and gives what one run gives."""
+    """A second run with more images attacks the missing batches, and gives what one run gives."""
     monkeypatch.setattr(examples, "BATCH", 2)
     counted = []
     whole = attacks.basic_iterative

@@ -1,4 +1,4 @@
-"""Attacks: held against the paper's equations written out; their limits, what they leave alone, and results measured again."""
+"""Attacks, against the paper's equations: limits, what they leave alone, results remeasured."""
 
 import re
 from types import SimpleNamespace
@@ -61,7 +61,7 @@ def shipped():
 
 
 def by_the_paper(model, image, label, attack, prepare=None, target=None):
-    """[Kurakin2017, section 2] for one image: Clip's three terms, one sign for each pixel, stopped where it must be."""
+    """[Kurakin2017, section 2] for one image: Clip's three terms, one sign per pixel, the stop."""
     channels = len(image)
     step, radius = (
         v if isinstance(v, tuple) else (v,) * channels
@@ -102,7 +102,7 @@ ATTACKS = {
 @pytest.mark.parametrize("targeted", [False, True], ids=["untargeted", "targeted"])
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack_is_the_papers(name, targeted):
-    """A batch gives what the equations give for each image alone, through a normalisation, step for step."""
+    """A batch gives what the equations give for each image alone, through a normalisation."""
     attack = ATTACKS[name]
     model = small_network()
     pixels = images()
@@ -149,7 +149,7 @@ def test_box_and_radius_hold_exactly(name, dtype):
 
 
 def test_each_image_stops_at_its_first_success(shipped):
-    """One step less does not fool the network, the last one does; images stop at different steps, one needs none."""
+    """The last step fools the network, the one before does not; one image needs no step."""
     labels = shipped.labels.clone()
     labels[0] = (labels[0] + 1) % 10
     attack = study_attack(1, shipped.pixels)
@@ -166,7 +166,7 @@ def test_each_image_stops_at_its_first_success(shipped):
 
 @pytest.mark.parametrize("name", [SHIPPED, "vgg7-nobias-cifar10"])
 def test_study_reaches_every_target(name):
-    """Experiment 2's attack gives all nine other classes for a bird and a horse of the sample, and goes beyond them."""
+    """Experiment 2's attack reaches all nine other classes for a bird and a horse, and beyond."""
     model = models.load(name)
     prepare = models.preprocessing(name)
     sample = data.sample()
@@ -208,7 +208,7 @@ def test_batches_give_what_single_images_give():
 
 
 def test_steps_through_a_normalisation_are_those_of_the_study():
-    """One step moves the normalised image by 0.04 everywhere, as one of 0.008 moves pixels without it."""
+    """A step of 0.04 in the normalised image is a step of 0.008 in pixels."""
     pixels = images()
     prepare = models.Normalise()
     model = small_network()[1:].eval()
@@ -225,7 +225,7 @@ def test_steps_through_a_normalisation_are_those_of_the_study():
 
 
 def test_study_attacks_differ_in_when_they_stop():
-    """Experiment 1 at the first success, experiment 2 after a fixed number of steps; only the box limits them."""
+    """Experiment 1 stops at the first success, experiment 2 after a fixed number of steps."""
     first, second = (study_attack(experiment, images()) for experiment in (1, 2))
     assert (first.until_success, second.until_success) == (True, False)
     assert first.radius is second.radius is None
@@ -435,7 +435,7 @@ class Eager:
 
 
 class Fgsm:
-    """An attack with the interface of torchattacks: made with the model, called with images and labels."""
+    """An attack with the interface of torchattacks: model first, then images and labels."""
 
     def __init__(self, model, eps):
         self.model = model

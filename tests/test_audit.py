@@ -1,4 +1,4 @@
-"""The audit: it passes on every network, and whatever the trace gets wrong makes it fail with the layer and the operation."""
+"""The audit passes on every network; a wrong trace fails it, with the layer and the operation."""
 
 import time
 from dataclasses import replace
@@ -98,7 +98,7 @@ PLANTED = {
 
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
 def test_wrong_rule_makes_the_trace_fail(monkeypatch, plant):
-    """By default the trace is audited: the message names the first layer that is wrong, and the operation."""
+    """A trace is audited by default: the message names the first wrong layer and the operation."""
     name, match = PLANTED[plant]
     plant(monkeypatch)
     with pytest.raises(
@@ -137,7 +137,7 @@ def other_forward(model):
     ("change", "what"), [(hooked, "hooks of 2"), (other_forward, r"2\.forward")]
 )
 def test_change_behind_the_trace_is_named(change, what):
-    """What no parameter shows is found before anything is computed, and the audit passes after a new trace."""
+    """A change that no parameter shows is found first, and a new trace passes the audit."""
     model, x = make("plain-conv-chain")
     network = abm.trace(model, x)
     change(model)

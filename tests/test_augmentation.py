@@ -1,4 +1,4 @@
-"""Augmentation: the batched functions beside a plain one that goes image by image and pixel by pixel."""
+"""Augmentation: the batched functions against a plain one, image by image, pixel by pixel."""
 
 import colorsys
 
@@ -86,7 +86,7 @@ def resize_twin(image, size):
 
 
 def study_twin(pixels, generator):
-    """Image by image, in the order of the dissertation: flip, saturation, contrast, brightness, resize, crop."""
+    """Slow twin: flip, saturation, contrast, brightness, resize, crop, in this order."""
     count = len(pixels)
     coins, *factors = (torch.rand(count, generator=generator) for _ in range(4))
     corners = torch.randint(0, 5, (2, count), generator=generator)

@@ -1,4 +1,4 @@
-"""The benchmark: ours and every peer compute the same hyperplanes, a file goes on, the tables are made from it."""
+"""The benchmark: equal hyperplanes from ours and every peer, resuming, tables from the file."""
 
 import json
 import re
@@ -131,7 +131,7 @@ def test_a_method_by_units_is_extrapolated_and_one_that_is_too_much_left_out(sub
 
 
 def test_every_layer_of_an_image_and_the_sweep():
-    """Ours, jacfwd with every layer as its output, which is held against ours, and what the sweep multiplies."""
+    """Ours, jacfwd with every layer as its output, and the multiplications of the sweep."""
     layers, sweep = (of("side/8", TINY) for of in (work.layers_entry, work.sweep_entry))
     assert layers["units"] == 2 * 16 * 64 + 2 * 16 * 16
     assert layers["ways"]["jacfwd, every layer at once"]["difference"] < 1e-5
@@ -230,7 +230,7 @@ def way(seconds, **facts):
 
 
 def test_tables_are_made_from_the_file(file, tmp_path):
-    """A figure that is changed in the file changes in the page, which keeps what is around the marks."""
+    """A changed figure in the file changes the page, which keeps the text around the marks."""
     found = json.loads(file.read_text())
     entry = found["entries"]["side/8"]
     entry["ways"][entry["plan"]] = way(123.0) | {"mib": 4567.0}

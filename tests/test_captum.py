@@ -1,4 +1,4 @@
-"""Captum's dialect, against torch's autograd on the untouched module; without the captum library."""
+"""Captum's dialect, against torch's autograd on the untouched module; captum is not needed."""
 
 import pytest
 import torch
@@ -102,7 +102,7 @@ SELECTORS = {
 
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_selectors_choose_as_captums(maps, of_maps, selector):
-    """Ints and slices index, what a slice takes is summed, a callable is given the layer's output."""
+    """Ints and slices index, a slice's units are summed, a callable gets the layer's output."""
     model, x = maps
     given, choose = SELECTORS[selector]
     assert_close(of_maps.attribute(x, given), gradient(model, x, choose or given, model[2]))
@@ -199,7 +199,7 @@ def test_float32_stays_float32():
 
 
 def test_inputs_stay_as_they_were(flat, of_classes):
-    """Their requires_grad, their gradient and their values; Captum warns and sets it for the call."""
+    """requires_grad, gradient and values of the images; Captum warns and sets it for the call."""
     _, x = flat
     leaf = x.clone().requires_grad_()
     image = of_classes.attribute(leaf, 0)

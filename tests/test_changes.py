@@ -1,4 +1,4 @@
-"""What changes after a trace or a result: a changed model is refused by name, and results own what they hold."""
+"""Changes after a trace: a changed model is refused by name, and results own their numbers."""
 
 import math
 from dataclasses import dataclass
@@ -221,7 +221,7 @@ def test_model_is_looked_at_once_in_a_call(traced, monkeypatch):
 
 @pytest.fixture
 def classifier():
-    """A network in float64, so that nothing is converted on the way to a result, its module and an image."""
+    """A network in float64, its module and an image: nothing is converted on the way."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         parts = [nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3)]

@@ -240,7 +240,7 @@ def units_in(out: str) -> int:
 
 
 def test_verify_goes_on_after_ctrl_c(run, tmp_path, monkeypatch):
-    """Status 130 and the table of what is finished; the same command computes the rest, the same one again nothing."""
+    """Status 130 and a table of the finished part; the same command computes the rest alone."""
     keep = tmp_path / "kept.jsonl"
     seen = []
     right = runs.verify_images
@@ -288,7 +288,7 @@ def test_verify_by_two_workers_is_the_same_command(run, tmp_path):
 
 
 def test_verify_on_test_images_in_the_order_of_hashes(run, tmp_path, monkeypatch):
-    """Of a data set the first images by hash, so that a later run with more images only adds some."""
+    """The first images by hash, so that a later run with more images only adds some."""
     monkeypatch.setattr(data, "load", lambda dataset, split, root=None: data.sample())
     keep = tmp_path / "kept.jsonl"
     for count, options in (("1", ()), ("2", ("--accumulate", "float32"))):

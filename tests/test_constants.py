@@ -1,4 +1,4 @@
-"""What a float32 model does with its constants is, in float64, what ``model.double()`` does: nothing is rounded on the way."""
+"""Constants of a float32 model in float64: as in ``model.double()``, with no rounding before."""
 
 import copy
 

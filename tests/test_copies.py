@@ -47,7 +47,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_copies_are_the_same(plain, way):
-    """Network, hyperplanes, pattern, operator and biases: the same numbers; the copy has a model of its own."""
+    """A copied network, pattern, operator or bias gives the same numbers and has its own model."""
     network, x = plain
     planes = abm.hyperplanes(network, x, "2", "RM2")
     what = [

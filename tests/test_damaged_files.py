@@ -1,4 +1,4 @@
-"""Damaged weights, cards, data and examples: found, or named in one sentence with what to do; nothing in them is run."""
+"""Damaged weights, cards, data and examples are found and named in one sentence; none is run."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def read_or_refused(read, path):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_damaged_weights_of_torch(tmp_path, seed):
-    """What the ZIP file's checksums do not find is as it was; torch.load alone compares none of them."""
+    """Damage that the ZIP checksums miss changes no number; torch.load alone compares none."""
     model = small()
     path = tmp_path / "weights.pt"
     torch.save(model.state_dict(), path)
@@ -128,7 +128,10 @@ def test_pickled_objects_are_refused(tmp_path, monkeypatch, how):
         torch.save(small() if how == "module" else {"a": Harmful()}, path)
     with pytest.raises(
         DamagedFile,
-        match=r"must hold tensors. Got a damaged file, or a pickle of other objects, .*: save model",
+        match=(
+            r"must hold tensors. Got a damaged file, "
+            r"or a pickle of other objects, .*: save model"
+        ),
     ):
         read_weights(path)
     assert not (tmp_path / "run-by-the-pickle").exists()
@@ -207,7 +210,10 @@ def test_damaged_sample(tmp_path, monkeypatch, seed):
     harm(tmp_path, seed, harms=("flip", "zeros", "truncate", "garbage"))
     with pytest.raises(
         ValueError,
-        match=r"cifar10-sample.bin must have the SHA-256 that the package says.*: .*install it again",
+        match=(
+            r"cifar10-sample.bin must have the SHA-256 that the package says.*: "
+            r".*install it again"
+        ),
     ):
         data.sample()
 

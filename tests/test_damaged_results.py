@@ -1,4 +1,4 @@
-"""Damaged checkpoints and results: set aside with a word and made again, or refused in one sentence; never another number."""
+"""Damaged checkpoints and results are set aside and made again, or refused in one sentence."""
 
 import json
 import shutil
@@ -67,7 +67,7 @@ def stopped(tmp_path_factory):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_damaged_checkpoint(stopped, tmp_path, monkeypatch, seed):
-    """It goes on with what was written, or from the beginning, with a word; the end is that of an unbroken run."""
+    """A run goes on from the last good state, or from the start, and ends like an unbroken run."""
     folder, whole, splits = stopped
     monkeypatch.setattr(data, "load", lambda dataset, split, root=None: splits[split])
     out = shutil.copytree(folder, tmp_path / "run")
@@ -229,7 +229,7 @@ def test_results_of_an_older_version_are_read(tmp_path):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_damaged_verification(tmp_path, seed):
-    """Its images are kept beside, so that a truncated file is made again; what does not begin as ours is refused."""
+    """A truncated file is made again from the images beside it; other files are refused."""
     found = verification.Results(tmp_path)
     tally = Tally(LayerCheck("fc"))
     tally.add(LayerCheck("fc", units=10, within=9, within_signed=9, largest=0.1 + 0.2))
@@ -290,7 +290,10 @@ def test_results_that_are_none_are_one_sentence(tmp_path):
         )
         with pytest.raises(
             ValueError,
-            match=r"must be a file that study verification wrote. Got .*: delete it or name another",
+            match=(
+                r"must be a file that study verification wrote. "
+                r"Got .*: delete it or name another"
+            ),
         ):
             verification.read(path)
     path.unlink()
@@ -298,7 +301,10 @@ def test_results_that_are_none_are_one_sentence(tmp_path):
     (tmp_path / "many" / f"{NAME}.json").write_text('{"image": {}}')
     with pytest.raises(
         ValueError,
-        match=r"many must hold results of study all. They could not be read \(KeyError: .*\): run it",
+        match=(
+            r"many must hold results of study all. "
+            r"They could not be read \(KeyError: .*\): run it"
+        ),
     ):
         everything.sections(tmp_path)
 

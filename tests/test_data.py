@@ -65,7 +65,7 @@ def official(tmp_path_factory, tables):
 
 @pytest.fixture(autouse=True)
 def few_records(monkeypatch):
-    """The sizes of the files written here in place of the official ones; and no data of the user's own."""
+    """The sizes of the files written here in place of the official ones; no user data is read."""
     monkeypatch.delenv(data.ENVIRONMENT_VARIABLE, raising=False)
     for dataset, source in list(data.SOURCES.items()):
         monkeypatch.setitem(
@@ -157,7 +157,10 @@ def test_root_goes_before_the_environment_variable(official, monkeypatch, tmp_pa
 
 @pytest.mark.parametrize(("dataset", "split"), [("mnist", "test"), ("cifar10", "val")])
 def test_unknown_names_are_answered_with_the_known_ones(dataset, split):
-    expected = rf"one of cifar10, cifar100 and its split train, validation or test\. Got '{dataset}', '{split}'"
+    expected = (
+        r"one of cifar10, cifar100 and its split train, "
+        rf"validation or test\. Got '{dataset}', '{split}'"
+    )
     with pytest.raises(ValueError, match=expected):
         data.load(dataset, split)
 
@@ -219,7 +222,7 @@ def test_damaged_file_is_named(official, tmp_path, dataset, file, top):
 
 @pytest.fixture
 def server(official, tmp_path, monkeypatch):
-    """The archive of CIFAR-10 on a local server, with its checksum; yields a function that stops the server."""
+    """The archive of CIFAR-10 on a local server, its checksum, and a function that stops it."""
     served = tmp_path / "served"
     served.mkdir()
     archive = served / "cifar-10-binary.tar.gz"
@@ -257,7 +260,10 @@ def test_failed_download_says_what_to_do(monkeypatch):
         raise OSError(msg)
 
     monkeypatch.setattr(pooch, "retrieve", retrieve)
-    expected = r"cifar-10-binary\.tar\.gz could not be downloaded \(no route to host\); .* --data or ADJOINTBACKMAP_DATA\."
+    expected = (
+        r"cifar-10-binary\.tar\.gz could not be downloaded \(no route to host\); .* "
+        r"--data or ADJOINTBACKMAP_DATA\."
+    )
     with pytest.raises(ConnectionError, match=expected):
         data.load("cifar10", "test")
 

@@ -1,4 +1,4 @@
-"""Files are whole or not there, have one writer at a time, and a run that is stopped keeps what it finished."""
+"""Files are whole or absent and have one writer; a stopped run keeps its finished part."""
 
 import errno
 import os
@@ -164,7 +164,7 @@ def test_a_full_disk_keeps_finished_results(small_disk):
 
 
 def test_a_full_disk_in_the_midst_of_a_line(tmp_path, monkeypatch):
-    """Where no disk can be mounted: the first line and its end are written in two parts, of which the second fails."""
+    """Without a full disk to mount: the first line is written in two parts, the second fails."""
     record = Record(tmp_path / "kept.jsonl", {"k": 1})
     record.append("a", 1)
     before = record.path.read_bytes()
@@ -183,9 +183,12 @@ def test_a_full_disk_in_the_midst_of_a_line(tmp_path, monkeypatch):
 
 
 def test_a_second_process_is_told_who_is_there(tmp_path):
-    """Its number, its machine and since when; a lock of a process that was killed does not block."""
+    """The message has its number, machine and start; a killed process's lock does not block."""
     with program(HOLD, tmp_path) as other:
-        expected = rf"must be written by one process at a time. It is in use by process {other.pid} on .+, since \d{{4}}-"
+        expected = (
+            r"must be written by one process at a time. "
+            rf"It is in use by process {other.pid} on .+, since \d{{4}}-"
+        )
         with pytest.raises(BlockingIOError, match=expected), disk.hold_folder(tmp_path):
             pass
     assert (tmp_path / disk.LOCK).exists()
@@ -200,7 +203,10 @@ def test_a_file_and_its_folder_are_held_apart(tmp_path):
     with disk.hold_folder(tmp_path), disk.hold_file(path):
         with pytest.raises(
             BlockingIOError,
-            match=rf"kept.jsonl must be .* process {os.getpid()} on .*: wait for it, or name another file",
+            match=(
+                rf"kept.jsonl must be .* process {os.getpid()} on .*: "
+                r"wait for it, or name another file"
+            ),
         ):
             disk.hold_file(path).__enter__()
         with disk.hold_file(tmp_path / "other.jsonl"):

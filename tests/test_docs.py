@@ -35,7 +35,7 @@ def rules():
 @pytest.mark.usefixtures("rules")
 @pytest.mark.parametrize("page", PAGES)
 def test_blocks_of_the_page_run(page):
-    """The Python blocks of a page run one after the other; the asserts in them hold. A failure shows the page and its line."""
+    """The Python blocks of a page run in order and their asserts hold; failures name the line."""
     text = (ROOT / page).read_text()
     blocks = list(BLOCK.finditer(text))
     assert blocks

@@ -27,7 +27,7 @@ def measured(monkeypatch):
 
 
 def test_command_runs_the_experiments_and_tells_what_was_run(run, tmp_path, measured):
-    """Each network with its own settings; what is there is not computed again; the page is made once more from the folder."""
+    """Each network with its own settings; nothing twice; the page is made again from the folder."""
     asked = ("study", "all", "--sample", "--only", "noise", "--out", str(tmp_path))
     for images, name in (("3", NETWORK), ("3", NETWORK), ("2", OTHER)):
         assert run(*asked, "--images", images, "--network", name)[0] == 0

@@ -1,4 +1,4 @@
-"""Every network of the catalogue is reproduced exactly, in every mode and both ways, and a planted fault is found."""
+"""Every network of the catalogue is exact in every mode and both ways; planted faults fail."""
 
 from contextlib import contextmanager
 from math import prod
@@ -42,7 +42,7 @@ def test_forward_and_adjoint_are_transposes(traced):
 
 
 def test_dense_matrix_is_the_jacobian_of_the_model(traced):
-    """The dense matrix of every layer is what ``jacrev`` finds in the untouched model, biases too."""
+    """The dense matrix of every layer is ``jacrev``'s of the untouched model, biases too."""
     for name in traced.network.layers:
         assert (
             abm.dense_test(abm.operator(traced.network, traced.x, name), traced.x)["error"] <= 1e-12
@@ -57,7 +57,7 @@ def test_every_unit_is_reconstructed_in_every_mode(traced, own_bias):
 
 
 def test_every_mode_of_a_kernel_was_met(traced_case):
-    """The sweep above meets a convolution's four modes without own bias, and the two that may have it."""
+    """The sweep above covers four modes without own bias, and the two that may have it."""
     traced = traced_case("plain-conv-chain")
     met = {
         own: [p.mode for la, p in all_planes(traced.network, traced.x, own) if la.name == "2"]
@@ -67,7 +67,7 @@ def test_every_mode_of_a_kernel_was_met(traced_case):
 
 
 def test_small_resnet_is_exact():
-    """A ResNet-18 in torchvision's layout: every unit of every layer, and the three tests on some layers."""
+    """A ResNet-18: every unit of every layer, and the three tests on some layers."""
     model, x = make(small_resnet, images=1)
     network = abm.trace(model, x)
     checks = abm.verify(network, x)
@@ -136,13 +136,13 @@ def conv_layers(network):
 
 
 def test_modes_are_sums_of_each_other(traced):
-    """RM3 = sum_s RM4, RM2 = sum_j RM4, RM1 = sum_j RM3 = sum_s RM2, for image part, bias part and value."""
+    """RM3 = sum_s RM4, RM2 = sum_j RM4, RM1 = sum_j RM3 = sum_s RM2: image, bias and value."""
     for layer in conv_layers(traced.network):
         assert_modes_are_sums(traced.network, traced.x, layer.name)
 
 
 def test_own_bias_has_one_entry_per_position():
-    """With own bias, the own entry of RM2 is 1 for its channel and that of RM1 the number of positions."""
+    """The own entry of RM2 is 1 for its channel, that of RM1 the number of positions."""
     model, x = make("plain-conv-chain")
     network = abm.trace(model, x)
     own = network.biases["2.bias"].slice
@@ -167,7 +167,7 @@ def test_own_bias_changes_the_own_entry_alone(traced_case):
 
 
 def test_tangents_and_cotangents_give_the_same_matrix(traced):
-    """A column for each scalar of [x; b] and a row for each unit are the same matrix, for every layer."""
+    """The columns of [x; b] and the rows of the units give the same matrix, for every layer."""
     n = len(traced.x)
     pixels = traced.x[0].numel()
     length = len(traced.network.biases)
@@ -205,7 +205,7 @@ NETWORKS = [
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_model_is_left_as_it_was(name):
-    """Tracing, computing, verifying and folding change no tensor, grad, flag or hook of the model."""
+    """Tracing, computing, verifying and folding leave tensors, grads, flags and hooks alone."""
     model, x = with_grads(name)
     before = snapshot(model)
     image = x.clone()
@@ -288,9 +288,9 @@ def test_model_is_left_as_it_was_by_a_failing_forward():
 
 
 def test_value_follows_what_is_altered_behind_the_trace(monkeypatch):
-    """What another activation after the trace gives shows in the value and fails the reconstruction.
+    """Another activation after the trace shows in the value and fails the reconstruction.
 
-    The function is torch's: another ``forward`` of the model is refused before anything is computed.
+    torch's function is replaced, as another ``forward`` of the model would be refused at once.
     """
     model, x = make("plain-conv-chain")
     network = abm.trace(model, x)
@@ -427,7 +427,7 @@ def failures(network, x):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_fault_is_found(monkeypatch, fault):
-    """A wrong rule fails the tests that its direction concerns: forward, adjoint, or the gates of both."""
+    """A wrong rule fails the tests of its direction: forward, adjoint, or the gates of both."""
     name, rule, method, wrong, expected = FAULTS[fault]
     model, x = make(name)
     network = abm.trace(model, x)
@@ -437,7 +437,7 @@ def test_planted_fault_is_found(monkeypatch, fault):
 
 
 def test_lost_entry_of_the_bias_vector_is_found():
-    """A bias entry with another value than the model's fails the reconstruction and the verification."""
+    """A bias entry with a wrong value fails the reconstruction and the verification."""
     model, x = make(CHAIN)
     network = abm.trace(model, x)
     entry = network.program().entries[0]

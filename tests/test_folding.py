@@ -1,4 +1,4 @@
-"""The equivalent network: the same outputs, batch norm and multipliers inside the kernels, the rest named with a reason."""
+"""The equivalent network: equal outputs, batch norms merged, the rest named with a reason."""
 
 import pytest
 import torch
@@ -133,7 +133,7 @@ TRANSPOSED = {
 
 @pytest.mark.parametrize("name", TRANSPOSED)
 def test_transposed_convolution_takes_batch_norm_and_multiplier(name):
-    """Its kernel is (in, out / groups, ...): every out-channel of every group has its own factor."""
+    """Its kernel is (in, out / groups, ...): every out-channel of a group has its own factor."""
     conv, norm, shape = TRANSPOSED[name]
     model, x, folded = folded_net(
         lambda net, x: F.relu(net.bn(net.conv(x)) * net.m), shape, conv=conv, bn=norm, m=parameter()
@@ -203,7 +203,7 @@ def test_multiplier_becomes_one_and_scalars_stay():
 
 
 def test_chain_of_batch_norm_and_multiplier_goes_into_one_kernel():
-    """conv -> batch norm -> multiplier: the kernel takes both factors, the bias the multiplier too."""
+    """conv -> batch norm -> multiplier: the kernel takes both, the bias the multiplier."""
     model, x = make("conv-batch-norm-multiplier")
     folded = abm.fold(model, x).model
     s = model.bn.weight / (model.bn.running_var + model.bn.eps).sqrt()
@@ -231,7 +231,7 @@ def test_fold_is_a_copy_with_the_same_names(name):
 
 
 def test_folded_network_has_the_same_hyperplanes(traced_case):
-    """Traced, the folded network has the hyperplanes of the network, its bias entries at the convolutions."""
+    """The folded network has the same hyperplanes, its bias entries at the convolutions."""
     traced = traced_case("conv-with-bias-before-batch-norm")
     folded = abm.fold(traced.model, traced.x)
     network = abm.trace(folded.model, traced.x)

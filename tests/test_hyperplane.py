@@ -1,4 +1,4 @@
-"""Hyperplanes: shapes and selections of units, values, errors, and a slow twin that follows the algorithms line by line."""
+"""Hyperplanes: shapes, selected units, values, errors, and a line-by-line slow twin."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def input_of(model, layer, x):
 
 
 def jacobian_of_input(model, layer, x):
-    """J_F of one image: (c_in, h, w, d_1) by the image and (c_in, h, w, d_2) by the biases upstream of the layer."""
+    """J_F of one image: (c_in, h, w, d_1) by the image, (c_in, h, w, d_2) by the biases before."""
     names = [
         n
         for n, _ in model.named_parameters()
@@ -70,7 +70,7 @@ class Front(nn.Module):
 
 
 def adjoint_back_map(model, layer, x, mode):
-    """Algorithm 2 for RM4 to RM1: image part and bias part, units first, ``d_1`` or ``d_2`` last."""
+    """Algorithm 2 for RM4 to RM1: image and bias part, units first, ``d_1`` or ``d_2`` last."""
     conv = model[int(layer)]
     parts = []
     for J in jacobian_of_input(model, layer, x):
@@ -93,7 +93,7 @@ def adjoint_back_map(model, layer, x, mode):
 
 @pytest.mark.parametrize("mode", ["RM4", "RM3", "RM2", "RM1"])
 def test_convolution_equals_its_slow_twin(chain, mode):
-    """Each mode is what Algorithm 2 gives from the Jacobian of the layer's input and the unstacked kernels."""
+    """Each mode is Algorithm 2 on the Jacobian of the layer's input and the unstacked kernels."""
     planes = abm.hyperplanes(chain.network, chain.x, CONV, mode, own_bias=False)
     for n, x in enumerate(chain.x):
         image, bias = adjoint_back_map(chain.model, CONV, x, mode)
@@ -237,7 +237,7 @@ def test_value_is_what_the_module_gives(chain):
 
 
 def test_float64_on_a_float32_model():
-    """dtype=torch.float64 gives planes and values to float64's rounding from float32 parameters and images."""
+    """float64 on request gives float64's rounding from float32 parameters and images."""
     model, x = make("conv-with-bias-before-batch-norm")
     model = model.float()
     x = x.float()
@@ -276,7 +276,7 @@ def test_magnitude_is_the_sum_of_absolute_products(chain):
 
 
 def test_relative_error_is_signed_and_knows_zero():
-    """Eq. 3.29: signed; a zero value is replaced by the smallest normal float32, and both zero give zero."""
+    """Eq. 3.29 is signed; zero becomes the smallest normal float32; both zero give zero."""
     from adjointbackmap.planes.hyperplane import relative_error
 
     tiny = torch.finfo(torch.float32).tiny
@@ -437,7 +437,10 @@ ERRORS = {
     "no-image": ({"x": X[:0]}, r"x must have shape .* Got \(0, 2, 6, 6\)"),
     "float32": (
         {"x": X.float()},
-        r"x must be torch\.float64 as the model\. Got torch\.float32: convert it with x\.to\(torch\.float64\)",
+        (
+            r"x must be torch\.float64 as the model\. Got torch\.float32: "
+            r"convert it with x\.to\(torch\.float64\)"
+        ),
     ),
     "bytes": (
         {"x": X.to(torch.uint8)},

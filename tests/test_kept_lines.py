@@ -1,4 +1,4 @@
-"""Kept images of verify: a line that cannot be, or was damaged, is named and computed again; the total is that of one run."""
+"""Kept images of verify: an impossible or damaged line is named and computed again."""
 
 import json
 import warnings
@@ -16,7 +16,7 @@ from adjointbackmap.files.checked import DamagedFileWarning
 
 @pytest.fixture(scope="module")
 def three():
-    """A network, three images, their total, and the lines of a file of an older version, without checksums."""
+    """A network, three images, their total, and lines of an older version without checksums."""
     model, x = make("plain-conv-chain", 3)
     network = abm.trace(model, x)
     names = ["a", "b", "c"]

@@ -1,4 +1,4 @@
-"""Commands whose results are kept: one process in a folder, other settings are refused, a full disk and SIGTERM lose nothing."""
+"""Kept results: one process per folder, no mixed settings, safe on full disks and SIGTERM."""
 
 import json
 import os
@@ -138,7 +138,7 @@ def test_a_run_of_fewer_networks_has_the_same_image(tmp_path):
 
 
 def test_a_study_of_other_settings_is_refused(run, tmp_path, measured):
-    """Before anything is computed, and what is there stays; a network that the folder has not may have its own."""
+    """Refused before any computation, and the files stay; a new network may have its own."""
     asked = ("study", "all", "--sample", "--only", "noise", "--out", str(tmp_path / "study"))
     assert run(*asked, "--network", NETWORK, "--images", "3")[0] == 0
     before = contents(tmp_path / "study")
@@ -204,7 +204,10 @@ def test_verification_of_other_weights_is_refused(tmp_path):
     results.network(NETWORK, "0" * 64)["accuracy"] = 1
     with pytest.raises(
         ValueError,
-        match=r"must have results of the weights 11111111 of .* Got those of 00000000: name another",
+        match=(
+            r"must have results of the weights 11111111 of .* Got those of 00000000: "
+            r"name another"
+        ),
     ):
         results.network(NETWORK, "1" * 64)
     assert results.network(NETWORK, "0" * 64)["accuracy"] == 1
@@ -262,9 +265,9 @@ def test_verify_on_a_full_disk(run, small_disk):
     assert status == 2
     assert "The disk must have room for" in err
     assert (
-        "kept.jsonl. Got 0.0 MiB free: make room and run the same again, which keeps what is finished."
-        in err.replace("\n", "")
-    )
+        "kept.jsonl. Got 0.0 MiB free: make room and run the same again, "
+        "which keeps what is finished."
+    ) in err.replace("\n", "")
     (small_disk / "filler").unlink()
     assert run(*asked, "6")[0] == 0
 
@@ -320,7 +323,7 @@ def test_training_on_a_full_disk(tmp_path, little_data, monkeypatch):
 
 
 def test_sigterm_ends_the_step_and_saves_it(tmp_path, little_data, monkeypatch):
-    """A signal in the midst of a step: the checkpoint has the step, and the run goes on with the next one."""
+    """A signal within a step: the checkpoint has the step, and the run goes on with the next."""
     calls = []
     loss = training.training_loss
 

@@ -1,4 +1,4 @@
-"""What computing takes in memory: batches shrink with it, results do not change, a process keeps to it."""
+"""Memory: batches shrink with it, results do not change, and a process keeps to it."""
 
 import json
 import subprocess
@@ -46,7 +46,8 @@ for mib in (4, 16, 64):
     taken[f"verify {mib}"] = peak(lambda: abm.verify(network, x, memory=f"{mib}MiB"))
 print(json.dumps(taken))
 """
-FLOOR = 48  # MiB beside the memory: 8 bytes for each of a million units, maps of one vector, PyTorch's own
+# MiB beside the memory: 8 bytes for each of a million units, maps of one vector, PyTorch's own
+FLOOR = 48
 
 
 @pytest.mark.skipif(

@@ -1,4 +1,4 @@
-"""Every method gives the same hyperplanes, compact or dense, and the plan says which is taken and why."""
+"""Every method gives the same hyperplanes, compact or dense, and the plan gives its reason."""
 
 from dataclasses import replace
 
@@ -51,13 +51,13 @@ def compare(network, x):
 
 
 def test_methods_agree_on_every_network(traced):
-    """Cotangents, unit tangents and windowed tangents give the same image and bias parts at every layer."""
+    """Cotangents, unit tangents and windowed tangents agree on image and bias at every layer."""
     compare(traced.network, traced.x)
 
 
 @pytest.mark.parametrize("name", MAPS)
 def test_methods_agree_on_every_operation(name):
-    """The same on one operation each, whose windows follow strides, dilation, pooling, transposed convolution, slices."""
+    """The same on single operations: strides, dilation, pooling, transposed kernels, slices."""
     model, x = make(lambda: operation_case(name), images=1)
     assert compare(abm.trace(model, x, audit=False), x)
 
@@ -123,7 +123,7 @@ def test_plan_counts_multiply_adds():
 
 
 def test_compact_parts_are_patches_on_the_receptive_field(traced_case):
-    """A patch has the layer's field, its corner may lie outside the image, and what is outside is zero."""
+    """A patch has the layer's field; its corner may lie outside the image, filled with zeros."""
     traced = traced_case(CHAIN)
     planes = abm.hyperplanes(traced.network, traced.x, "2", "RM2", method="windowed")
     part = planes.image_part
@@ -170,7 +170,7 @@ KERNELS = sorted(name for name in MAPS if name.startswith(("conv", "transposed")
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_single_kernels_by_every_method(name, monkeypatch):
-    """RM4 by unit cotangents, by rows that kernels share, and by tangents of the kernel's input; RM3 by rows."""
+    """RM4 by unit cotangents, shared rows and tangents of the kernel's input; RM3 by rows."""
     model, x = make(lambda: operation_case(name), images=2)
     network = abm.trace(model, x, audit=False)
     for layer in (layer for layer in network.layers.values() if "RM4" in layer.modes):
@@ -190,7 +190,7 @@ def test_single_kernels_by_every_method(name, monkeypatch):
 
 
 def test_kernels_share_the_rows_of_their_in_channel():
-    """RM3 of 4 in-channels and 32 out-channels: nine cotangents for each in-channel, not one for each kernel."""
+    """RM3, 4 in-channels, 32 out-channels: nine cotangents per in-channel, not per kernel."""
     model = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 32, 3)
     ).eval()
@@ -241,7 +241,7 @@ def test_windows_stay_smaller_than_maps_until_they_cover_them(traced_case):
 
 
 def test_strided_pixels_form_groups_of_one_geometry(traced_case):
-    """Two halvings: sixteen groups, whose pixels are four apart and all the image's pixels together."""
+    """Two halvings: sixteen groups of pixels four apart, which together are all pixels."""
     model = torch.nn.Sequential(
         torch.nn.Conv2d(1, 2, 3, 2, 1), torch.nn.MaxPool2d(2), torch.nn.Conv2d(2, 2, 1)
     ).eval()
@@ -288,7 +288,7 @@ def test_dead_channels_are_left_out_of_a_convolution(geometry):
 
 
 def test_sweep_leaves_out_what_is_dead():
-    """Where windows have become whole maps and the ReLU before is mostly zero, the sweep takes the shorter product."""
+    """On whole maps behind a ReLU that is mostly zero, the sweep takes the shorter product."""
     convs = [torch.nn.Conv2d(i, o, 3, padding=1) for i, o in ((3, 8), (8, 8), (8, 4))]
     model = torch.nn.Sequential(convs[0], convs[1], torch.nn.ReLU(), convs[2]).eval().double()
     convs[1].bias.data.sub_(0.5)

@@ -1,4 +1,4 @@
-"""Models and examples that are not what a trace takes: each runs, or is refused in one sentence that can be followed."""
+"""Unsuitable models and examples: each runs, or is refused with what to do."""
 
 import copy
 import warnings
@@ -83,7 +83,10 @@ def test_modules_of_torch_export_are_traced(kind):
 def test_an_export_that_fixes_the_batch_is_refused_with_what_to_do():
     with pytest.raises(
         ValueError,
-        match=r"must take any batch size. Got an export that fixes it: export it with dynamic_shapes",
+        match=(
+            r"must take any batch size. Got an export that fixes it: "
+            r"export it with dynamic_shapes"
+        ),
     ):
         abm.trace(exported(small(), dynamic=False).module(), X)
 

@@ -1,4 +1,4 @@
-"""The five networks against the tables A.1, A.2, B.1, B.4 and B.5, and against plainly written twins."""
+"""The five networks against tables A.1, A.2, B.1, B.4, B.5, and against plain twins."""
 
 import json
 
@@ -30,7 +30,7 @@ NETWORKS = (*VGGS, *RESNETS)
 
 
 def randomised(name: str, seed: int = 0) -> nn.Module:
-    """A network in float64 and eval mode whose every parameter and statistic is random, so that none hides at 0 or 1."""
+    """A network in float64 and eval mode with all parameters random: none hides at 0 or 1."""
     generator = torch.Generator().manual_seed(seed)
     model = models.build(name).double().eval()
     for key, value in model.state_dict().items():
@@ -174,7 +174,7 @@ def test_same_padding(stride):
 
 
 def same_average_pooling(x):
-    """Average pooling of window 3 and stride 2; what lies outside of the map is left out of the count."""
+    """Average pooling, window 3, stride 2; positions outside the map are not counted."""
     size = x.shape[-1] // 2
     windows = [
         [x[:, 2 * r : 2 * r + 3, 2 * c : 2 * c + 3].mean((1, 2)) for c in range(size)]
@@ -306,7 +306,10 @@ def test_preprocessing_leaves_the_networks_with_batch_norm_their_pixels(name):
 def test_an_unknown_network_is_answered_with_the_known_ones(function, name):
     with pytest.raises(
         ValueError,
-        match=rf"one of vgg7-nobias, .*, fixup-resnet20, or .* -cifar10 or -cifar100\. Got '{name}'\.",
+        match=(
+            r"one of vgg7-nobias, .*, fixup-resnet20, "
+            rf"or .* -cifar10 or -cifar100\. Got '{name}'\."
+        ),
     ):
         function(name)
 

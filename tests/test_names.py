@@ -1,4 +1,4 @@
-"""Names are for people: what is one entry of b or one layer is known by what it is, and two never share a name."""
+"""Names of layers and entries of b: those a person knows them by, and no two the same."""
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,7 @@ def test_names_that_look_like_second_calls():
 
 
 def test_a_part_of_a_parameter_in_a_batch_norm_has_no_parameter_of_its_own():
-    """The derivative of a batch norm's b' is that of its bias only where the bias is a whole parameter."""
+    """The derivative of a batch norm's b' is its bias's only if the bias is a whole parameter."""
 
     def forward(net, x):
         return F.batch_norm(net.conv(x), net.mean, net.variance, None, net.offsets[1])

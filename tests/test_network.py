@@ -1,4 +1,4 @@
-"""What a trace finds in a module: layers, receptive fields, the bias vector, and what it refuses."""
+"""Contents of a trace: layers, receptive fields, the bias vector, and refusals."""
 
 import pytest
 import torch
@@ -35,12 +35,12 @@ LAYERS = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_have_the_names_of_the_modules_in_order(traced_case, name):
-    """Every call is a layer, under the module's own name, a number for a second call, the operation for a functional one."""
+    """Every call is a layer: the module's name, numbered if repeated, or the operation's name."""
     assert list(traced_case(name).network.layers) == LAYERS[name]
 
 
 def test_layers_inside_modules_have_dotted_names():
-    """Nested modules keep their paths, and functional calls are named after the module that makes them."""
+    """Nested modules keep their paths; functional calls are named after the calling module."""
     block = Net(
         lambda net, x: F.conv2d(net.inner(x), net.kernel),
         inner=nn.Conv2d(1, 2, 1),
@@ -158,7 +158,7 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bias_vector_has_an_entry_for_each_additive_scalar(traced_case, name):
-    """Names, order of execution and lengths; a parameter that is used twice is one entry at its first use."""
+    """Names, order and lengths; a parameter used twice is one entry at its first use."""
     biases = traced_case(name).network.biases
     assert {part.name: part.value.numel() for part in biases.values()} == NAMES[name]
     assert list(biases) == list(biases.names) == list(NAMES[name])
@@ -196,7 +196,7 @@ def test_batch_norm_gives_its_shift(traced_case):
 
 
 def test_constants_and_bounds_have_their_values(traced_case):
-    """Constants of the graph and the bounds of clamps are entries with their own values; exact zeros are none."""
+    """Constants and bounds of clamps are entries with their values; exact zeros are not."""
     biases = traced_case("constants-and-buffers").network.biases
     assert [float(biases[name].value) for name in ("rsub", "sub", "sub#1")] == [1.5, 0.25, 0.5]
     bounds = [
@@ -327,7 +327,7 @@ def test_what_is_not_affine_per_image_is_refused(why):
 
 
 def test_branch_on_the_data_is_refused():
-    """A Python branch on the image's values cannot be captured: the message says what the model must be."""
+    """A Python branch on the image's values cannot be captured, and the message says so."""
     model = Net(lambda net, x: net.conv(x) if x.sum() > 0 else x, conv=nn.Conv2d(1, 1, 1)).eval()
     with pytest.raises(ValueError, match=r"must be a graph that torch\.export can capture"):
         abm.trace(model, torch.rand(1, 1, 3, 3))
@@ -482,7 +482,7 @@ def test_example_of_one_image_is_enough():
 
 
 def test_small_resnet_has_the_layers_of_torchvision():
-    """A ResNet-18 in torchvision's layout: names, receptive fields of the stem, and a bias entry for each shift."""
+    """A ResNet-18: names, receptive fields of the stem, and a bias entry for each shift."""
     model, x = make(small_resnet)
     network = abm.trace(model, x)
     assert [n for n in network.layers if "." not in n] == [

@@ -1,4 +1,4 @@
-"""The five networks of the study on a real image: exact in float64, with the sizes of the dissertation's tables."""
+"""The five networks of the study: exact in float64, with the dissertation's sizes."""
 
 from dataclasses import dataclass
 from math import prod
@@ -23,7 +23,7 @@ UNITS = 64
 
 @dataclass(frozen=True)
 class Study:
-    """A network of the study with random weights, traced in float64, and one real image as it takes it."""
+    """A network of the study with random weights, traced in float64, and one real image."""
 
     name: str
     model: nn.Module
@@ -32,7 +32,7 @@ class Study:
 
 
 def randomised(name: str, classes: int = 10) -> nn.Module:
-    """A network in float64 and eval mode whose every parameter and statistic is random: none hides at 0 or 1."""
+    """A network in float64 and eval mode with all parameters random: none hides at 0 or 1."""
     generator = torch.Generator().manual_seed(NETWORKS.index(name))
     model = abm.models.build(name, classes).double().eval()
     for key, value in model.state_dict().items():
@@ -76,7 +76,7 @@ def test_bias_vector_has_the_length_of_the_tables(study):
 
 
 def test_seeded_units_of_every_layer_are_exact(study):
-    """|error| <= 1e-12 (sum |x h| + sum |b h_b|), with non-zero image parts, and bias parts where biases are upstream."""
+    """abs(error) <= 1e-12 (sum abs(x h) + sum abs(b h_b)), and no part is all zero."""
     first = kernel_layers(study.network)[0].name
     for layer in kernel_layers(study.network):
         mode = "RM0" if "RM0" in layer.modes else "RM2"
@@ -125,7 +125,7 @@ RESNET20 = [*[(32, 32, 32)] * 6, (32, 64, 16), *[(64, 64, 16)] * 5, (64, 96, 8),
 
 
 def test_modes_have_the_dimensions_of_the_tables(study):
-    """RM4 row x col x in x out, RM3 in x out, RM2 row x col x out, RM1 out, for conv1 to the last; RM0 has 10 outputs."""
+    """The units of RM4, RM3, RM2 and RM1 for every convolution; RM0 has 10 outputs."""
     table = VGG7 if "vgg7" in study.name else RESNET20
     for number, (ins, outs, rows) in enumerate(table, start=1):
         layer = study.network.layers[f"conv{number}"]
@@ -141,7 +141,7 @@ def test_modes_have_the_dimensions_of_the_tables(study):
 
 
 def test_folded_network_gives_the_same(study):
-    """eq. 3.6: every batch norm and multiplier goes into its convolution, and Fixup's scalars stay scalars."""
+    """Eq. 3.6: batch norms and multipliers go into the convolution; scalar biases stay scalar."""
     folded = abm.fold(study.model, study.x)
     torch.testing.assert_close(folded.model(study.x), study.model(study.x), rtol=1e-11, atol=1e-11)
     factors = {n for n, m in study.model.named_modules() if isinstance(m, nn.BatchNorm2d)}

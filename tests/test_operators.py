@@ -1,4 +1,4 @@
-"""The linear map at a pattern: its shapes, its formats, and the arithmetic that it is computed in."""
+"""The linear map at a pattern: its shapes, its formats, and its arithmetic."""
 
 import sys
 
@@ -98,7 +98,7 @@ def test_forward_of_the_input_is_the_output(traced_case):
 
 
 def test_cotangent_of_a_margin_is_the_difference_of_rows(traced_case):
-    """Any cotangent has a hyperplane: that of a margin is the difference of two classes' hyperplanes."""
+    """The hyperplane of a margin is the difference of two classes' hyperplanes."""
     traced = traced_case("residual-with-zero-padded-channels")
     margin = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64).expand(2, -1)
     image, bias = abm.operator(traced.network, traced.x, "fc").adjoint(margin)
@@ -121,7 +121,7 @@ def test_layer_that_no_bias_reaches_has_zero_bias_parts(traced_case):
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7])
 def test_results_do_not_depend_on_the_chunks(operator, monkeypatch, chunk):
-    """Whether vectors go through the network together or in parts makes no difference beyond rounding."""
+    """Vectors computed together or in parts differ by rounding alone."""
     image = draw(2, 9, *operator.in_shape)
     cotangent = draw(2, 9, *operator.out_shape)
     together = (operator.forward(image), *operator.adjoint(cotangent))
@@ -270,7 +270,7 @@ def switches():
 
 @pytest.fixture
 def reduced_precision():
-    """Everything that a user can switch on to compute faster and less exactly; put back after the test."""
+    """Every switch for faster and less exact arithmetic, put back after the test."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = True
     torch.set_float32_matmul_precision("medium")
@@ -281,7 +281,7 @@ def reduced_precision():
 
 
 def test_switches_are_off_inside_and_put_back(reduced_precision):
-    """Inside there is no autocast, no gradient and full precision; after it everything is as before."""
+    """Inside, there is no autocast, no gradient and full precision; then all is as before."""
     before = switches()
     assert before["matmul"] == "medium"
     with exact(CPU):

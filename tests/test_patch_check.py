@@ -1,4 +1,4 @@
-"""Patches against whole images: every network passes at the trace, and a receptive field that is wrong makes it fail."""
+"""Patches against whole images: every network passes; a wrong receptive field fails."""
 
 from fractions import Fraction
 
@@ -75,7 +75,7 @@ def cut_taken_for_padding(monkeypatch):
 
 
 def edges_forgotten(monkeypatch):
-    """An average on windows that counts the padding: the fields are right, only windows are wrong."""
+    """An average that counts the padding: the fields are right, only windows are wrong."""
     monkeypatch.setattr(
         AveragePooling, "weight", lambda self, shape, like: like.new_ones(1, 1, *like.shape[2:])
     )
@@ -104,7 +104,10 @@ def test_wrong_geometry_makes_the_trace_fail(monkeypatch, plant):
     abm.trace(model, x)
     plant(monkeypatch)
     abm.audit(abm.trace(model, x, audit=False), x)
-    match = r"Hyperplanes on patches must be the whole ones to 1e-10\. Got .* first at layer '(first|last)'"
+    match = (
+        r"Hyperplanes on patches must be the whole ones to 1e-10\. "
+        r"Got .* first at layer '(first|last)'"
+    )
     with pytest.raises(RuntimeError, match=match):
         abm.trace(model, x)
 

@@ -1,4 +1,4 @@
-"""What is constant on pieces, and what is infinite: masks at k, layers that see no pixel, constants that never win."""
+"""Piecewise constants and infinities: masks at k, layers without pixels, losing constants."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Pictures: what is drawn is what the numbers say, compared panels share one scale, and files lie beside each other."""
+"""Pictures show the numbers, compared panels share one scale, files lie side by side."""
 
 import inspect
 import warnings
@@ -50,7 +50,7 @@ def render(drawing):
 
 
 def images_of(drawing, dims):
-    """The arrays of the panels with so many dimensions: 3 for colours, 2 for those of a colour map."""
+    """Arrays of the panels with this many dimensions: 3 for colours, 2 for a colour map."""
     drawn = [
         image
         for axes in drawing.figure.axes
@@ -85,7 +85,7 @@ def test_zero_is_at_the_centre_of_a_signed_scale():
 
 
 def test_normalised_scale_reaches_from_the_smallest_to_the_largest():
-    """The study's: one minimum and one maximum over all panels; a constant map does not divide by zero."""
+    """The study's: one minimum and maximum for all panels; a constant map divides by no zero."""
     scale = plots.Scale.of([np.full((3, 1, 1), -1.0), np.full((3, 1, 1), 4.0)], normalised=True)
     assert scale.colours(np.array([-1.0, 1.5, 4.0]).reshape(3, 1, 1)).tolist() == [[[0, 0.5, 1]]]
     assert np.isfinite(
@@ -163,7 +163,7 @@ def test_classes_that_do_not_fit_are_refused(small):
 
 
 def test_units_of_two_dimensions_are_rows_and_columns(small):
-    """Those of one channel lie at their positions, with the layer's rows and columns as headings."""
+    """Kernels of one channel lie at their positions, under the layer's rows and columns."""
     planes = small.planes("2", "RM2", (slice(0, 4, 2), slice(1, 4), 5))
     drawing = render(plots.unit_hyperplanes(planes, "title"))
     np.testing.assert_array_equal(drawing.numbers["image"], planes.image[0].flatten(0, 1))
@@ -226,7 +226,10 @@ def test_kernels_are_in_channels_by_out_channels(small, mode):
 
 
 def test_units_that_are_no_kernels_are_refused(small):
-    message = r"Kernels must have the dimensions in_channel and out_channel\. Got out_row, out_col, out_channel in RM2"
+    message = (
+        r"Kernels must have the dimensions in_channel and out_channel\. "
+        r"Got out_row, out_col, out_channel in RM2"
+    )
     with pytest.raises(ValueError, match=message):
         plots.kernel_hyperplanes(small.planes("2", "RM2"), "title")
 
@@ -240,7 +243,7 @@ def outlines(drawing):
 
 
 def test_outline_is_the_receptive_field(small):
-    """It holds all that the hyperplanes of a corner, an edge and the middle use, and is that of the patches."""
+    """It holds all patches of a corner, an edge and the middle."""
     planes = small.planes("2", "RM2", (slice(0, 4, 2), slice(0, 4, 2), 0))
     drawing = render(plots.unit_hyperplanes(planes, "title", outline=True))
     assert outlines(drawing) == [(0, 0, 3, 3), (0, 2, 3, 5), (2, 0, 5, 3), (2, 2, 5, 5)]
@@ -253,7 +256,7 @@ def test_outline_is_the_receptive_field(small):
 
 
 def test_cropped_units_show_their_patches(small):
-    """The outline moves with the patch's corner, which lies outside the image at the top and left."""
+    """The outline follows the patch's corner, also outside the image at the top and left."""
     planes = small.planes("2", "RM2", (slice(0, 4, 2), 0, 0))
     assert isinstance(planes.image_part, Patches)
     drawing = render(plots.unit_hyperplanes(planes, "title", outline=True, crop=True))
@@ -592,7 +595,10 @@ def test_kinds_of_lines_and_nothing_to_draw_are_refused():
     for values, kind in (({"a": {"conv0": 1.0}}, "pie"), ({"a": {}}, "line"), ({}, "bar")):
         with pytest.raises(
             ValueError,
-            match=rf"by_layer must draw line or bar, of at least one number\. Got '{kind}' of [01] layers",
+            match=(
+                r"by_layer must draw line or bar, of at least one number\. "
+                rf"Got '{kind}' of [01] layers"
+            ),
         ):
             plots.by_layer(values, "title", "share", kind)
 

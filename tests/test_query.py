@@ -1,4 +1,4 @@
-"""The one door for arguments: what is taken, what is refused in a sentence, and that a call checks and records once."""
+"""The arguments' one door: accepted values, refusals in one sentence, one check per call."""
 
 import inspect
 import json
@@ -45,7 +45,7 @@ def assert_same_planes(ours, theirs):
 
 
 def test_the_arguments_are_the_same_everywhere():
-    """hyperplanes, iter_hyperplanes, save and Query.of take the same arguments, by the same names and defaults."""
+    """hyperplanes, iter_hyperplanes, save and Query.of share names and defaults of arguments."""
     known = inspect.signature(abm.hyperplanes).parameters
     for function, others in (
         (abm.iter_hyperplanes, []),
@@ -87,7 +87,7 @@ CALLS = {
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_call_checks_the_model_once_and_runs_it_once(chain, monkeypatch, call):
-    """The fingerprint of the weights is taken once for each call, however many images and layers there are."""
+    """The weights' fingerprint is taken once per call, for any number of images and layers."""
     function, runs = CALLS[call]
     checks = counted(monkeypatch, Network, "check_unchanged")
     recorded = counted(monkeypatch, recording, "record_call")
@@ -128,7 +128,7 @@ def test_plan_is_a_function_and_a_method(chain):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_module_is_its_layer(traced_case, name):
-    """Every module of every network: the layer that it gives, or a sentence with the names of its calls."""
+    """Every module of every network: the layer that it gives, or a sentence with its calls."""
     network = traced_case(name).network
     calls = {}
     for layer in network.layers.values():
@@ -179,16 +179,23 @@ def test_one_name_of_several_letters_is_one_layer():
 
 
 def test_modules_that_give_no_layer_are_refused():
-    """A module of another model, one that the output does not depend on, one that is called twice."""
+    """A module of another model, an unused one, and one that is called twice."""
     parts = {"conv": nn.Conv2d(1, 1, 3, padding=1), "unused": nn.Conv2d(1, 1, 1)}
     model = Net(lambda net, x: net.conv(F.relu(net.conv(x))), **parts).eval()
     network = abm.trace(model, torch.rand(1, 1, 4, 4))
     refused = {
-        r"module of the model, or a name\. Got another Conv2d: take it from network\.model": nn.Conv2d(
-            1, 1, 3
-        ),
-        r"one of conv, conv:1, output\. Got Conv2d 'unused', which gives none of them: take a module": model.unused,
-        r"called once\. Got Conv2d with 2 calls: give one of the names 'conv', 'conv:1'": model.conv,
+        (
+            r"module of the model, or a name\. Got another Conv2d: "
+            r"take it from network\.model"
+        ): nn.Conv2d(1, 1, 3),
+        (
+            r"one of conv, conv:1, output\. Got Conv2d 'unused', "
+            r"which gives none of them: take a module"
+        ): model.unused,
+        (
+            r"called once\. Got Conv2d with 2 calls: give one of "
+            r"the names 'conv', 'conv:1'"
+        ): model.conv,
     }
     for match, module in refused.items():
         with pytest.raises(ValueError, match=match):
@@ -453,14 +460,23 @@ WITHOUT_TYPE_CHECKS = dedent(
         except Exception as error:
             said[name] = f"{type(error).__name__}: {error}"
 
-    given = dict(network=model, x=x, images=x, layer="0", mode="RM2", path="none", first=0, second=1)
+    given = dict(network=model, x=x, images=x, layer="0", mode="RM2", path="none")
+    given.update(first=0, second=1)
     for name in abm.__all__:
         function = getattr(abm, name)
-        if inspect.isfunction(function) and "network" in (wanted := inspect.signature(function).parameters):
+        wanted = inspect.signature(function).parameters if inspect.isfunction(function) else {}
+        if "network" in wanted:
             needed = {p: given[p] for p, v in wanted.items() if v.default is v.empty}
             heard(f"network of {name}", function, **needed)
-    others = {"layer": [0, None, network.layers["0"]], "own_bias": [0, "no", torch.tensor(False)], "mode": [2],
-        "method": [["adjoint"]], "memory": [True, [1]], "scale": [None, [1], 1j], "dtype": [64, np.float64, float]}
+    others = {
+        "layer": [0, None, network.layers["0"]],
+        "own_bias": [0, "no", torch.tensor(False)],
+        "mode": [2],
+        "method": [["adjoint"]],
+        "memory": [True, [1]],
+        "scale": [None, [1], 1j],
+        "dtype": [64, np.float64, float],
+    }
     for name, values in others.items():
         for value in values:
             call = {"x": x, "layer": "0", "mode": "RM2", name: value}
@@ -468,16 +484,23 @@ WITHOUT_TYPE_CHECKS = dedent(
     for value in (None, [[1.0]], x.numpy()):
         heard(f"x {type(value).__name__}", abm.hyperplanes, network, value, "0")
     planes = [abm.hyperplanes(network, x, "0", own_bias=bias) for bias in (np.False_, False)]
-    said["own_bias of NumPy"] = bool((planes[0].value == planes[1].value).all()) and planes[0].own_bias is False
+    equal = torch.equal(planes[0].value, planes[1].value)
+    said["own_bias of NumPy"] = equal and planes[0].own_bias is False
     print(json.dumps(said))
     """
 )
 SAID = {
-    "network of ": r"TypeError: network must be a traced network. Got Sequential, a model: trace it first",
+    "network of ": (
+        r"TypeError: network must be a traced network. "
+        r"Got Sequential, a model: trace it first"
+    ),
     "layer ": "ValueError: A layer must be one of 0, 1, output. Got ",
     "own_bias ": "ValueError: own_bias must be True, False or None for the mode's default. Got ",
     "mode ": "ValueError: Layer '0' has the modes RM4, RM3, RM2, RM1. Got 2: choose one of these",
-    "method ": "ValueError: method must be one of adjoint, basis, coloured, windowed for layer '0' in RM2. Got ['adjoint']",
+    "method ": (
+        "ValueError: method must be one of adjoint, basis, coloured, windowed for "
+        "layer '0' in RM2. Got ['adjoint']"
+    ),
     "memory ": "ValueError: memory must be a number of bytes or such as '2GiB'",
     "scale ": "ValueError: scale must be a positive number, such as 1/8. Got ",
     "dtype ": "ValueError: dtype must be torch.float32 or torch.float64. Got ",
@@ -486,7 +509,7 @@ SAID = {
 
 
 def test_arguments_of_another_type_are_refused_in_a_sentence():
-    """In a process without the tests' own checks of types: every public function that takes a network, and each argument."""
+    """In a process without type checks: every function that takes a network, every argument."""
     source = os.path.dirname(os.path.dirname(abm.__file__))
     environment = {**os.environ, "PYTHONPATH": source}
     run = subprocess.run(

@@ -1,4 +1,4 @@
-"""Random networks hold everything that the catalogue's do: thousands of them with ``make random``, a few in every run."""
+"""Random networks pass the catalogue's tests: thousands with ``make random``, a few always."""
 
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
@@ -24,7 +24,7 @@ import adjointbackmap as abm
 
 
 def has_ties(network, x):
-    """Whether a gate is within rounding of its kink: then float32 finds another pattern, and hyperplanes are not unique."""
+    """Whether a gate is within rounding of its kink, so that float32 may find another pattern."""
     double, single = (
         abm.record_pattern(network, x, dtype=d) for d in (torch.float64, torch.float32)
     )
@@ -53,7 +53,7 @@ def is_factor(part):
 
 @given(networks())
 def test_random_network_is_exact(drawn):
-    """Transposes, the model's Jacobian, every unit, the modes' sums, fields, and the model as it was."""
+    """Transposes, the model's Jacobian, every unit, sums of modes, fields, the model untouched."""
     model, x = drawn
     before = snapshot(model)
     network = abm.trace(model, x)
@@ -87,7 +87,7 @@ A_HUNDREDTH = max(1, settings.default.max_examples // 100)  # each example has e
 @settings(max_examples=A_HUNDREDTH)
 @given(lists(networks(), min_size=THREADS, max_size=THREADS))
 def test_random_networks_are_exact_in_threads(drawn):
-    """Eight networks are traced, audited and verified at once, while another thread runs their models."""
+    """Eight networks are traced, audited and verified at once, while a thread runs their models."""
     stopped = Event()
     expected = [model(x).detach() for model, x in drawn]
     seen = []

@@ -1,4 +1,4 @@
-"""Models whose forward reads numbers from their constants, as converted ONNX models do, and what cannot be read."""
+"""Models whose forward reads numbers from their constants, as converted ONNX models do."""
 
 import copy
 

@@ -9,7 +9,8 @@ from adjointbackmap import data
 from adjointbackmap.training import augmentation
 from adjointbackmap.training.recipes import STUDY_INTERVALS, Recipe, choose_recipe, study_recipe
 
-PUBLISHED = {  # Tables 2.1, 3.1 and 3.2: rate, first and last epoch of each interval; epochs in total
+# Tables 2.1, 3.1 and 3.2: rate, first and last epoch of each interval; epochs in total
+PUBLISHED = {
     ("vgg7-nobias", "cifar10"): "2e-4 [0, 199] 1e-4 [200, 249] 5e-5 [250, 300] 301",
     ("fixup-resnet20-nobias", "cifar10"): "2e-3 [0, 99] 1e-3 [100, 149] 5e-4 [150, 200] 201",
     ("vgg7", "cifar10"): "0.01 [0, 299] 0.002 [300, 399] 0.0005 [400, 500] 501",
@@ -35,7 +36,7 @@ def test_the_study_rates_are_the_published_ones(key):
 
 
 def test_the_study_settings():
-    """Section 2.5.1: plain gradient descent, batch 100, L1 of 1e-4, every two epochs, its augmentation."""
+    """Section 2.5.1: plain gradient descent, batch 100, L1 of 1e-4, its own augmentation."""
     recipe = study_recipe("vgg7-cifar10", "cifar10")
     assert (recipe.batch, recipe.momentum, recipe.weight_decay, recipe.label_smoothing) == (
         100,

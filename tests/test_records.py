@@ -1,4 +1,4 @@
-"""Records: what is appended is read back, a half-written line is dropped, the file of another job is refused."""
+"""Records: lines are read back, half-written ones dropped, other jobs' files refused."""
 
 import json
 import warnings
@@ -17,7 +17,7 @@ JOB = {
 
 
 def test_results_are_read_back(tmp_path):
-    """In another folder that is made, by another object, with the floats and the NaN that were written."""
+    """Read by another object, in a new folder, with the floats and NaN as written."""
     path = tmp_path / "new" / "kept.jsonl"
     record = Record(path, JOB)
     assert not path.exists()
@@ -81,7 +81,8 @@ def test_file_of_another_job_is_refused(tmp_path):
     Record(path, JOB).append("a", 1)
     before = path.read_bytes()
     expected = (
-        r"kept.jsonl must hold results of this job. Got those of another \(weights sha256 f2a2e56ce8c7..., not 0000; "
+        r"kept.jsonl must hold results of this job. Got those of another "
+        r"\(weights sha256 f2a2e56ce8c7..., not 0000; "
         r"k 0.125, not 1.0\): name another file."
     )
     with pytest.raises(ValueError, match=expected):
@@ -212,7 +213,7 @@ def test_file_of_an_older_version_is_read(tmp_path):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_damage_drawn_at_random(tmp_path, seed):
-    """What is not as it was written is left out with a warning, cut off as half a line, or the file is refused."""
+    """A changed line is left out with a warning, cut off as half a line, or refuses the file."""
     path = tmp_path / "kept.jsonl"
     results = {f"image {n}": {"error": n / 7} for n in range(10)}
     record = Record(path, JOB)

@@ -58,7 +58,7 @@ def section(*blocks):
 
 
 def test_page_holds_all_that_it_shows(folder):
-    """No address but links inside, data and files beside the page; every tag closed; text escaped."""
+    """Links stay inside, files lie beside the page, tags are closed, and text is escaped."""
     blocks = (
         Claim("Noise < signal.", "3 of 10", False, "all"),
         Claim("It cannot be told.", "0 of 0", None),

@@ -38,7 +38,7 @@ def cancelling(request):
 
 
 def test_error_of_what_cancels_is_relative_to_what_cancelled(cancelling):
-    """The model gives a few 1e-16 where the hyperplane is zero: an error of rounding, not of 1e292."""
+    """A value of 1e-16 where the hyperplane is zero is an error of rounding, not of 1e292."""
     network, x = cancelling
     planes = abm.hyperplanes(network, x, "output", "RM0")
     assert float((planes.reconstruct() - planes.value).abs().max()) > 0

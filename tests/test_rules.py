@@ -1,4 +1,4 @@
-"""Every operation that has a rule: exact both ways, its fields and its constants right; and what has none is refused by name."""
+"""Every operation with a rule is exact both ways; the others are refused by name."""
 
 import pytest
 import torch
@@ -27,12 +27,13 @@ from adjointbackmap.rules.piecewise import (
     Threshold,
 )
 
-# PyTorch's own derivative of hard sigmoid in float64 is 1/6 rounded to float32; the reconstruction is exact with 1/6.
+# PyTorch's own derivative of hard sigmoid in float64 is 1/6 rounded to float32;
+# the reconstruction is exact with 1/6.
 DENSE_TOLERANCE = {"hard-sigmoid": 1e-7}
 
 
 def test_operation_is_exact(operation):
-    """Forward and adjoint are transposes, the matrix is the model's Jacobian, every unit of every layer is reconstructed."""
+    """Forward and adjoint are transposes, the matrix is the Jacobian, all units are exact."""
     for name in operation.network.layers:
         operator = abm.operator(operation.network, operation.x, name)
         abm.dot_test(operator)
@@ -41,7 +42,7 @@ def test_operation_is_exact(operation):
 
 
 def test_pattern_at_an_eighth_is_the_one_at_one(operation):
-    """No gate, winner or mask changes when image, biases and kinks are multiplied by a power of two."""
+    """A power of two times image, biases and kinks changes no gate, winner or mask."""
     eighth = abm.record_pattern(operation.network, operation.x, scale=1 / 8)
     assert eighth.equal(abm.record_pattern(operation.network, operation.x))
 
@@ -61,19 +62,22 @@ def test_value_is_the_models(operation):
 
 WHOLE_IMAGE = set(
     """
-    adaptive-average adaptive-max added-mask-of-infinities filled-with-infinity filled-with-minus-infinity
-    running-maximum-from-minus-infinity adaptive-max1d assignment bilinear-aligned cat-of-positions circular-padding
-    einsum einsum-with-dots expand-and-repeat flip index index-of-positions largest largest-of-all matmul
-    matmul-from-the-left max-pool3d maximum maxout mean-and-sum nearest-exact nearest-to-a-size one-number permute
-    product products-of-a-batch reshape roll select sliding-windows split stack tile transpose unfold-and-fold
-    sort group-sort order-statistics quantile sorted-by-another gather scatter index-add assignment-at-places unpooling
-    unpooling-on-a-line unpooling-of-a-volume tensordot tensordot-of-two cross-product differences stacks-of-positions rotation
-    triangles diagonals diagonal-scatter cumulative-sum-of-positions norms pairwise-distance grid-sample grid-sample-nearest
-    grid-sample-of-a-volume affine-grid antialiased products-and-sums product-and-sum bilinear-with-a-constant relu-rnn
-    relu-rnn-states relu-rnn-cell written-into-nothing
+    adaptive-average adaptive-max added-mask-of-infinities filled-with-infinity
+    filled-with-minus-infinity running-maximum-from-minus-infinity adaptive-max1d assignment
+    bilinear-aligned cat-of-positions circular-padding einsum einsum-with-dots expand-and-repeat
+    flip index index-of-positions largest largest-of-all matmul matmul-from-the-left max-pool3d
+    maximum maxout mean-and-sum nearest-exact nearest-to-a-size one-number permute product
+    products-of-a-batch reshape roll select sliding-windows split stack tile transpose
+    unfold-and-fold sort group-sort order-statistics quantile sorted-by-another gather scatter
+    index-add assignment-at-places unpooling unpooling-on-a-line unpooling-of-a-volume tensordot
+    tensordot-of-two cross-product differences stacks-of-positions rotation triangles diagonals
+    diagonal-scatter cumulative-sum-of-positions norms pairwise-distance grid-sample
+    grid-sample-nearest grid-sample-of-a-volume affine-grid antialiased products-and-sums
+    product-and-sum bilinear-with-a-constant relu-rnn relu-rnn-states relu-rnn-cell
+    written-into-nothing
     """.split()
 )
-"""Operations that leave no position where it was, or whose rule does not say so: any pixel may count."""
+"""Operations whose positions move, or whose rule names no field: any pixel may count."""
 
 WIDER = set(
     """
@@ -81,11 +85,11 @@ WIDER = set(
     replicate-padding replicate-padding-that-cuts transposed-conv-dilated transposed-conv3d
     """.split()
 )
-"""Operations with a field as wide as the widest position needs: padding, and positions that a kernel passes over."""
+"""Operations with a field as wide as the widest position's: padding, skipped positions."""
 
 
 def test_receptive_field_is_as_declared(operation):
-    """Jacobians at many images have their non-zeros inside the declared field, and reach its ends unless it is widened."""
+    """Non-zeros of many Jacobians lie inside the declared field, and reach its ends."""
     images = torch.randn(
         12,
         *operation.network.in_shape,
@@ -136,7 +140,7 @@ CONSTANTS = {
     "mask-as-factor": [("mul", 0.3, lambda c: c < 0), ("one", 1, lambda c: -1.0 * (c > 1))],
     "sign": [("mul", 0.2, lambda c: -c.sign())],
 }
-"""Operation -> the entries of ``b`` that it makes: name, value, and coefficient at each unit from the operation's input."""
+"""Operation -> its entries of ``b``: name, value, coefficient at each unit."""
 
 
 @pytest.mark.parametrize("name", CONSTANTS)
@@ -177,7 +181,7 @@ RULES = {
 
 
 def test_tensor_of_one_number_is_one_entry(traced_case):
-    """``ones_like``, ``full_like`` and ``full`` add one number everywhere, so each is one entry of ``b``."""
+    """``ones_like``, ``full_like`` and ``full`` add one number everywhere: one entry of ``b``."""
     biases = traced_case("constants-like").network.biases
     values = {name: part.value.tolist() for name, part in biases.items() if name != "first.bias"}
     assert list(values.values())[:2] == [[1.0], [1.5]]
@@ -186,7 +190,7 @@ def test_tensor_of_one_number_is_one_entry(traced_case):
 
 @pytest.mark.parametrize("name", RULES)
 def test_rule_computes_the_function(name):
-    """Gates at k times the input, then the linear map at the input and the entries: the function itself."""
+    """Gates at k times the input, then the linear map at the input: the function itself."""
     rule, function = RULES[name]
     c = torch.linspace(-8, 8, 65, dtype=torch.float64)[None]
     entries = [torch.full_like(c, value) for _, value in getattr(rule, "entries", list)()]
@@ -213,7 +217,7 @@ KINKS = {
 
 @pytest.mark.parametrize("name", KINKS)
 def test_kink_left_unscaled_would_change_gates(traced_case, monkeypatch, name):
-    """k multiplies the places of kinks: with those of k = 1, the pattern at an eighth is another one."""
+    """k multiplies the kinks: with those of k = 1, the pattern at an eighth differs."""
     traced = traced_case(name)
     at_one = abm.record_pattern(traced.network, traced.x)
     right = KINKS[name].gates
@@ -236,7 +240,7 @@ def between(module, inputs, outputs, axes):
 
 
 def assert_exact_kernel(network, x, layer):
-    """The three tests at the output, every unit of every layer, and the identities of the modes at a layer."""
+    """The three tests at the output, every unit of every layer, and the identities of modes."""
     operator = abm.operator(network, x, "output")
     abm.dot_test(operator)
     abm.dense_test(operator, x)
@@ -257,7 +261,7 @@ TRANSPOSED = {
 
 
 def kernel_by_kernel(conv, F_j, j, i):
-    """The transposed convolution of out-channel ``i`` with one in-channel ``j`` of its group, by its definition."""
+    """Transposed convolution of out-channel ``i`` and in-channel ``j`` of its group."""
     per_group = conv.out_channels // conv.groups
     channel = i // per_group * (conv.in_channels // conv.groups) + j
     function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[conv.weight.dim() - 3]
@@ -268,7 +272,7 @@ def kernel_by_kernel(conv, F_j, j, i):
 
 @pytest.mark.parametrize("name", TRANSPOSED)
 def test_transposed_convolution_has_the_modes(name):
-    """Sums over positions, in-channels and both; RM4 is the product with one kernel, groups counted apart."""
+    """Sums over positions and in-channels; RM4 is the product with one kernel of a group."""
     build, inputs, outputs, axes = TRANSPOSED[name]
     model, x = make(lambda: (between(build(), inputs, outputs, axes), (1, *(4, 3, 3)[:axes])))
     network = abm.trace(model, x)
@@ -295,7 +299,7 @@ PADDED = {
 
 @pytest.mark.parametrize("name", PADDED)
 def test_convolution_module_pads_in_its_own_way(name):
-    """``padding_mode`` of a module in one, two and three dimensions, and ``"same"`` with an even kernel."""
+    """``padding_mode`` of a module in 1, 2 and 3 dimensions, and ``"same"`` with an even kernel."""
     conv, axes, mode, padding = PADDED[name]
     module = lambda: conv(2, 2, (2, 3, 2)[:axes], padding=padding, padding_mode=mode)  # noqa: E731
     model, x = make(lambda: (between(module(), 2, 2, axes), (1, *(5, 4, 3)[:axes])))
@@ -397,7 +401,7 @@ REFUSED = {
 
 
 def with_part(part):
-    """A network of one module or function, in float64 and eval mode, and two images of shape (4, 6)."""
+    """One module or function in float64 and eval mode, and two images of shape (4, 6)."""
     model = (
         Net(part) if not isinstance(part, nn.Module) else Net(lambda net, x: net.part(x), part=part)
     )
@@ -414,14 +418,14 @@ def test_what_is_not_piecewise_affine_is_refused_by_name(name):
 
 
 def test_images_left_out_are_refused():
-    """A network that gives fewer images than it took has no batch of its own, which the capture says."""
+    """The capture says that a network which returns fewer images than it took has no batch."""
     model, x = with_part(lambda net, x: x[1:])
     with pytest.raises(ValueError, match=r"for any batch size\. Got a model that fixes the batch"):
         abm.trace(model, x)
 
 
 def test_cast_to_a_finer_dtype_is_refused():
-    """``.double()`` inside a float32 model would compute in float64 what the trace computes in float32."""
+    """``.double()`` inside a float32 model: the trace would compute it in float32."""
     model, x = with_part(lambda net, x: x.double().relu())
     with pytest.raises(
         abm.UnsupportedOperation,
@@ -431,7 +435,7 @@ def test_cast_to_a_finer_dtype_is_refused():
 
 
 def test_cast_that_would_round_is_refused_in_float64():
-    """``.float()`` changes nothing in float32 and is taken there, and would round where float64 is asked for."""
+    """``.float()`` is accepted in float32, where it changes nothing, and refused in float64."""
     model, x = with_part(lambda net, x: F.relu(x.float()))
     network = abm.trace(model, x.float())
     assert (

@@ -1,4 +1,4 @@
-"""Runs over many images: what is finished is kept, only the rest is computed, and the totals do not tell the difference."""
+"""Runs over many images: the finished part is kept, and the totals do not depend on it."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def computed(monkeypatch):
 
 
 def test_any_order_and_any_parts_give_the_same_total(six):
-    """Images one by one, in parts, backwards: the same to the bit, the place of the worst unit too."""
+    """One by one, in parts, backwards: the same to the bit, the worst unit's place too."""
     network, x, whole = six
     alone = [abm.verify(network, image) for image in x]
     for seed in range(3):
@@ -84,7 +84,7 @@ def test_finished_images_are_not_computed_again(six, tmp_path, computed):
 
 
 def test_killed_run_goes_on_where_it_was(six, tmp_path, computed):
-    """SIGKILL in the midst loses the image in work alone; the total is that of a run that was never stopped."""
+    """SIGKILL loses only the current image; the total is that of an unbroken run."""
     network, x, whole = six
     keep = tmp_path / "kept.jsonl"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
@@ -206,7 +206,7 @@ def test_progress_counts_what_is_kept(six, tmp_path):
 
 
 def test_sums_in_float64_are_nearer():
-    """Of the same float32 hyperplanes: what float64 makes of the sums alone, measured on a float32 network."""
+    """float64 sums of float32 hyperplanes, measured on a float32 network."""
     model, x = make(CHAIN, 4)
     model = model.float()
     x = x.float()

@@ -1,4 +1,4 @@
-"""The site: it builds without a warning, every link in it leads somewhere, every page is reached, every public name is shown."""
+"""The site: no warning, no dead link, no lost page, and every public name is shown."""
 
 import re
 import subprocess
@@ -66,7 +66,8 @@ def test_missing_files_and_links_are_found(tmp_path):
     """The checks above see what is wrong; code is no link."""
     page = tmp_path / "page.md"
     page.write_text(
-        "`tests/test_nothing.py` and docs/conf.py, [a](b.md), [c](page.md#d), [e](https://f), `x[0](y)`"
+        "`tests/test_nothing.py` and docs/conf.py, [a](b.md), [c](page.md#d), "
+        "[e](https://f), `x[0](y)`"
     )
     assert missing_files(page) == ["tests/test_nothing.py"]
     assert broken_links(page) == ["b.md"]
@@ -189,7 +190,7 @@ def build(folder):
 
 
 def test_site_builds_and_is_whole(tmp_path):
-    """One build: links, pages, names of the reference, commands, and nothing that is loaded from elsewhere."""
+    """One build: links, pages, names of the reference, commands; nothing loads from elsewhere."""
     pytest.importorskip("sphinx", reason="the site needs the extra docs")
     folder = build(tmp_path)
     site = read_site(folder)

@@ -1,4 +1,4 @@
-"""Spectra: known waves, Parseval's theorem, white noise, and a discrete Fourier transform written out."""
+"""Spectra: known waves, Parseval's theorem, white noise, a plain Fourier transform."""
 
 import inspect
 import math
@@ -109,7 +109,7 @@ def test_frequency_itself_is_not_above():
 
 @pytest.mark.parametrize("size", [(16, 16), (15, 21)], ids=str)
 def test_shares_are_those_of_the_variance(size):
-    """Parseval: the share of a part that has its own frequencies is its share of the variance over the pixels."""
+    """Parseval: a part with its own frequencies has its share of the pixels' variance."""
     low = 2 * wave(*size, 1, 2) + wave(*size, 2, 0)
     high = 0.7 * wave(*size, 6, 5) + 0.2 * wave(*size, 0, 7)
     image = low + high + 1.5

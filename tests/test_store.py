@@ -1,4 +1,4 @@
-"""Stores on disk: labelled, whole after any interruption, byte by byte the same, and never another's data."""
+"""Stores on disk: labelled, whole after interruptions, equal byte for byte, never mixed."""
 
 import errno
 import json
@@ -146,7 +146,7 @@ def test_chunks_are_read_one_after_the_other(chain, save):
 
 
 def test_xarray_reads_labelled_dimensions(chain, save):
-    """Without a warning, lazily, with the units' places, the patches' corners and the names of the biases."""
+    """Opened lazily without a warning, with the units' places, corners and bias names."""
     with warnings.catch_warnings(action="error"):
         data = xarray.open_zarr(save().path, chunks=None)
         assert data["image"].dims == (
@@ -233,7 +233,7 @@ def test_progress_is_reported(save):
 
 
 def kill_at(count, folder):
-    """Run the program and kill it as soon as there are so many files; the records that there are then, and their times."""
+    """Kill the program once it has so many files; return the records and their times."""
     program = subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder)])
     while program.poll() is None and sum(path.is_file() for path in folder.rglob("*")) < count:
         time.sleep(0.0005)
@@ -243,7 +243,7 @@ def kill_at(count, folder):
 
 
 def test_a_killed_run_continues_where_it_stopped(save, tmp_path):
-    """Killed among the metadata, then twice among the blocks: what is finished stays, and the files are those of one run."""
+    """Killed among metadata and blocks: the finished part stays, and the end is one run's."""
     unbroken = save(tmp_path / "unbroken", mode="RM4", method="adjoint")
     folder = tmp_path / "planes"
     last = len(unbroken.records) - 1
@@ -333,7 +333,10 @@ def test_a_full_disk_is_one_sentence_and_finished_blocks_stay(save, tmp_path, mo
     monkeypatch.setattr(
         shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(0, 0, 3 * 2**20)
     )
-    message = r"The disk must have room for .*planes, at most 0\.\d MiB more. Got 3.0 MiB free: make room and run the same again"
+    message = (
+        r"The disk must have room for .*planes, at most 0\.\d MiB more. Got 3.0 MiB "
+        r"free: make room and run the same again"
+    )
     with pytest.raises(OSError, match=message):
         save()
     monkeypatch.undo()
@@ -400,7 +403,10 @@ def test_a_folder_of_other_files_is_refused(save, tmp_path):
     (tmp_path / "planes" / "thesis.tex").write_text("a year's work")
     with pytest.raises(
         ValueError,
-        match=r"must be a new folder or a store of these hyperplanes. Got .*, which holds other files",
+        match=(
+            r"must be a new folder or a store of these hyperplanes. "
+            r"Got .*, which holds other files"
+        ),
     ):
         save()
     assert list(files(tmp_path / "planes")) == ["thesis.tex"]
@@ -413,7 +419,10 @@ def test_more_memory_continues_and_less_is_refused(save, tmp_path):
     truncate(chunks(stored.path)[3])
     with pytest.raises(
         ValueError,
-        match=r"memory must be at least the 20,000 bytes that .* was begun with. Got 19,000: raise memory",
+        match=(
+            r"memory must be at least the 20,000 bytes that .* was begun with. "
+            r"Got 19,000: raise memory"
+        ),
     ):
         save(memory=19_000)
     save(memory=10**6)
@@ -425,7 +434,10 @@ def test_open_of_an_incomplete_store_says_how_to_continue(save):
     stored = save()
     stored.records[-1].unlink()
     blocks = len(stored.records) - 1
-    message = rf"must be complete. Got {blocks - 1} of {blocks} blocks in .*: run the same save or map again, which continues it"
+    message = (
+        rf"must be complete. Got {blocks - 1} of {blocks} blocks in .*: run the same "
+        r"save or map again, which continues it"
+    )
     with pytest.raises(ValueError, match=message):
         abm.open(stored.path)
     save()

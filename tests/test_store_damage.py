@@ -1,4 +1,4 @@
-"""Damaged stores: no number is wrong without a word, the file is named, and the same save repairs it."""
+"""Damaged stores: never a wrong number; the file is named, and saving again repairs it."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def read(path):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_damaged_file_is_named_and_repaired(whole, copied, save, seed):
-    """Whatever happens to one file: its path or the right numbers, and the same bytes after the same save."""
+    """After any damage to one file: its path or right numbers, and a repair byte for byte."""
     path = harm(copied, seed)
     refusal = found = None
     try:
@@ -137,7 +137,7 @@ def test_shortened_chunk_is_refused_at_open(copied):
 
 @pytest.mark.parametrize("name", ["image", "value", "x"])
 def test_flipped_bit_is_found_by_any_reader(copied, name):
-    """By ours, which names the file, and by any other one of Zarr, from the checksum of the chunk."""
+    """Our reader names the file; any reader of Zarr finds the chunk's checksum wrong."""
     chunk = [path for path in sorted((copied / name / "c").rglob("*")) if path.is_file()][-1]
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 1

@@ -1,4 +1,4 @@
-"""Hyperplanes in blocks: each is what the whole has there, in the compact form, within the memory that is given."""
+"""Blocks of hyperplanes: equal to the whole, in the compact form, within the memory."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Modules of every structure: several outputs, unused parts, sizes, memory layouts, precisions; and what capture refuses."""
+"""Modules of every structure: outputs, unused parts, sizes, layouts, precisions, refusals."""
 
 import inspect
 import re
@@ -195,7 +195,7 @@ def test_output_that_is_none_is_refused_with_those_that_are(why):
 
 
 def test_unused_parts_are_no_layers_and_no_biases():
-    """Parameters and modules that the output does not depend on, also those that are called, are not in the network."""
+    """Parameters and modules that the output does not depend on are not in the network."""
 
     def forward(net, x):
         net.wasted(x)
@@ -210,7 +210,7 @@ def test_unused_parts_are_no_layers_and_no_biases():
 
 
 def test_softmax_tail_is_cut_with_until():
-    """A classifier that ends in softmax is refused with the name of its module, and works up to the scores."""
+    """A softmax at the end is refused by its module's name; up to the scores all works."""
     model = (
         nn.Sequential(nn.Flatten(), nn.Linear(50, 4), nn.ReLU(), nn.Linear(4, 3), nn.Softmax(1))
         .double()
@@ -247,7 +247,7 @@ def test_module_is_traced_once_for_each_image_size(size):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_example_of_any_batch_size_gives_the_same_network(count):
-    """Also where the batch has as many images as there are channels; five images of another batch are computed with each."""
+    """Also with as many images as channels; a batch of another size has its own results."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = conv(pooled, fc=nn.Linear(3, 4))
@@ -311,7 +311,7 @@ def test_layout_of_the_example_changes_nothing(layout):
 
 
 def test_channels_last_model_gives_the_same_hyperplanes(traced_case):
-    """A model whose kernels are channels-last, with channels-last images, and its dense and reconstruction tests."""
+    """Channels-last kernels and images pass the dense and the reconstruction test."""
     name = "residual-with-zero-padded-channels"
     model, x = make(name)
     model = model.to(memory_format=torch.channels_last)
@@ -327,7 +327,7 @@ def test_channels_last_model_gives_the_same_hyperplanes(traced_case):
 
 
 def test_model_may_write_into_its_input():
-    """An in-place operation on the image itself: the network is right, and the user's images are left as they are."""
+    """An in-place operation on the image: the network is right, the user's images stay."""
     model = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(2, 3, 3)).double().eval()
     x = images()
     network = abm.trace(model, x)
@@ -348,7 +348,7 @@ def test_model_in_float64_is_computed_in_float64(view_network):
 
 
 def test_model_in_float32_is_computed_in_either():
-    """In its own dtype, and in float64 on request: then the value is the module's with its parameters cast."""
+    """float32, and float64 on request: then the value is the module's, parameters cast."""
     model = conv(viewed, fc=nn.Linear(27, 4)).float()
     network = abm.trace(model, images().float())
     x = images().float()
@@ -359,7 +359,7 @@ def test_model_in_float32_is_computed_in_either():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["residual-with-zero-padded-channels", "no-bias"])
 def test_model_on_cuda_is_computed_there(name):
-    """Network, hyperplanes, verification and audit on the model's device; an image elsewhere is refused."""
+    """Everything on the model's device; an image on another device is refused."""
     model, x = make(name)
     network = abm.trace(model.cuda(), x.cuda())
     planes = abm.hyperplanes(network, x.cuda(), "output", "RM0")
@@ -453,7 +453,7 @@ BATCHES = {
 
 @pytest.mark.parametrize("why", BATCHES)
 def test_fixed_batch_is_refused_with_what_to_write(why, capfd):
-    """A batch size that the code fixes: the message says how it is written, and nothing else is printed."""
+    """The message says how to write a fixed batch size, and nothing else is printed."""
     function, example = BATCHES[why]
     with pytest.raises(
         ValueError,
@@ -474,7 +474,7 @@ NUMBERS = {
 
 @pytest.mark.parametrize("why", NUMBERS)
 def test_numbers_read_from_the_data_are_refused(why):
-    """A factor or a shape that the image decides is no piecewise-affine operation: it is refused by name."""
+    """A factor or shape that depends on the image is refused by the operation's name."""
     function, op = NUMBERS[why]
     with pytest.raises(
         abm.UnsupportedOperation, match=rf"\b{op} \([^)]*number in it is [^)]*read from the data\)"
@@ -511,7 +511,7 @@ def test_models_of_another_kind_are_refused(why):
 
 
 def test_other_kinds_are_refused_without_type_checks_too():
-    """The tests' own checks would answer first: without them a function and a tuple of inputs are refused in a sentence."""
+    """Without the tests' type checks: a function and a tuple are refused in a sentence."""
     with pytest.raises(
         TypeError,
         match=r"must be a torch\.nn\.Module\. Got builtin_function_or_method: wrap it in one",
@@ -524,7 +524,7 @@ def test_other_kinds_are_refused_without_type_checks_too():
 
 
 def state(model):
-    """What a failure might leave behind in a module: hooks, modes, attributes, values, where gradients go."""
+    """What a failure might leave in a module: hooks, modes, attributes, values, gradients."""
     return [
         (
             *(name, module.training, sorted(module.__dict__)),

@@ -1,4 +1,4 @@
-"""The study's verification: what was published, the intervals, runs that go on, the page and its figures."""
+"""The study's verification: published figures, intervals, resuming, the page."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def network():
 
 @pytest.fixture
 def study(monkeypatch, tmp_path, network):
-    """Run the study over ten images of the sample, of conv1 alone of the convolutions, and tell which images were computed."""
+    """Run the study on ten images and some layers; return which images were computed."""
     monkeypatch.setattr(data, "load", lambda *arguments: data.sample()[:10])
     right = runs.verify_images
     seen = []
@@ -125,7 +125,7 @@ def test_design_effect_is_the_variance_over_that_of_independent_units():
 
 
 def test_interval_holds_the_share_of_all_in_most_of_many_draws():
-    """Units that crowd in images: nineteen of twenty intervals have the true share, within chance."""
+    """Where wrong units crowd in images, nineteen of twenty intervals have the true share."""
     generator = torch.Generator().manual_seed(0)
     crowded = torch.tensor([0.0, 0.0, 0.0, 0.04])
     held = 0
@@ -138,7 +138,7 @@ def test_interval_holds_the_share_of_all_in_most_of_many_draws():
 
 
 def test_study_verifies_every_arithmetic(study, tmp_path, network):
-    """Counts of images, the same figures as the library's own verification, float64 exact, folded as accurate; progress."""
+    """Counts, the library's own figures, exact float64, the folded network, progress."""
     heard = []
     entry, seen = study(report=lambda what, share: heard.append((what, share)))
     assert {(f"{NETWORK}, convolutions, float64", 1.0), (f"{NETWORK}, fc, float32", 0.0)} < set(
@@ -228,7 +228,7 @@ def test_later_run_only_adds(study):
 
 
 def test_results_alone_are_enough_to_go_on(study, tmp_path):
-    """Where the files of finished images are lost, what the results count is not computed again: the same in the end."""
+    """Without the files of finished images, only what the results lack is computed again."""
     whole, _ = study(Counts(3, 1, 4))
     for name in (verification.RESULTS, *(path.name for path in tmp_path.glob("*.jsonl"))):
         (tmp_path / name).unlink()
@@ -268,7 +268,7 @@ def test_study_on_cuda_is_computed_there(tmp_path, monkeypatch):
 
 
 def test_interrupt_keeps_finished_images(study, monkeypatch, tmp_path):
-    """Ctrl-C in the second image: the first is in the results, and the next run computes the others alone."""
+    """Ctrl-C in the second image: the first is kept, the next run computes the others alone."""
     right = runs.verify_images
     second = data.sample()[:10].by_hash().hashes[1]
 
@@ -314,7 +314,10 @@ def test_other_files_are_no_results(tmp_path):
         (tmp_path / verification.RESULTS).write_text(text)
         with pytest.raises(
             ValueError,
-            match=r"must be a file that study verification wrote. Got .*: delete it or name another",
+            match=(
+                r"must be a file that study verification wrote. "
+                r"Got .*: delete it or name another"
+            ),
         ):
             verification.run(tmp_path, [])
 
@@ -331,7 +334,7 @@ def test_orders_of_summation(network):
 
 
 def test_units_that_the_network_alone_takes_outside(network):
-    """Those whose float64 value is far from the float32 one: none of the classes, a few of a convolution's."""
+    """Units whose float64 value is far from float32's: no class, few of a convolution."""
     x = data.sample()[:2].unit_interval()
     assert outside_alone(network, x, ["fc"]) == {"fc": 0}
     assert 0 <= outside_alone(network, x, ["conv1"])["conv1"] < 10
@@ -354,13 +357,13 @@ def test_page_has_tables_and_figures(tmp_path, layers):
     assert "earlier tables" not in text
     assert "| conv1 | >= 99.997 | 99.00000 | **short** | 98.50000 |" in text
     assert (
-        "| caption of Fig. 2.5 |  |  | 2 | 0 | 1, 2 | 1 of 1 | 1 of 1 | 98.50000 | 2 | 0 | 1, 2 | 4.0 |"
-        in text
-    )
+        "| caption of Fig. 2.5 |  |  | 2 | 0 | 1, 2 "
+        "| 1 of 1 | 1 of 1 | 98.50000 | 2 | 0 | 1, 2 | 4.0 |"
+    ) in text
     assert (
-        "Measured on 1: a processor, 1 threads, torch 2, Python 3; 2: a card beside a processor, 1 threads"
-        in text
-    )
+        "Measured on 1: a processor, 1 threads, torch 2, Python 3; "
+        "2: a card beside a processor, 1 threads"
+    ) in text
     assert "| **short** |" in text
     assert (tmp_path / "results" / verification.RESULTS).read_text() == file.read_text()
     pictures = [path for path in written if path.suffix == ".png"]

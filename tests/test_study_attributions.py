@@ -1,4 +1,4 @@
-"""The comparison with attributions: sums against a slow twin, resume, and the section from files alone."""
+"""The comparison with attributions: sums against a slow twin, resuming, the section."""
 
 from functools import cache
 
@@ -43,7 +43,7 @@ def found(folder, name):
 
 @pytest.mark.parametrize("name", [BIASED, PLAIN])
 def test_sums_are_those_of_a_slow_twin(run, name):
-    """One backward pass for an image of the trained network; integrated gradients as a sum over the path's points."""
+    """One backward pass for one image; integrated gradients as a sum over the path's points."""
     setup, _ = run
     hashed, kept = next(iter(found(setup.folder, name)["images"].items()))
     sample = data.sample()
@@ -115,7 +115,7 @@ def test_finished_images_are_not_computed_again(run, monkeypatch):
 
 
 def test_section_needs_the_files_alone(run, monkeypatch):
-    """Claims, tables and pictures without network or data; the network without biases has no picture of them."""
+    """The section needs no network and no data; without biases there is no picture of them."""
     setup, _ = run
     monkeypatch.setattr(models, "load", lambda name: pytest.fail("loaded"))
     monkeypatch.setattr(data, "sample", lambda: pytest.fail("loaded"))

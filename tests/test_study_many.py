@@ -123,7 +123,7 @@ def test_angles_are_those_between_the_hyperplanes(setup):
 
 
 def test_stopped_run_goes_on(tmp_path, monkeypatch):
-    """Ctrl-C in the third image; then the third alone; more images only add; another seed is another job."""
+    """Ctrl-C in the third image; then it alone; more images add; a new seed is a new job."""
     right = {"missing": None}
     seen = []
 

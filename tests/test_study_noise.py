@@ -1,4 +1,4 @@
-"""Experiment 1: hyperplanes with and without adversarial noise, the gates that flip, the published tables."""
+"""Experiment 1: hyperplanes with and without noise, flipped gates, published tables."""
 
 import copy
 from pathlib import Path
@@ -56,7 +56,7 @@ def case(request, setup):
 
 
 def gradients(module, x, of, layer=None):
-    """Hyperplanes by autograd: of all outputs, or of a layer's channels, by the input and by the convolutions' biases."""
+    """Hyperplanes by autograd: outputs or a layer's channels, by input and convolution biases."""
     x = x.clone().requires_grad_()
     kept = []
     biases = [p for n, p in module.named_parameters() if n.endswith("bias")]
@@ -211,7 +211,7 @@ class Residual(torch.nn.Module):
 
 
 def test_gates_that_precision_flips_are_near_their_kink():
-    """Units that are zero but for rounding, which float64 sets otherwise; gates are named after the convolution before them."""
+    """Units zero but for rounding, which float64 sets; gates bear their convolution's name."""
     torch.manual_seed(0)
     model = Residual().eval()
     x = torch.full((1, 3, 32, 32), 0.3)

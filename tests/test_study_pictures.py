@@ -1,4 +1,4 @@
-"""The pictures of the study: images, numbers against slow twins, resume, and the section from files alone."""
+"""The pictures of the study: numbers against slow twins, resuming, the section."""
 
 import json
 import statistics
@@ -22,7 +22,7 @@ PLAIN = "vgg7-nobias-cifar10"
 
 @pytest.fixture(scope="module")
 def fast():
-    """Boundaries and sparsity of small parts, instead of minutes: no kinks, the first layer beside made-up counts, few panels."""
+    """Small parts in place of minutes: no kinks, one layer beside made-up counts, few panels."""
     patch = pytest.MonkeyPatch()
     counted = []
 
@@ -193,7 +193,7 @@ def test_finished_work_is_not_done_again(run, fast, monkeypatch):
 
 
 def test_section_needs_the_files_alone(run, monkeypatch):
-    """Claims, tables and pictures without network or data; the network without biases has no picture of them."""
+    """The section needs no network and no data; without biases there is no picture of them."""
     setup, _ = run
     for module, name in ((models, "load"), (data, "sample"), (data, "load")):
         monkeypatch.setattr(module, name, lambda *arguments: pytest.fail("loaded"))
@@ -220,7 +220,7 @@ def test_section_needs_the_files_alone(run, monkeypatch):
 
 
 def test_claims_that_numbers_do_not_bear_out_do_not_hold(run):
-    """Numbers turned round: alike hyperplanes, lower frequencies, whole fields, a boundary inside the region."""
+    """Reversed claims: alike hyperplanes, low frequencies, whole fields, a near boundary."""
     found = kept(run, BIASED)
     found["same class"]["image"] = {"angle": 5.0, "change": 0.1}
     found["many"]["high"] = {"images": [0.5] * 3, "hyperplanes": [0.1, 0.1, 0.9]}

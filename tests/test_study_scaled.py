@@ -1,4 +1,4 @@
-"""Experiment 3: patterns, hyperplanes and ratios against plain twins, what cannot be made, the page from the files alone."""
+"""Experiment 3: patterns, hyperplanes and ratios against plain twins; the page."""
 
 import json
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Spread of points: measures and ratios against plain loops, the bootstrap's interval, projections."""
+"""Spread of points: measures and ratios against plain loops, bootstrap, projections."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def points(count, seed, size=4):
 
 
 def plain(chosen, measure):
-    """Slow twin: over pairs of different points, in the order in which they were drawn; ``chosen`` holds places and points."""
+    """Slow twin over pairs in the order drawn; ``chosen`` holds places and points."""
     places, found = chosen
     terms = [
         np.linalg.norm(found[i] - found[j])
@@ -59,13 +59,13 @@ def test_ratio_and_interval_are_those_of_plain_loops(measure):
 
 
 def test_doubles_in_a_draw_do_not_shrink_it():
-    """All points are as far from each other, so that every draw must give the same; draws of one point alone are left out."""
+    """All points are equally far apart, so every draw gives the same; lone points are left out."""
     assert spread_ratio(3 * torch.eye(2), torch.eye(2), "distances").low == pytest.approx(3)
     assert spread_ratio(3 * torch.eye(5), torch.eye(5)[:3], "variances").high == pytest.approx(9)
 
 
 def test_most_intervals_hold_the_true_ratio():
-    """Two groups of one distribution; the other way round, groups of which one is twice as broad are told apart."""
+    """Groups of one distribution look alike; a group twice as broad is seen."""
     pairs = [(points(30, 2 * s), points(30, 2 * s + 1)) for s in range(100)]
     same = [spread_ratio(*pair, "distances", draws=300) for pair in pairs]
     assert 86 <= sum(r.low <= 1 <= r.high for r in same) <= 99
@@ -96,7 +96,7 @@ def test_tsne_keeps_groups_apart_and_repeats_itself():
 
 
 def test_factors_are_found_again():
-    """Two planted factors and noise of another size in each of thirty numbers: scores explain the factors, and repeat."""
+    """Two planted factors and uneven noise: scores explain the factors, and repeat."""
     planted = points(60, 0, 2)
     noise = points(60, 1, 30) * torch.linspace(0.1, 1, 30)
     whole = planted @ points(2, 2, 30) + noise

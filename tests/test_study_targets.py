@@ -1,4 +1,4 @@
-"""Experiment 2: attacks, hyperplanes and ratios against plain twins, resuming, the page from the files alone."""
+"""Experiment 2: attacks, hyperplanes and ratios against plain twins; resuming; the page."""
 
 from dataclasses import dataclass
 
@@ -65,7 +65,7 @@ def plain_hyperplanes(trained, pixels, label):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_attacks_are_ten_steps_down_the_loss_of_each_class(setup, results, name):
-    """Slow twin of the attack at three classes: steps of 0.008 in the input, or 0.04 in the normalised one."""
+    """Slow twin of the attack at three classes: steps of 0.008 before, 0.04 after normalising."""
     found, arrays = results[name]
     trained = setup.trained(name)
     start = setup.one(name).unit_interval()

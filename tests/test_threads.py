@@ -1,4 +1,4 @@
-"""Several threads at once: each has the values of its own call, the model runs on, and the process stays as it was."""
+"""Several threads at once: each has its call's values, and the process stays as it was."""
 
 import io
 import logging
@@ -33,7 +33,7 @@ def often():
 
 
 def classifier():
-    """A small network in float32, which is run in float64 too; with a module of two calls and a functional one."""
+    """A small network in float32, also run in float64; a module of two calls, a functional."""
 
     def forward(net, x):
         y = net.act(net.first(x))
@@ -76,7 +76,7 @@ WORK = [planes_are_exact, verified, audited, traced]
 
 
 def test_threads_beside_one_that_runs_the_model(often):
-    """Of one network, and of the traces that they make meanwhile; the model gives bit by bit what it gave before."""
+    """Threads share a network and trace others; the model gives the same bits as before."""
     model = classifier()
     network = abm.trace(model, images(0))
     mine = {seed: model(images(seed)).detach() for seed in range(4)}
@@ -126,7 +126,7 @@ def settings():
 
 
 def test_process_is_as_before_whatever_the_order():
-    """Two computations that end in the order in which they began; what the user sets meanwhile stays."""
+    """Computations that end in the order they began; the user's settings stay."""
     before = settings()
     torch.set_float32_matmul_precision("medium")
     try:
@@ -157,7 +157,7 @@ def refused(net, x):
 
 
 def test_traces_in_threads_leave_the_process_as_it_was(often, monkeypatch):
-    """Successful and refused ones; what another thread writes meanwhile to the error stream arrives, and nothing else."""
+    """Traces that pass or fail leave other threads' error stream whole, and add nothing."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     before = settings()
@@ -239,7 +239,7 @@ STRUCTURES = [own_forward, closure, bound_arguments, hook_of_an_object, list_of_
 
 @pytest.mark.parametrize("change", STRUCTURES, ids=lambda change: change.__name__)
 def test_structures_that_lead_back_to_the_model(change):
-    """The copy's parts refer to the copy, so that a cast reaches them all, and the original sees nothing of it."""
+    """The copy's parts refer to the copy: a cast reaches them all, none of the original."""
     model = classifier()
     change(model)
     copied = structural_copy(model, lambda t: t.double())

@@ -1,4 +1,4 @@
-"""Units that stand exactly at a kink: no bias and an empty image, where PyTorch's derivative decides."""
+"""Units exactly at a kink: no bias and an empty image, where PyTorch's derivative decides."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def network_without_bias(function):
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, "abs"])
 def test_derivative_at_an_exact_kink_is_that_of_pytorch(name):
-    """H equals autograd's Jacobian where the activation is exactly zero, and the sum is the value."""
+    """H equals autograd's Jacobian where the activation is exactly zero."""
     model = network_without_bias(FUNCTIONS.get(name, Abs()))
     x = with_empty_block()
     assert int((model[0](x) == 0).sum()) >= 48
@@ -55,7 +55,7 @@ def test_derivative_at_an_exact_kink_is_that_of_pytorch(name):
 
 
 def test_fault_at_the_kink_is_found(monkeypatch):
-    """A ReLU whose slope at zero is 1 passes every sum; the dense test sees it at an empty block."""
+    """A ReLU of slope 1 at zero passes every sum; the dense test finds it."""
     from adjointbackmap.rules.piecewise import ReLU
 
     monkeypatch.setattr(ReLU, "slope", lambda self, c, scale: (c >= 0).to(c.dtype))

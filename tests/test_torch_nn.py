@@ -1,4 +1,4 @@
-"""The tables of ``torch.nn`` and ``torch.nn.functional`` in docs/operations.md: complete, and right about every name."""
+"""The tables of ``torch.nn`` and its ``functional`` in docs/operations.md: complete, right."""
 
 import inspect
 import re
@@ -273,7 +273,10 @@ FUNCTIONS: dict[tuple[int, ...], dict[str, Part]] = {
 REFUSED_MODULES: dict[str, Callable[[], nn.Module]] = {
     **{
         name: getattr(nn, name)
-        for name in "CELU ELU GELU Hardswish LogSigmoid Mish SELU SiLU Sigmoid Softplus Softsign Tanh Tanhshrink".split()
+        for name in (
+            "CELU ELU GELU Hardswish LogSigmoid Mish SELU SiLU Sigmoid "
+            "Softplus Softsign Tanh Tanhshrink"
+        ).split()
     },
     "CosineSimilarity": lambda: on(nn.CosineSimilarity(), lambda part, x: part(x, relu(x))),
     "FractionalMaxPool2d": lambda: nn.FractionalMaxPool2d(2, 3),
@@ -295,7 +298,10 @@ REFUSED_MODULES: dict[str, Callable[[], nn.Module]] = {
 REFUSED_FUNCTIONS: dict[str, Part] = {
     **{
         name: getattr(F, name)
-        for name in "celu elu gelu hardswish logsigmoid mish selu silu sigmoid softplus softsign tanh tanhshrink".split()
+        for name in (
+            "celu elu gelu hardswish logsigmoid mish selu silu sigmoid "
+            "softplus softsign tanh tanhshrink"
+        ).split()
     },
     "celu_": lambda x: F.celu_(x.clone()),
     "elu_": lambda x: F.elu_(x.clone()),
@@ -354,7 +360,7 @@ GROUPS += [(shape, as_modules(functions)) for shape, functions in FUNCTIONS.item
 @pytest.mark.filterwarnings("ignore")  # what is deprecated, lazy, or fills up with zeros says so
 @pytest.mark.parametrize("group", range(len(GROUPS)))
 def test_what_the_tables_accept_is_exact(group):
-    """Every unit of every module and function is reconstructed, and the audit holds each against the module."""
+    """Every unit of every module and function is exact, and the audit passes."""
     shape, parts = GROUPS[group]
     model, x = every(shape, parts)
     network = abm.trace(model, x)
@@ -385,15 +391,15 @@ def is_module(name: str) -> bool:
 
 HELPERS = set(
     """
-    Callable DType Optional ScalingType SwizzleType Tensor assert_int_or_pair boolean_dispatch handle_torch_function
-    has_torch_function has_torch_function_unary has_torch_function_variadic
+    Callable DType Optional ScalingType SwizzleType Tensor assert_int_or_pair boolean_dispatch
+    handle_torch_function has_torch_function has_torch_function_unary has_torch_function_variadic
     """.split()
 )
 """Names in ``torch.nn.functional`` that are no functions of tensors."""
 
 
 def test_tables_name_everything():
-    """Every module and every function of the installed PyTorch is in its table, with a known reason."""
+    """Every module and function of the installed PyTorch is in its table, with a reason."""
     modules = {name for name in dir(nn) if is_module(name)}
     functions = {n for n in dir(F) if not n.startswith("_") and callable(getattr(F, n))} - HELPERS
     assert modules - IN_MODULES.keys() == set()

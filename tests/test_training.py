@@ -44,7 +44,7 @@ def task(network="vgg7", **changes):
 
 @pytest.fixture(autouse=True)
 def little_data(monkeypatch):
-    """Images of the sample in place of CIFAR-10, one setting in place of the fastest, and no picture."""
+    """Images of the sample for CIFAR-10, one setting for the fastest, and no picture."""
     images = data.sample().draw(200, seed=0)
     monkeypatch.setattr(data, "load", lambda dataset, split, root=None: images[SPLITS[split]])
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Verification: every unit of every layer, the shares, the counts, and messages that tell the figures."""
+"""Verification: every unit of every layer, shares, counts, and messages with figures."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_every_unit_of_every_layer_is_reproduced(traced, own_bias):
 
 
 def test_every_kernel_is_among_the_layers(traced):
-    """Of two layers that give the same value one is verified, and every convolution and linear call is."""
+    """Of two layers with equal values one is verified; every convolution and linear call is."""
     checks = abm.verify(traced.network, traced.x[:1])
     assert {layer.name for layer in traced.network.layers.values() if layer.kernel} <= set(checks)
 
@@ -90,7 +90,7 @@ def test_images_add_up(traced_case):
 
 
 def test_float64_is_more_exact_than_float32():
-    """A float32 network verified in float64 has errors of float64's rounding; the model stays float32."""
+    """A float32 network in float64 has errors of float64's size; the model stays float32."""
     model, x = make("plain-conv-chain")
     model = model.float()
     x = x.float()
@@ -103,7 +103,7 @@ def test_float64_is_more_exact_than_float32():
 
 
 def test_altered_model_is_found(monkeypatch):
-    """What the model computes differently from the trace shows in the share, the largest error, and the worst unit."""
+    """A wrong model shows in the share, the largest error, and the worst unit."""
     model, x = make("plain-conv-chain")
     network = abm.trace(model, x)
     convolve = torch.nn.functional.conv2d
@@ -158,7 +158,7 @@ def counted(value, reconstructed, magnitude=None):
 
 
 def test_signed_share_forgives_negative_errors_and_the_absolute_does_not():
-    """Relative errors of -50 %, -2 %, 0.5 %, 2 %: the signed share counts three, the absolute one."""
+    """Errors of -50 %, -2 %, 0.5 %, 2 %: the signed share counts three, the absolute one."""
     check = counted([1.0, 1.0, 1.0, 1.0], [0.5, 0.98, 1.005, 1.02])
     assert (check.within_signed, check.within, check.units) == (3, 1, 4)
     assert check.share == 0.25
@@ -171,7 +171,7 @@ def test_sign_is_that_of_the_relative_error():
 
 
 def test_worst_unit_is_found_with_its_image():
-    """The place of the largest absolute relative error, in the layer's own shape, over all images added."""
+    """The place of the largest absolute relative error, over all images added."""
     check = LayerCheck("planted")
     value = torch.ones(2, 3, 2, 2)
     first = value.clone()
@@ -205,7 +205,7 @@ def test_histogram_counts_between_powers_of_ten():
 
 
 def test_signed_histogram_is_mirrored_at_zero():
-    """Errors of -5 %, 5 %, 2 %, -1e-17 and -1e3: one below, two above, one in the middle, one in the first bin."""
+    """Errors of -5 %, 5 %, 2 %, -1e-17, -1e3: one below, two above, one middle, one first."""
     check = counted([1.0, 1.0, 1.0, 1e17, 1.0], [0.95, 1.05, 1.02, 1e17 - 1.0, -1e3])
     middle = len(HISTOGRAM_EDGES)
     step = HISTOGRAM_EDGES.index(1e-2) + 1
@@ -221,7 +221,7 @@ def test_signed_histogram_is_mirrored_at_zero():
 
 
 def test_units_outside_one_percent_are_explained_by_rounding_or_not():
-    """Four units are off by more than 1 %: two are the rounding of terms that cancel, two are wrong."""
+    """Four units are off by over 1 %: two by the rounding of a cancellation, two are wrong."""
     epsilon = torch.finfo(torch.float32).eps
     value = [1e-6, 1e-6, 0.5, 1e-6, 1.0]
     off = [1e-6 + epsilon, 1e-6 - 15 * epsilon, 0.6, 2e-5, 1.0]
@@ -285,9 +285,9 @@ def test_both_zero_is_no_error():
 
 @pytest.fixture
 def altered_chain(monkeypatch):
-    """A network whose second convolution gives twice what it did when it was traced, and its images.
+    """A network whose second convolution gives twice what it gave at the trace, and images.
 
-    Not the model is another but torch: a change of the model is refused before anything is computed.
+    torch's function is replaced, as a change of the model would be refused at once.
     """
     model, x = make("plain-conv-chain")
     network = abm.trace(model, x)
@@ -306,7 +306,8 @@ def test_failing_reconstruction_names_the_unit_and_the_figures(altered_chain):
     network, x = altered_chain
     planes = abm.hyperplanes(network, x, "2", "RM2")
     expected = (
-        r"The reconstruction of unit \[\d, \d, \d, \d\] of 2 \(RM2\), value [-\d.e+]+, must have an error of at most 1e-12\. "
+        r"The reconstruction of unit \[\d, \d, \d, \d\] of 2 \(RM2\), value [-\d.e+]+, "
+        r"must have an error of at most 1e-12\. "
         r"Got error [\d.e-]+, relative 0\.5, share 0\."
     )
     with pytest.raises(RuntimeError, match=expected):

@@ -1,4 +1,4 @@
-"""Several workers: the same results as one process gives, to the bit, also when a worker is lost in the midst."""
+"""Several workers: one process's results to the bit, even if a worker is lost."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def scheduler():
 
 
 def test_lost_worker_changes_nothing(six, tmp_path, monkeypatch):
-    """One of two processes is killed with an image in work: the other computes it, and the total is the same to the bit."""
+    """One of two processes is killed with an image: the other computes it; the total is equal."""
     network, x, whole = six
     marker = tmp_path / "killed"
     keep = tmp_path / "kept.jsonl"
@@ -156,7 +156,7 @@ def test_each_worker_has_a_card_of_its_own(monkeypatch):
 
 
 def test_unfolded_and_folded_networks_are_traced_again_alike():
-    """What a worker makes of a network gives the same checks: until, output and folding go along."""
+    """A worker's network gives the same checks: until, output and folding are kept."""
     model, x = make("residual-with-zero-padded-channels")
     folded = abm.fold(model, x).model
     for network in (abm.trace(model, x, until="bn2"), abm.trace(folded, x)):

@@ -1,7 +1,7 @@
-"""Torchattacks and Foolbox: their basic iterative method gives our images bit for bit, and their results are taken as they are.
+"""Torchattacks and Foolbox: the same images bit for bit, and their results are accepted.
 
-Both live in an environment of their own (docs/attacking.md); without them their tests are skipped. Pixels, steps and radii are
-multiples of 1/256, so that no order of additions rounds.
+Both live in an environment of their own (docs/attacking.md); without them their tests are skipped.
+Pixels, steps and radii are multiples of 1/256, so that no order of additions rounds.
 """
 
 import pytest
@@ -20,7 +20,7 @@ NETWORKS = ("vgg7-cifar10", "vgg7-nobias-cifar10")
 
 @pytest.fixture(params=NETWORKS)
 def subject(request):
-    """A shipped network on pixels, and eight images of the sample on the grid with the classes that it says."""
+    """A shipped network on pixels, and eight images of the sample with their predicted classes."""
     model = torch.nn.Sequential(
         models.preprocessing(request.param), models.load(request.param)
     ).eval()
@@ -75,7 +75,7 @@ def test_file_of_torchattacks_is_read(subject, torchattacks, tmp_path):
 
 @pytest.mark.parametrize("several", [False, True], ids=["epsilon", "list-of-one-epsilon"])
 def test_foolbox_gives_the_same_images(subject, foolbox, several):
-    """``LinfBasicIterativeAttack``, whose call returns raw and clipped images and whether they are adversarial."""
+    """``LinfBasicIterativeAttack``; its call returns raw and clipped images and the successes."""
     model, pixels, labels = subject
     attack = foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=STEP, steps=ITERATIONS)
     epsilons = [RADIUS] if several else RADIUS

@@ -1,8 +1,9 @@
-"""Peers as oracles: Captum, FullGrad and auto_LiRPA on the catalogue, and where they differ, the truth.
+"""Peers as oracles: Captum, FullGrad and auto_LiRPA on the catalogue.
 
-FullGrad is written out below. Captum and auto_LiRPA live in an environment of their own (docs/peers.md); without them their
-tests are skipped. A list of known differences names layers: there torch.func.jacrev of the untouched module says that ours
-is right, and the test fails, too, when the peer is mended. Each difference is explained in docs/peers.md.
+FullGrad is written out below. Captum and auto_LiRPA live in an environment of their own
+(docs/peers.md); without them their tests are skipped. A list of known differences names layers.
+There torch.func.jacrev of the untouched module shows that ours is right, and the test also fails
+when the peer is mended. Each difference is explained in docs/peers.md.
 """
 
 import copy
@@ -72,7 +73,9 @@ FULLGRAD_DIFFERS = {
     "functional-batch-norms": "only modules have biases",
     "saturated-on-both-sides": "a saturated piece has an intercept",
     "recurrent-over-rows": "only Conv2d, Linear and BatchNorm2d have biases",
-    "registered-in-another-order": "biases in the order of registration, gradients in that of execution",
+    "registered-in-another-order": (
+        "biases in the order of registration, gradients in that of execution"
+    ),
 }
 FULLGRAD_CANNOT = {
     "conv-with-bias-before-batch-norm",
@@ -161,7 +164,7 @@ def same(ours, theirs):
 
 
 def affine(image, bias, x):
-    """Image part and lumped bias part of every unit, ``(N, units, pixels + 1)``, of parts ``(N, *units, ...)``."""
+    """Image part and summed bias part of every unit, ``(N, units, pixels + 1)``."""
     n = len(x)
     pixels = x[0].numel()
     return torch.cat([image.reshape(n, -1, pixels), bias.reshape(n, -1, 1)], 2).detach()
@@ -268,7 +271,7 @@ TARGETS = {
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_targets_mean_what_captums_mean(captum, traced_case, target):
-    """Saliency and InputXGradient; only ours has the biases, without which the sum is not the class's score."""
+    """Saliency and InputXGradient; without our biases the sum is not the class's score."""
     model = traced_case("average-pool-with-ceil").model
     x = traced_case("average-pool-with-ceil").x
     given = {"target": TARGETS[target]}
@@ -312,13 +315,15 @@ def test_captum_runs_a_model_in_train_mode(captum):
 
 
 def full_gradient(model, x, unit):
-    """FullGrad's decomposition of one unit of the output: input gradient, and bias x gradient ``(N, C)`` by module.
+    """FullGrad of one output unit: input gradient, and bias x gradient ``(N, C)`` per module.
 
-    After the reference implementation, github.com/idiap/fullgrad-saliency at 7c106b3, saliency/tensor_extractor.py and
-    fullgrad.py: the modules in the order of registration, batch norm's implicit bias beta - mean gamma / sqrt(var + eps), one
-    gradient at the output for each module that has a bias in the order of the backward pass, the i-th bias paired with the
-    i-th gradient from its end. There the products stay maps, here they are summed over positions. It registers backward
-    hooks on modules, which torch has since deprecated; hooks on their outputs see the same gradients.
+    After the reference implementation, github.com/idiap/fullgrad-saliency at 7c106b3,
+    saliency/tensor_extractor.py and fullgrad.py. It lists the modules in the order of registration,
+    with batch norm's implicit bias beta - mean gamma / sqrt(var + eps). It takes one gradient at
+    the output of each module that has a bias, in the order of the backward pass, and pairs the i-th
+    bias with the i-th gradient from the end. There the products stay maps, here they are summed
+    over positions. It registers backward hooks on modules, which torch has since deprecated; hooks
+    on their outputs see the same gradients.
     """
     modules = {
         n: m
@@ -355,7 +360,7 @@ def implicit_bias(module):
 
 
 def entry_name(traced, path):
-    """Name of a module's constant in the bias vector; a parameter of several modules is one entry."""
+    """Name of a module's constant in b; a parameter of several modules is one entry."""
     module = traced.model.get_submodule(path)
     if isinstance(module, nn.BatchNorm2d):
         return path
@@ -383,7 +388,8 @@ def test_image_and_bias_parts_are_fullgrads(traced_any):
         except (IndexError, RuntimeError, TypeError) as error:
             assert traced.name in FULLGRAD_CANNOT
             pytest.skip(
-                f"FullGrad cannot do {traced.name}: {type(error).__name__}: {str(error).splitlines()[0]}"
+                f"FullGrad cannot do {traced.name}: {type(error).__name__}: "
+                f"{str(error).splitlines()[0]}"
             )
         assert same(image[at], slopes)
         assert same((x * image[at]).flatten(1).sum(1) + shares[at].sum(1), values[at])
@@ -397,7 +403,7 @@ def test_image_and_bias_parts_are_fullgrads(traced_any):
 
 
 def assert_same_parts(traced, shares, parts):
-    """Every part of the bias vector is the sum of the parts of the modules that it stands for, and none is left over."""
+    """Every part of b is the sum of the parts of its modules, and none is left over."""
     theirs = defaultdict(float)
     for path, part in parts.items():
         theirs[entry_name(traced, path)] = theirs[entry_name(traced, path)] + part
@@ -411,7 +417,7 @@ def assert_same_parts(traced, shares, parts):
 
 @pytest.fixture(scope="session")
 def lirpa():
-    """The auto_LiRPA library; the release on PyPI is too old for a current NumPy and counts as not installed."""
+    """auto_LiRPA; the release on PyPI does not run on a current NumPy and counts as missing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pytest.importorskip(
@@ -430,7 +436,7 @@ def in_float64():
 
 
 def crown(lirpa, model, x):
-    """The lower and upper affine bounds at eps 0, each ``(N, units, pixels + 1)``; what it raises as text."""
+    """Lower and upper affine bounds at eps 0, ``(N, units, pixels + 1)``; errors as text."""
     ball = lirpa.BoundedTensor(x, lirpa.PerturbationLpNorm(norm=float("inf"), eps=0.0))
     try:
         bounded = lirpa.BoundedModule(copy.deepcopy(model), x, device="cpu", verbose=0)
@@ -446,7 +452,7 @@ def crown(lirpa, model, x):
 
 @pytest.mark.filterwarnings("ignore")
 def test_affine_maps_are_autolirpas(lirpa, traced_any, in_float64):
-    """Of every unit of every layer that is a module's call; what it cannot do is told in the skip."""
+    """Every unit of every layer that is a module's call; the skip names the layers it refuses."""
     traced = traced_any
     x = traced_any.x
     layers = layers_of_modules(traced)
@@ -467,5 +473,6 @@ def test_affine_maps_are_autolirpas(lirpa, traced_any, in_float64):
     assert len(refused) == LIRPA_CANNOT.get(traced.name, 0)
     if refused:
         pytest.skip(
-            f"auto_LiRPA cannot do {len(refused)} of {len(layers)} layers of {traced.name}: {refused[0]}"
+            f"auto_LiRPA cannot do {len(refused)} of {len(layers)} layers of {traced.name}: "
+            f"{refused[0]}"
         )

@@ -1,4 +1,4 @@
-"""The networks of torchvision and timm; each skips where its library is not installed. docs/zoo.md says how to run them."""
+"""The networks of torchvision and timm, each skipped without its library; see docs/zoo.md."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,10 @@ def test_a_refusal_names_every_cause(name, installed):
 
 
 def test_causes_are_read_from_the_message():
-    message = "Every operation must be. Got gelu at stem.1, gelu at 2, mul at se (its factor depends on the image): replace them"
+    message = (
+        "Every operation must be. Got gelu at stem.1, gelu at 2, mul at se (its factor "
+        "depends on the image): replace them"
+    )
     assert zoo.causes_of(message) == {"gelu": ["stem.1", "2"], "mul": ["se"]}
 
 
