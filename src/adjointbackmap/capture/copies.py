@@ -23,6 +23,7 @@ ATOMS = (type(None), bool, int, float, complex, str, bytes)
 LISTS = (list, set, deque)
 DICTIONARIES = (dict, OrderedDict, defaultdict)
 NAMESPACES = (SimpleNamespace, Namespace)
+EMPTY = frozenset(name for name, table in vars(nn.Module()).items() if isinstance(table, dict))
 LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy"}  # their objects and functions are shared
 
 
@@ -82,7 +83,9 @@ class _Copier:
         kind = type(value)
         new = self.keep(value, kind() if kind in NAMESPACES else object.__new__(kind))
         for name, part in attributes_of(value).items():
-            object.__setattr__(new, name, self.copied(part))
+            # Most of a module's attributes are empty tables of hooks: this saves a third of the time.
+            is_empty = type(part) in DICTIONARIES and not part and name in EMPTY
+            object.__setattr__(new, name, part.copy() if is_empty else self.copied(part))
         if isinstance(value, nn.Module):
             new.__dict__["_compiled_call_impl"] = None  # compiled code would run the original
         return new

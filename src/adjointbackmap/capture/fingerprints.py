@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
@@ -17,6 +18,7 @@ Names = Mapping[str, frozenset[str]]
 # Parameters, buffers, submodules and hooks, which are looked at by themselves.
 INTERNAL = frozenset(nn.Module().__dict__)
 VALUES = (*ATOMS, torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
+ONLY_VALUES = frozenset(VALUES) - {float, complex}
 LONGEST = 10_000  # a longer container is known by its identity and its length alone
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -124,10 +126,12 @@ def _attributes(
     path: str, module: nn.Module, names: frozenset[str], paths: Mapping[int, str]
 ) -> Iterator[tuple[str, Any]]:
     """Some attributes of a module, its own or its class's: methods too, which may be put on the module itself."""
-    own = dict(module.__dict__)
+    own = module.__dict__
     kind = type(module)
-    registered = {*module._parameters, *module._buffers, *module._modules}
-    for name in names - INTERNAL - registered:
+    registered = (module._parameters, module._buffers, module._modules)
+    for name in names - INTERNAL:
+        if any(name in those for those in registered):
+            continue
         value = own[name] if name in own else getattr(kind, name, None)
         yield _name(path, name), _state(value, paths, {})
 
@@ -137,6 +141,8 @@ def _state(value: Any, paths: Mapping[int, str], seen: dict[int, int]) -> Any:
     kind = type(value)
     if kind in VALUES:
         return kind, repr(value) if kind in (float, complex) else value  # nan is the same as nan
+    if kind is tuple and ONLY_VALUES.issuperset(kinds := tuple(map(type, value))):
+        return value, kinds  # most attributes are such: kernel sizes, strides, paddings
     if id(value) in paths:
         return "module", paths[id(value)]
     if id(value) in seen:
@@ -172,4 +178,10 @@ def _checksum(tensor: Tensor) -> tuple[int, ...]:
         if bits.shape[0] > 1 and bits.shape[1] > 1
         else (bits.flatten().long(),)
     )
-    return tuple(int((s * torch.arange(1, len(s) + 1, device=s.device)).sum()) for s in sums)
+    return tuple(int((s * _factors(len(s), s.device)).sum()) for s in sums)
+
+
+@lru_cache(maxsize=256)  # networks have few lengths, and each is looked up in every call
+def _factors(count: int, device: torch.device) -> Tensor:
+    """One factor for each row, or each column."""
+    return torch.arange(1, count + 1, device=device)

@@ -346,7 +346,7 @@ class Network:
             RuntimeError: If a tensor, class, hook, or an attribute that the forward reads is another now,
                 or a module is in train mode.
         """
-        check_eval(self.model, RuntimeError)
+        check_mode(self.model, RuntimeError)
         now = fingerprint(self.model, self._read)
         changed = [name for name in self._seen | now if self._seen.get(name) != now.get(name)]
         if changed:
@@ -427,6 +427,11 @@ def _traced_again(
 def check_eval(model: nn.Module, error: type[Exception]) -> None:
     """Raise ``error`` if any module of a model is in train mode, and what :func:`check_kind` does."""
     check_kind(model)
+    check_mode(model, error)
+
+
+def check_mode(model: nn.Module, error: type[Exception]) -> None:
+    """Raise ``error`` if any module of a model is in train mode."""
     training = in_train_mode(model)
     if training:
         msg = f"The model must be in eval mode. Got train mode in {', '.join(training[:3])}: call model.eval() first."

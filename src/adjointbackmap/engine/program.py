@@ -152,7 +152,18 @@ class Program:
 
     def upstream(self, targets: Iterable[Value]) -> list[Step]:
         """The steps that the targets depend on, in order."""
-        needed = {t.slot for t in targets}
+        slots = frozenset(target.slot for target in targets)
+        if slots not in self._upstream:
+            self._upstream[slots] = self._leading_to(slots)
+        return list(self._upstream[slots])
+
+    @cached_property
+    def _upstream(self) -> dict[frozenset[int], list[Step]]:
+        """What :meth:`upstream` found: one call asks for the same targets many times."""
+        return {}
+
+    def _leading_to(self, slots: frozenset[int]) -> list[Step]:
+        needed = set(slots)
         kept = []
         for step in reversed(self.steps):
             if step.output.slot in needed:

@@ -14,7 +14,6 @@ from adjointbackmap.engine.program import KernelCall, Step
 from adjointbackmap.engine.sweep import Batches
 from adjointbackmap.engine.workspace import (
     bytes_of_vector,
-    held,
     on_windows,
     vectors_within,
     whole,
@@ -135,17 +134,9 @@ def _held(query: Query, method: str) -> int:
     program = query.program
     image = prod(query.network.in_shape)
     if method != "adjoint":
-        return held(readout.steps(), kept={readout.source.slot}) + image
+        return readout.numbers_of_tangent + image
     bias = sum(entry.value.numel() for entry in program.entries)
-    if readout.mode not in ("RM3", "RM4"):
-        return held(program.upstream([readout.target])) + image + bias
-    kernel = cast("KernelCall", readout.kernel)
-    # A seed is a map of the layer, or one for each tap of the kernel; it is then read and masked.
-    taps = 0 if readout.row_count is None else readout.taps
-    seeds = max(taps * prod(readout.target.shape[1:]), whole(readout.target))
-    return (
-        max(held(program.upstream([kernel.input])), seeds + 2 * whole(kernel.input)) + image + bias
-    )
+    return readout.numbers_of_cotangent + image + bias
 
 
 def _planned(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adjointbackmap.engine.operators import reached
 from adjointbackmap.engine.program import KernelCall, Program, Step
+from adjointbackmap.engine.workspace import held, whole
 from adjointbackmap.planes.units import Selection
 from adjointbackmap.rules import Value
 from adjointbackmap.rules.kernels import Kernel
@@ -74,6 +75,22 @@ class Readout:
     def steps(self) -> list[Step]:
         """The steps from the image and the biases to the units."""
         return [*self.program.upstream([self.source]), *([self.apart] if self.apart else [])]
+
+    @cached_property
+    def numbers_of_tangent(self) -> int:
+        """Largest count of numbers that one tangent has in memory on its way."""
+        return held(self.steps(), kept={self.source.slot})
+
+    @cached_property
+    def numbers_of_cotangent(self) -> int:
+        """Largest count of numbers that one cotangent has in memory on its way."""
+        if self.mode not in ("RM3", "RM4"):
+            return held(self.program.upstream([self.target]))
+        into = self._kernel.input
+        # A seed is a map of the layer, or one for each tap of the kernel; it is then read and masked.
+        taps = 0 if self.row_count is None else self.taps
+        seeds = max(taps * prod(self.target.shape[1:]), whole(self.target))
+        return max(held(self.program.upstream([into])), seeds + 2 * whole(into))
 
     @property
     def takes_tangents(self) -> bool:
