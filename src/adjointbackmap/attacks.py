@@ -15,13 +15,13 @@ from adjointbackmap.analysis.crossings import Prepare
 from adjointbackmap.engine.network import check_eval
 from adjointbackmap.examples import BATCH, Attacked, examine, finite_batch, forward, scores_of
 
-STUDY_STEP = 0.008
-STUDY_STEP_NORMALISED = 0.04
+STUDY_STEP = 0.008  # in pixels, for networks without normalisation
+STUDY_STEP_NORMALISED = 0.04  # in normalised images
 STUDY_MOST_STEPS = 100  # limit of experiment 1, which stops at the first success
 STUDY_STEPS = 10  # steps of experiment 2, which does not stop at a success
-# Tolerance for an affine map in float32, relative to its largest number. It is larger than the error
-# of rounding.
-AFFINE = 1e-4
+# Tolerance for an affine map in float32, relative to its largest number. Rounding errors are
+# smaller.
+AFFINE_TOLERANCE = 1e-4
 
 PerChannel = float | tuple[float, ...]
 
@@ -42,7 +42,8 @@ class Attack:
         ValueError: If a number is not positive, or the box is empty.
 
     Example:
-        >>> Attack(2 / 255, iterations=kurakin_iterations(8 / 255), until_success=False, radius=8 / 255).iterations
+        >>> steps = kurakin_iterations(8 / 255)
+        >>> Attack(2 / 255, iterations=steps, until_success=False, radius=8 / 255).iterations
         10
     """
 
@@ -104,20 +105,22 @@ def basic_iterative(
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False)).eval()
         >>> _ = model[1].weight.data.copy_(torch.eye(2))
         >>> pixels = torch.tensor([0.75, 0.5]).view(1, 2, 1, 1)
-        >>> found = basic_iterative(model, pixels, torch.tensor([0]), Attack(0.0625, iterations=9, until_success=True))
+        >>> attack = Attack(0.0625, iterations=9, until_success=True)
+        >>> found = basic_iterative(model, pixels, torch.tensor([0]), attack)
         >>> found.adversarial.flatten().tolist(), int(found.steps), float(found.linf)
         ([0.5625, 0.6875], 3, 0.1875)
     """
     start = _start(model, pixels, attack)
     count = scores_of(model, start[:1], prepare).shape[1]
-    known = _classes(labels, "labels", start, count)
+    known = _checked_classes(labels, "labels", start, count)
     if targets is None:
-        return _attacked(model, start, known, attack, prepare, 1)
-    wanted = _classes(targets, "targets", start, count)
+        return _attack_in_batches(model, start, known, attack, prepare, 1)
+    wanted = _checked_classes(targets, "targets", start, count)
     if (wanted == known).any():
-        msg = f"targets must be other classes than labels. Got the same for image {int((wanted == known).nonzero()[0])}."
+        first = int((wanted == known).nonzero()[0])
+        msg = f"targets must be other classes than labels. Got the same for image {first}."
         raise ValueError(msg)
-    return _attacked(model, start, wanted, attack, prepare, -1)
+    return _attack_in_batches(model, start, wanted, attack, prepare, -1)
 
 
 def least_likely(
@@ -143,12 +146,15 @@ def least_likely(
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
-        >>> found = least_likely(model, torch.rand(2, 3, 2, 2), Attack(0.05, iterations=20, until_success=True))
+        >>> attack = Attack(0.05, iterations=20, until_success=True)
+        >>> found = least_likely(model, torch.rand(2, 3, 2, 2), attack)
         >>> bool(found.inside.all())
         True
     """
     start = _start(model, pixels, attack)
-    return _attacked(model, start, scores_of(model, start, prepare).argmin(1), attack, prepare, -1)
+    return _attack_in_batches(
+        model, start, scores_of(model, start, prepare).argmin(1), attack, prepare, -1
+    )
 
 
 def kurakin_iterations(radius: float) -> int:
@@ -185,7 +191,8 @@ def pixel_steps(step: float, pixels: Tensor, prepare: Prepare) -> tuple[float, .
         ValueError: If ``prepare`` is not such a map.
 
     Example:
-        >>> pixel_steps(0.5, torch.rand(1, 2, 4, 4), lambda pixels: (pixels - 0.5) / torch.tensor([0.25, 0.5]).view(2, 1, 1))
+        >>> std = torch.tensor([0.25, 0.5]).view(2, 1, 1)
+        >>> pixel_steps(0.5, torch.rand(1, 2, 4, 4), lambda pixels: (pixels - 0.5) / std)
         (0.125, 0.25)
     """
     zeros = torch.zeros_like(finite_batch(pixels, "pixels")[:1])
@@ -197,13 +204,14 @@ def pixel_steps(step: float, pixels: Tensor, prepare: Prepare) -> tuple[float, .
         by_channel = factors[0, :, 0, 0]
         rebuilt = constant + factors * others
         off = (prepare(others) - rebuilt).abs().amax()
-        if (
-            off <= AFFINE * rebuilt.abs().amax()
-            and by_channel.all()
-            and (factors == by_channel[:, None, None]).all()
-        ):
+        affine = off <= AFFINE_TOLERANCE * rebuilt.abs().amax()
+        same_everywhere = (factors == by_channel[:, None, None]).all()
+        if affine and same_everywhere and by_channel.all():
             return tuple(abs(step / factor) for factor in by_channel.tolist())
-    msg = "prepare must be an affine map of each pixel, with one factor for a channel. Got another: give the steps in pixels."
+    msg = (
+        "prepare must be an affine map of each pixel, with one factor for a channel. "
+        "Got another: give the steps in pixels."
+    )
     raise ValueError(msg)
 
 
@@ -229,7 +237,8 @@ def study_attack(experiment: int, pixels: Tensor, prepare: Prepare | None = None
         >>> study_attack(1, torch.rand(1, 3, 32, 32)).step
         0.008
         >>> from adjointbackmap import models
-        >>> [round(step, 6) for step in study_attack(2, torch.rand(1, 3, 32, 32), models.preprocessing("vgg7-nobias")).step]
+        >>> attack = study_attack(2, torch.rand(1, 3, 32, 32), models.preprocessing("vgg7-nobias"))
+        >>> [round(step, 6) for step in attack.step]
         [0.008092, 0.007976, 0.00804]
     """
     if experiment not in (1, 2):
@@ -242,7 +251,7 @@ def study_attack(experiment: int, pixels: Tensor, prepare: Prepare | None = None
     return Attack(step, iterations=STUDY_MOST_STEPS if first else STUDY_STEPS, until_success=first)
 
 
-def _attacked(
+def _attack_in_batches(
     model: nn.Module,
     pixels: Tensor,
     classes: Tensor,
@@ -274,10 +283,10 @@ def _iterate(
     found = pixels.clone()
     steps = torch.zeros_like(classes)
     step = sign * _per_channel(attack.step, "step", pixels)
-    (lower, upper) = _limits(attack, pixels)
+    lower, upper = _limits(attack, pixels)
     left = torch.arange(len(pixels), device=pixels.device)
     for _ in range(attack.iterations):
-        scores, slopes = _slopes(model, found[left], classes[left], prepare)
+        scores, slopes = _scores_and_slopes(model, found[left], classes[left], prepare)
         if attack.until_success:  # continue with images without success
             going = (scores.argmax(1) == classes[left]) == (sign == 1)
             left = left[going]
@@ -289,7 +298,7 @@ def _iterate(
     return found, steps
 
 
-def _slopes(
+def _scores_and_slopes(
     model: nn.Module,
     pixels: Tensor,
     classes: Tensor,
@@ -314,14 +323,16 @@ def _start(model: nn.Module, pixels: Tensor, attack: Attack) -> Tensor:
     """
     check_eval(model, ValueError)
     images = finite_batch(pixels, "pixels")
-    (low, high) = attack.box
+    low, high = attack.box
     if images.amin() < low or images.amax() > high:
-        msg = f"pixels must be in the box from {low} to {high}. Got {float(images.amin()):.4g} to {float(images.amax()):.4g}."
+        least = float(images.amin())
+        largest = float(images.amax())
+        msg = f"pixels must be in the box from {low} to {high}. Got {least:.4g} to {largest:.4g}."
         raise ValueError(msg)
     return images
 
 
-def _classes(classes: Tensor, what: str, pixels: Tensor, count: int) -> Tensor:
+def _checked_classes(classes: Tensor, what: str, pixels: Tensor, count: int) -> Tensor:
     """Classes on the device of the images, after checks.
 
     Raises:
@@ -333,10 +344,11 @@ def _classes(classes: Tensor, what: str, pixels: Tensor, count: int) -> Tensor:
         or classes.min() < 0
         or classes.max() >= count
     ):
-        got = f"{tuple(classes.shape)} of {classes.dtype}" + (
-            f", {classes.tolist()[:5]} ..." if classes.dim() == 1 else ""
+        first = f", {classes.tolist()[:5]} ..." if classes.dim() == 1 else ""
+        msg = (
+            f"{what} must be one integer from 0 to {count - 1} "
+            f"for each of the {len(pixels)} images. Got {tuple(classes.shape)} of {classes.dtype}{first}."
         )
-        msg = f"{what} must be one integer from 0 to {count - 1} for each of the {len(pixels)} images. Got {got}."
         raise ValueError(msg)
     return classes.to(pixels.device)
 
@@ -358,7 +370,10 @@ def _per_channel(value: PerChannel, what: str, pixels: Tensor) -> Tensor:
     """
     numbers = _numbers(value)
     if len(numbers) not in (1, pixels.shape[1]):
-        msg = f"{what} must be one number, or one for each of the {pixels.shape[1]} channels. Got {value}."
+        msg = (
+            f"{what} must be one number, or one for each of the {pixels.shape[1]} channels. "
+            f"Got {value}."
+        )
         raise ValueError(msg)
     return pixels.new_tensor(numbers)[:, None, None]
 

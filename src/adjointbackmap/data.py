@@ -1,8 +1,8 @@
-"""CIFAR-10 and CIFAR-100 from the official binary files, and the sample that ships with the package.
+"""CIFAR-10 and CIFAR-100 from the official binary files, and the sample that ships.
 
-Nothing depends on the order of the images in the files, which differs between copies: images are
-known by the SHA-256 of their pixels, and the validation images are, class by class, the tenth of the
-training images with the smallest one.
+The order of the images differs between copies of the files, so nothing depends on it. An image is
+identified by the SHA-256 of its pixels. The validation images of a class are the tenth of its
+training images with the smallest hashes.
 """
 
 import hashlib
@@ -21,27 +21,40 @@ from torch import Tensor
 from adjointbackmap.files.checked import check_file, compare
 
 ENVIRONMENT_VARIABLE = "ADJOINTBACKMAP_DATA"
-PIXELS = 3 * 32 * 32
-VALIDATION_SHARE = 10  # every tenth training image of a class
+PIXELS = 3 * 32 * 32  # bytes of an image
+VALIDATION_SHARE = 10  # one in ten training images of a class
+MOST_CHARACTERS = 120  # of an error of the network in our message
 SAMPLE_SHA256 = "9e756fc99443fb2f72db930857c8927ff9ba5aa832665b7d0451a32e6974b11f"
 
 CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 CIFAR100_CLASSES = tuple(
     """
-    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
-    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
-    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
-    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
-    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
-    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
-    wardrobe whale willow_tree wolf woman worm
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
+    butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch
+    crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo
+    keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain
+    mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain
+    plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+    skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone
+    television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
     """.split()
 )
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where a data set's official binary files are, and how their records are laid out."""
+    """A data set: its official binary files, the layout of their records, and its classes.
+
+    Attributes:
+        folder: Name of the folder of the files.
+        train_files: Names of the files of training images.
+        test_files: Names of the files of test images.
+        records_per_file: Number of images in each file.
+        label_bytes: Bytes of label before the pixels; the last one is used.
+        classes: Names of the classes.
+        url: Address of the archive.
+        md5: Checksum of the archive, as published with it.
+    """
 
     folder: str
     train_files: tuple[str, ...]
@@ -72,7 +85,7 @@ SOURCES = {
         train_files=("train.bin",),
         test_files=("test.bin",),
         records_per_file={"train.bin": 50_000, "test.bin": 10_000},
-        label_bytes=2,  # coarse, fine; the fine one is used
+        label_bytes=2,  # coarse label, fine label
         classes=CIFAR100_CLASSES,
         url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
         md5="03b5dce01913d631647c71ecec9e9cb8",
@@ -82,7 +95,14 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class Images:
-    """Images as bytes ``(N, 3, 32, 32)`` with labels ``(N,)``, the class names and the SHA-256 of each image."""
+    """Images with labels.
+
+    Attributes:
+        pixels: Bytes ``(N, 3, 32, 32)``.
+        labels: Class of each image ``(N,)``.
+        classes: Names of the classes.
+        hashes: SHA-256 of the pixels of each image.
+    """
 
     pixels: UInt8[Tensor, "n 3 32 32"]
     labels: Int64[Tensor, " n"]
@@ -93,7 +113,7 @@ class Images:
         return len(self.labels)
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> "Images":
-        """The chosen images, by a slice, a mask or a sequence of positions."""
+        """The images chosen by a slice, a mask or a sequence of positions."""
         positions = torch.arange(len(self))[index].reshape(-1)
         hashes = tuple(self.hashes[i] for i in positions.tolist())
         return Images(self.pixels[positions], self.labels[positions], self.classes, hashes)
@@ -103,11 +123,13 @@ class Images:
         return self.pixels.float() / 255
 
     def by_hash(self) -> "Images":
-        """The same images in the order of their hashes, which no copy of the data changes."""
+        """The same images in the order of their hashes, which is the same for all copies."""
         return self[sorted(range(len(self)), key=self.hashes.__getitem__)]
 
     def draw(self, count: int, seed: int) -> "Images":
-        """``count`` different images, drawn with ``seed`` from the order of hashes.
+        """Draw ``count`` different images.
+
+        The draw depends only on the images and on ``seed``.
 
         Raises:
             ValueError: If there are fewer images than ``count``.
@@ -122,25 +144,29 @@ class Images:
 def load(dataset: str, split: str, root: str | os.PathLike | None = None) -> Images:
     """Load one split of CIFAR-10 or CIFAR-100.
 
-    A file that a list ``SHA256SUMS`` in its folder names, as ``sha256sum *.bin > SHA256SUMS`` writes it, is compared with its
-    checksum.
+    If the folder has a list ``SHA256SUMS``, as ``sha256sum *.bin > SHA256SUMS`` writes it, the
+    files are compared with it.
 
     Args:
         dataset: ``"cifar10"`` or ``"cifar100"``.
         split: ``"train"`` (45,000 images), ``"validation"`` (5,000) or ``"test"`` (10,000).
-        root: Folder that holds the official binary folder, or that folder itself. Without it, the
-            environment variable ``ADJOINTBACKMAP_DATA``; without that, the archive is downloaded once.
+        root: The official binary folder, or the folder that it is in. The default is the
+            environment variable ``ADJOINTBACKMAP_DATA``. Without both, the archive is downloaded
+            once.
 
     Returns:
         Images with the fine labels.
 
     Raises:
-        ValueError: If a name is unknown, or a file is truncated or damaged; the message names the file.
+        ValueError: If a name is unknown, or a file is truncated or damaged.
         FileNotFoundError: If ``root`` lacks the official files.
-        ConnectionError: If the archive must be downloaded and cannot be.
+        ConnectionError: If the archive cannot be downloaded.
     """
     if dataset not in SOURCES or split not in ("train", "validation", "test"):
-        msg = f"Data must be one of {', '.join(SOURCES)} and its split train, validation or test. Got {dataset!r}, {split!r}."
+        msg = (
+            f"Data must be one of {', '.join(SOURCES)} and its split train, validation or test. "
+            f"Got {dataset!r}, {split!r}."
+        )
         raise ValueError(msg)
     source = SOURCES[dataset]
     folder = _find(source, root or os.environ.get(ENVIRONMENT_VARIABLE))
@@ -162,56 +188,62 @@ def sample() -> Images:
     """
     with as_file(files("adjointbackmap") / "assets" / "cifar10-sample.bin") as path:
         content = path.read_bytes()
-        compare(
-            hashlib.sha256(content).hexdigest(),
-            SAMPLE_SHA256,
-            path,
-            "the package",
-            "install it again",
-        )
+        actual = hashlib.sha256(content).hexdigest()
+        compare(actual, SAMPLE_SHA256, path, "the package", "install it again")
         return _decode(content, path, SOURCES["cifar10"], records=200)
 
 
 def encode(images: Images) -> bytes:
-    """Images of CIFAR-10 in the official binary layout: one byte of label, then 3,072 of pixels."""
+    """Convert images of CIFAR-10 to the official layout: a byte of label, 3,072 of pixels."""
     labels = images.labels.to(torch.uint8)[:, None]
     return torch.cat([labels, images.pixels.flatten(1)], dim=1).numpy().tobytes()
 
 
 def _find(source: Dataset, root: str | os.PathLike | None) -> Path:
+    """The folder of the official binary files.
+
+    Raises:
+        FileNotFoundError: If ``root`` lacks them.
+    """
     if not root:
         return _download(source)
     wanted = (*source.train_files, *source.test_files)
     for folder in (Path(root) / source.folder, Path(root)):
         if all((folder / name).is_file() for name in wanted):
             return folder
-    msg = f"{Path(root) / source.folder} must hold the official binary files {', '.join(wanted)}; unpack {source.url} there."
+    msg = (
+        f"{Path(root) / source.folder} must hold the official binary files {', '.join(wanted)}; "
+        f"unpack {source.url} there."
+    )
     raise FileNotFoundError(msg)
 
 
 def _download(source: Dataset) -> Path:
+    """The folder of the files in the cache; the archive is downloaded the first time.
+
+    Raises:
+        ConnectionError: If that fails.
+    """
     import pooch
 
     archive = source.url.rsplit("/", 1)[1]
     unpack = pooch.Untar(extract_dir=archive.removesuffix(".tar.gz"))
     try:
-        members = pooch.retrieve(
-            source.url,
-            f"md5:{source.md5}",
-            archive,
-            pooch.os_cache("adjointbackmap"),
-            processor=unpack,
-        )
+        cache = pooch.os_cache("adjointbackmap")
+        checksum = f"md5:{source.md5}"
+        members = pooch.retrieve(source.url, checksum, archive, cache, processor=unpack)
     except OSError as error:
+        reason = textwrap.shorten(str(error), MOST_CHARACTERS)
         msg = (
-            f"{source.url} could not be downloaded ({textwrap.shorten(str(error), 120)}); unpack a copy and name its folder "
-            f"with --data or {ENVIRONMENT_VARIABLE}."
+            f"{source.url} could not be downloaded ({reason}); "
+            f"unpack a copy and name its folder with --data or {ENVIRONMENT_VARIABLE}."
         )
         raise ConnectionError(msg) from error
     return Path(next(m for m in members if m.endswith(source.test_files[0]))).parent
 
 
 def _read(paths: list[Path], source: Dataset) -> Images:
+    """The images of some files, one after the other."""
     for path in paths:
         check_file(path)
     parts = [
@@ -227,6 +259,11 @@ def _read(paths: list[Path], source: Dataset) -> Images:
 
 
 def _decode(content: bytes, path: Path, source: Dataset, records: int) -> Images:
+    """The images of one file.
+
+    Raises:
+        ValueError: If the file is truncated or damaged.
+    """
     length = source.label_bytes + PIXELS
     if len(content) != records * length:
         expected = f"{records * length:,} bytes ({records:,} records of {length:,})"
@@ -235,7 +272,10 @@ def _decode(content: bytes, path: Path, source: Dataset, records: int) -> Images
     table = np.frombuffer(content, np.uint8).reshape(records, length)
     labels = table[:, source.label_bytes - 1]
     if labels.max() >= len(source.classes):
-        msg = f"{path} must have labels from 0 to {len(source.classes) - 1}, got {labels.max()}: it is damaged, fetch it again."
+        msg = (
+            f"{path} must have labels from 0 to {len(source.classes) - 1}, got {labels.max()}: "
+            "it is damaged, fetch it again."
+        )
         raise ValueError(msg)
     pixels = np.ascontiguousarray(table[:, source.label_bytes :])
     hashes = tuple(hashlib.sha256(row.tobytes()).hexdigest() for row in pixels)
@@ -248,6 +288,7 @@ def _decode(content: bytes, path: Path, source: Dataset, records: int) -> Images
 
 
 def _is_validation(images: Images) -> Tensor:
+    """Which training images are validation images, ``(N,)``."""
     chosen = torch.zeros(len(images), dtype=torch.bool)
     for label in range(len(images.classes)):
         members = torch.nonzero(images.labels == label).flatten().tolist()

@@ -84,7 +84,10 @@ def examine(
     images = finite_batch(pixels, "pixels")
     changed = finite_batch(adversarial, "adversarial").to(images)
     if changed.shape != images.shape:
-        msg = f"adversarial must have the images' shape {tuple(images.shape)}. Got {tuple(changed.shape)}."
+        msg = (
+            f"adversarial must have the images' shape {tuple(images.shape)}. "
+            f"Got {tuple(changed.shape)}."
+        )
         raise ValueError(msg)
     before, after = (scores_of(model, x, prepare).argmax(1) for x in (images, changed))
     # The result keeps the images, and the caller may write into its own.
@@ -128,15 +131,32 @@ def read_examples(path: str | Path) -> Float[Tensor, "n c h w"]:
     try:
         found = _READERS[path.suffix](path)
     except Exception as error:  # each reader raises its own types of errors
-        msg = f"{path} must hold arrays. It could not be read: {shortened(error, 80)}: write it again."
+        msg = (
+            f"{path} must hold arrays. "
+            f"It could not be read: {shortened(error, 80)}: write it again."
+        )
         raise ValueError(msg) from error
     if isinstance(found, dict):
-        chosen = [key for key in KEYS if key in found] or (list(found) if len(found) == 1 else [])
-        if not chosen:
-            msg = f"{path} must hold one array, or one called {' or '.join(KEYS)}. Got {', '.join(map(str, found)) or 'none'}."
-            raise ValueError(msg)
-        found = found[chosen[0]]
+        found = found[_key_of_examples(found, path)]
     return finite_batch(_bytes_as_pixels(torch.as_tensor(found)), f"Examples in {path}")
+
+
+def _key_of_examples(arrays: dict[str, Any], path: Path) -> str:
+    """The name of the array to read.
+
+    Raises:
+        ValueError: If the file has several arrays, none with a known name.
+    """
+    chosen = [key for key in KEYS if key in arrays]
+    if not chosen and len(arrays) == 1:
+        chosen = list(arrays)
+    if not chosen:
+        msg = (
+            f"{path} must hold one array, or one called {' or '.join(KEYS)}. "
+            f"Got {', '.join(map(str, arrays)) or 'none'}."
+        )
+        raise ValueError(msg)
+    return chosen[0]
 
 
 def examples_of(made: Any, pixels: Tensor, labels: Tensor) -> Float[Tensor, "n c h w"]:
@@ -155,24 +175,34 @@ def examples_of(made: Any, pixels: Tensor, labels: Tensor) -> Float[Tensor, "n c
         TypeError: If ``made`` is none of these.
 
     Example:
-        >>> examples_of(lambda images, labels: (images + 0.1).clamp(0, 1), torch.zeros(1, 1, 1, 1), torch.tensor([0])).item()
-        0.10000000149011612
+        >>> brighter = lambda images, labels: (images + 0.125).clamp(0, 1)
+        >>> examples_of(brighter, torch.zeros(1, 1, 1, 1), torch.tensor([0])).item()
+        0.125
     """
     found = made(pixels, labels) if callable(made) else made
     if isinstance(found, tuple) and len(found) == 3:  # Foolbox
         found = found[1]
         if isinstance(found, list):
             if len(found) != 1:
-                msg = f"The examples must be those of one epsilon. Got {len(found)}: pass one of them, clipped[i]."
+                msg = (
+                    "The examples must be those of one epsilon. "
+                    f"Got {len(found)}: pass one of them, clipped[i]."
+                )
                 raise ValueError(msg)
             found = found[0]
     found = getattr(found, "raw", found)  # eagerpy
     if not isinstance(found, Tensor):
-        msg = f"Examples must be a tensor, an attack, or what Foolbox returns. Got {type(found).__name__}."
+        msg = (
+            "Examples must be a tensor, an attack, or what Foolbox returns. "
+            f"Got {type(found).__name__}."
+        )
         raise TypeError(msg)
     images = finite_batch(_bytes_as_pixels(found), "Examples").to(pixels)
     if images.shape != pixels.shape:
-        msg = f"Examples must have the images' shape {tuple(pixels.shape)}. Got {tuple(images.shape)}."
+        msg = (
+            f"Examples must have the images' shape {tuple(pixels.shape)}. "
+            f"Got {tuple(images.shape)}."
+        )
         raise ValueError(msg)
     return images.clone()
 
@@ -197,7 +227,10 @@ def forward(model: nn.Module, pixels: Tensor, prepare: Prepare | None) -> Tensor
     scores = model(given if prepare is None else prepare(given))
     if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != len(pixels):
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        msg = f"The model must give one score for each class, ({len(pixels)}, classes). Got {got}: wrap it in a module that does."
+        msg = (
+            f"The model must give one score for each class, ({len(pixels)}, classes). "
+            f"Got {got}: wrap it in a module that does."
+        )
         raise ValueError(msg)
     return scores
 
@@ -209,7 +242,10 @@ def finite_batch(images: Tensor, what: str) -> Tensor:
         ValueError: If they are not a batch of finite images.
     """
     if images.dim() != 4 or not images.numel() or not images.is_floating_point():
-        msg = f"{what} must be floating-point images (N, C, H, W). Got {tuple(images.shape)} of {images.dtype}."
+        msg = (
+            f"{what} must be floating-point images (N, C, H, W). "
+            f"Got {tuple(images.shape)} of {images.dtype}."
+        )
         raise ValueError(msg)
     if not images.isfinite().all():
         msg = f"{what} must be finite. Got {int((~images.isfinite()).sum())} numbers that are not."

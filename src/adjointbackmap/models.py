@@ -4,7 +4,7 @@ Layers are called ``conv0`` ... ``conv18`` and ``fc`` as in Tables A.1, A.2, B.1
 [Wan2022]. TensorFlow's conventions are kept: leaky ReLU with slope 0.2, batch norm with eps 0.001,
 "same" padding (at stride 2: nothing before, one after), average pooling that leaves padding out of
 the count. The tables list one more activation after ``fc``; our networks return its linear output,
-which is what every published value is taken from.
+from which every published value is taken.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from adjointbackmap.files.checked import OF_FILE, compare, read_sealed, sha256_of
 from adjointbackmap.files.weights import load_weights, read_safetensors
 
+# Defaults of TensorFlow, which the study used. PyTorch's are 0.01 and 0.00001.
 LEAKY_SLOPE = 0.2
 BATCH_NORM_EPS = 0.001
 INSTALL_AGAIN = "install the package again"
+# In- and out-channels of each convolution, and of each residual block.
 VGG7_CHANNELS = ((3, 32), (32, 32), (32, 64), (64, 64), (64, 96), (96, 96))
 BLOCK_CHANNELS = ((32, 32),) * 3 + ((32, 64),) + ((64, 64),) * 2 + ((64, 96),) + ((96, 96),) * 2
+# Mean and standard deviation of CIFAR-10's pixels per channel, as the study gives them.
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 
@@ -30,9 +33,8 @@ class Conv3x3(nn.Conv2d):
     """3 x 3 convolution without bias under TensorFlow's "same" padding."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
-        super().__init__(
-            in_channels, out_channels, 3, stride, padding=1 if stride == 1 else 0, bias=False
-        )
+        padding = 1 if stride == 1 else 0
+        super().__init__(in_channels, out_channels, 3, stride, padding=padding, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``(N, C, H, W)``; at stride 2 pad one row below and one column to the right."""
@@ -42,14 +44,19 @@ class Conv3x3(nn.Conv2d):
 def _shortcut(x: Tensor, out_channels: int) -> Tensor:
     """Identity, or every second pixel with the missing channels appended as zeros."""
     missing = out_channels - x.shape[1]
-    return F.pad(F.avg_pool2d(x, 1, stride=2), (0, 0, 0, 0, 0, missing)) if missing else x
+    if not missing:
+        return x
+    # padding of the last axis comes first: columns, rows, channels
+    return F.pad(F.avg_pool2d(x, 1, stride=2), (0, 0, 0, 0, 0, missing))
 
 
 class VGG7(nn.Module):
-    """Six convolutions and a linear layer, with batch norm (Table B.1) or without any bias (Table A.1).
+    """Six convolutions and a linear layer.
 
-    Without batch norm the kernels start at He's variance: with PyTorch's own the signal fades from
-    layer to layer.
+    Table B.1 has batch norm, Table A.1 has no biases.
+
+    Without batch norm the kernels are initialised with He's variance. With PyTorch's own variance
+    the signal would fade from layer to layer.
     """
 
     def __init__(self, classes: int = 10, batch_norm: bool = True) -> None:
@@ -70,7 +77,7 @@ class VGG7(nn.Module):
             if self.batch_norm:
                 x = getattr(self, f"bn{i}")(x)
             x = F.relu(x)
-            if i in (1, 3):
+            if i in (1, 3):  # the study's "same" pooling, without the padding in the count
                 x = F.avg_pool2d(x, 3, stride=2, ceil_mode=True)
         return self.fc(x.mean((2, 3)))
 
@@ -83,9 +90,11 @@ class ResNet20(nn.Module):
         self.conv0 = Conv3x3(3, 32)
         self.bn0 = nn.BatchNorm2d(32, eps=BATCH_NORM_EPS)
         for i, (inputs, outputs) in enumerate(BLOCK_CHANNELS):
-            for j, (a, b) in enumerate(((inputs, outputs), (outputs, outputs)), start=2 * i + 1):
-                self.add_module(f"conv{j}", Conv3x3(a, b, stride=2 if a != b else 1))
-                self.add_module(f"bn{j}", nn.BatchNorm2d(b, eps=BATCH_NORM_EPS))
+            # block i has the convolutions 2 i + 1 and 2 i + 2
+            for j, before in ((2 * i + 1, inputs), (2 * i + 2, outputs)):
+                stride = 1 if before == outputs else 2
+                self.add_module(f"conv{j}", Conv3x3(before, outputs, stride))
+                self.add_module(f"bn{j}", nn.BatchNorm2d(outputs, eps=BATCH_NORM_EPS))
         self.fc = nn.Linear(96, classes, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,7 +111,9 @@ class ResNet20(nn.Module):
 
 
 class FixupResNet20(nn.Module):
-    """Nine residual blocks with a scalar multiplier each (Table A.2), and 37 scalar biases (Table B.5).
+    """Nine residual blocks with a scalar multiplier each.
+
+    Table A.2 has no biases, Table B.5 has 37 scalar biases.
 
     ``b0`` ... ``b36`` are the scalar biases, ``m2`` ... ``m18`` the multipliers, numbered as in the
     tables. Both are zero-dimensional parameters. The initialisation is Fixup's: the second
@@ -113,9 +124,8 @@ class FixupResNet20(nn.Module):
         super().__init__()
         self.conv0 = Conv3x3(3, 32)
         for i, (inputs, outputs) in enumerate(BLOCK_CHANNELS):
-            self.add_module(
-                f"conv{2 * i + 1}", Conv3x3(inputs, outputs, stride=2 if inputs != outputs else 1)
-            )
+            stride = 1 if inputs == outputs else 2
+            self.add_module(f"conv{2 * i + 1}", Conv3x3(inputs, outputs, stride))
             self.add_module(f"conv{2 * i + 2}", Conv3x3(outputs, outputs))
             self.register_parameter(f"m{2 * i + 2}", nn.Parameter(torch.ones(())))
         self.fc = nn.Linear(96, classes, bias=False)
@@ -125,6 +135,7 @@ class FixupResNet20(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
+        """Fixup: in each of L blocks, L^(-1/2) for the first convolution, 0 for the second."""
         blocks = len(BLOCK_CHANNELS)
         nn.init.kaiming_normal_(self.conv0.weight, mode="fan_out", nonlinearity="relu")
         for i in range(blocks):
@@ -135,6 +146,7 @@ class FixupResNet20(nn.Module):
         nn.init.zeros_(self.fc.weight)
 
     def _plus(self, i: int, x: Tensor) -> Tensor:
+        """Add the scalar bias ``b{i}``, if the network has biases."""
         return x + getattr(self, f"b{i}") if self.biases else x
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,6 +154,7 @@ class FixupResNet20(nn.Module):
         x = F.relu(self._plus(0, self.conv0(x)))
         for i, (inputs, outputs) in enumerate(BLOCK_CHANNELS):
             first, second = (getattr(self, f"conv{2 * i + j}") for j in (1, 2))
+            # block i has the biases 4 i + 1 to 4 i + 4
             shifted = self._plus(4 * i + 1, x)
             branch = F.relu(self._plus(4 * i + 2, first(shifted)))
             branch = second(self._plus(4 * i + 3, branch)) * getattr(self, f"m{2 * i + 2}")
@@ -151,7 +164,10 @@ class FixupResNet20(nn.Module):
 
 
 class Normalise(nn.Module):
-    """Map pixels in [0, 1] to zero mean and unit variance per channel, with the study's constants."""
+    """Map pixels in [0, 1] to zero mean and unit variance per channel.
+
+    The constants are those of the study.
+    """
 
     mean: Tensor
     std: Tensor
@@ -165,7 +181,7 @@ class Normalise(nn.Module):
         """Normalise ``(..., 3, H, W)``."""
         mean = self.mean
         std = self.std
-        if mean.device != pixels.device:  # only then: torch.export takes any `to` for a cast
+        if mean.device != pixels.device:  # only then: torch.export records any `to` as a cast
             mean = mean.to(pixels.device)
             std = std.to(pixels.device)
         return (pixels - mean) / std
@@ -178,18 +194,24 @@ ARCHITECTURES: dict[str, tuple[Callable[[int], nn.Module], type[nn.Module]]] = {
     "resnet20": (ResNet20, nn.Identity),
     "fixup-resnet20": (FixupResNet20, Normalise),
 }
-"""Architecture -> how to build it for a number of classes, and how its images are prepared."""
+"""Architecture -> its constructor for a number of classes, and the class of its preprocessing."""
 
 
 def architecture(name: str) -> str:
-    """Architecture of a network: ``"vgg7"`` for ``"vgg7"``, ``"vgg7-cifar10"`` and ``"vgg7-cifar100"``.
+    """Architecture of a network.
+
+    It is ``"vgg7"`` for ``"vgg7"``, ``"vgg7-cifar10"`` and ``"vgg7-cifar100"``.
 
     Raises:
         ValueError: If ``name`` is neither an architecture nor one followed by a data set.
     """
     stem = name.removesuffix("-cifar100").removesuffix("-cifar10")
     if stem not in ARCHITECTURES:
-        msg = f"A network must be one of {', '.join(ARCHITECTURES)}, or one of these with -cifar10 or -cifar100. Got {name!r}."
+        known = ", ".join(ARCHITECTURES)
+        msg = (
+            f"A network must be one of {known}, or one of these with -cifar10 or -cifar100. "
+            f"Got {name!r}."
+        )
         raise ValueError(msg)
     return stem
 
@@ -198,21 +220,25 @@ def build(name: str, classes: int = 10) -> nn.Module:
     """Build a network of the study with its own initialisation, in train mode.
 
     Args:
-        name: ``"vgg7-nobias"``, ``"fixup-resnet20-nobias"``, ``"vgg7"``, ``"resnet20"`` or ``"fixup-resnet20"``.
+        name: ``"vgg7-nobias"``, ``"fixup-resnet20-nobias"``, ``"vgg7"``, ``"resnet20"`` or
+            ``"fixup-resnet20"``.
         classes: Number of outputs of ``fc``.
 
     Returns:
         A module that takes ``(N, 3, 32, 32)`` and gives ``(N, classes)``.
 
     Example:
-        >>> sum(p.numel() for n, p in build("resnet20").named_parameters() if n.endswith("weight") and p.dim() > 1)
+        >>> kernels = [p for p in build("resnet20").parameters() if p.dim() > 1]
+        >>> sum(p.numel() for p in kernels)
         729888
     """
     return ARCHITECTURES[architecture(name)][0](classes)
 
 
 def preprocessing(name: str) -> nn.Module:
-    """Map from pixels in [0, 1] to the input of a network: the study's normalisation, or the identity.
+    """Map from pixels in [0, 1] to the input of a network.
+
+    It is the study's normalisation, or the identity.
 
     Args:
         name: An architecture or a shipped name.
@@ -232,9 +258,8 @@ def names() -> tuple[str, ...]:
         True
     """
     suffix = ".safetensors"
-    return tuple(
-        sorted(f.name.removesuffix(suffix) for f in _assets().iterdir() if f.name.endswith(suffix))
-    )
+    found = [f.name for f in _assets().iterdir() if f.name.endswith(suffix)]
+    return tuple(sorted(name.removesuffix(suffix) for name in found))
 
 
 def load(name: str) -> nn.Module:
@@ -260,7 +285,9 @@ def load(name: str) -> nn.Module:
 
 
 def card(name: str) -> dict:
-    """The card of a trained network: data, recipe, seed, accuracy, time, machine, SHA-256 of its file.
+    """The card of a trained network.
+
+    It has data, recipe, seed, accuracies, time, machine, and the SHA-256 of the weights' file.
 
     Raises:
         ValueError: If no such network is shipped, or the card is damaged.

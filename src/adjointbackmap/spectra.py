@@ -42,7 +42,8 @@ def log_amplitude(maps: Float[Tensor, "*n h w"]) -> Float[Tensor, "*n h w"]:
         ValueError: If these are not maps of floating-point numbers.
 
     Example:
-        >>> log_amplitude(torch.tensor([[1.0, 0.0], [0.0, 1.0]])).tolist()  # a chessboard: the highest frequency alone
+        >>> chessboard = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # only the highest frequency
+        >>> log_amplitude(chessboard).tolist()
         [[0.0, -4.0], [-4.0, -4.0]]
     """
     return torch.fft.fftshift(_amplitude(maps).clamp(min=10**LOWEST).log10(), dim=(-2, -1))
@@ -61,10 +62,13 @@ def radial_energy(maps: Float[Tensor, "*n h w"], bins: int | None = None) -> Rad
         ValueError: If these are not maps of floating-point numbers, or there is no bin.
 
     Example:
-        >>> wave = torch.cos(2 * torch.pi * torch.arange(16) / 4).expand(16, 16)  # a quarter cycle per pixel
+        >>> phase = torch.arange(16) / 4  # a quarter cycle per pixel
+        >>> wave = torch.cos(2 * torch.pi * phase).expand(16, 16)
         >>> profile = radial_energy(wave, bins=4)
-        >>> [round(f, 2) for f in profile.frequency.tolist()], profile.share.round(decimals=3).tolist()
-        ([0.12, 0.28, 0.45, 0.62], [0.0, 1.0, 0.0, 0.0])
+        >>> [round(f, 2) for f in profile.frequency.tolist()]
+        [0.12, 0.28, 0.45, 0.62]
+        >>> profile.share.round(decimals=3).tolist()
+        [0.0, 1.0, 0.0, 0.0]
     """
     energy = _energy(maps)
     bins = max(1, min(maps.shape[-2:]) // 2) if bins is None else bins
@@ -98,7 +102,10 @@ def high_share(maps: Float[Tensor, "*n h w"], above: float = 0.25) -> Float[Tens
         1.0
     """
     if not 0 <= above < HIGHEST_FREQUENCY:
-        msg = f"above must be a frequency from 0 to less than sqrt(1/2) = {HIGHEST_FREQUENCY:.4f} cycles per pixel. Got {above}."
+        msg = (
+            "above must be a frequency from 0 to less than "
+            f"sqrt(1/2) = {HIGHEST_FREQUENCY:.4f} cycles per pixel. Got {above}."
+        )
         raise ValueError(msg)
     return (_energy(maps) * (_radius(maps) > above)).sum((-2, -1))
 
@@ -130,7 +137,10 @@ def _amplitude(maps: Tensor) -> Tensor:
         ValueError: If these are not maps of floating-point numbers.
     """
     if maps.dim() < 2 or not maps.is_floating_point() or 0 in maps.shape[-2:]:
-        msg = f"Maps must be floating numbers of shape (..., H, W). Got {tuple(maps.shape)} of {maps.dtype}."
+        msg = (
+            "Maps must be floating numbers of shape (..., H, W). "
+            f"Got {tuple(maps.shape)} of {maps.dtype}."
+        )
         raise ValueError(msg)
     amplitude = torch.fft.fft2(maps).abs()
     amplitude[..., 0, 0] = 0
