@@ -11,11 +11,11 @@ from test_cli import run as run  # the fixture
 from torch import nn
 
 import adjointbackmap as abm
-from adjointbackmap.benchmark import networks, peers, runs, table, timing, work
+from adjointbackmap.benchmark import entries, networks, peers, runs, table, timing, ways
 from adjointbackmap.files.checked import read_sealed
 from adjointbackmap.planes.planner import METHODS
 
-TINY = work.Settings(
+TINY = ways.Settings(
     quick=True,
     repeats=1,
     few=2,
@@ -39,12 +39,12 @@ def subject():
 @pytest.fixture(scope="module")
 def ours(subject):
     """Image and bias parts of the units, ``(units, pixels)`` and ``(units, biases)``."""
-    numbers = work.numbers_of(subject.network.layer(LAYER), UNITS)
-    return work.planes_at(subject, LAYER, UNITS, numbers)
+    numbers = ways.numbers_of(subject.network.layer(LAYER), UNITS)
+    return ways.planes_at(subject, LAYER, UNITS, numbers)
 
 
 def all_units(subject):
-    numbers = work.numbers_of(subject.network.layer(LAYER), UNITS)
+    numbers = ways.numbers_of(subject.network.layer(LAYER), UNITS)
     return peers.Work(subject.model, (LAYER,), subject.x[:1], numbers)
 
 
@@ -58,7 +58,7 @@ def assert_close(found, expected):
     assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("memory_format", peers.FORMATS)
+@pytest.mark.parametrize("memory_format", peers.MEMORY_FORMATS)
 @pytest.mark.parametrize("title", [t for t, p in peers.PEERS.items() if p.of == "units"])
 @pytest.mark.filterwarnings("ignore")
 def test_a_peers_hyperplanes_are_ours(subject, ours, title, memory_format):
@@ -67,12 +67,12 @@ def test_a_peers_hyperplanes_are_ours(subject, ours, title, memory_format):
     skip_missing(peer)
     image, bias = peer.call(replace(all_units(subject), memory_format=memory_format), 12, 5)
     assert_close(image, ours[0])
-    assert (bias is not None) == (peer.gives == table.WHOLE)
+    assert (bias is not None) == (peer.gives == peers.IMAGE_AND_BIAS)
     if bias is not None:
         assert_close(bias, ours[1])
 
 
-@pytest.mark.parametrize("memory_format", peers.FORMATS)
+@pytest.mark.parametrize("memory_format", peers.MEMORY_FORMATS)
 def test_columns_of_jacfwd_are_ours(subject, ours, memory_format):
     """Every column of the image and of the biases."""
     at = all_units(subject)
@@ -83,7 +83,7 @@ def test_columns_of_jacfwd_are_ours(subject, ours, memory_format):
 @pytest.mark.parametrize("method", METHODS)
 def test_our_methods_are_held_against_the_same_units(subject, ours, method):
     """The tuple that a method of ours is asked for names the units that the peers take."""
-    assert method in work.able(subject.network, LAYER, UNITS)
+    assert method in ways.able(subject.network, LAYER, UNITS)
     planes = abm.hyperplanes(subject.network, subject.x[:1], LAYER, "RM2", UNITS, method=method)
     by_number = (
         planes.image[0].movedim(1, 0).flatten(0, 1).flatten(1)
@@ -102,7 +102,7 @@ def test_classes_of_a_peer_are_ours(title):
     expected = planes.image.flatten(2) * (planes.x.flatten(1)[:, None] if peer.times_image else 1)
     image, bias = peer.call(peers.Work(vgg7.model, ("fc",), vgg7.x[:3]), 3, 2)
     assert_close(image, expected)
-    assert (bias is not None) == (peer.gives == table.WHOLE)
+    assert (bias is not None) == (peer.gives == peers.IMAGE_AND_BIAS)
     if bias is not None:
         assert_close(bias, planes.bias_part)
 
@@ -112,27 +112,27 @@ def test_a_peer_with_other_hyperplanes_is_left_out(subject):
     wrong = peers.Peer(lambda *given: (2 * peers.by_jacrev(*given)[0], None))
     broken = peers.Peer(lambda *given: [].pop())
     with pytest.raises(IndexError):  # a mistake in our own code is not hidden as a refusal
-        work.peer_ways(subject, LAYER, UNITS, {"broken": broken}, TINY)
-    ways = work.peer_ways(
+        ways.peer_ways(subject, LAYER, UNITS, {"broken": broken}, TINY)
+    measured = ways.peer_ways(
         subject, LAYER, UNITS, {"wrong": wrong, "missing": replace(wrong, needs="nowhere")}, TINY
     )
-    assert ways["wrong"] == {"left_out": "its hyperplanes differ by 1 of the largest entry"}
-    assert ways["missing"] == {"left_out": "nowhere is not installed"}
+    assert measured["wrong"] == {"left_out": "its hyperplanes differ by 1 of the largest entry"}
+    assert measured["missing"] == {"left_out": "nowhere is not installed"}
 
 
 def test_a_method_by_units_is_extrapolated_and_one_that_is_too_much_left_out(subject):
     """As the plan's multiply-adds tell; no method is known by its name."""
-    ways = {
-        m: work.ours(subject, LAYER, work.ALL, m, TINY) for m in work.able(subject.network, LAYER)
+    measured = {
+        m: ways.ours(subject, LAYER, ways.ALL, m, TINY) for m in ways.able(subject.network, LAYER)
     }
-    assert ways["adjoint"]["measured"] == "2 of 16,384 units"
-    assert "the most is 1 G" in ways["basis"]["left_out"]
-    assert "measured" not in ways["windowed"]
+    assert measured["adjoint"]["measured"] == "2 of 16,384 units"
+    assert "the most is 1 G" in measured["basis"]["left_out"]
+    assert "measured" not in measured["windowed"]
 
 
 def test_every_layer_of_an_image_and_the_sweep():
     """Ours, jacfwd with every layer as its output, and the multiplications of the sweep."""
-    layers, sweep = (of("side/8", TINY) for of in (work.layers_entry, work.sweep_entry))
+    layers, sweep = (of("side/8", TINY) for of in (entries.layers_entry, entries.sweep_entry))
     assert layers["units"] == 2 * 16 * 64 + 2 * 16 * 16
     assert layers["ways"]["jacfwd, every layer at once"]["difference"] < 1e-5
     assert layers["ways"]["all layers"]["seconds"] > 0
@@ -141,7 +141,7 @@ def test_every_layer_of_an_image_and_the_sweep():
 
 def test_classes_of_a_batch():
     """Of two images; bias parts where a peer has them."""
-    entry = work.classes_entry("vgg7", TINY)
+    entry = entries.classes_entry("vgg7", TINY)
     assert entry["units"] == 20
     assert entry["ways"][entry["plan"]]["seconds"] > 0
     assert entry["ways"]["FullGrad"]["difference"] < 1e-5
@@ -203,7 +203,7 @@ def file(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "QUICK", TINY)
         patch.setattr(runs, "warm_up", lambda settings: None)
-        runs.bench(out, "side", quick=True)
+        runs.run_benchmark(out, "side", quick=True)
     return out
 
 
@@ -217,7 +217,9 @@ def test_a_stopped_run_goes_on(file, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "QUICK", TINY)
     monkeypatch.setattr(runs, "warm_up", lambda settings: None)
     names = []
-    again = runs.bench(copy, "side", quick=True, report=lambda name, share: names.append(name))
+    again = runs.run_benchmark(
+        copy, "side", quick=True, report=lambda name, share: names.append(name)
+    )
     assert names == ["side/8"]
     assert list(again["entries"]) == ["side/8", "side/16"]
     assert again["entries"]["side/16"] == found["entries"]["side/16"]
@@ -235,9 +237,9 @@ def test_tables_are_made_from_the_file(file, tmp_path):
     entry = found["entries"]["side/8"]
     entry["ways"][entry["plan"]] = way(123.0) | {"mib": 4567.0}
     page = tmp_path / "page.md"
-    page.write_text(f"above\n{runs.PLACE.begin}\nold\n{runs.PLACE.end}\nbelow\n")
-    runs.PLACE.check(page)
-    runs.PLACE.fill(page, table.markdown(found))
+    page.write_text(f"above\n{runs.SPEED_PLACE.begin}\nold\n{runs.SPEED_PLACE.end}\nbelow\n")
+    runs.SPEED_PLACE.check(page)
+    runs.SPEED_PLACE.fill(page, table.speed_markdown(found))
     text = page.read_text()
     assert text.startswith("above\n")
     assert text.endswith("below\n")
@@ -252,7 +254,7 @@ def test_the_best_peer_has_image_and_bias_parts():
     ways = {
         "first": way(1.0, multiply_adds=10**9, cost=1),
         "second": way(0.5),
-        "whole": way(8.0, peer=True, gives=table.WHOLE),
+        "whole": way(8.0, peer=True, gives=peers.IMAGE_AND_BIAS),
         "image": way(4.0, peer=True, gives=peers.ONLY_IMAGE),
         "none": {"left_out": "refused"},
     }
@@ -265,7 +267,7 @@ def test_the_best_peer_has_image_and_bias_parts():
     ]
     row = table.aims({"vgg7/conv1": entry}).rows[0]
     assert row == ["vgg7/conv1, all units", "the fastest peer, whole", "400 x", "8 x", "no"]
-    (row,) = table.summary({"vgg7/conv1": entry}).rows
+    (row,) = table.plan_and_peers({"vgg7/conv1": entry}).rows
     assert row[-4:] == ["2.00 (defect)", "-", "whole, 8 s", "8 x"]
 
 
@@ -318,6 +320,6 @@ def test_a_file_from_elsewhere_is_refused(file, tmp_path):
         ValueError,
         match=r"must be measured with the same environment. Got .*bench.json with another",
     ):
-        runs.bench(copy, "side", quick=True)
+        runs.run_benchmark(copy, "side", quick=True)
     with pytest.raises(ValueError, match="must be measured with the same quick"):
-        runs.bench(file, "side")
+        runs.run_benchmark(file, "side")

@@ -16,7 +16,7 @@ from test_training import little_data as few_images
 
 from adjointbackmap import data, models
 from adjointbackmap.benchmark import runs as benchmark
-from adjointbackmap.benchmark.work import Settings
+from adjointbackmap.benchmark.ways import Settings
 from adjointbackmap.exactness.layer_check import LayerCheck
 from adjointbackmap.files.checked import DamagedFile, DamagedFileWarning, sealed_text
 from adjointbackmap.study import everything, results

@@ -347,7 +347,8 @@ def _checked_classes(classes: Tensor, what: str, pixels: Tensor, count: int) -> 
         first = f", {classes.tolist()[:5]} ..." if classes.dim() == 1 else ""
         msg = (
             f"{what} must be one integer from 0 to {count - 1} "
-            f"for each of the {len(pixels)} images. Got {tuple(classes.shape)} of {classes.dtype}{first}."
+            f"for each of the {len(pixels)} images. "
+            f"Got {tuple(classes.shape)} of {classes.dtype}{first}."
         )
         raise ValueError(msg)
     return classes.to(pixels.device)

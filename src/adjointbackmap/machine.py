@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-LIBRARIES = ("captum", "auto_LiRPA")  # the peers of the benchmark
+PEER_LIBRARIES = ("captum", "auto_LiRPA")  # the peers of the benchmark
 
 
 def environment(device: str = "cpu") -> dict:
@@ -22,7 +22,7 @@ def environment(device: str = "cpu") -> dict:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "peers": {name: version(name) for name in LIBRARIES if importlib.util.find_spec(name)},
+        "peers": {name: version(name) for name in PEER_LIBRARIES if importlib.util.find_spec(name)},
         **({"gpu": torch.cuda.get_device_name(device)} if device != "cpu" else {}),
     }
 

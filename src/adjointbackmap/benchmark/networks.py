@@ -16,8 +16,8 @@ from adjointbackmap.engine.folding import fold
 from adjointbackmap.engine.network import Network
 from adjointbackmap.tracing import trace
 
-IMAGES = 64
-WIDTH = 16  # channels of the growing networks
+SAMPLE_IMAGES = 64  # of the entry for the classes
+GROWING_CHANNELS = 16  # of the growing networks
 
 
 class BasicBlock(nn.Module):
@@ -65,7 +65,10 @@ class ResNet18(nn.Module):
 
 def stack() -> nn.Sequential:
     """Four convolutions with a pooling between them, for images of any side."""
-    convs = [nn.Conv2d(inputs, WIDTH, 3, padding=1) for inputs in (3, WIDTH, WIDTH, WIDTH)]
+    convs = [
+        nn.Conv2d(inputs, GROWING_CHANNELS, 3, padding=1)
+        for inputs in (3, GROWING_CHANNELS, GROWING_CHANNELS, GROWING_CHANNELS)
+    ]
     layers: list[nn.Module] = [part for conv in convs for part in (conv, nn.ReLU())]
     return nn.Sequential(*layers[:4], nn.AvgPool2d(2), *layers[4:])
 
@@ -73,9 +76,9 @@ def stack() -> nn.Sequential:
 def blocks(depth: int) -> nn.Sequential:
     """A convolution and ``depth`` residual blocks, all at one resolution."""
     return nn.Sequential(
-        nn.Conv2d(3, WIDTH, 3, padding=1),
+        nn.Conv2d(3, GROWING_CHANNELS, 3, padding=1),
         nn.ReLU(),
-        *(BasicBlock(WIDTH, WIDTH) for _ in range(depth)),
+        *(BasicBlock(GROWING_CHANNELS, GROWING_CHANNELS) for _ in range(depth)),
     )
 
 
@@ -88,11 +91,8 @@ def with_random_weights(build: Callable[[], nn.Module]) -> nn.Module:
             if parameter.dim() > 1:
                 nn.init.kaiming_normal_(parameter)
             else:
-                parameter.data = (
-                    torch.empty_like(parameter).uniform_(0.2, 0.6)
-                    if key.startswith("m")
-                    else parameter.data
-                )
+                if key.startswith("m"):  # Fixup's multipliers
+                    parameter.data = torch.empty_like(parameter).uniform_(0.2, 0.6)
                 parameter.data += 0.1 * torch.randn_like(parameter)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -102,7 +102,7 @@ def with_random_weights(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Prepared:
     """A network, its folded module and its images ``(N, 3, side, side)``."""
 
     network: Network
@@ -123,31 +123,26 @@ def built(name: str) -> tuple[nn.Module, int]:
     if family == "resnet18":
         return with_random_weights(ResNet18), 224
     shipped = f"{name}-cifar10"
-    return (
-        models.load(shipped)
-        if shipped in models.names()
-        else with_random_weights(partial(models.build, name)),
-        32,
-    )
+    if shipped in models.names():
+        return models.load(shipped), 32
+    return with_random_weights(partial(models.build, name)), 32
 
 
 @lru_cache(maxsize=2)
-def prepared(name: str) -> Subject:
+def prepared(name: str) -> Prepared:
     """A network, folded and traced, and images of the sample.
 
     The images are enlarged if the network takes larger ones.
     """
     model, side = built(name)
-    pixels = data.sample()[: IMAGES if side == 32 else 2].unit_interval()
+    count = SAMPLE_IMAGES if side == 32 else 2  # the classes are only measured at 32 x 32
+    pixels = data.sample()[:count].unit_interval()
     x = pixels if side == 32 else F.interpolate(pixels, (side, side), mode="bilinear")
     folded = fold(model, x[:1]).model
-    return Subject(trace(folded, x[:2]), folded, x)
+    return Prepared(trace(folded, x[:2]), folded, x)
 
 
 def kernel_names(name: str) -> list[str]:
     """Names of the convolutions and linear layers of a network."""
-    return [
-        n
-        for n, module in built(name)[0].named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    ]
+    modules = built(name)[0].named_modules()
+    return [key for key, module in modules if isinstance(module, nn.Conv2d | nn.Linear)]

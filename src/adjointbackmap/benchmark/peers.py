@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, jacrev, vmap
 
-FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 Planes = tuple[Tensor, Tensor | None]
+# The parts that a peer computes.
+IMAGE_AND_BIAS = "image and bias"
+ONLY_IMAGE = "image only"
 
 
-class Reached(Exception):
+class LayersReached(Exception):
     """Raised to end a forward pass early."""
 
 
@@ -39,14 +42,14 @@ class UpTo(nn.Module):
         def keep(module: nn.Module, given: tuple, out: Tensor) -> None:
             seen.append(out.flatten(1))
             if len(seen) == len(self.layers):
-                raise Reached
+                raise LayersReached
 
         handles = [
             self.model.get_submodule(layer).register_forward_hook(keep) for layer in self.layers
         ]
         try:
             self.model(x)
-        except Reached:
+        except LayersReached:
             pass
         finally:
             for handle in handles:
@@ -63,7 +66,7 @@ class Work:
         layers: Names of the layers.
         x: The images, ``(N, C, H, W)``.
         numbers: Indices of the units in the flat output; ``None`` for all.
-        memory_format: A key of ``FORMATS``, for the kernels and the images.
+        memory_format: A key of ``MEMORY_FORMATS``, for the kernels and the images.
     """
 
     model: nn.Module
@@ -76,12 +79,12 @@ class Work:
     def module(self) -> UpTo:
         """The network up to the layers; its kernels need no gradients."""
         model = copy.deepcopy(self.model).requires_grad_(False)
-        return UpTo(model.to(memory_format=FORMATS[self.memory_format]), self.layers)  # type: ignore[call-overload]
+        return UpTo(model.to(memory_format=MEMORY_FORMATS[self.memory_format]), self.layers)  # type: ignore[call-overload]
 
     @cached_property
     def images(self) -> Tensor:
         """The images in the memory format."""
-        return self.x.contiguous(memory_format=FORMATS[self.memory_format])
+        return self.x.contiguous(memory_format=MEMORY_FORMATS[self.memory_format])
 
     @cached_property
     def biases(self) -> dict[str, Tensor]:
@@ -91,14 +94,10 @@ class Work:
             for n, p in self.module.named_parameters()
             if n.endswith("bias")
         }
-        used = torch.autograd.grad(
-            self(self.images[:1], every).sum(),
-            list(every.values()),
-            allow_unused=True,
-        )
-        return {
-            n: b.detach() for (n, b), g in zip(every.items(), used, strict=True) if g is not None
-        }
+        total = self(self.images[:1], every).sum()
+        used = torch.autograd.grad(total, list(every.values()), allow_unused=True)
+        pairs = zip(every.items(), used, strict=True)
+        return {name: bias.detach() for (name, bias), grad in pairs if grad is not None}
 
     @cached_property
     def vector(self) -> Tensor:
@@ -122,13 +121,10 @@ class Work:
 
     def at(self, vector: Tensor) -> Tensor:
         """Outputs of the layers for one extended input."""
-        pixels, *parts = vector.split(
-            [self.x[0].numel(), *(b.numel() for b in self.biases.values())],
-        )
-        biases = {
-            name: part.view(b.shape)
-            for (name, b), part in zip(self.biases.items(), parts, strict=True)
-        }
+        lengths = [self.x[0].numel(), *(b.numel() for b in self.biases.values())]
+        pixels, *parts = vector.split(lengths)
+        pairs = zip(self.biases.items(), parts, strict=True)
+        biases = {name: part.view(bias.shape) for (name, bias), part in pairs}
         return self(pixels.view(self.x[:1].shape), biases)[0]
 
     @cached_property
@@ -164,7 +160,7 @@ class Work:
         return out, [images, *kept]
 
 
-def parts_of(gradients: tuple[Tensor, ...]) -> Planes:
+def parts_of_gradients(gradients: tuple[Tensor, ...]) -> Planes:
     """Image and bias parts from gradients of several units, each ``(units, *shape)``.
 
     The first gradient is that of the images. The others are those of the outputs that the biases
@@ -184,32 +180,27 @@ def joined(blocks: list[Planes]) -> Planes:
 def by_jacrev(work: Work, units: int, chunk: int) -> Planes:
     """``torch.func.jacrev`` over the image and the biases."""
     places = work.spread(units)
-    image, biases = jacrev(lambda x, b: work(x, b)[0, places], (0, 1), chunk_size=chunk)(
-        work.images,
-        work.biases,
-    )
+    jacobian = jacrev(lambda x, b: work(x, b)[0, places], (0, 1), chunk_size=chunk)
+    image, biases = jacobian(work.images, work.biases)
     return image.flatten(1), torch.cat([b.flatten(1) for b in biases.values()], 1)
 
 
 def by_batched_grad(work: Work, units: int, chunk: int) -> Planes:
     """``torch.autograd.grad(is_grads_batched=True)`` in blocks of units."""
     out, leaves = work.recorded(units)
-    blocks = torch.eye(units).split(chunk)
-    return joined(
-        [
-            parts_of(
-                torch.autograd.grad(out, leaves, block, retain_graph=True, is_grads_batched=True),
-            )
-            for block in blocks
-        ]
-    )
+
+    def of(block: Tensor) -> Planes:
+        found = torch.autograd.grad(out, leaves, block, retain_graph=True, is_grads_batched=True)
+        return parts_of_gradients(found)
+
+    return joined([of(block) for block in torch.eye(units).split(chunk)])
 
 
 def by_loop(work: Work, units: int, chunk: int = 1) -> Planes:
     """One backward pass per unit."""
     out, leaves = work.recorded(units)
     found = [torch.autograd.grad(unit, leaves, retain_graph=True) for unit in out]
-    return parts_of(tuple(torch.stack(parts) for parts in zip(*found, strict=True)))
+    return parts_of_gradients(tuple(torch.stack(parts) for parts in zip(*found, strict=True)))
 
 
 def by_repeating(work: Work, units: int, chunk: int) -> Planes:
@@ -220,7 +211,7 @@ def by_repeating(work: Work, units: int, chunk: int) -> Planes:
 
     def block(places: Tensor) -> Planes:
         out, leaves = work.with_outputs(work.images.expand(len(places), -1, -1, -1))
-        return parts_of(torch.autograd.grad(out.gather(1, places[:, None]).sum(), leaves))
+        return parts_of_gradients(torch.autograd.grad(out.gather(1, places[:, None]).sum(), leaves))
 
     return joined([block(places) for places in work.spread(units).split(chunk)])
 
@@ -265,11 +256,8 @@ def by_crown(work: Work, units: int, chunk: int) -> Planes:
     ball = BoundedTensor(work.x, PerturbationLpNorm(norm=float("inf"), eps=0.0))
     end = bounded.output_name[0]
     start = bounded.input_name[0]
-    options: dict[str, Any] = {
-        "return_A": True,
-        "needed_A_dict": {end: {start}},
-        "bound_upper": False,
-    }
+    wanted = {end: {start}}
+    options: dict[str, Any] = {"return_A": True, "needed_A_dict": wanted, "bound_upper": False}
 
     def block(places: Tensor) -> Planes:
         seeds = torch.zeros(1, len(places), outputs)
@@ -297,10 +285,8 @@ def classes_by_grad(work: Work, images: int, chunk: int = 1) -> Planes:
     """
     x = work.images[:images].detach().clone().requires_grad_()
     out = work(x, work.biases)
-    found = [
-        torch.autograd.grad(scores.sum(), x, retain_graph=True)[0].flatten(1) for scores in out.T
-    ]
-    return torch.stack(found, 1), None
+    found = [torch.autograd.grad(scores.sum(), x, retain_graph=True)[0] for scores in out.T]
+    return torch.stack(found, 1).flatten(2), None
 
 
 def classes_by_fullgrad(work: Work, images: int, chunk: int = 1) -> Planes:
@@ -309,10 +295,8 @@ def classes_by_fullgrad(work: Work, images: int, chunk: int = 1) -> Planes:
     It takes the gradients of the images and those at the places where biases are added.
     """
     out, leaves = work.with_outputs(work.images[:images])
-    found = [
-        parts_of(torch.autograd.grad(scores.sum(), leaves, retain_graph=True)) for scores in out.T
-    ]
-    image, bias = zip(*found, strict=True)
+    slopes = [torch.autograd.grad(scores.sum(), leaves, retain_graph=True) for scores in out.T]
+    image, bias = zip(*map(parts_of_gradients, slopes), strict=True)
     return torch.stack(image, 1), torch.stack(bias, 1)
 
 
@@ -326,11 +310,8 @@ def classes_by_input_x_gradient(work: Work, images: int, chunk: int = 1) -> Plan
     method = InputXGradient(work.module.model)
     x = work.images[:images]
     classes = range(work(x[:1], work.biases).shape[1])
-    found = [
-        method.attribute(x.detach().clone().requires_grad_(), target=c).detach().flatten(1)
-        for c in classes
-    ]
-    return torch.stack(found, 1), None
+    found = [method.attribute(x.detach().clone().requires_grad_(), target=c) for c in classes]
+    return torch.stack(found, 1).detach().flatten(2), None
 
 
 @dataclass(frozen=True)
@@ -347,7 +328,7 @@ class Peer:
     """
 
     call: Callable[[Work, int, int], Any]
-    gives: str = "image and bias"
+    gives: str = IMAGE_AND_BIAS
     chunks: tuple[int, ...] = (1,)
     of: str = "units"
     needs: str | None = None
@@ -359,7 +340,6 @@ class Peer:
         return self.needs is not None and importlib.util.find_spec(self.needs) is None
 
 
-ONLY_IMAGE = "image only"
 CHUNKS = (8, 16, 32, 64)
 PEERS = {
     "jacrev": Peer(by_jacrev, chunks=CHUNKS),

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from adjointbackmap.benchmark.work import QUICK, Measure, Settings, entries, warm_up
+from adjointbackmap.benchmark.entries import Measure, entries, warm_up
+from adjointbackmap.benchmark.ways import QUICK, Settings
 from adjointbackmap.files.checked import DamagedFile, read_or_set_aside, sealed_text
 from adjointbackmap.files.disk import hold_file, write
 from adjointbackmap.machine import environment
 from adjointbackmap.report.sheets import Place
 
-FORMAT = 2
-PLACE = Place("<!-- speed: written by adjointbackmap bench -->", "<!-- speed: end -->")
+FORMAT = 2  # of the file; raised when its content changes
+SPEED_PLACE = Place("<!-- speed: written by adjointbackmap bench -->", "<!-- speed: end -->")
 
 
 def settings_for(quick: bool, repeats: int | None) -> Settings:
@@ -30,7 +31,7 @@ def settings_for(quick: bool, repeats: int | None) -> Settings:
     return replace(chosen, repeats=repeats or chosen.repeats)
 
 
-def opened(out: Path, settings: Settings) -> dict:
+def read_or_begin(out: Path, settings: Settings) -> dict:
     """The content of a file, or an empty result if there is none.
 
     Raises:
@@ -38,7 +39,10 @@ def opened(out: Path, settings: Settings) -> dict:
             other settings.
     """
     here = {"format": FORMAT, "quick": settings.quick, "environment": environment()}
-    msg = f"--out must be a file of this benchmark, or a new one. Got {out}: delete it or name another file."
+    msg = (
+        "--out must be a file of this benchmark, or a new one. "
+        f"Got {out}: delete it or name another file."
+    )
     try:
         found = read_or_set_aside(out, "format")
     except DamagedFile as error:
@@ -49,12 +53,15 @@ def opened(out: Path, settings: Settings) -> dict:
         raise ValueError(msg)
     other = [key for key in here if found.get(key) != here[key]]
     if other:
-        msg = f"--out must be measured with the same {other[0]}. Got {out} with another: delete it or name another file."
+        msg = (
+            f"--out must be measured with the same {other[0]}. "
+            f"Got {out} with another: delete it or name another file."
+        )
         raise ValueError(msg)
     return found
 
 
-def bench(
+def run_benchmark(
     out: Path,
     only: str = "",
     quick: bool = False,
@@ -66,35 +73,36 @@ def bench(
     Args:
         out: The file.
         only: Part of the names of the entries to measure, such as ``vgg7`` or ``conv1``.
-        quick: Whether it is a look with one run of a few entries.
-        repeats: Runs of which the median is taken.
-        report: Called with the name of the next entry and the share that is done.
+        quick: Whether to measure only a few entries, with one run each.
+        repeats: Number of runs; the median of their times is taken.
+        report: Called with the name of the next entry and the finished share.
 
     Returns:
-        What the file holds then: ``format``, ``quick``, ``environment`` and ``entries``.
+        The content of the file: ``format``, ``quick``, ``environment`` and ``entries``.
 
     Raises:
-        ValueError: If no entry has such a name, or the file is none of this benchmark.
+        ValueError: If no entry has such a name, or the file is not one of this benchmark.
         BlockingIOError: If another process writes to the file.
     """
     settings = settings_for(quick, repeats)
     order = entries(settings)
     if not any(only in name for name in order):
-        msg = f"--only must be part of an entry's name, such as {', '.join(list(order)[:3])}. Got {only!r}."
+        some = ", ".join(list(order)[:3])
+        msg = f"--only must be part of an entry's name, such as {some}. Got {only!r}."
         raise ValueError(msg)
     with hold_file(out):
-        return _measured(out, settings, order, only, report)
+        return _with_missing(out, settings, order, only, report)
 
 
-def _measured(
+def _with_missing(
     out: Path,
     settings: Settings,
     order: dict[str, Measure],
     only: str,
     report: Callable[[str, float], None] | None,
 ) -> dict:
-    """Measure what a file lacks that no other process writes to."""
-    found = opened(out, settings)
+    """Measure the entries that the file lacks. No other process writes to it."""
+    found = read_or_begin(out, settings)
     wanted = [name for name in order if only in name and name not in found["entries"]]
     run = time.strftime("%Y-%m-%d %H:%M:%S")
     with warnings.catch_warnings():
@@ -104,12 +112,17 @@ def _measured(
         for i, name in enumerate(wanted):
             if report:
                 report(name, i / len(wanted))
-            kept = {**found["entries"], name: {**entry_of(order[name], settings), "run": run}}
-            found["entries"] = {
-                n: kept[n] for n in [*order, *(n for n in kept if n not in order)] if n in kept
-            }
+            entry = {**entry_of(order[name], settings), "run": run}
+            found["entries"] = in_order({**found["entries"], name: entry}, order)
             write(out, sealed_text(found))
     return found
+
+
+def in_order(kept: dict[str, dict], order: dict[str, Measure]) -> dict[str, dict]:
+    """Entries in the order of the tables; those of other settings come last."""
+    names = [name for name in order if name in kept]
+    names += [name for name in kept if name not in order]
+    return {name: kept[name] for name in names}
 
 
 def entry_of(measure: Measure, settings: Settings) -> dict:

@@ -5,12 +5,20 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from adjointbackmap.benchmark.networks import kernel_names
-from adjointbackmap.benchmark.peers import CLASS_PEERS, PEERS
-from adjointbackmap.benchmark.work import STUDY
+from adjointbackmap.benchmark.peers import CLASS_PEERS, IMAGE_AND_BIAS, PEERS
+from adjointbackmap.benchmark.ways import STUDY
 from adjointbackmap.report.sheets import Sheet
 
 DEFECT = 1.5  # largest ratio of the plan's choice to our fastest method that is accepted
-WHOLE = "image and bias"
+SIDES = "Growth with the side of the image: four convolutions of 16 channels, the last one's units"
+DEPTHS = (
+    "Growth with depth: residual blocks of two convolutions of 16 channels at 32 x 32, "
+    "the last convolution's units"
+)
+NOTE = (
+    "time of some units, columns or images extrapolated to all; "
+    "its memory is that of those that were measured"
+)
 Entries = dict[str, dict]
 
 
@@ -19,11 +27,10 @@ Entries = dict[str, dict]
 
 def seconds_of(way: dict) -> str:
     """A time as text, with a star if it was extrapolated."""
-    return (
-        f"{way['seconds']:.3g} s{'*' if 'measured' in way else ''}"
-        if "seconds" in way
-        else "left out"
-    )
+    if "seconds" not in way:
+        return "left out"
+    star = "*" if "measured" in way else ""
+    return f"{way['seconds']:.3g} s{star}"
 
 
 def mib_of(way: dict) -> str:
@@ -38,11 +45,9 @@ def products_of(way: dict) -> str:
 
 def ratio(slower: dict | None, faster: dict) -> float:
     """Ratio of two times, slower / faster; NaN if one is missing."""
-    return (
-        slower["seconds"] / faster["seconds"]
-        if slower and "seconds" in slower and "seconds" in faster
-        else math.nan
-    )
+    if slower and "seconds" in slower and "seconds" in faster:
+        return slower["seconds"] / faster["seconds"]
+    return math.nan
 
 
 def times(value: float) -> str:
@@ -63,7 +68,11 @@ def best_of(entry: dict, peer: bool, whole: bool = True) -> tuple[str, dict]:
         for n, w in entry["ways"].items()
         if "seconds" in w and w.get("peer", False) == peer and n != "verify"
     }
-    able = {n: w for n, w in ways.items() if not whole or w.get("gives", WHOLE) == WHOLE}
+    able = {
+        n: w
+        for n, w in ways.items()
+        if not whole or w.get("gives", IMAGE_AND_BIAS) == IMAGE_AND_BIAS
+    }
     return min(able.items(), key=lambda item: item[1]["seconds"], default=("none", {}))
 
 
@@ -77,11 +86,9 @@ def plan_distance(entry: dict) -> float:
 
     It is infinite if the plan's choice gave no time.
     """
-    return (
-        ratio(planned(entry), best_of(entry, peer=False)[1])
-        if "seconds" in planned(entry)
-        else math.inf
-    )
+    if "seconds" not in planned(entry):
+        return math.inf
+    return ratio(planned(entry), best_of(entry, peer=False)[1])
 
 
 def defects(found: dict) -> list[str]:
@@ -95,11 +102,9 @@ def defects(found: dict) -> list[str]:
 
 def layer_entries(known: Entries, name: str) -> list[dict]:
     """The entries of all layers of a network; empty if one is missing."""
-    found = (
-        [known.get(f"{name}/{layer}") for layer in kernel_names(name)]
-        if any(n.startswith(name) for n in known)
-        else []
-    )
+    if not any(n.startswith(name) for n in known):
+        return []  # saves building the network
+    found = [known.get(f"{name}/{layer}") for layer in kernel_names(name)]
     return [e for e in found if e] if all(found) else []
 
 
@@ -142,26 +147,15 @@ def aims(known: Entries) -> Sheet:
     sheet = Sheet("Aims", ["work", "held against", "aim", "measured", "reached"])
 
     def add(work: str, against: str, aim: int, value: float, unit: str = "x") -> None:
+        figure = "-" if math.isnan(value) else f"{value:.3g} {unit}"
         reached = "not measured" if math.isnan(value) else "yes" if value >= aim else "no"
-        sheet.rows.append(
-            [
-                work,
-                against,
-                f"{aim:g} {unit}",
-                "-" if math.isnan(value) else f"{value:.3g} {unit}",
-                reached,
-            ]
-        )
+        sheet.rows.append([work, against, f"{aim:g} {unit}", figure, reached])
 
     for name, aim in (("vgg7/conv1", 400), ("vgg7/conv3", 100), ("vgg7/conv5", 15)):
         if name in known:
             title, peer = best_of(known[name], peer=True)
-            add(
-                f"{name}, all units",
-                f"the fastest peer, {title}",
-                aim,
-                ratio(peer, planned(known[name])),
-            )
+            value = ratio(peer, planned(known[name]))
+            add(f"{name}, all units", f"the fastest peer, {title}", aim, value)
     for name, aim in (("vgg7", 100), ("resnet20", 120)):
         our, peers = whole_network(known, name)
         for title, peer in sorted(peers.items(), key=lambda item: item[1]["seconds"]):
@@ -170,21 +164,16 @@ def aims(known: Entries) -> Sheet:
         if f"{name}/classes" in known:
             entry = known[f"{name}/classes"]
             title = "Captum InputXGradient"
-            add(
-                f"{name}, ten classes of a batch",
-                f"{title} (image only)",
-                2,
-                ratio(entry["ways"][title], planned(entry)),
-            )
+            value = ratio(entry["ways"][title], planned(entry))
+            add(f"{name}, ten classes of a batch", f"{title} (image only)", 2, value)
         if f"{name}/sweep" in known and "machine/rate" in known:
-            share = (
-                100 * known[f"{name}/sweep"]["gflops"]["touching"] / known["machine/rate"]["gflops"]
-            )
+            rate = known[f"{name}/sweep"]["gflops"]["touching"]
+            share = 100 * rate / known["machine/rate"]["gflops"]
             add(f"{name}, windowed sweep", "the rate of a plain convolution", 80, share, "%")
     return sheet
 
 
-def summary(known: Entries) -> Sheet:
+def plan_and_peers(known: Entries) -> Sheet:
     """One row per layer and batch: the plan's choice and the fastest peer."""
     head = [
         "work",
@@ -204,23 +193,13 @@ def summary(known: Entries) -> Sheet:
         if "plan" not in e or "size" in e:
             continue
         way = planned(e)
-        (title, peer) = best_of(e, peer=True)
+        title, peer = best_of(e, peer=True)
         jacrev = next((seconds_of(w) for n, w in e["ways"].items() if "jacrev" in n), "-")
-        distance = (
-            f"{plan_distance(e):.2f}" + (" (defect)" if plan_distance(e) > DEFECT else "")
-            if e["full"]
-            else "-"
-        )
+        defect = " (defect)" if plan_distance(e) > DEFECT else ""
+        distance = f"{plan_distance(e):.2f}{defect}" if e["full"] else "-"
         cost = [products_of(way), seconds_of(way), mib_of(way), distance, jacrev]
-        row = [
-            f"{name}, {e['mode']}",
-            e["which"],
-            e["plan"],
-            *cost,
-            f"{title}, {seconds_of(peer)}",
-            times(ratio(peer, way)),
-        ]
-        sheet.rows.append(row)
+        compared = [f"{title}, {seconds_of(peer)}", times(ratio(peer, way))]
+        sheet.rows.append([f"{name}, {e['mode']}", e["which"], e["plan"], *cost, *compared])
     return sheet
 
 
@@ -232,22 +211,13 @@ def totals(known: Entries) -> Sheet:
     )
     for name in STUDY:
         our, peers = whole_network(known, name)
-        units = next(
-            (f"{known[n]['units']:,}" for n in (f"{name}/layers", f"{name}/verify") if n in known),
-            "",
-        )
+        counted = [known[n] for n in (f"{name}/layers", f"{name}/verify") if n in known]
+        units = f"{counted[0]['units']:,}" if counted else ""
         for way, w in our.items():
             for peer, p in peers.items():
-                figures = [
-                    way,
-                    seconds_of(w),
-                    mib_of(w),
-                    peer,
-                    seconds_of(p),
-                    mib_of(p),
-                    times(ratio(p, w)),
-                ]
-                sheet.rows.append([name, units, *figures])
+                our_cells = [way, seconds_of(w), mib_of(w)]
+                peer_cells = [peer, seconds_of(p), mib_of(p), times(ratio(p, w))]
+                sheet.rows.append([name, units, *our_cells, *peer_cells])
     return sheet
 
 
@@ -268,17 +238,11 @@ def rates(known: Entries) -> Sheet:
         if e:
             way = e["ways"]["sweep"]
             shares = {k: 100 * v / plain for k, v in e["gflops"].items()}
-            share = f"{shares['products']:.0f} %; {shares['touching']:.0f} % of those that touch a window"
-            sheet.rows.append(
-                [
-                    f"{name}, sweep",
-                    products_of(way),
-                    seconds_of(way),
-                    mib_of(way),
-                    f"{e['gflops']['products']:.0f}",
-                    share,
-                ]
-            )
+            touching = f"{shares['touching']:.0f} % of those that touch a window"
+            share = f"{shares['products']:.0f} %; {touching}"
+            rate = f"{e['gflops']['products']:.0f}"
+            cells = [products_of(way), seconds_of(way), mib_of(way), rate, share]
+            sheet.rows.append([f"{name}, sweep", *cells])
     for channels, way in known.get("machine/rate", {}).get("ways", {}).items():
         figures = [products_of(way), seconds_of(way), mib_of(way), f"{way['gflops']:.0f}"]
         sheet.rows.append([f"plain convolution, {channels}", *figures, ""])
@@ -306,18 +270,16 @@ def growing(known: Entries, family: str, title: str) -> Sheet:
         check = e["ways"].get("verify", nothing)
         peer = e["ways"].get("jacrev", nothing)
         ours = [e["which"], e["plan"], products_of(way), seconds_of(way), mib_of(way)]
-        sheet.rows.append(
-            [
-                str(e["size"]),
-                *ours,
-                seconds_of(check),
-                mib_of(check),
-                seconds_of(peer),
-                times(ratio(peer, way)),
-            ]
-        )
-    if not found:
-        return sheet
+        others = [seconds_of(check), mib_of(check), seconds_of(peer), times(ratio(peer, way))]
+        sheet.rows.append([str(e["size"]), *ours, *others])
+    if found:
+        sheet.rows.append(powers(found))
+    return sheet
+
+
+def powers(found: list[dict]) -> list[str]:
+    """The last row of a growing family: the power of the size with which each figure grows."""
+    nothing: dict = {}
 
     def power(of: Callable[[dict], int | float | None]) -> str:
         return exponent([e["size"] for e in found], [of(e) or 0.0 for e in found])
@@ -326,12 +288,9 @@ def growing(known: Entries, family: str, title: str) -> Sheet:
         return lambda e: (planned(e) if way == "plan" else e["ways"].get(way, nothing)).get(key)
 
     ours = [power(at("plan", key)) for key in ("multiply_adds", "seconds", "mib")]
-    others = [
-        power(at(way, key))
-        for way, key in (("verify", "seconds"), ("verify", "mib"), ("jacrev", "seconds"))
-    ]
-    sheet.rows.append(["power of the size", power(lambda e: e["units"]), "", *ours, *others, ""])
-    return sheet
+    pairs = (("verify", "seconds"), ("verify", "mib"), ("jacrev", "seconds"))
+    others = [power(at(way, key)) for way, key in pairs]
+    return ["power of the size", power(lambda e: e["units"]), "", *ours, *others, ""]
 
 
 def peers(known: Entries) -> Sheet:
@@ -350,11 +309,8 @@ def peers(known: Entries) -> Sheet:
     for title, peer in {**PEERS, **CLASS_PEERS}.items():
         ways = {n: e["ways"][title] for n, e in known.items() if title in e["ways"]}
         worst = max((w["difference"] for w in ways.values() if "difference" in w), default=None)
-        fastest = [
-            n
-            for n in ways
-            if known[n].get("full") and best_of(known[n], peer=True, whole=False)[0] == title
-        ]
+        full = [n for n in ways if known[n].get("full")]
+        fastest = [n for n in full if best_of(known[n], peer=True, whole=False)[0] == title]
         left = [f"{n}: {w['left_out']}" for n, w in ways.items() if "left_out" in w]
         reasons = f"{len(left)} of {len(ways)}" + (f" ({left[0]})" if left else "")
         figures = [
@@ -366,7 +322,7 @@ def peers(known: Entries) -> Sheet:
     return sheet
 
 
-def everything(known: Entries) -> Sheet:
+def all_ways(known: Entries) -> Sheet:
     """All methods of the entries that have every method."""
     head = [
         "work",
@@ -383,41 +339,26 @@ def everything(known: Entries) -> Sheet:
     for name, e in known.items():
         for title, w in e["ways"].items() if e.get("full") else ():
             if "left_out" in w:
-                sheet.rows.append(
-                    [name, title, *[""] * 6, f"left out: {w['left_out']}".replace("|", "/")],
-                )
+                reason = f"left out: {w['left_out']}".replace("|", "/")
+                sheet.rows.append([name, title, *[""] * 6, reason])
                 continue
+            gives = w.get("gives", IMAGE_AND_BIAS)
             figures = [products_of(w), seconds_of(w), mib_of(w), times(ratio(w, planned(e)))]
-            sheet.rows.append(
-                [
-                    name,
-                    title,
-                    w.get("gives", WHOLE),
-                    *figures,
-                    w.get("settings", ""),
-                    w.get("measured", "all"),
-                ]
-            )
+            how = [w.get("settings", ""), w.get("measured", "all")]
+            sheet.rows.append([name, title, gives, *figures, *how])
     return sheet
 
 
 def short(known: Entries) -> list[Sheet]:
     """The tables for the terminal, without empty ones."""
-    sides = (
-        "Growth with the side of the image: four convolutions of 16 channels, the last one's units"
-    )
-    depths = "Growth with depth: residual blocks of two convolutions of 16 channels at 32 x 32, the last convolution's units"
-    grown = growing(known, "side", sides), growing(known, "depth", depths)
-    return [
-        sheet
-        for sheet in (aims(known), summary(known), totals(known), rates(known), *grown)
-        if sheet.rows
-    ]
+    grown = growing(known, "side", SIDES), growing(known, "depth", DEPTHS)
+    all_of_them = (aims(known), plan_and_peers(known), totals(known), rates(known), *grown)
+    return [sheet for sheet in all_of_them if sheet.rows]
 
 
 def sheets(known: Entries) -> list[Sheet]:
     """All tables."""
-    return [*short(known), *(sheet for sheet in (peers(known), everything(known)) if sheet.rows)]
+    return [*short(known), *(sheet for sheet in (peers(known), all_ways(known)) if sheet.rows)]
 
 
 def where_measured(found: dict) -> str:
@@ -426,23 +367,20 @@ def where_measured(found: dict) -> str:
     known = found["entries"]
     runs = {e["run"] for e in known.values()}
     repeats = min((e["repeats"] for e in known.values()), default=0)
-    machine = f"{env['cpu']}, {env['cores']} cores, {env['threads']} threads, torch {env['torch']}, Python {env['python']}"
-    others = (
-        ", ".join(f"{name} {number}" for name, number in env["peers"].items()) or "no other peer"
-    )
+    machine = f"{env['cpu']}, {env['cores']} cores, {env['threads']} threads"
+    versions = f"torch {env['torch']}, Python {env['python']}"
+    others = ", ".join(f"{name} {number}" for name, number in env["peers"].items())
+    processes = f"{len(runs)} process{'es' if len(runs) != 1 else ''}"
+    medians = f"Medians of at least {repeats} runs, in {processes}"
     loads = [e["load"] for e in known.values()]
-    text = f"{machine}, {others}. Medians of at least {repeats} runs, in {len(runs)} process{'es' if len(runs) != 1 else ''}"
+    load = ""
+    if loads:
+        load = f"; load of the machine before an entry {min(loads):.1f} to {max(loads):.1f}"
     quick = " A quick look: not figures to keep." if found["quick"] else ""
-    load = (
-        f"; load of the machine before an entry {min(loads):.1f} to {max(loads):.1f}"
-        if loads
-        else ""
-    )
-    return f"{text}{load}.{quick}"
+    return f"{machine}, {versions}, {others or 'no other peer'}. {medians}{load}.{quick}"
 
 
-def markdown(found: dict) -> str:
+def speed_markdown(found: dict) -> str:
     """The machine and all tables as Markdown."""
-    note = "time of some units, columns or images extrapolated to all; its memory is that of those that were measured"
     tables = [sheet.markdown() for sheet in sheets(found["entries"])]
-    return "\n\n".join([where_measured(found), *tables, f"\\* {note}."])
+    return "\n\n".join([where_measured(found), *tables, f"\\* {NOTE}."])

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SHARE_OF_MEMORY = 0.8  # of the free memory; the rest is left to the system
+SHORT = 0.3  # seconds of all runs together
 Run = Callable[[], object]
 
 
@@ -66,31 +67,29 @@ def within_memory() -> Iterator[None]:
     import resource
 
     try:
-        limit = kernel_says("self/status", "VmSize") + int(
-            SHARE_OF_MEMORY * kernel_says("meminfo", "MemAvailable"),
-        )
+        free = kernel_says("meminfo", "MemAvailable")
+        limit = kernel_says("self/status", "VmSize") + int(SHARE_OF_MEMORY * free)
     except OSError:
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(
-        resource.RLIMIT_AS,
-        (limit if before[1] < 0 else min(limit, before[1]), before[1]),
-    )
+    hard = before[1]  # negative if there is none
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def measured(run: Run, repeats: int) -> dict:
+def time_and_memory(run: Run, repeats: int) -> dict:
     """Median time of several runs, and the memory of one run before them.
 
     The run for the memory does not count for the time.
     """
     mib = growth(run)
     times = [clock(run) for _ in range(repeats)]
-    while repeats > 1 and sum(times) < 0.3 and len(times) < 10 * repeats:
+    # Short calls are noisy and cheap: they run more often.
+    while repeats > 1 and sum(times) < SHORT and len(times) < 10 * repeats:
         times.append(clock(run))
     return {
         "seconds": statistics.median(times),
@@ -133,10 +132,8 @@ class Counter(TorchDispatchMode):
             given, weight, _, stride, *_, groups = args
             products = out.numel() * weight[0].numel()
             self.products += products
-            self.touching += min(
-                products,
-                given.numel() * weight[:, 0].numel() // groups // prod(stride),
-            )
+            touching = given.numel() * weight[:, 0].numel() // groups // prod(stride)
+            self.touching += min(products, touching)
         elif func in (
             aten.mm.default,
             aten.mm.out,

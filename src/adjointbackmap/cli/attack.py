@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 RESULTS_FILE = "attack.json"
 IMAGES_FILE = "attack.safetensors"
-ROWS = 20  # images in the table of the terminal
+ROWS_SHOWN = 20  # images in the table of the terminal
 PICTURES = 4  # images that are drawn
 SHORT_HASH = 8  # digits of an image's hash in the table and in names of pictures
 
@@ -397,13 +397,13 @@ def _table(images: list[dict[str, Any]], subject: Subject) -> Table:
     """The first images."""
     fooled = sum(row["fooled"] for row in images)
     outside = sum(not row["inside"] for row in images)
-    shown = f"the first {ROWS} of {len(images)} images; " if len(images) > ROWS else ""
+    shown = f"the first {ROWS_SHOWN} of {len(images)} images; " if len(images) > ROWS_SHOWN else ""
     table = Table(
         *("image", "before", "after", "l2", "linf", "steps", "fooled"),
         title=f"{subject.title}: {fooled} of {len(images)} images fooled",
         caption=f"{shown}{outside} outside [0, 1]",
     )
-    for row in images[:ROWS]:
+    for row in images[:ROWS_SHOWN]:
         classes = (_class(row[when], subject) for when in ("before", "after"))
         norms = (f"{row[norm]:.4g}" for norm in ("l2", "linf"))
         steps = "" if row["steps"] is None else str(row["steps"])

@@ -32,25 +32,30 @@ def bench(
     Raises:
         RuntimeError: If the plan's choice is much slower than the fastest method.
     """
-    from adjointbackmap.benchmark.runs import PLACE
-    from adjointbackmap.benchmark.runs import bench as run
-    from adjointbackmap.benchmark.table import DEFECT, defects, markdown, short, where_measured
+    from adjointbackmap.benchmark.runs import SPEED_PLACE, run_benchmark
+    from adjointbackmap.benchmark.table import (
+        DEFECT,
+        defects,
+        short,
+        speed_markdown,
+        where_measured,
+    )
 
     use_threads(threads)
     if docs:
-        PLACE.check(docs)
+        SPEED_PLACE.check(docs)
     file = out or Path("benchmark-quick.json" if quick else "benchmark.json")
     with progress("warming up") as (bar, job):
 
         def report(name: str, share: float) -> None:
             bar.update(job, completed=share, description=name)
 
-        found = run(file, only, quick, repeats, report)
+        found = run_benchmark(file, only, quick, repeats, report)
     console.print(where_measured(found), highlight=False)
     for sheet in short(found["entries"]):
         console.print(sheet.rich())
     if docs:
-        PLACE.fill(docs, markdown(found))
+        SPEED_PLACE.fill(docs, speed_markdown(found))
     page = f" and {docs}" if docs else ""
     console.print(f"Written: {file}{page}")
     far = defects(found)
