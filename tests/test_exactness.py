@@ -13,7 +13,7 @@ from torch import nn
 import adjointbackmap as abm
 from adjointbackmap.engine.operators import push
 from adjointbackmap.rules.kernels import Convolution, Linear
-from adjointbackmap.rules.linear import Add, Place, Scale
+from adjointbackmap.rules.linear import Add, Multiply, PlacedEntry
 from adjointbackmap.rules.piecewise import Hardtanh, LeakyReLU, ReLU
 from adjointbackmap.rules.pooling import AveragePooling, MaxPooling
 
@@ -381,13 +381,13 @@ FAULTS = {
         ADJOINT,
     ),
     "linear-adjoint-doubled": (AVERAGE, Linear, "back", doubled(Linear.back), ADJOINT),
-    "bias-doubled": (CHAIN, Place, "forward", doubled(Place.forward), FORWARD),
+    "bias-doubled": (CHAIN, PlacedEntry, "forward", doubled(PlacedEntry.forward), FORWARD),
     "bias-lost-in-the-adjoint": (CHAIN, Add, "adjoint", without_bias_part(Add.adjoint), ADJOINT),
     "batch-norm-scale-doubled": (
         "conv-with-bias-before-batch-norm",
-        Scale,
+        Multiply,
         "forward",
-        doubled(Scale.forward),
+        doubled(Multiply.forward),
         FORWARD,
     ),
     "bounds-lost": (

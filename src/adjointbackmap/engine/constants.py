@@ -16,7 +16,7 @@ from adjointbackmap.capture.graph import (
     module_of,
     op_name,
 )
-from adjointbackmap.rules import Constant, Refused, Source
+from adjointbackmap.rules import Constant, ConstantSource, Refused
 
 # Operations that only move the elements of a tensor: an entry of b stays known through them.
 MOVEMENTS = {
@@ -117,7 +117,7 @@ class Constants:
         self.device = device
         self.is_cast = dtype != capture.image.meta["val"].dtype
         self.numbers: dict[str, Any] = {}
-        self.uses: Counter[Source] = Counter()
+        self.uses: Counter[ConstantSource] = Counter()
         self._known: dict[str, Constant] = {}
         self._several: dict[str, list[Constant]] = {}  # node with several outputs -> these
 
@@ -133,7 +133,9 @@ class Constants:
         name = self.capture.parameters.get(node.name)
         tensor = self.tensors[name] if name is not None else self.capture.tensors[node.name]
         source = (
-            Source(name) if name is not None else Source(self.capture.names[node.name], node.name)
+            ConstantSource(name)
+            if name is not None
+            else ConstantSource(self.capture.names[node.name], node.name)
         )
         whole = (
             tensor.detach().to(self.dtype)
@@ -171,7 +173,7 @@ class Constants:
         made = op(*args, **kwargs)
         if kind in UNWRITTEN:
             made = torch.zeros_like(made)
-        own = Source(self._shown(node), node.name)
+        own = ConstantSource(self._shown(node), node.name)
         if kind in MOVEMENTS:
             first = self._known[first_input(node).name]
             self._known[node.name] = Constant(
@@ -276,12 +278,12 @@ def _names_dtype(node: torch.fx.Node, capture: Capture) -> bool:
     )
 
 
-def _filled(tensor: Tensor, source: Source) -> Constant:
+def _filled(tensor: Tensor, source: ConstantSource) -> Constant:
     """A tensor of one number everywhere, which is one entry."""
     index = torch.zeros(tensor.shape, dtype=torch.int64, device=tensor.device)
     return Constant(tensor, source, tensor.flatten()[:1], index)
 
 
-def _whole(tensor: Tensor, source: Source) -> Constant:
+def _whole(tensor: Tensor, source: ConstantSource) -> Constant:
     index = torch.arange(tensor.numel(), device=tensor.device).reshape(tensor.shape)
     return Constant(tensor, source, tensor, index)

@@ -32,18 +32,18 @@ from adjointbackmap.rules import (
     RULES,
     Axis,
     Constant,
+    ConstantSource,
     Entry,
     Field,
     Mask,
     Refused,
     Rule,
-    Source,
     Value,
 )
 from adjointbackmap.rules.base import Signs
 from adjointbackmap.rules.infinite import Infinite, finite, is_infinite
 from adjointbackmap.rules.kernels import Kernel
-from adjointbackmap.rules.linear import Add, Masked, Place
+from adjointbackmap.rules.linear import Add, Masked, PlacedEntry
 
 IMAGE = 0  # slot of the image
 REFUSED = -1  # slot of what has no rule, so that all that have none are found
@@ -278,7 +278,7 @@ class _Lowering:
 
     def _with_whole_parameter(self, entry: Entry) -> Entry:
         """The parameter's derivative is the entry's only where it is used as an entry and as nothing else."""
-        used = entry.parameter is not None and self.constants.uses[Source(entry.parameter)]
+        used = entry.parameter is not None and self.constants.uses[ConstantSource(entry.parameter)]
         return replace(entry, parameter=None) if used else entry
 
     # what a rule may ask (see rules.base.Builder)
@@ -311,7 +311,7 @@ class _Lowering:
         return output
 
     def offset(
-        self, name: str, value: Tensor, shape: tuple[int, ...], parameter: Source | None
+        self, name: str, value: Tensor, shape: tuple[int, ...], parameter: ConstantSource | None
     ) -> Value:
         whole = (
             parameter is not None
@@ -361,7 +361,7 @@ class _Lowering:
         return self._placed(entry, constant.index.reshape(shape), constant.base.numel())
 
     def _placed(self, entry: Value, index: Tensor, size: int) -> Value:
-        return self.apply(Place(index, size), entry, shape=tuple(index.shape))
+        return self.apply(PlacedEntry(index, size), entry, shape=tuple(index.shape))
 
     def as_numbers(self, mask: Mask) -> Value:
         if mask not in self.numbers:
@@ -375,7 +375,7 @@ class _Lowering:
 
     def _with_infinities(self, constant: Constant, shape: tuple[int, ...]) -> Value | None:
         """A constant whose infinite elements are no entries."""
-        source = Source(
+        source = ConstantSource(
             constant.source.name, constant.source.node or "finite"
         )  # no longer the parameter itself
         rest = Constant(finite(constant.tensor), source, finite(constant.base), constant.index)
@@ -535,7 +535,7 @@ class _Lowering:
         if made_of not in self.known:
             self.slots += 1
             self.known[made_of] = Value(self.slots, tuple(value.shape))
-            shown = name if made_of == Source(name) else self._free_name(name)
+            shown = name if made_of == ConstantSource(name) else self._free_name(name)
             own = value.to(self.dtype, copy=True)  # hyperplanes keep to it
             self.program.entries.append(Entry(shown, own, self.slots, parameter))
         return self.known[made_of]

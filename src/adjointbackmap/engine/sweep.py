@@ -297,7 +297,7 @@ class Sweep:
         """What averages at the edges count more; ``None`` where they do not. Looked at once, for it waits for the device."""
         slot = step.output.slot
         if slot not in self.weights:
-            weight = rule.weight(step.inputs[0].shape, like)
+            weight = rule.border_correction(step.inputs[0].shape, like)
             self.weights[slot] = self._for_images(weight) if bool((weight != 1).any()) else None
         return self.weights[slot]
 

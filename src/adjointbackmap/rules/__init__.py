@@ -1,4 +1,4 @@
-"""One small class per operation: its gates, its linear forward, its adjoint, its receptive field."""
+"""One small class per operation: its gates, linear forward, adjoint and receptive field."""
 
 from adjointbackmap.rules import (
     infinite,
@@ -22,11 +22,11 @@ from adjointbackmap.rules.base import (
     RULES,
     Builder,
     Constant,
+    ConstantSource,
     Entry,
     Mask,
     Refused,
     Rule,
-    Source,
     Value,
 )
 from adjointbackmap.rules.field import Axis, Field, field_size
@@ -36,12 +36,12 @@ __all__ = [
     "Axis",
     "Builder",
     "Constant",
+    "ConstantSource",
     "Entry",
     "Field",
     "Mask",
     "Refused",
     "Rule",
-    "Source",
     "Value",
     "field_size",
     "infinite",

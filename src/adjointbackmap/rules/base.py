@@ -1,4 +1,7 @@
-"""What a rule is, and how rules turn an ATen operation into steps that are linear in [x; b]."""
+"""What a rule is, and how it turns an ATen operation into steps that are linear in [x; b].
+
+A step is one rule at its place in the network, with its inputs and its output.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -12,23 +15,31 @@ from adjointbackmap.rules.field import Field, Reach, union, windowed
 
 R = TypeVar("R", bound="Operation")
 
-CHANNELS_LAST = {
-    ("cpu", torch.float32)
-}  # measured: in float64, and on an H200 in float32 too, they are slower so
+# Device and dtype for which maps are laid out channels last. Measured: convolutions are slower
+# in this layout in float64, and in float32 on an H200.
+CHANNELS_LAST = {("cpu", torch.float32)}
 
 Gates = tuple[Tensor, ...]
 Signs = frozenset[int]
-"""Which infinities a value can hold: of -1 and 1."""
+"""The infinities that a value can hold: -1 for minus infinity, 1 for plus infinity."""
 Shape = tuple[int, ...]
 
 
 class Refused(Exception):
-    """An operation that has a rule is used in a way that is not piecewise affine; the message says how."""
+    """An operation with a rule is used in a way that is not piecewise affine.
+
+    The message says how. It completes a sentence that names the operation and its module.
+    """
 
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of the network that depends on the image: its number and its shape without the batch."""
+    """A tensor of the network that depends on the image.
+
+    Attributes:
+        slot: Its number, by which the steps find it.
+        shape: Its shape without the batch.
+    """
 
     slot: int
     shape: Shape
@@ -36,9 +47,13 @@ class Value:
 
 @dataclass(frozen=True)
 class Entry:
-    """An additive constant of the network: its part of the bias vector ``b``.
+    """An additive constant of the network: one part of the bias vector ``b``.
 
-    ``parameter`` is the module's parameter whose derivative is the entry's, where there is one.
+    Attributes:
+        name: Name for people, unique in the network.
+        value: The constant.
+        slot: Number of the value that the steps read.
+        parameter: The module's parameter with the same derivative, if there is one.
     """
 
     name: str
@@ -48,11 +63,15 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Source:
-    """What constants are made of: a parameter or buffer of the model, or a node of the graph.
+class ConstantSource:
+    """What a constant is made of: a parameter or buffer of the model, or a node of the graph.
 
-    Two constants are parts of one entry of ``b`` where their sources are equal. The name of a node is for people:
-    a parameter may have the same.
+    Two constants with equal sources belong to the same entry of ``b``.
+
+    Attributes:
+        name: Name of the parameter or buffer. For a node the name is for people only, and a
+            parameter may have the same.
+        node: Name of the node, ``None`` for a parameter or buffer.
     """
 
     name: str
@@ -60,23 +79,36 @@ class Source:
 
     @property
     def is_parameter(self) -> bool:
-        """Whether it is a parameter or buffer, which its name identifies."""
+        """Whether it is a parameter or buffer, so that its name identifies it."""
         return self.node is None
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A tensor that does not depend on the image: the elements ``base[index]`` of ``source``."""
+    """A tensor that does not depend on the image.
+
+    Attributes:
+        tensor: The tensor, a batch of one if it has a batch.
+        source: What it is made of.
+        base: The tensor of the source.
+        index: Flat index into ``base`` of each element of ``tensor``.
+    """
 
     tensor: Tensor
-    source: Source
+    source: ConstantSource
     base: Tensor
     index: Tensor
 
 
 @dataclass(frozen=True)
 class Mask:
-    """A tensor that is constant on pieces, such as a comparison of data: ``test(k, *inputs)``, of ``shape`` beside the batch."""
+    """A tensor that is constant on each piece, such as a comparison of data.
+
+    Attributes:
+        test: Gives the tensor: ``test(k, *inputs)``, where the inputs are ``k`` times as large.
+        inputs: The values that it is computed from.
+        shape: Its shape without the batch.
+    """
 
     test: Callable[..., Tensor]
     inputs: tuple[Value, ...]
@@ -85,7 +117,7 @@ class Mask:
 
 @runtime_checkable
 class Builder(Protocol):
-    """What a rule's ``build`` may ask of the trace."""
+    """What the trace offers to a rule's ``build``."""
 
     @property
     def shape(self) -> Shape:
@@ -101,35 +133,54 @@ class Builder(Protocol):
 
     @property
     def path(self) -> str:
-        """The module that makes the operation."""
+        """Name of the module that calls the operation."""
 
     dtype: torch.dtype
     device: torch.device
 
     def apply(self, rule: "Rule", *inputs: Any, shape: Shape | None = None) -> Any:
-        """Append a step, and give its :class:`Value`; its shape is the operation's own unless given.
+        """Append a step and return its output.
 
-        A movement of a :class:`Mask` is no step: it gives the mask that was moved.
+        Args:
+            rule: The rule of the step.
+            *inputs: Its inputs.
+            shape: Shape of the output without the batch; by default the operation's own.
+
+        Returns:
+            The output as a :class:`Value`. If the input is a :class:`Mask`, no step is appended,
+            and the moved mask is returned.
         """
 
-    def offset(self, name: str, value: Tensor, shape: Shape, parameter: Source | None) -> Value:
-        """What this operation adds, as a part of the bias vector and a value of the given shape.
+    def offset(
+        self, name: str, value: Tensor, shape: Shape, parameter: ConstantSource | None
+    ) -> Value:
+        """A constant that this operation adds, as an entry of the bias vector.
 
-        The same operation on the same constants, such as another call of a module, gives the same part.
-        ``parameter`` is the constant whose derivative is the part's, where there is one.
+        The same operation on the same constants gives the same entry. A second call of a module
+        is an example.
+
+        Args:
+            name: Name of the entry.
+            value: The constant.
+            shape: Shape of the returned value without the batch.
+            parameter: The parameter with the same derivative as the entry, if there is one.
         """
 
     def number(self, name: str, value: float) -> Value:
-        """A new entry of one number, named after this operation, as a value that fits any position.
+        """A new entry of one number, as a value that broadcasts to every position.
 
-        An infinite number is no entry, see :mod:`adjointbackmap.rules.infinite`.
+        The entry's name is that of this operation's module and ``name``. An infinite number gets no
+        entry, see :mod:`adjointbackmap.rules.infinite`.
         """
 
     def as_numbers(self, mask: Mask) -> Value:
-        """A mask as a value: the mask times an entry of 1."""
+        """A mask as a value: the mask times an entry whose value is 1."""
 
     def place(self, constant: Any, shape: Shape) -> Value | None:
-        """A constant as a value of the given shape beside the batch; ``None`` if it is exactly zero."""
+        """A constant as a value of the given shape without the batch.
+
+        It is ``None`` if the constant is exactly zero, because zeros need no entry.
+        """
 
 
 def tensor_of(argument: Any, what: str) -> Any:
@@ -145,12 +196,16 @@ def tensor_of(argument: Any, what: str) -> Any:
 
 
 class Operation(ABC):
-    """How an ATen operation becomes steps; :class:`Rule` is one that is a step itself."""
+    """How an ATen operation becomes steps; a :class:`Rule` is also a step itself.
+
+    Attributes:
+        takes_masks: Whether an argument may be a :class:`Mask`.
+        takes_lists: Whether an argument may be a list of values. A list stands for a dimension in
+            front of the batch, as in the last states of a recurrent layer.
+    """
 
     takes_masks: ClassVar[bool] = False
-    takes_lists: ClassVar[bool] = (
-        False  # values in front of the batch, such as the last states of a recurrent layer
-    )
+    takes_lists: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -158,26 +213,32 @@ class Operation(ABC):
         """Turn the arguments of the ATen operation into steps.
 
         Returns:
-            The operation's :class:`Value`, a list of them if it has several outputs, or a :class:`Mask`.
+            The operation's :class:`Value`, a list of them if it has several outputs, or a
+            :class:`Mask`.
         """
 
 
 class Rule(Operation):
     """One operation: linear in its inputs once its gates are known.
 
-    Tangents and cotangents come as a folded batch ``(N * K, *shape)``: ``K`` of them for each of ``N``
-    images, while gates are ``(N, *shape)`` and are broadcast. A subclass gives ``forward``; ``adjoint``
-    is derived from it (the vector-Jacobian product of a linear map is exact at any point) unless it is
-    written by hand for speed. Of an input that only the gates read, the cotangent is ``None``.
+    Tangents and cotangents come as a folded batch ``(N * K, *shape)``: ``K`` of them for each of
+    ``N`` images. Gates are ``(N, *shape)``, and all ``K`` tangents of an image share them. A
+    subclass gives ``forward``. Its ``adjoint`` is derived, because the vector-Jacobian product of a
+    linear map is exact at any point. It is written by hand only where that is faster. An input
+    that only the gates read has the cotangent ``None``.
     """
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Any:
-        """One step on the first argument."""
+        """Append one step on the first argument; the other arguments are the rule's."""
         return builder.apply(cls(*args[1:], **kwargs), args[0])
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
-        """What the activation pattern keeps of this operation at its inputs, whose kinks lie at ``scale`` times their place."""
+        """What the activation pattern stores for this operation, given its inputs.
+
+        The inputs are ``scale`` times as large as in the network, so a kink at 6 is at
+        ``6 * scale``.
+        """
         return ()
 
     @abstractmethod
@@ -187,26 +248,31 @@ class Rule(Operation):
     def adjoint(
         self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
     ) -> tuple[Tensor | None, ...]:
-        """The transpose of :meth:`forward`: one cotangent for each input of the given shapes."""
+        """The transpose of :meth:`forward`: one cotangent for each input, of the given shapes."""
         zeros = [cotangent.new_zeros(len(cotangent), *shape) for shape in shapes]
-        return torch.func.vjp(lambda *tangents: self.forward(gates, *tangents), *zeros)[1](
-            cotangent
-        )
+        pull_back = torch.func.vjp(lambda *tangents: self.forward(gates, *tangents), *zeros)[1]
+        return pull_back(cotangent)
 
     def infinities(self, *inputs: Signs) -> Signs:
-        """Which infinities the output can hold, from those of the inputs; by default all of them."""
+        """The infinities that the output can hold; by default those of all inputs."""
         return frozenset[int]().union(*inputs)
 
     def positional(self) -> bool:
-        """Whether every output position depends on the inputs at that position alone, gates apart in the same way."""
+        """Whether an output position depends on inputs and gates at that position alone."""
         return False
 
     def reach(self) -> Reach | None:
-        """Which positions of its one input each output position reads; ``None`` where no spatial rule is known."""
+        """The positions of the input that each output position reads.
+
+        ``None`` if no spatial rule is known. Only a rule with one input has a reach.
+        """
         return None
 
     def field(self, *fields: Field) -> Field:
-        """Receptive field of the output, from those of the inputs; the whole image where no spatial rule is known."""
+        """Receptive field of the output, from the fields of the inputs.
+
+        It is the whole image if no spatial rule is known.
+        """
         if self.positional():
             return union(fields)
         reach = self.reach()
@@ -228,14 +294,28 @@ def rule_for(*ops: str) -> Callable[[type[R]], type[R]]:
 
 
 class Local(Rule):
-    """A rule that reads a window around each position, so that a part of the map is enough for a part of its output."""
+    """A rule that reads a window around each position.
+
+    So a part of the map is enough to compute a part of the output.
+    """
 
     @abstractmethod
     def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
-        """The map on a part, padded with zeros as :func:`torch.nn.functional.pad` does, without its own padding."""
+        """Apply the operation to a part of the map, without the operation's own padding.
+
+        Args:
+            window: The part, with batch and channels in front.
+            pad: Zeros to add first, in the order of :func:`torch.nn.functional.pad`.
+        """
 
     def origin(self, first: Sequence[int]) -> list[int] | None:
-        """Where the first position of :meth:`valid` is for a part from ``first`` on, if not where the window says."""
+        """Output position of the first row of :meth:`valid`, per axis.
+
+        ``None`` means the position that the stride gives.
+
+        Args:
+            first: Input position of the part's first row, per axis.
+        """
         return None
 
 
@@ -243,12 +323,11 @@ class Pointwise(Rule):
     """A rule whose output at a position depends on its inputs at that position alone."""
 
     def positional(self) -> bool:
-        """It does."""
         return True
 
 
 class Aten(Rule):
-    """A linear ATen operation applied to every tangent as it is; the adjoint is derived."""
+    """A linear ATen operation that is applied to every tangent; the adjoint is derived."""
 
     op: ClassVar[Any]
 
@@ -257,24 +336,29 @@ class Aten(Rule):
         self.kwargs = kwargs
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """The operation itself."""
         return self.op(tangents[0], *self.args, **self.kwargs)
 
 
 def filled(args: Sequence[Any], required: int, *defaults: Any) -> list[Any]:
-    """Positional arguments, followed by the defaults of those that are left out after the ``required`` ones."""
+    """Positional arguments, completed by defaults.
+
+    Args:
+        args: The arguments that were given.
+        required: Number of arguments without a default; they come first.
+        *defaults: The defaults of the others, in their order.
+    """
     return [*args, *defaults[len(args) - required :]]
 
 
 def by_name(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of an ATen operation by PyTorch's names for them, with the defaults of those that are left out."""
+    """Arguments of an ATen operation by PyTorch's names, completed by PyTorch's defaults."""
     arguments = op._schema.arguments
     given = {**dict(zip((a.name for a in arguments), args, strict=False)), **kwargs}
     return {a.name: given.get(a.name, a.default_value) for a in arguments}
 
 
 def keep_batch(dims: Sequence[int], x: Value | Mask) -> list[int]:
-    """Dimensions counted from the front, none of them the batch.
+    """Dimensions as numbers from the front, where the batch is 0.
 
     Raises:
         Refused: If one is the batch.
@@ -287,29 +371,34 @@ def keep_batch(dims: Sequence[int], x: Value | Mask) -> list[int]:
 
 
 def laid_out(tensor: Tensor) -> Tensor:
-    """The tensor in memory as it is computed fastest."""
+    """The same tensor in the memory layout that is fastest to compute with."""
     if tensor.dim() == 4 and channels_last(tensor):
         return tensor.contiguous(memory_format=torch.channels_last)
     return tensor.contiguous()
 
 
 def channels_last(like: Tensor) -> bool:
-    """Whether maps are computed fastest channels last."""
+    """Whether maps of this device and dtype are laid out channels last."""
     return (like.device.type, like.dtype) in CHANNELS_LAST
 
 
 def unfilled(like: Tensor, shape: Shape) -> Tensor:
-    """A batch as long as another, whose numbers are never read: PyTorch's adjoints ask for the input."""
-    layout = (
-        torch.channels_last if len(shape) == 3 and channels_last(like) else torch.contiguous_format
-    )
-    return torch.empty(
-        len(like), *shape, dtype=like.dtype, device=like.device, memory_format=layout
-    )
+    """A batch as long as ``like`` with arbitrary numbers.
+
+    PyTorch's adjoints ask for the forward input, but read only its shape and its layout.
+    """
+    is_map = len(shape) == 3
+    layout = torch.channels_last if is_map and channels_last(like) else torch.contiguous_format
+    size = (len(like), *shape)
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout)
 
 
 def gated(gate: Tensor, tangents: Tensor) -> Tensor:
-    """Multiply ``(N * K, *shape)`` by gates ``(N, *shape)``, the same for all ``K`` tangents of an image."""
+    """Multiply tangents ``(N * K, *shape)`` by gates ``(N, *shape)``.
+
+    All ``K`` tangents of an image get the same gate.
+    """
     if len(gate) == len(tangents):
         return gate * tangents
+    # (N, K, *shape) times (N, 1, *shape)
     return (tangents.unflatten(0, (len(gate), -1)) * gate.unsqueeze(1)).flatten(0, 1)

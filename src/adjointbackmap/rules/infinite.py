@@ -1,7 +1,8 @@
-"""Infinite constants: what always loses a maximum, or always wins one, has no entry in ``b`` and no tangent.
+"""Infinite constants, which always lose or always win a maximum.
 
-Only the forward pass that records the pattern sees them. An operation that removes them, such as a maximum with
-something finite, gives numbers again; what may still hold one is no layer and no output.
+They have no entry in ``b`` and no tangent. Only the forward pass that records the pattern sees
+them. A maximum with something finite removes minus infinity, so its output is finite again. A value
+that may still hold an infinity cannot be a layer or an output.
 """
 
 from collections.abc import Sequence
@@ -13,36 +14,36 @@ from adjointbackmap.rules.field import Field
 
 
 class Infinite(Rule):
-    """A constant that is infinite somewhere and zero elsewhere; a step without inputs.
+    """A step without inputs, for a constant that is infinite at some places and zero elsewhere.
 
     Args:
-        value: ``(1, *shape)``.
+        value: The constant, ``(1, *shape)``.
     """
 
     def __init__(self, value: Tensor) -> None:
         self.value = value
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Refuse: without inputs there is no tangent.
+        """Refuse, because a step without inputs has no tangent.
 
         Raises:
             RuntimeError: Always.
         """
-        msg = "An infinite constant must stay out of sums of tangents. Got one: please report this network."
+        msg = (
+            "An infinite constant must stay out of sums of tangents. "
+            "Got one: please report this network."
+        )
         raise RuntimeError(msg)
 
     def adjoint(
         self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
     ) -> tuple[Tensor | None, ...]:
-        """No input has a cotangent."""
         return ()
 
     def field(self, *fields: Field) -> Field:
-        """No pixel."""
         return ()
 
     def infinities(self, *inputs: Signs) -> Signs:
-        """Those of the constant."""
         values = self.value[self.value != 0].sign().unique()
         return frozenset(int(v) for v in values)
 
@@ -53,5 +54,5 @@ def is_infinite(tensor: Tensor) -> bool:
 
 
 def finite(tensor: Tensor) -> Tensor:
-    """A constant with zeros where it is infinite."""
+    """The constant with its infinities replaced by zeros."""
     return tensor.masked_fill(tensor.isinf(), 0)

@@ -1,4 +1,4 @@
-"""Operations that put several values together: concatenation, stacks, and one written over a part of another."""
+"""Operations that join several values: concatenation, stacking, one written over another."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -28,10 +28,10 @@ class Copy(Expand):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """What is written.
+        """Return the value that is written.
 
         Raises:
-            Refused: If it is a constant.
+            Refused: If a constant is written.
         """
         if not isinstance(args[1], Value):
             msg = "it writes a constant over data: write it with torch.where or torch.cat"
@@ -40,15 +40,26 @@ class Copy(Expand):
 
 
 class Assembled(Rule):
-    """A rule on several values, some of which may be exactly zero and are left out of its inputs."""
+    """A rule on several values; values that are exactly zero are left out of its inputs.
+
+    Args:
+        shapes: Shapes of all values without the batch.
+        given: Which of the values are inputs, in their order.
+    """
 
     def __init__(self, shapes: Sequence[Shape], given: Sequence[int]) -> None:
         self.shapes = list(shapes)
         self.given = list(given)
 
     @staticmethod
-    def placed(builder: Builder, parts: Sequence[Any]) -> tuple[list[Shape], dict[int, Value]]:
-        """Shapes of all values, and by its place every value that is not exactly zero, constants as entries of ``b``."""
+    def shapes_and_values(
+        builder: Builder, parts: Sequence[Any]
+    ) -> tuple[list[Shape], dict[int, Value]]:
+        """Shapes of all values, and the values that are not exactly zero by their number.
+
+        Constants become entries of ``b``.
+        """
+        # a constant has a batch of one in front
         shapes = [p.shape if isinstance(p, Value) else tuple(p.tensor.shape[1:]) for p in parts]
         values = [
             p if isinstance(p, Value) else builder.place(p, shape)
@@ -57,12 +68,12 @@ class Assembled(Rule):
         return shapes, {i: value for i, value in enumerate(values) if value is not None}
 
     def all_of(self, tangents: Sequence[Tensor]) -> list[Tensor]:
-        """The tangents of all values, zeros for those that are left out."""
+        """The tangents of all values, with zeros for the values that were left out."""
         like = tangents[0]
-        by_place = dict(zip(self.given, tangents, strict=True))
+        by_number = dict(zip(self.given, tangents, strict=True))
         zero = like.new_zeros(())
         return [
-            by_place[i] if i in by_place else zero.expand(len(like), *shape)
+            by_number[i] if i in by_number else zero.expand(len(like), *shape)
             for i, shape in enumerate(self.shapes)
         ]
 
@@ -77,20 +88,19 @@ class Concatenate(Assembled):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """The data and the constants that are not zero."""
         parts, dim = (*args, kwargs.get("dim", 0))[:2]
         (dim,) = keep_batch([dim], next(p for p in parts if isinstance(p, Value)))
-        shapes, values = cls.placed(builder, parts)
+        shapes, values = cls.shapes_and_values(builder, parts)
         return builder.apply(cls(dim, shapes, list(values)), *values.values())
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Concatenate; along channels, the positions may be a part."""
         parts = self.all_of(tangents)
         if self.dim == 1:
+            # Along channels the tangents may cover a part of the positions: the zeros must fit it.
+            positions = tangents[0].shape[2:]
+            one_position = (slice(None), slice(None), *[slice(1)] * len(positions))
             parts = [
-                p
-                if i in self.given
-                else p[:, :, *(slice(1),) * (p.dim() - 2)].expand(-1, -1, *tangents[0].shape[2:])
+                p if i in self.given else p[one_position].expand(-1, -1, *positions)
                 for i, p in enumerate(parts)
             ]
         return torch.cat(parts, self.dim)
@@ -98,12 +108,12 @@ class Concatenate(Assembled):
     def adjoint(
         self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
     ) -> tuple[Tensor, ...]:
-        """The part of each."""
-        parts = cotangent.split([shape[self.dim - 1] for shape in self.shapes], self.dim)
+        # shapes leave the batch out, dimensions count it
+        lengths = [shape[self.dim - 1] for shape in self.shapes]
+        parts = cotangent.split(lengths, self.dim)
         return tuple(parts[i] for i in self.given)
 
     def positional(self) -> bool:
-        """Along channels."""
         return self.dim == 1
 
 
@@ -113,7 +123,7 @@ class Stack(Concatenate):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """A dimension more for each, then a concatenation.
+        """Give each value one more dimension, then concatenate.
 
         Raises:
             Refused: If the new dimension comes before the batch.
@@ -124,14 +134,14 @@ class Stack(Concatenate):
             msg = "it moves the batch out of the first dimension"
             raise Refused(msg)
         shape = (*builder.shape[: dim - 1], 1, *builder.shape[dim:])
-        values = cls.placed(builder, parts)[1]
+        values = cls.shapes_and_values(builder, parts)[1]
         longer = [builder.apply(Reshape(shape), value, shape=shape) for value in values.values()]
         return builder.apply(Concatenate(dim, [shape] * len(parts), list(values)), *longer)
 
 
 @rule_for("aten.slice_scatter.default")
 class Scatter(Assembled):
-    """A part of a value replaced by another, as ``x[:, 0] = y`` does."""
+    """A value with a part replaced by another value, as ``x[:, 0:2] = y`` does."""
 
     op: ClassVar[Any] = torch.ops.aten.slice_scatter.default
 
@@ -141,32 +151,32 @@ class Scatter(Assembled):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step; a slice of everything is what replaces it.
+        """Append one step; if a slice of everything is replaced, return the replacement.
 
         Raises:
             Refused: If some images of a batch are replaced, or everything by zero.
         """
-        shapes, values = cls.placed(builder, args[:2])
-        dim, *where = filled(args[2:], 0, 0, None, None, 1)
-        if dim == 0 and not where[0] and (where[1] is None or where[1] >= LAST) and 1 in values:
+        shapes, values = cls.shapes_and_values(builder, args[:2])
+        dim, start, end, step = filled(args[2:], 0, 0, None, None, 1)
+        is_everything = not start and (end is None or end >= LAST)
+        if dim == 0 and is_everything and 1 in values:
             return values[1]
         dims = keep_batch([dim], Value(-1, shapes[0]))
-        return builder.apply(cls(shapes, list(values), *dims, *where), *values.values())
+        rule = cls(shapes, list(values), *dims, start, end, step)
+        return builder.apply(rule, *values.values())
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Replace."""
         return self.op(*self.all_of(tangents), *self.args)
 
 
 @rule_for("aten.select_scatter.default")
 class ScatterSelected(Scatter):
-    """One element of a dimension replaced."""
+    """A value with one element of a dimension replaced, as ``x[:, 0] = y`` does."""
 
     op = torch.ops.aten.select_scatter.default
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step."""
-        shapes, values = cls.placed(builder, args[:2])
+        shapes, values = cls.shapes_and_values(builder, args[:2])
         dims = keep_batch(args[2:3], Value(-1, shapes[0]))
         return builder.apply(cls(shapes, list(values), *dims, *args[3:]), *values.values())

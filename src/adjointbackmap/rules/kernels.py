@@ -1,4 +1,4 @@
-"""Layers with a kernel: convolution and linear. Their bias is a part of ``b`` of its own."""
+"""Layers with a kernel: convolution and linear. Their bias is an entry of ``b``."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -30,7 +30,10 @@ from adjointbackmap.rules.pooling import pooled
 
 
 class Kernel(Rule):
-    """A rule with a kernel ``(out, in, ...)``, whose in-channels the reconstruction modes tell apart."""
+    """A rule with a kernel ``(out, in, ...)``.
+
+    The modes RM3 and RM4 keep its in-channels apart.
+    """
 
     def __init__(self, weight: Tensor, *args: Any) -> None:
         self.weight = weight
@@ -38,12 +41,12 @@ class Kernel(Rule):
 
     @property
     def in_channels(self) -> int:
-        """In-channels that one out-channel sees: those of its group."""
+        """Number of in-channels that one out-channel reads: those of its group."""
         return self.weight.shape[1]
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """The kernel's step, then its bias added to every position."""
+        """Append a step for the kernel, and one that adds the bias to every position."""
         x, weight, bias, *rest = (*args, None) if len(args) == 2 else args
         out = builder.apply(cls(tensor_of(weight, "kernel"), *rest, **kwargs), x)
         if bias is None:
@@ -55,42 +58,51 @@ class Kernel(Rule):
     @staticmethod
     @abstractmethod
     def bias_shape(channels: int, dims: int) -> Shape:
-        """Shape of the bias beside the batch, for an output of ``dims`` dimensions."""
+        """Shape of the bias without the batch, for an output of ``dims`` dimensions."""
 
     def infinities(self, *inputs: Signs) -> Signs:
-        """Weights have either sign."""
+        # weights have either sign, so that an infinity can become the other one
         return inputs[0] and frozenset({-1, 1})
 
     @abstractmethod
     def back(self, cotangent: Tensor, shape: Shape) -> Tensor:
-        """The cotangent of an input of a shape."""
+        """The cotangent of the input, which has the given shape."""
 
     def adjoint(
         self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
     ) -> tuple[Tensor, ...]:
-        """The input's cotangent."""
         return (self.back(cotangent, shapes[0]),)
 
     def in_channel_mask(self, channels: int) -> Tensor:
         """Which of the input's channels are in-channel ``j`` of their group: ``(j, channels)``."""
+        # channels of a group are contiguous in the input
         return torch.arange(channels) % self.in_channels == torch.arange(self.in_channels)[:, None]
 
     def apart(self) -> "Kernel | None":
-        """The same with in-channels kept apart: out-channel ``j * out + i`` reads in-channel ``j`` alone; ``None`` for groups."""
+        """Depthwise version, with one group per in-channel.
+
+        Its out-channel ``j * out + i`` is out-channel ``i`` restricted to in-channel ``j``. It is
+        ``None`` for a kernel that has groups itself.
+        """
         return None
 
     def tap(self) -> "Kernel | None":
-        """The same for one in-channel, with a unit kernel as out-channel for each weight; ``None`` for groups."""
+        """Version for one in-channel, with one out-channel per tap.
+
+        The kernel of each out-channel is 1 at its tap and 0 elsewhere. It is ``None`` for a kernel
+        with groups.
+        """
         return None
 
     def by_tap(self) -> Tensor:
-        """The kernel as ``(in, out, taps)``."""
+        """The kernel as ``(in, out, taps)``; a tap is a position in the kernel's window."""
         return self.weight.flatten(2).transpose(0, 1)
 
     def in_channel_of(self, out_channel: Tensor, j: Tensor) -> Tensor:
-        """The channel of the input that is in-channel ``j`` of an out-channel's group."""
-        per_group = self.weight.shape[0] // self.groups
-        return out_channel // per_group * self.in_channels + j
+        """The input channel that is in-channel ``j`` of an out-channel's group."""
+        out_per_group = self.weight.shape[0] // self.groups
+        group = out_channel // out_per_group
+        return group * self.in_channels + j
 
 
 @rule_for(
@@ -104,7 +116,8 @@ class Kernel(Rule):
 class Convolution(Kernel, Local):
     r"""Convolution with any stride, padding, dilation and groups.
 
-    :math:`y_i = \sum_j w_{i,j} \star x_j`; the adjoint scatters :math:`w_{i,j}` scaled by the cotangent.
+    :math:`y_i = \sum_j w_{i,j} \star x_j`. The adjoint scatters :math:`w_{i,j}`, scaled by the
+    cotangent.
     """
 
     def __init__(
@@ -124,46 +137,45 @@ class Convolution(Kernel, Local):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """The kernel's step and its bias; for padding by name, the rows that only one side needs are padded before."""
+        """Append the steps of kernel and bias.
+
+        The padding may be ``"same"`` or ``"valid"``. If "same" needs more positions after an axis
+        than before it, the extra ones are padded in a step of their own.
+        """
         x, weight, bias, stride, padding, *rest = filled(args, 2, None, (1,), (0,))
-        if isinstance(padding, str):
-            before, after = (
-                cls(tensor_of(weight, "kernel"), stride, (0,), *rest).same()
-                if padding == "same"
-                else ([0], [0])
-            )
-            padding = before
-            if before != after:
-                extra = [
-                    n
-                    for b, a in zip(reversed(before), reversed(after), strict=True)
-                    for n in (0, a - b)
-                ]
+        if padding == "valid":
+            padding = [0]
+        elif padding == "same":
+            unpadded = cls(tensor_of(weight, "kernel"), stride, (0,), *rest)
+            padding, after = unpadded.same()
+            if padding != after:
+                # F.pad's order: last axis first, (before, after) for each
+                pairs = reversed(list(zip(padding, after, strict=True)))
+                extra = [n for before, behind in pairs for n in (0, behind - before)]
                 x = builder.apply(Pad(len(x.shape) - 1, extra), x, shape=grown(x.shape, extra))
         return super().build(builder, x, weight, bias, stride, padding, *rest, **kwargs)
 
     def extent(self) -> list[int]:
-        """How far a kernel reaches from its first position, per axis."""
+        """Distance from the first to the last position of the kernel's window, per axis."""
         return [d * (k - 1) for d, k in zip(self.dilation, self.weight.shape[2:], strict=True)]
 
     def same(self) -> tuple[list[int], list[int]]:
         """PyTorch's padding ``"same"``: positions before and after each axis."""
-        return [r // 2 for r in self.extent()], [r - r // 2 for r in self.extent()]
+        before = [n // 2 for n in self.extent()]
+        after = [n - n // 2 for n in self.extent()]
+        return before, after
 
     @staticmethod
     def bias_shape(channels: int, dims: int) -> Shape:
-        """One number per channel, at every position."""
         return (channels, *(1,) * (dims - 1))
 
     def apart(self) -> "Convolution | None":
-        """One group for each in-channel."""
-        return self._like(
-            self.by_tap().reshape(-1, 1, *self.weight.shape[2:]), self.weight.shape[1]
-        )
+        # (in, out, taps) -> (in * out, 1, *taps): a group of out-channels for each in-channel
+        weight = self.by_tap().reshape(-1, 1, *self.weight.shape[2:])
+        return self._like(weight, groups=self.weight.shape[1])
 
     def tap(self) -> "Convolution | None":
-        """Unit kernels."""
-        return self._like(_unit_kernels(self.weight)[:, None], 1)
+        return self._like(_unit_kernels(self.weight)[:, None], groups=1)
 
     def _like(self, weight: Tensor, groups: int) -> "Convolution | None":
         if self.groups > 1:
@@ -171,7 +183,6 @@ class Convolution(Kernel, Local):
         return Convolution(_contiguous(weight), self.stride, self.padding, self.dilation, groups)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Convolve."""
         return self._convolved(tangents[0], self.padding)
 
     def _convolved(self, tangents: Tensor, padding: list[int]) -> Tensor:
@@ -181,46 +192,48 @@ class Convolution(Kernel, Local):
         return torch.ops.aten.convolution.default(tangents, self.weight, None, *args)
 
     def _faster_transposed(self, tangents: Tensor, padding: list[int]) -> bool:
-        """Whether the convolution is faster as the adjoint of one with the turned kernel: on the CPU in float64."""
-        inside = all(p <= r for p, r in zip(padding, self.extent(), strict=True))
-        plain = self.groups == 1 and set(self.stride) == {1}
-        return (
-            tangents.dtype == torch.float64 and tangents.device.type == "cpu" and plain and inside
-        )
+        """Whether the convolution is faster as the adjoint of one with the flipped kernel.
+
+        It is on the CPU in float64. The adjoint needs stride 1, no groups, and a padding that is
+        not wider than the kernel's window.
+        """
+        if tangents.dtype != torch.float64 or tangents.device.type != "cpu":
+            return False
+        inside = all(p <= n for p, n in zip(padding, self.extent(), strict=True))
+        return self.groups == 1 and set(self.stride) == {1} and inside
 
     def _transposed(self, tangents: Tensor, padding: list[int]) -> Tensor:
+        """The same convolution, computed as the adjoint of one with the flipped kernel."""
         axes = range(2, self.weight.dim())
-        turned = Convolution(
-            self.weight.transpose(0, 1).flip(*axes).contiguous(), dilation=self.dilation
-        )
-        turned.padding = [r - p for r, p in zip(self.extent(), padding, strict=True)]
-        grown = [p - q for p, q in zip(padding, turned.padding, strict=True)]
-        shape = [n + g for n, g in zip(tangents.shape[2:], grown, strict=True)]
-        return turned.back(tangents, (self.weight.shape[0], *shape))
+        weight = self.weight.transpose(0, 1).flip(*axes).contiguous()
+        flipped = Convolution(weight, dilation=self.dilation)
+        # An adjoint removes q positions at each end where a convolution adds p: q = extent - p.
+        # The output has n + 2 p - extent = n + p - q positions.
+        flipped.padding = [n - p for n, p in zip(self.extent(), padding, strict=True)]
+        growth = [p - q for p, q in zip(padding, flipped.padding, strict=True)]
+        sizes = [n + g for n, g in zip(tangents.shape[2:], growth, strict=True)]
+        return flipped.back(tangents, (self.weight.shape[0], *sizes))
 
     def back(self, cotangent: Tensor, shape: Shape) -> Tensor:
-        """Transposed convolution; this form of it is the fastest in float64 too."""
-        like = unfilled(cotangent, shape)
-        args = (
-            None,
-            self.stride,
-            self.padding,
-            self.dilation,
-            False,
-            [0] * len(self.stride),
+        # a transposed convolution, in the form that is fastest in float64 too
+        geometry = (self.stride, self.padding, self.dilation, False, [0] * len(self.stride))
+        back = torch.ops.aten.convolution_backward.default(
+            cotangent,
+            unfilled(cotangent, shape),
+            self.weight,
+            None,  # no bias
+            *geometry,
             self.groups,
+            [True, False, False],  # of input, weight and bias, only the input's gradient
         )
-        mask = [True, False, False]
-        return torch.ops.aten.convolution_backward.default(
-            cotangent, like, self.weight, *args, mask
-        )[0]
+        return back[0]
 
     def reach(self) -> Reach:
-        """The window of the kernel."""
         return pooled(self.extent(), self.stride, self.padding)
 
     def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
-        """Convolve a part; padding that is the same on both sides is the convolution's own."""
+        # F.pad's order: last axis first, (before, after) for each. If both are equal, the
+        # convolution pads, which saves a copy.
         before = list(pad[0::2])
         after = list(pad[1::2])
         if before == after and min(before) >= 0:
@@ -234,7 +247,7 @@ class Convolution(Kernel, Local):
 class TransposedConvolution(Kernel, Local):
     r"""Transposed convolution, whose kernel is ``(in, out / groups, ...)``.
 
-    :math:`x_j` scatters :math:`w_{j,i}`; the adjoint is the convolution with the same kernel.
+    :math:`x_j` scatters :math:`w_{j,i}`. The adjoint is the convolution with the same kernel.
     """
 
     def __init__(
@@ -257,15 +270,13 @@ class TransposedConvolution(Kernel, Local):
     bias_shape = staticmethod(Convolution.bias_shape)
 
     def apart(self) -> "TransposedConvolution | None":
-        """One group for each in-channel."""
-        return self._like(self.weight, self.weight.shape[0])
+        return self._like(self.weight, groups=self.weight.shape[0])
 
     def tap(self) -> "TransposedConvolution | None":
-        """Unit kernels."""
-        return self._like(_unit_kernels(self.weight)[None], 1)
+        return self._like(_unit_kernels(self.weight)[None], groups=1)
 
     def by_tap(self) -> Tensor:
-        """The kernel as ``(in, out, taps)``."""
+        """The kernel as ``(in, out, taps)``; a tap is a position in the kernel's window."""
         return self.weight.flatten(2)
 
     def _like(self, weight: Tensor, groups: int) -> "TransposedConvolution | None":
@@ -277,81 +288,69 @@ class TransposedConvolution(Kernel, Local):
 
     @property
     def in_channels(self) -> int:
-        """In-channels that one out-channel sees: those of its group."""
+        """Number of in-channels that one out-channel reads: those of its group."""
         return self.weight.shape[0] // self.groups
 
     def in_channel_of(self, out_channel: Tensor, j: Tensor) -> Tensor:
-        """The channel of the input that is in-channel ``j`` of an out-channel's group."""
-        return out_channel // self.weight.shape[1] * self.in_channels + j
+        group = out_channel // self.weight.shape[1]
+        return group * self.in_channels + j
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Convolve, transposed."""
         args = (self.stride, self.padding, self.dilation, True, self.output_padding, self.groups)
         return torch.ops.aten.convolution.default(tangents[0], self.weight, None, *args)
 
     def back(self, cotangent: Tensor, shape: Shape) -> Tensor:
-        """Convolve; a last position that the convolution reaches beyond the input is left out."""
-        args = (
-            self.stride,
-            self.padding,
-            self.dilation,
-            False,
-            [0] * len(self.stride),
-            self.groups,
+        geometry = (self.stride, self.padding, self.dilation, False, [0] * len(self.stride))
+        back = torch.ops.aten.convolution.default(
+            cotangent, self.weight, None, *geometry, self.groups
         )
-        back = torch.ops.aten.convolution.default(cotangent, self.weight, None, *args)
+        # with output_padding the convolution can have a position more than the input
         return back[(..., *(slice(n) for n in shape[1:]))]
 
     def reach(self) -> Reach:
-        """Position ``o`` reads from ``(o + padding - dilation (kernel - 1)) / stride`` to ``(o + padding) / stride``."""
-        geometry = list(
-            zip(self.stride, self.padding, self.dilation, self.weight.shape[2:], strict=True)
-        )
+        """From ``(o + padding - dilation (kernel - 1)) / stride`` to ``(o + padding) / stride``."""
+        sizes = self.weight.shape[2:]
+        geometry = list(zip(self.stride, self.padding, self.dilation, sizes, strict=True))
+        steps = [Fraction(1, s) for s, *_ in geometry]
         lows = [Fraction(p - d * (k - 1), s) for s, p, d, k in geometry]
-        return (
-            [Fraction(1, s) for s, *_ in geometry],
-            lows,
-            [Fraction(p, s) for s, p, *_ in geometry],
-        )
+        highs = [Fraction(p, s) for s, p, *_ in geometry]
+        return steps, lows, highs
 
     def origin(self, first: Sequence[int]) -> list[int]:
-        """Where the first position of :meth:`valid` is, for a part that starts at ``first``."""
+        # input position i writes output positions from i * stride - padding on
         return [i * s - p for i, s, p in zip(first, self.stride, self.padding, strict=True)]
 
     def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
-        """Convolve a part, transposed."""
         zeros = [0] * len(self.stride)
         args = (self.stride, zeros, self.dilation, True, zeros, self.groups)
         return torch.ops.aten.convolution.default(F.pad(window, pad), self.weight, None, *args)
 
 
 def _unit_kernels(weight: Tensor) -> Tensor:
-    """One kernel for each weight of a kernel's in-channel, ``(taps, *sizes)``."""
+    """Kernels ``(taps, *sizes)``, each of them 1 at one tap and 0 elsewhere."""
     sizes = weight.shape[2:]
     return torch.eye(prod(sizes), dtype=weight.dtype, device=weight.device).unflatten(1, sizes)
 
 
 def _contiguous(weight: Tensor) -> Tensor:
-    return (
-        weight.contiguous(memory_format=torch.channels_last)
-        if weight.dim() == 4
-        else weight.contiguous()
-    )
+    is_map = weight.dim() == 4
+    layout = torch.channels_last if is_map else torch.contiguous_format
+    return weight.contiguous(memory_format=layout)
 
 
 @rule_for("aten.linear.default")
 class Linear(Kernel):
-    """Matrix product with a kernel ``(out, in)`` over the last dimension."""
+    r"""Matrix product with a kernel ``(out, in)`` over the last dimension.
+
+    :math:`y = x W^T`; the adjoint is :math:`g W`.
+    """
 
     @staticmethod
     def bias_shape(channels: int, dims: int) -> Shape:
-        """One number per feature, at every position."""
         return (*(1,) * (dims - 1), channels)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """``x W^T``."""
         return tangents[0] @ self.weight.T
 
     def back(self, cotangent: Tensor, shape: Shape) -> Tensor:
-        """``g W``."""
         return cotangent @ self.weight

@@ -27,21 +27,23 @@ from adjointbackmap.rules.field import Field
 from adjointbackmap.rules.moving import Expand
 
 
-class Place(Pointwise):
-    """Elements of an entry of the bias vector, at their places in a tensor: ``entry[index]``.
+class PlacedEntry(Pointwise):
+    """An entry of the bias vector, placed in a larger tensor: ``entry[index]``.
 
-    The adjoint sums over the places of each element.
+    The adjoint sums over all places of an element.
+
+    Args:
+        index: Flat index into the entry, for each element of the tensor.
+        size: Number of elements of the entry.
     """
 
     def __init__(self, index: Tensor, size: int) -> None:
         self.index = index
         self.size = size
-        self.whole = index.numel() == size and torch.equal(
-            index.flatten().cpu(), torch.arange(size)
-        )
+        in_order = torch.arange(size)
+        self.whole = index.numel() == size and torch.equal(index.flatten().cpu(), in_order)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Gather."""
         entry = tangents[0].reshape(len(tangents[0]), -1)
         placed = entry if self.whole else entry[:, self.index.flatten()]
         return placed.reshape(len(entry), *self.index.shape)
@@ -49,7 +51,6 @@ class Place(Pointwise):
     def adjoint(
         self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
     ) -> tuple[Tensor, ...]:
-        """Scatter and add."""
         flat = cotangent.reshape(len(cotangent), -1)
         if not self.whole:
             flat = flat.new_zeros(len(flat), self.size).index_add_(1, self.index.flatten(), flat)
@@ -58,44 +59,40 @@ class Place(Pointwise):
 
 @rule_for("aten.add.Tensor", "aten.add.Scalar")
 class Add(Pointwise):
-    """Sum of two values that meet position by position; the smaller is broadcast."""
+    """Sum of two values, position by position; the smaller one is broadcast.
+
+    Attributes:
+        sign: Factor of the second value: -1 for a difference.
+    """
 
     sign: ClassVar[float] = 1.0
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """The sum of the data arguments, constants as entries of the bias vector.
+        """Append a sum of both arguments; a constant becomes an entry of ``b``.
 
         Raises:
             Refused: If one argument would be broadcast over the batch.
         """
         first, second, alpha = (*args, kwargs.get("alpha", 1))[:3]
-        left, right = (
-            a if isinstance(a, Value) else builder.place(a, aligned(a, len(builder.shape)))
-            for a in (first, second)
-        )
+        left = placed(builder, first)
+        right = placed(builder, second)
         factor = cls.sign * alpha
         if right is not None and factor != 1:
-            right = builder.apply(Scale(float(factor)), right, shape=right.shape)
+            right = builder.apply(Multiply(float(factor)), right, shape=right.shape)
         if left is None or right is None:
             return broadcast(builder, left or right)
-        if (
-            isinstance(first, Value)
-            and isinstance(second, Value)
-            and len(left.shape) != len(right.shape)
-        ):
-            msg = f"its arguments have {len(left.shape)} and {len(right.shape)} dimensions beside the batch"
-            raise Refused(msg)
+        if isinstance(first, Value) and isinstance(second, Value):
+            check_dimensions(left.shape, right.shape)
         return builder.apply(Add(), left, right)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """``a + b``."""
         return tangents[0] + tangents[1]
 
     def adjoint(
         self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
     ) -> tuple[Tensor, ...]:
-        """The cotangent itself, summed where an argument was broadcast."""
+        # the adjoint of a broadcast is a sum
         return tuple(cotangent.sum_to_size(len(cotangent), *shape) for shape in shapes)
 
 
@@ -108,11 +105,10 @@ class Subtract(Add):
 
 @rule_for("aten.rsub.Scalar", "aten.rsub.Tensor")
 class ReverseSubtract(Subtract):
-    """Difference whose second argument comes first: ``1 - x`` is one."""
+    """Difference with its arguments exchanged, as PyTorch computes ``1 - x``."""
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """The subtraction with the arguments exchanged."""
         first, second, *factor = args
         return super().build(builder, second, first, *factor, **kwargs)
 
@@ -121,20 +117,40 @@ def broadcast(builder: Builder, value: Value | None) -> Value:
     """A value repeated to the operation's shape.
 
     Raises:
-        Refused: If there is none.
+        Refused: If there is no value.
     """
     if value is None:
         msg = "both of its arguments are constants"
         raise Refused(msg)
-    return (
-        value
-        if value.shape == builder.shape
-        else builder.apply(Expand(value.shape, builder.shape), value)
-    )
+    if value.shape == builder.shape:
+        return value
+    return builder.apply(Expand(value.shape, builder.shape), value)
+
+
+def placed(builder: Builder, argument: Any) -> Value | None:
+    """An argument as a value: a constant becomes an entry of ``b``, ``None`` if it is zero."""
+    if isinstance(argument, Value):
+        return argument
+    return builder.place(argument, aligned(argument, len(builder.shape)))
+
+
+def check_dimensions(first: Shape, second: Shape) -> None:
+    """Check that two values have the same number of dimensions.
+
+    Otherwise PyTorch would broadcast one of them over the batch.
+
+    Raises:
+        Refused: If they have not.
+    """
+    if len(first) != len(second):
+        msg = f"its arguments have {len(first)} and {len(second)} dimensions beside the batch"
+        raise Refused(msg)
 
 
 def aligned(constant: Any, dims: int) -> Shape:
-    """Shape beside the batch with which a constant meets a value of ``dims`` dimensions beside the batch.
+    """Shape of a constant, with ones in front, so that it broadcasts to ``dims`` dimensions.
+
+    Neither the shape nor ``dims`` counts the batch.
 
     Raises:
         Refused: If the constant differs between the images of a batch.
@@ -151,39 +167,36 @@ def aligned(constant: Any, dims: int) -> Shape:
 
 
 def weighted_sum(builder: Builder, terms: Sequence[tuple[Any, Tensor | float | int]]) -> Value:
-    """Sum of values and constants, each times a constant factor, as wide as the operation's output."""
-    dims = len(builder.shape)
+    """Sum of values and constants, each times a constant factor, in the operation's shape."""
     total = None
     for argument, factor in terms:
         if not isinstance(factor, Tensor) and factor == 0:
             continue
-        value = (
-            argument
-            if isinstance(argument, Value)
-            else builder.place(argument, aligned(argument, dims))
-        )
+        value = placed(builder, argument)
         if value is None:
             continue
-        if isinstance(factor, Tensor) or factor != 1:
-            shape = (
-                value.shape
-                if not isinstance(factor, Tensor)
-                else torch.broadcast_shapes(value.shape, factor.shape)
-            )
-            factor = factor if isinstance(factor, Tensor) else float(factor)
-            value = builder.apply(Scale(factor), value, shape=tuple(shape))
+        value = _multiplied(builder, value, factor)
         if total is not None:
-            value = builder.apply(
-                Add(), total, value, shape=tuple(torch.broadcast_shapes(total.shape, value.shape))
-            )
+            shape = tuple(torch.broadcast_shapes(total.shape, value.shape))
+            value = builder.apply(Add(), total, value, shape=shape)
         total = value
     return broadcast(builder, total)
 
 
-class Masked(Pointwise):
-    """Product of a value with a mask: the gate is the mask, which is constant on the piece.
+def _multiplied(builder: Builder, value: Value, factor: Tensor | float | int) -> Value:
+    """A value times a constant factor."""
+    if isinstance(factor, Tensor):
+        shape = tuple(torch.broadcast_shapes(value.shape, factor.shape))
+        return builder.apply(Multiply(factor), value, shape=shape)
+    if factor == 1:
+        return value
+    return builder.apply(Multiply(float(factor)), value, shape=value.shape)
 
-    An infinite constant that the mask leaves out is zero, as :func:`torch.where` has it.
+
+class Masked(Pointwise):
+    """Product of a value with a mask: the mask is the gate.
+
+    An infinite constant becomes zero where the mask is zero, as :func:`torch.where` gives it.
     """
 
     def __init__(self, mask: Mask) -> None:
@@ -191,47 +204,44 @@ class Masked(Pointwise):
 
     @classmethod
     def product(cls, builder: Builder, value: Value, mask: Mask) -> Value:
-        """The step for ``mask * value``.
+        """Append the step ``mask * value``.
 
         Raises:
             Refused: If they have different numbers of dimensions.
         """
-        if len(value.shape) != len(mask.shape):
-            msg = f"its arguments have {len(value.shape)} and {len(mask.shape)} dimensions beside the batch"
-            raise Refused(msg)
+        check_dimensions(value.shape, mask.shape)
         shape = tuple(torch.broadcast_shapes(value.shape, mask.shape))
         return builder.apply(cls(mask), value, *mask.inputs, shape=shape)
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
-        """The mask as numbers, for each image."""
         mask = self.mask.test(scale, *inputs[1:]).to(inputs[0].dtype)
         return (mask.expand(len(inputs[0]), *mask.shape[1:]),)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """``mask * x``."""
         return gated(gates[0], tangents[0])
 
     def adjoint(
         self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
     ) -> tuple[Tensor | None, ...]:
-        """``mask * g``; what the mask was made of gets nothing."""
-        return (
-            gated(gates[0], cotangent).sum_to_size(len(cotangent), *shapes[0]),
-            *[None] * (len(shapes) - 1),
-        )
+        of_value = gated(gates[0], cotangent).sum_to_size(len(cotangent), *shapes[0])
+        of_mask = [None] * (len(shapes) - 1)
+        return (of_value, *of_mask)
 
     def field(self, *fields: Field) -> Field:
-        """The value's field: what the mask was made of has no tangent."""
+        # the mask's inputs are read by the gate alone and have no tangent
         return fields[0]
 
     def infinities(self, *inputs: Signs) -> Signs:
-        """The value's."""
         return inputs[0]
 
 
 @rule_for("aten.mul.Tensor", "aten.mul.Scalar")
-class Scale(Pointwise):
-    """Product with a constant factor, a number or a tensor that broadcasts, or with a mask."""
+class Multiply(Pointwise):
+    """Product with a constant factor or with a mask.
+
+    Args:
+        factor: A number, or a tensor without the batch that broadcasts.
+    """
 
     takes_masks = True
 
@@ -239,101 +249,90 @@ class Scale(Pointwise):
         self.factor = factor
 
     def positional(self) -> bool:
-        """Where the factor is the same at every position."""
+        # the factor must be the same at every position; its first dimension is the channels
         return not isinstance(self.factor, Tensor) or prod(self.factor.shape[1:]) == 1
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
-        """The data argument times the constant one.
+        """Append one step, on the argument that depends on the image.
 
         Raises:
-            Refused: If both depend on the image, on pieces too.
+            Refused: If both arguments depend on the image and neither is a mask.
         """
         first, second = args[:2]
-        data, other = (
-            (first, second)
-            if isinstance(first, Value) or isinstance(second, Constant | float | int)
-            else (second, first)
-        )
+        data_first = isinstance(first, Value) or isinstance(second, Constant | float | int)
+        data, other = (first, second) if data_first else (second, first)
         if isinstance(data, Mask):
             return cls._of_mask(builder, data, other)
         if isinstance(other, Mask):
             return Masked.product(builder, data, other)
         factor = tensor_of(other, "second factor")
-        if isinstance(factor, Tensor) and not factor.is_floating_point():
-            factor = factor.to(
-                builder.dtype
-            )  # the inverse of an integer would have the default dtype
-        factor = (
-            factor.reshape(aligned(other, len(builder.shape)))
-            if isinstance(factor, Tensor)
-            else float(factor)
-        )
-        return builder.apply(Scale(cls.prepared(factor)), data)
+        if not isinstance(factor, Tensor):
+            return builder.apply(Multiply(cls.prepared(float(factor))), data)
+        if not factor.is_floating_point():
+            # the inverse of an integer would have PyTorch's default dtype
+            factor = factor.to(builder.dtype)
+        factor = factor.reshape(aligned(other, len(builder.shape)))
+        return builder.apply(Multiply(cls.prepared(factor)), data)
 
     @classmethod
     def _of_mask(cls, builder: Builder, mask: Mask, other: Any) -> Value | Mask:
-        """A mask times another, or times a constant, which is then an entry of ``b``.
+        """A mask times another mask, or times a constant, which becomes an entry of ``b``.
 
         Raises:
             Refused: If the constant is zero.
         """
         if isinstance(other, Mask):
             count = len(mask.inputs)
-            both = torch.broadcast_shapes(mask.shape, other.shape)
-            return Mask(
-                lambda k, *t: mask.test(k, *t[:count]) * other.test(k, *t[count:]),
-                (*mask.inputs, *other.inputs),
-                both,
-            )
-        placed = builder.place(other, aligned(other, len(mask.shape)))
-        if placed is None:
+
+            def both(k: float, *inputs: Tensor) -> Tensor:
+                return mask.test(k, *inputs[:count]) * other.test(k, *inputs[count:])
+
+            shape = torch.broadcast_shapes(mask.shape, other.shape)
+            return Mask(both, (*mask.inputs, *other.inputs), shape)
+        constant = builder.place(other, aligned(other, len(mask.shape)))
+        if constant is None:
             msg = "it multiplies a mask with zero"
             raise Refused(msg)
-        return Masked.product(builder, placed, mask)
+        return Masked.product(builder, constant, mask)
 
     @staticmethod
     def prepared(factor: Tensor | float) -> Tensor | float:
-        """The factor that multiplies the data."""
+        """The factor of the data, from the constant argument."""
         return factor
 
     def infinities(self, *inputs: Signs) -> Signs:
-        """Those of the data, with the factor's sign."""
-        factors = (
-            self.factor.sign().unique().tolist()
-            if isinstance(self.factor, Tensor)
-            else [self.factor]
-        )
+        if isinstance(self.factor, Tensor):
+            factors = self.factor.sign().unique().tolist()
+        else:
+            factors = [self.factor]
         return frozenset(
             sign if factor > 0 else -sign for sign in inputs[0] for factor in factors if factor
         )
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """``s x``."""
         return tangents[0] * self.factor
 
     def adjoint(
         self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
     ) -> tuple[Tensor, ...]:
-        """``s g``, summed where the data was broadcast."""
+        # summed where the factor's shape made the data wider
         return ((cotangent * self.factor).sum_to_size(len(cotangent), *shapes[0]),)
 
 
 @rule_for("aten.div.Tensor", "aten.div.Scalar")
-class Divide(Scale):
+class Divide(Multiply):
     """Quotient by a constant."""
 
     takes_masks = False
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
-        """The data argument times the inverse of the constant one."""
         tensor_of(args[1], "divisor")
         return super().build(builder, *args, **kwargs)
 
     @staticmethod
     def prepared(factor: Tensor | float) -> Tensor | float:
-        """The inverse of the divisor."""
         return 1 / factor
 
 
@@ -342,11 +341,9 @@ class Negate(Pointwise):
     """Change of sign."""
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """``-x``."""
         return -tangents[0]
 
     def infinities(self, *inputs: Signs) -> Signs:
-        """The others."""
         return frozenset(-sign for sign in inputs[0])
 
 
@@ -360,7 +357,6 @@ class BatchNorm(Rule):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """Scale by s, then add b'."""
         x, gamma, beta, mean, variance, _, eps = args
         scale = torch.rsqrt(tensor_of(variance, "variance") + eps)
         if gamma is not None:
@@ -369,10 +365,10 @@ class BatchNorm(Rule):
         if beta is not None:
             offset = tensor_of(beta, "bias") + offset
         shape = (len(scale), *(1,) * (len(x.shape) - 1))
-        scaled = builder.apply(Scale(scale.reshape(shape)), x)
+        scaled = builder.apply(Multiply(scale.reshape(shape)), x)
         name = builder.path or "batch_norm"
-        placed = builder.offset(name, offset, shape, beta.source if beta is not None else None)
-        return builder.apply(Add(), scaled, placed)
+        entry = builder.offset(name, offset, shape, beta.source if beta is not None else None)
+        return builder.apply(Add(), scaled, entry)
 
 
 @rule_for("aten.instance_norm.default")
@@ -381,7 +377,7 @@ class InstanceNorm(BatchNorm):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """Scale by s, then add b'.
+        """Append the steps of batch norm.
 
         Raises:
             Refused: If it divides by statistics of the image.
@@ -406,14 +402,12 @@ class Product(Aten):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step."""
         first, second = args
         data_first = isinstance(first, Value)
         data, constant = (first, second) if data_first else (second, first)
         return builder.apply(cls(tensor_of(constant, "second factor"), data_first), data)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Multiply."""
         return tangents[0] @ self.constant if self.data_first else self.constant @ tangents[0]
 
 
@@ -430,7 +424,7 @@ class Einsum(Aten):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step.
+        """Append one step.
 
         Raises:
             Refused: If several operands depend on the image.
@@ -440,11 +434,10 @@ class Einsum(Aten):
         if len(data) > 1:
             msg = "several of its operands depend on the image"
             raise Refused(msg)
+        # None holds the place of the data
         constants = [None if i in data else tensor_of(o, "operand") for i, o in enumerate(operands)]
         return builder.apply(cls(equation, constants), operands[data[0]])
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Multiply and sum."""
-        return torch.einsum(
-            self.equation, *(tangents[0] if o is None else o for o in self.operands)
-        )
+        operands = [tangents[0] if o is None else o for o in self.operands]
+        return torch.einsum(self.equation, *operands)

@@ -1,4 +1,4 @@
-"""Comparisons of data: masks that are constant on a piece, and what chooses by them."""
+"""Comparisons of data, which give masks, and the operations that choose with a mask."""
 
 import operator
 from collections.abc import Callable
@@ -17,23 +17,25 @@ from adjointbackmap.rules.base import (
     keep_batch,
     rule_for,
 )
-from adjointbackmap.rules.linear import Add, Masked, aligned, broadcast
+from adjointbackmap.rules.linear import Add, Masked, aligned, broadcast, placed
 
-Part = tuple[Callable[..., Any], tuple[Value, ...]]
+Operand = tuple[Callable[..., Any], tuple[Value, ...]]
+"""A function ``(k, *tensors)`` that gives an argument at k, and the values that it reads."""
 
 
-def _part(argument: Any, builder: Builder, scales: bool) -> Part:
-    """How to compute an argument at k, which has multiplied data already.
+def _operand(argument: Any, builder: Builder, scales: bool) -> Operand:
+    """How to compute an argument at k.
 
-    Constants and masks do not scale by themselves. Where they meet data (``scales``), k multiplies them too.
+    Data are k times as large already. Constants and masks are not: where they are compared with
+    data (``scales``), k must multiply them too.
     """
     if isinstance(argument, Value):
         return (lambda k, x: x), (argument,)
     if isinstance(argument, Mask):
         test = argument.test
-        return (
-            lambda k, *t: k * test(k, *t).to(builder.dtype) if scales else test(k, *t)
-        ), argument.inputs
+        if not scales:
+            return test, argument.inputs
+        return (lambda k, *t: k * test(k, *t).to(builder.dtype)), argument.inputs
     value = argument
     if isinstance(argument, Constant):
         value = argument.tensor.reshape(1, *aligned(argument, len(builder.shape)))
@@ -44,7 +46,7 @@ def _part(argument: Any, builder: Builder, scales: bool) -> Part:
 def _combined(builder: Builder, op: Callable[..., Any], *arguments: Any) -> Mask:
     """The mask ``op(*arguments)``."""
     scales = any(isinstance(a, Value) for a in arguments)
-    parts = [_part(a, builder, scales) for a in arguments]
+    parts = [_operand(a, builder, scales) for a in arguments]
 
     def test(k: float, *tensors: Tensor) -> Tensor:
         given = iter(tensors)
@@ -54,7 +56,7 @@ def _combined(builder: Builder, op: Callable[..., Any], *arguments: Any) -> Mask
 
 
 def _bitwise(op: Callable[..., Any], logical: Callable[..., Any]) -> Callable[..., Any]:
-    """An operation on bits, which of data that is made of masks asks for non-zeros alone."""
+    """An operation on bits, or its logical twin where an argument is a mask held as numbers."""
 
     def combined(*arguments: Any) -> Any:
         floating = any(isinstance(a, Tensor) and a.is_floating_point() for a in arguments)
@@ -63,70 +65,79 @@ def _bitwise(op: Callable[..., Any], logical: Callable[..., Any]) -> Callable[..
     return combined
 
 
+ORDER = ("gt", "ge", "lt", "le", "eq", "ne")
+LOGIC = ("logical_and", "logical_or", "logical_xor", "logical_not")
 COMPARISONS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(operator, name) for name in ("gt", "ge", "lt", "le", "eq", "ne")},
-    **{
-        f"logical_{name}": getattr(torch, f"logical_{name}") for name in ("and", "or", "xor", "not")
-    },
+    **{name: getattr(operator, name) for name in ORDER},
+    **{name: getattr(torch, name) for name in LOGIC},
     **dict.fromkeys(("bitwise_and", "__and__"), _bitwise(operator.and_, torch.logical_and)),
     **dict.fromkeys(("bitwise_or", "__or__"), _bitwise(operator.or_, torch.logical_or)),
     **dict.fromkeys(("bitwise_xor", "__xor__"), _bitwise(operator.xor, torch.logical_xor)),
     "bitwise_not": _bitwise(operator.invert, torch.logical_not),
     **dict.fromkeys(("sign", "sgn"), torch.sign),
 }
-"""Name of an operation -> the mask that it gives."""
+"""Name of an operation -> the function that gives its mask."""
 
 
-@rule_for(
-    *(f"aten.{name}.{kind}" for name in COMPARISONS for kind in ("default", "Scalar", "Tensor"))
-)
+KINDS = ("default", "Scalar", "Tensor")  # a comparison may have any of these overloads
+
+
+@rule_for(*(f"aten.{name}.{kind}" for name in COMPARISONS for kind in KINDS))
 class Comparison(Operation):
-    """An operation whose result is a mask: no step of its own, its test runs where the mask is used."""
+    """An operation that gives a mask.
+
+    It appends no step. The comparison is computed in the step that uses the mask.
+    """
 
     takes_masks = True
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Mask:
-        """The comparison at ``k``."""
         return _combined(builder, COMPARISONS[builder.op], *args[:2])
 
 
 @rule_for("aten.where.self", "aten.where.ScalarSelf", "aten.where.ScalarOther", "aten.where.Scalar")
 class Where(Operation):
-    """One of two values by a mask: ``mask * a + (1 - mask) * b``; at the mask's edge PyTorch's choice."""
+    """One of two values, chosen with a mask: ``mask * a + (1 - mask) * b``.
+
+    Where the compared values are equal, the choice is PyTorch's.
+    """
 
     takes_masks = True
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Any:
-        """The masked values' sum; numbers that are not zero are entries of ``b``. Of two masks it is a mask."""
+        """Append the sum of both masked values; a choice between two masks is a mask.
+
+        Constants that are not zero become entries of ``b``.
+        """
         condition, first, second = args[:3]
         if all(_is_boolean(v) for v in (first, second)) and isinstance(condition, Mask):
             return _combined(builder, torch.where, condition, first, second)
-        dims = len(builder.shape)
         condition = _as_mask(condition, len(builder.shape))
         opposite = Mask(lambda k, *t: ~condition.test(k, *t), condition.inputs, condition.shape)
         chosen = []
         for mask, value in ((condition, first), (opposite, second)):
             value = builder.as_numbers(value) if isinstance(value, Mask) else value
-            placed = (
-                value if isinstance(value, Value) else builder.place(value, aligned(value, dims))
-            )
-            if placed is not None:
-                chosen.append(Masked.product(builder, placed, mask))
+            data = placed(builder, value)
+            if data is not None:
+                chosen.append(Masked.product(builder, data, mask))
         if len(chosen) == 2:
             return builder.apply(Add(), *chosen)
         return broadcast(builder, chosen[0] if chosen else None)
 
 
 def _is_boolean(value: Any) -> bool:
-    """Whether a value is a mask, or a constant that is true or false."""
+    """Whether a value is a mask or a Boolean constant."""
     truth = isinstance(value, Constant) and value.tensor.dtype == torch.bool
     return truth or isinstance(value, Mask | bool)
 
 
 def _as_mask(condition: Any, dims: int) -> Mask:
-    """A condition as a mask: it may be a constant, or numbers that masks were put together to."""
+    """A condition as a mask.
+
+    It may also be a constant, or a value of zeros and ones that was computed from masks.
+    """
     if isinstance(condition, Mask):
         return condition
     if isinstance(condition, Value):
@@ -137,13 +148,12 @@ def _as_mask(condition: Any, dims: int) -> Mask:
 
 @rule_for("aten.any.dim", "aten.all.dim")
 class AnyOrAll(Operation):
-    """Whether a mask holds anywhere along a dimension, or everywhere."""
+    """Whether a mask is true anywhere along a dimension, or everywhere."""
 
     takes_masks = True
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Mask:
-        """The mask."""
         x, dim, keepdim = filled(args, 2, False)
         op = getattr(torch, builder.op)
         (dim,) = keep_batch([dim], x)
@@ -153,10 +163,9 @@ class AnyOrAll(Operation):
 
 @rule_for("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
 class MaskedFill(Where):
-    """A number where a mask holds."""
+    """A value with a number wherever a mask is true."""
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Any:
-        """The number where the mask holds, the value elsewhere."""
         x, mask, value = args
         return super().build(builder, mask, value, x)

@@ -1,4 +1,4 @@
-"""Operations that move numbers, or put them together: shapes, slices, padding, concatenation."""
+"""Operations that only move numbers: shapes, slices, permutations, copies."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,19 +28,23 @@ from adjointbackmap.rules.base import (
 )
 from adjointbackmap.rules.field import Reach
 
-LAST = 2**62  # where a slice that goes to the end may end
+# PyTorch writes the end of an open slice as 2**63 - 1; no dimension is longer than this.
+LAST = 2**62
 
 
 def only(x: Any) -> Any:
-    """A value, or the one of a list of values in front of the batch.
+    """A value, or the only value of a list, see :attr:`Operation.takes_lists`.
 
     Raises:
-        Refused: If there are several.
+        Refused: If the list has several values.
     """
     if not isinstance(x, list):
         return x
     if len(x) > 1:
-        msg = "its input has the batch in the second dimension: choose one of the first, such as states[-1]"
+        msg = (
+            "its input has the batch in the second dimension: "
+            "choose one of the first, such as states[-1]"
+        )
         raise Refused(msg)
     return x[0]
 
@@ -63,35 +67,35 @@ class Identity(Rule):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
-        """The argument itself.
+        """Return the argument itself.
 
         Raises:
             Refused: If it is dropout in train mode.
         """
-        if len(args) == 3 and args[2]:
+        if len(args) == 3 and args[2]:  # dropout: (x, probability, train)
             msg = "it drops units at random: pass training=self.training to the functional form"
             raise Refused(msg)
         return args[0]
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """The tangent itself."""
         return tangents[0]
 
 
 @rule_for("aten._to_copy.default", "aten.to.dtype", "aten.type_as.default")
 class Cast(Identity):
-    """A change of dtype, to the one that the steps are in: any other would round."""
+    """A cast to the dtype of the steps, which changes nothing; any other cast would round."""
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
-        """The argument itself; as truth values, whether it is not zero.
+        """Return the argument itself; cast to Boolean, the mask of its non-zeros.
 
         Raises:
-            Refused: If the dtype is another one.
+            Refused: If it casts to a dtype other than that of the steps.
         """
-        dtype = next((a for a in args[1:] if isinstance(a, torch.dtype)), kwargs.get("dtype"))
-        dtype = args[1].tensor.dtype if len(args) > 1 and isinstance(args[1], Constant) else dtype
         x = args[0]
+        dtype = next((a for a in args[1:] if isinstance(a, torch.dtype)), kwargs.get("dtype"))
+        if len(args) > 1 and isinstance(args[1], Constant):  # type_as
+            dtype = args[1].tensor.dtype
         if dtype == torch.bool and isinstance(x, Value):
             return Mask(lambda k, t: t != 0, (x,), x.shape)
         if isinstance(x, Mask) and dtype is not None and not dtype.is_floating_point:
@@ -123,17 +127,15 @@ class Reshape(Rule):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
-        """The shape is the one that the trace found."""
+        # the trace knows the output's shape, whatever the operation's arguments
         return builder.apply(cls(builder.shape), only(args[0]))
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Reshape."""
         return tangents[0].reshape(len(tangents[0]), *self.shape)
 
     def adjoint(
         self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
     ) -> tuple[Tensor, ...]:
-        """Reshape back."""
         return (cotangent.reshape(len(cotangent), *shapes[0]),)
 
 
@@ -150,9 +152,8 @@ class Permute(Aten):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
-        """One step, also for two dimensions that change places."""
         x, *order = args
-        if len(order) == 1:
+        if len(order) == 1:  # permute; transpose names two dimensions
             return builder.apply(cls(order[0]), x)
         first, second = keep_batch(order, x)
         swapped = list(range(len(x.shape) + 1))
@@ -175,7 +176,7 @@ class Slice(Aten, Local):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
-        """One step, none for a slice of everything.
+        """Append one step; a slice of everything needs none.
 
         Raises:
             Refused: If it leaves out images of a batch.
@@ -189,25 +190,23 @@ class Slice(Aten, Local):
         return builder.apply(Slice(len(x.shape) - 1, dim, start, end, step), x)
 
     def positional(self) -> bool:
-        """Of channels, positions stay where they are."""
-        return self.args[0] == 1
+        return self.args[0] == 1  # a slice of channels leaves positions where they are
 
     def reach(self) -> Reach:
-        """Positions move by ``start`` and are ``step`` apart."""
         dim, start, _, step = self.args
-        along = [i == dim - 2 for i in range(self.axes)]
-        starts = [start if here else 0 for here in along]
-        return [step if here else 1 for here in along], starts, starts
+        along = [axis == dim - 2 for axis in range(self.axes)]  # dim counts batch and channels
+        starts = [start if is_sliced else 0 for is_sliced in along]
+        steps = [step if is_sliced else 1 for is_sliced in along]
+        return steps, starts, starts
 
     def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
-        """Every ``step``-th position of a part."""
         dim, _, _, step = self.args
         return F.pad(window, pad)[(slice(None),) * dim + (slice(None, None, step),)]
 
 
 @rule_for("aten.select.int")
 class Select(Aten):
-    """One element of a dimension, which is dropped."""
+    """One element along a dimension; the dimension is dropped."""
 
     takes_masks = True
 
@@ -216,9 +215,8 @@ class Select(Aten):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Any:
-        """One step; of values in front of the batch, the one that is chosen."""
         x, dim, which = args
-        if isinstance(x, list) and dim == 0:
+        if isinstance(x, list) and dim == 0:  # the list stands for a dimension in front
             return x[which]
         return builder.apply(cls(dim, which), only(x))
 
@@ -234,34 +232,31 @@ class Split(Slice):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> list[Value | Mask]:  # type: ignore[override]
-        """A slice for each part."""
         x = args[0]
         (dim,) = keep_batch([args[2] if len(args) > 2 else kwargs.get("dim", 0)], x)
+        axes = len(x.shape) - 1
         parts = []
         start = 0
         for shape in builder.shapes:
-            stop = start + shape[dim - 1]
-            parts.append(
-                builder.apply(Slice(len(x.shape) - 1, dim, start, stop, 1), x, shape=shape)
-            )
+            stop = start + shape[dim - 1]  # shapes leave the batch out
+            part = builder.apply(Slice(axes, dim, start, stop, 1), x, shape=shape)
+            parts.append(part)
             start = stop
         return parts
 
 
 @rule_for("aten.unbind.int")
 class Unbind(Select):
-    """A tensor in as many parts as a dimension has elements."""
+    """All elements along a dimension, as one output each."""
 
     takes_lists = False
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> list[Value | Mask]:
-        """One selection for each part."""
         x = args[0]
         (dim,) = keep_batch([args[1] if len(args) > 1 else 0], x)
-        return [
-            builder.apply(Select(dim, i), x, shape=shape) for i, shape in enumerate(builder.shapes)
-        ]
+        shapes = builder.shapes
+        return [builder.apply(Select(dim, i), x, shape=s) for i, s in enumerate(shapes)]
 
 
 @rule_for("aten.index.Tensor", "aten.index_select.default")
@@ -278,13 +273,13 @@ class Index(Aten):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
-        """One step.
+        """Append one step.
 
         Raises:
             Refused: If the places depend on the image, or images of a batch are chosen.
         """
         x, *rest = args
-        if len(rest) == 2:
+        if len(rest) == 2:  # index_select
             return builder.apply(cls(*keep_batch(rest[:1], x), tensor_of(rest[1], "index")), x)
         places = [None if i is None else tensor_of(i, "index") for i in rest[0]]
         if places[0] is not None:
@@ -303,13 +298,12 @@ class Flip(Aten):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
-        """One step."""
         return builder.apply(cls(keep_batch(args[1], args[0])), args[0])
 
 
 @rule_for("aten.roll.default")
 class Roll(Aten):
-    """Dimensions shifted, what leaves at one end comes back at the other."""
+    """Elements shifted along dimensions; those that leave at one end come back at the other."""
 
     takes_masks = True
 
@@ -317,10 +311,10 @@ class Roll(Aten):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
-        """One step.
+        """Append one step.
 
         Raises:
-            Refused: If it names no dimension, so that images of a batch are mixed.
+            Refused: If it names no dimension, so that it mixes images of a batch.
         """
         x, shifts, dims = (*args, [])[:3]
         if not dims:
@@ -348,7 +342,6 @@ class RepeatInterleave(Aten):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
-        """One step."""
         x, times, dim = args[:3]
         return builder.apply(cls(times, *keep_batch([dim], x)), x)
 
@@ -360,68 +353,66 @@ class ChannelShuffle(Aten):
     op = torch.ops.aten.channel_shuffle.default
 
     def positional(self) -> bool:
-        """Positions stay."""
         return True
 
 
 @rule_for("aten.pixel_shuffle.default")
 class PixelShuffle(Aten, Local):
-    """Channels become positions."""
+    """Channels become positions: one position becomes ``factor`` positions along each axis."""
 
     op = torch.ops.aten.pixel_shuffle.default
 
     def reach(self) -> Reach:
-        """Position ``o`` reads position ``o / factor``, rounded down."""
         return finer([self.args[0]] * 2)
 
     def origin(self, first: Sequence[int]) -> list[int]:
-        """Where the first position of :meth:`valid` is, for a part that starts at ``first``."""
         return [i * self.args[0] for i in first]
 
     def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
-        """The same for a part."""
         return self.op(F.pad(window, pad), *self.args)
 
 
 @rule_for("aten.pixel_unshuffle.default")
 class PixelUnshuffle(Aten, Local):
-    """Positions become channels."""
+    """Positions become channels: ``factor`` positions along each axis become one."""
 
     op = torch.ops.aten.pixel_unshuffle.default
 
     def reach(self) -> Reach:
-        """Position ``o`` reads ``factor`` positions from ``o * factor``."""
+        # position o reads positions o * factor to o * factor + factor - 1
         factor = self.args[0]
         return [factor] * 2, [0, 0], [factor - 1] * 2
 
     def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
-        """The same for a part."""
         return self.op(F.pad(window, pad), *self.args)
 
 
 def finer(factors: Sequence[int]) -> Reach:
-    """The reach where every position has become ``factor`` positions."""
+    """The reach of an operation that makes ``factor`` positions of each, one factor per axis."""
+    # position o reads position floor(o / f), which lies from o / f - (f - 1) / f to o / f
+    steps = [Fraction(1, f) for f in factors]
     lows = [Fraction(1 - f, f) for f in factors]
-    return [Fraction(1, f) for f in factors], lows, [0] * len(lows)
+    highs = [0] * len(factors)
+    return steps, lows, highs
 
 
 @rule_for("aten.im2col.default")
-class Unfold(Aten):
-    """Windows of a map as columns, ``torch.nn.functional.unfold``."""
+class UnfoldWindows(Aten):
+    """Windows of a map as columns: ``torch.nn.functional.unfold``."""
 
     op = torch.ops.aten.im2col.default
 
 
 @rule_for("aten.col2im.default")
-class Fold(Aten):
-    """Columns added into the windows of a map, ``torch.nn.functional.fold``."""
+class FoldWindows(Aten):
+    """Columns added to the windows of a map: ``torch.nn.functional.fold``."""
 
     op = torch.ops.aten.col2im.default
 
 
 @rule_for("aten.unfold.default")
 class SlidingWindows(Aten):
-    """Windows of one dimension as a dimension more, ``Tensor.unfold``."""
+    """Windows along one dimension as a new last dimension: ``Tensor.unfold``."""
 
     takes_masks = True
 
@@ -429,7 +420,6 @@ class SlidingWindows(Aten):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
-        """One step."""
         x, dim, *rest = args
         return builder.apply(cls(*keep_batch([dim], x), *rest), x)
 
@@ -441,14 +431,15 @@ class Expand(Pointwise):
     takes_masks = True
 
     def __init__(self, before: Shape, shape: Shape) -> None:
+        # -1 keeps an extent as it comes, so that the positions may be a part of the map
         self.repeated = [n if n != b else -1 for b, n in zip(before, shape, strict=True)]
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Any:
-        """One step.
+        """Append one step, if anything is repeated.
 
         Raises:
-            Refused: If a dimension is put before the batch.
+            Refused: If a dimension is put in front of the batch.
         """
         if len(args[0].shape) != len(builder.shape):
             msg = "it moves the batch out of the first dimension"
@@ -458,11 +449,9 @@ class Expand(Pointwise):
         return builder.apply(Expand(x.shape, shape), x) if x.shape != shape else x
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Repeat; where nothing is repeated, the positions may be a part."""
         return tangents[0].expand(-1, *self.repeated)
 
     def adjoint(
         self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
     ) -> tuple[Tensor, ...]:
-        """Sum over the copies."""
         return (cotangent.sum_to_size(len(cotangent), *shapes[0]),)

@@ -24,7 +24,7 @@ from adjointbackmap.rules.base import (
     rule_for,
     unfilled,
 )
-from adjointbackmap.rules.field import Field, Number, Reach, measured, windowed
+from adjointbackmap.rules.field import Field, Number, Reach, measured_reach, windowed
 
 
 @rule_for("aten.mean.dim")
@@ -35,12 +35,12 @@ class Mean(Aten):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step."""
         x, dims, *keep = args
-        return builder.apply(cls(keep_batch(dims or range(len(x.shape) + 1), x), *keep), x)
+        # no dimensions means all of them, the batch included, which keep_batch refuses
+        dims = keep_batch(dims or range(len(x.shape) + 1), x)
+        return builder.apply(cls(dims, *keep), x)
 
     def positional(self) -> bool:
-        """Over channels that are kept as one."""
         return over_channels(*self.args)
 
 
@@ -52,13 +52,19 @@ class Sum(Mean):
 
 
 def over_channels(dims: Sequence[int], keepdim: bool = False, *_: Any) -> bool:
-    """Whether a reduction leaves positions as they are: over channels, which are kept as one."""
+    """Whether a reduction is over the channels alone and keeps their dimension.
+
+    Then the positions stay where they are.
+    """
     return list(dims) == [1] and keepdim
 
 
 @rule_for("aten.amax.default")
 class Largest(Rule):
-    """Maximum over dimensions: the gates share a tie among all that hold it, as PyTorch's derivative does."""
+    """Maximum over dimensions.
+
+    The gates are the derivative. At a tie all winners get the same share, as in PyTorch.
+    """
 
     op: ClassVar[Callable[..., Tensor]] = torch.amax
 
@@ -68,25 +74,23 @@ class Largest(Rule):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step."""
-        x, dims, *keep = (*args, [])[: max(2, len(args))]
-        return builder.apply(cls(keep_batch(dims or range(len(x.shape) + 1), x), *keep), x)
+        x, dims, *keep = (*args, [])[: max(2, len(args))]  # the dimensions may be left out
+        dims = keep_batch(dims or range(len(x.shape) + 1), x)
+        return builder.apply(cls(dims, *keep), x)
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
-        """The share of each element."""
-        holds = (inputs[0] == type(self).op(inputs[0], self.dims, keepdim=True)).to(inputs[0].dtype)
-        return (holds / holds.sum(self.dims, keepdim=True),)
+        largest = type(self).op(inputs[0], self.dims, keepdim=True)
+        wins = (inputs[0] == largest).to(inputs[0].dtype)
+        return (wins / wins.sum(self.dims, keepdim=True),)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """The shares' sum."""
         return gated(gates[0], tangents[0]).sum(self.dims, keepdim=self.keepdim)
 
     def infinities(self, *inputs: Signs) -> Signs:
-        """Minus infinity never wins."""
+        # minus infinity never wins
         return inputs[0] - {-1}
 
     def positional(self) -> bool:
-        """Over channels that are kept as one."""
         return over_channels(self.dims, self.keepdim)
 
 
@@ -97,54 +101,61 @@ class Smallest(Largest):
     op = torch.amin
 
     def infinities(self, *inputs: Signs) -> Signs:
-        """Plus infinity never wins."""
+        # plus infinity never wins
         return inputs[0] - {1}
 
 
 def gathered(tangents: Tensor, places: Tensor, dim: int) -> Tensor:
-    """Elements of ``(N * K, *shape)`` along a dimension at places ``(N, *shape)``, the same for all ``K`` of an image."""
+    """Elements of tangents along a dimension, at places that all tangents of an image share.
+
+    Args:
+        tangents: ``(N * K, *shape)``.
+        places: Indices along the dimension, ``(N, *shape)``.
+        dim: The dimension, which counts the batch.
+    """
     t = tangents.unflatten(0, (len(places), -1))
     index = places.unsqueeze(1).expand(-1, t.shape[1], *places.shape[1:])
+    # t and index are (N, K, *shape): one dimension more than the tangents
     return t.gather(dim + 1, index).flatten(0, 1)
 
 
 class Taken(Rule):
-    """Elements along a dimension at places that are the gates."""
+    """Elements along a dimension; the gates are their places."""
 
     def __init__(self, dim: int, keepdim: bool = False) -> None:
         self.dim = dim
         self.keepdim = keepdim
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Take the elements."""
         taken = gathered(tangents[0], gates[0], self.dim)
         return taken if self.keepdim else taken.squeeze(self.dim)
 
 
 @rule_for("aten.max.dim")
 class Winner(Taken):
-    """Maximum over one dimension: the gates are the winners' places, PyTorch's choice where there is a tie."""
+    """Maximum over one dimension.
+
+    The gates are the winners' places. At a tie the winner is PyTorch's.
+    """
 
     op: ClassVar[Callable[..., Any]] = torch.max
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> list[Value | Mask]:
-        """The maxima, and their places, which are constant on a piece."""
+        """Append one step for the maxima; their places are a mask."""
         x, dim, *keep = args
         rule = cls(keep_batch([dim], x)[0], *keep)
         places = Mask(lambda k, c: cls.op(c, rule.dim, rule.keepdim)[1], (x,), builder.shapes[1])
         return [builder.apply(rule, x, shape=builder.shapes[0]), places]
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
-        """Place of the winner, the dimension kept."""
         return (type(self).op(inputs[0], self.dim, keepdim=True)[1],)
 
     def infinities(self, *inputs: Signs) -> Signs:
-        """Minus infinity never wins."""
+        # minus infinity never wins
         return inputs[0] - {-1}
 
     def positional(self) -> bool:
-        """Over channels that are kept as one."""
         return over_channels([self.dim], self.keepdim)
 
 
@@ -155,19 +166,19 @@ class Loser(Winner):
     op = torch.min
 
     def infinities(self, *inputs: Signs) -> Signs:
-        """Plus infinity never wins."""
+        # plus infinity never wins
         return inputs[0] - {1}
 
 
-def spread(value: Sequence[int] | int, axes: int) -> list[int]:
-    """One number per spatial axis, from one for all or one for each."""
+def per_axis(value: Sequence[int] | int, axes: int) -> list[int]:
+    """One number per spatial axis, from one number for all axes or one for each."""
     value = [value] if isinstance(value, int) else list(value)
     return value * (axes // len(value))
 
 
 @rule_for("aten.avg_pool1d.default", "aten.avg_pool2d.default", "aten.avg_pool3d.default")
 class AveragePooling(Aten, Local):
-    """Average over windows; with ``ceil_mode`` or without, counting the padding or not, as the module says."""
+    """Average over windows, with all options of PyTorch: ``ceil_mode``, ``count_include_pad``."""
 
     def __init__(self, axes: int, *args: Any) -> None:
         super().__init__(*args)
@@ -176,39 +187,37 @@ class AveragePooling(Aten, Local):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step."""
         return builder.apply(cls(len(args[0].shape) - 1, *args[1:]), args[0])
 
     def adjoint(
         self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
     ) -> tuple[Tensor | None, ...]:
-        """Spread each cotangent over its window; on maps by PyTorch's own, which needs no pass forward."""
         if self.axes != 2:
             return super().adjoint(gates, cotangent, shapes)
+        # on maps PyTorch's own adjoint is faster: it needs no forward pass
         size, stride, *rest = filled(self.args, 1, (), 0, False, True, None)
         like = unfilled(cotangent, shapes[0])
-        return (
-            torch.ops.aten.avg_pool2d_backward.default(
-                cotangent, like, size, stride or size, *rest
-            ),
-        )
+        back = torch.ops.aten.avg_pool2d_backward.default
+        return (back(cotangent, like, size, stride or size, *rest),)
 
     def geometry(self) -> tuple[list[int], list[int], list[int]]:
         """Size, stride and padding of the window per axis."""
         size, stride, padding = filled(self.args, 1, (), (0,))[:3]
-        size, stride, padding = (spread(v, self.axes) for v in (size, stride or size, padding))
+        size, stride, padding = (per_axis(v, self.axes) for v in (size, stride or size, padding))
         return size, stride, padding
 
     def reach(self) -> Reach:
-        """The window."""
         size, stride, padding = self.geometry()
         return pooled([n - 1 for n in size], stride, padding)
 
     def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
-        """Averages over whole windows of a part; on maps as a convolution, which is several times faster on the CPU."""
+        """Averages over whole windows: those at the border need :meth:`border_correction`."""
         size, stride, _ = self.geometry()
         if self.axes != 2:
             return self.op(F.pad(window, pad), size, stride)
+        # On maps we convolve with a constant kernel, which is several times faster on the CPU.
+        # F.pad's order: last axis first, (before, after) for each. The convolution pads if both
+        # are equal.
         before = list(pad[0::2])
         after = list(pad[1::2])
         if before != after or min(before) < 0:
@@ -218,23 +227,41 @@ class AveragePooling(Aten, Local):
         kernel = window.new_full((1, 1, *size), 1 / prod(size)).expand(channels, -1, -1, -1)
         return F.conv2d(window, kernel, None, stride, before[::-1], groups=channels)
 
-    def weight(self, shape: Shape, like: Tensor) -> Tensor:
-        """What an average counts more at a position than one over a whole window does, for maps of a shape: ``(1, 1, ...)``."""
+    def border_correction(self, shape: Shape, like: Tensor) -> Tensor:
+        """Correction for windows cut by the border: a factor for each output position.
+
+        It is the average of ones, divided by their average over whole windows with zeros outside.
+
+        Args:
+            shape: Shape of the input without the batch.
+            like: A tensor of the dtype and device of the result.
+
+        Returns:
+            ``(1, 1, *positions)``.
+        """
         ones = like.new_ones(1, 1, *shape[1:])
         counted = self.op(ones, *self.args)
         size, stride, padding = self.geometry()
-        reached = [(n - 1) * s + k for n, s, k in zip(counted.shape[2:], stride, size, strict=True)]
-        pad = [
-            v
-            for n, p, r in zip(ones.shape[:1:-1], padding[::-1], reached[::-1], strict=True)
-            for v in (p, r - n - p)
-        ]
+        pad = []
+        # F.pad's order: last axis first, (before, after) for each
+        for axis in reversed(range(self.axes)):
+            reached = (counted.shape[2 + axis] - 1) * stride[axis] + size[axis]
+            before = padding[axis]
+            pad += [before, reached - ones.shape[2 + axis] - before]
         return counted / self.op(F.pad(ones, pad), size, stride)
 
 
 def pooled(extent: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Reach:
-    """The reach of a window that extends so far from its first position."""
-    return stride, [-p for p in padding], [e - p for e, p in zip(extent, padding, strict=True)]
+    """The reach of a window along each axis.
+
+    Args:
+        extent: Distance from the window's first to its last position.
+        stride: Distance between windows.
+        padding: Positions in front of the map.
+    """
+    lows = [-p for p in padding]
+    highs = [e - p for e, p in zip(extent, padding, strict=True)]
+    return stride, lows, highs
 
 
 @rule_for(*(f"aten.adaptive_avg_pool{axes}d.default" for axes in (1, 2, 3)))
@@ -248,21 +275,22 @@ class AdaptiveAveragePooling(Aten, Local):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step."""
         return builder.apply(cls(args[0].shape[1:], builder.shape[1:]), args[0])
 
     def reach(self) -> Reach | None:
-        """Windows side by side where the sizes divide."""
         return divided(self.shape, self.args[0])
 
     def valid(self, window: Tensor, pad: Sequence[int]) -> Tensor:
-        """Averages over windows of a part."""
         sizes = [b // a for b, a in zip(self.shape, self.args[0], strict=True)]
         return getattr(torch.ops.aten, f"avg_pool{len(sizes)}d").default(F.pad(window, pad), sizes)
 
 
 def divided(before: Sequence[int], after: Sequence[int]) -> Reach | None:
-    """The reach of an adaptive pooling whose windows lie side by side."""
+    """The reach of an adaptive pooling, from the sizes before and after it.
+
+    It is ``None``, and the field the whole image, unless the windows lie side by side and there are
+    several.
+    """
     if any(b % a for b, a in zip(before, after, strict=True)) or prod(after) == 1:
         return None
     sizes = [b // a for b, a in zip(before, after, strict=True)]
@@ -274,7 +302,10 @@ def divided(before: Sequence[int], after: Sequence[int]) -> Reach | None:
     *(f"aten.max_pool{axes}d_with_indices.default" for axes in (1, 2, 3)),
 )
 class MaxPooling(Rule):
-    """Maximum over windows: the gates are the winners' places, PyTorch's choice where there is a tie."""
+    """Maximum over windows.
+
+    The gates are the winners' places. At a tie the winner is PyTorch's.
+    """
 
     def __init__(
         self,
@@ -286,31 +317,30 @@ class MaxPooling(Rule):
         ceil_mode: bool = False,
     ) -> None:
         every = (size, stride or size, padding, dilation)
-        self.size, self.stride, self.padding, self.dilation = (spread(v, axes) for v in every)
+        self.size, self.stride, self.padding, self.dilation = (per_axis(v, axes) for v in every)
         self.ceil_mode = ceil_mode
         self.axes = axes
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Any:
-        """One step; and the places of the winners, where the operation gives them."""
         return cls(len(args[0].shape) - 1, *args[1:], **kwargs).put(builder, args[0])
 
     def put(self, builder: Builder, x: Value) -> Value | list[Value | Mask]:
-        """The maxima; and the places, where the operation gives them."""
+        """Append one step; the winners' places are a mask, if the operation returns them too."""
         maxima = builder.apply(self, x)
         if len(builder.shapes) == 1:
             return maxima
         return [maxima, Mask(lambda k, c: self.gates(k, c)[0], (x,), builder.shapes[1])]
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
-        """Flat place of each window's winner among the positions of its channel."""
+        # flat place of each window's winner among the positions of its channel
         pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[self.axes - 1]
         args = (self.size, self.stride, self.padding, self.dilation, self.ceil_mode)
         return (pool(inputs[0], *args, return_indices=True)[1],)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Take the winners."""
         winners = gates[0]
+        # t is (N, K, channels, positions in), places (N, K, channels, positions out)
         t = tangents[0].unflatten(0, (len(winners), -1)).flatten(3)
         places = winners.flatten(2)[:, None].expand(-1, t.shape[1], -1, -1)
         return t.gather(3, places).unflatten(3, winners.shape[2:]).flatten(0, 1)
@@ -318,7 +348,7 @@ class MaxPooling(Rule):
     def adjoint(
         self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
     ) -> tuple[Tensor, ...]:
-        """Give the winners their cotangents, summed where one won twice."""
+        # a position that wins in two windows gets the sum of both cotangents
         winners = gates[0]
         g = cotangent.unflatten(0, (len(winners), -1)).flatten(3)
         places = winners.flatten(2)[:, None].expand(-1, g.shape[1], -1, -1)
@@ -327,15 +357,11 @@ class MaxPooling(Rule):
         return (out.unflatten(3, spatial).flatten(0, 1),)
 
     def reach(self) -> Reach | None:
-        """The window, as far as dilation spreads it."""
-        return pooled(
-            [d * (k - 1) for k, d in zip(self.size, self.dilation, strict=True)],
-            self.stride,
-            self.padding,
-        )
+        extent = [d * (k - 1) for k, d in zip(self.size, self.dilation, strict=True)]
+        return pooled(extent, self.stride, self.padding)
 
     def infinities(self, *inputs: Signs) -> Signs:
-        """Minus infinity never wins."""
+        # minus infinity never wins
         return inputs[0] - {-1}
 
 
@@ -349,35 +375,39 @@ class AdaptiveMaxPooling(MaxPooling):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Any:
-        """One step; and the places of the winners, where the operation gives them."""
         return cls(args[0].shape[1:], builder.shape[1:]).put(builder, args[0])
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
-        """Flat place of each window's winner among the positions of its channel."""
-        pool = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)[
-            len(self.out_size) - 1
-        ]
+        pools = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
+        pool = pools[len(self.out_size) - 1]
         return (pool(inputs[0], list(self.out_size), return_indices=True)[1],)
 
     def reach(self) -> Reach | None:
-        """Windows side by side where the sizes divide."""
         return divided(self.shape, self.out_size)
 
 
 @rule_for(
-    *(
-        f"aten.upsample_{kind}.vec"
-        for kind in "nearest1d nearest2d nearest3d linear1d bilinear2d trilinear3d bicubic2d".split()
-    ),
+    *(f"aten.upsample_nearest{axes}d.vec" for axes in (1, 2, 3)),
     *(f"aten._upsample_nearest_exact{axes}d.vec" for axes in (1, 2, 3)),
+    "aten.upsample_linear1d.vec",
+    "aten.upsample_bilinear2d.vec",
+    "aten.upsample_trilinear3d.vec",
+    "aten.upsample_bicubic2d.vec",
 )
 class Interpolation(Aten):
     """Nearest, linear or cubic interpolation to another size.
 
-    A scale factor that is no ratio of sizes moves the positions that are read: 3.1 makes 18 positions of 6, and
-    position ``o`` reads ``floor(o / 3.1)``. So the field is measured on the operation itself.
-    The adjoint of nearest interpolation scatters to the positions that were read: PyTorch's derivative in
-    one and three dimensions scatters to others for factors such as 2.1.
+    A scale factor need not be the ratio of the sizes: 3.1 makes 18 positions of 6, and position
+    ``o`` reads position ``floor(o / 3.1)``. So the reach is measured on the operation itself.
+
+    The adjoint of nearest interpolation scatters to the positions that were read. PyTorch's
+    derivative in one and three dimensions scatters to others, for factors such as 2.1.
+
+    Args:
+        kind: Name of the ATen operation.
+        reaches: The reach along each axis, see :func:`measured_reach`.
+        places: For nearest interpolation, the position that each output position reads, per axis.
+        *args: The other arguments of the operation.
     """
 
     def __init__(
@@ -395,42 +425,47 @@ class Interpolation(Aten):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step."""
         x, *rest = args
+        axes = range(len(builder.shape) - 1)
+        matrices = [cls.matrix(builder, x.shape[1:], axis, *rest) for axis in axes]
+        reaches = [measured_reach(matrix != 0) for matrix in matrices]
+        is_nearest = "nearest" in builder.op
+        places = [matrix.argmax(1) for matrix in matrices] if is_nearest else ()
+        return builder.apply(cls(builder.op, reaches, places, *rest), x)
+
+    @classmethod
+    def matrix(cls, builder: Builder, extents: Shape, axis: int, *args: Any) -> Tensor:
+        """The interpolation along one axis as a matrix ``(out, in)``."""
         op = getattr(torch.ops.aten, builder.op).vec
-        sizes = list(builder.shape[1:])
+        # a meta device has no numbers to measure
         dtype = torch.promote_types(builder.dtype, torch.float32)
         device = "cpu" if builder.device.type == "meta" else builder.device
-        reaches = []
-        places = []
-        for axis, (extent, size) in enumerate(zip(x.shape[1:], sizes, strict=True)):
-            units = torch.eye(extent, dtype=dtype, device=device)
-            shape = [
-                extent if a == axis else 1 for a in range(len(sizes))
-            ]  # the other axes have one position
-            read = op(units.view(extent, 1, *shape), *cls.along(axis, size, *rest))
-            matrix = read.reshape(extent, size).T  # which position each new one reads
-            reaches.append(measured(matrix != 0))
-            places.append(matrix.argmax(1))
-        is_nearest = "nearest" in builder.op
-        return builder.apply(cls(builder.op, reaches, places if is_nearest else (), *rest), x)
+        extent = extents[axis]
+        size = builder.shape[1 + axis]
+        # one image per input position, with one position along the other axes
+        shape = [extent if a == axis else 1 for a in range(len(extents))]
+        units = torch.eye(extent, dtype=dtype, device=device).view(extent, 1, *shape)
+        read = op(units, *cls.along(axis, size, *args))
+        return read.reshape(extent, size).T
 
     def adjoint(
         self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
     ) -> tuple[Tensor | None, ...]:
-        """Scatter along each axis to what was read; for linear and cubic interpolation, PyTorch's derivative."""
         if not self.places:
             return super().adjoint(gates, cotangent, shapes)
         for axis, place in enumerate(self.places, 2):  # after the batch and the channels
             extents = list(cotangent.shape)
-            extents[axis] = shapes[0][axis - 1]
+            extents[axis] = shapes[0][axis - 1]  # shapes leave the batch out
             zeros = cotangent.new_zeros(extents)
             cotangent = zeros.index_add(axis, place.to(cotangent.device), cotangent)
         return (cotangent,)
 
     @staticmethod
     def along(axis: int, size: int, to: Sequence[int] | None, *rest: Any) -> list[Any]:
-        """The arguments (output size, options, scale factors) for one axis, the others one position wide."""
+        """The arguments for one axis, where the other axes have one position.
+
+        They are the output size, the options and the scale factors.
+        """
         *options, factors = rest
         if factors:
             factors = [f if a == axis else 1.0 for a, f in enumerate(factors)]
@@ -439,7 +474,6 @@ class Interpolation(Aten):
         return [to, *options, factors]
 
     def field(self, *fields: Field) -> Field:
-        """What was measured; the whole image where the positions of an axis are not regular."""
         if any(reach is None for reach in self.reaches):
             return None
         return windowed(fields[0], *zip(*(reach for reach in self.reaches if reach), strict=True))

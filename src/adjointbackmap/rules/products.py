@@ -1,4 +1,4 @@
-"""Products with constants that are written together with a sum, and sums with weights."""
+"""Products with constants, combined with sums: ``addmm``, ``lerp``, ``bilinear`` and others."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +14,7 @@ from adjointbackmap.rules.base import (
     Operation,
     Refused,
     Value,
+    keep_batch,
     rule_for,
     tensor_of,
 )
@@ -22,11 +23,10 @@ from adjointbackmap.rules.linear import Einsum, Product, aligned, weighted_sum
 
 @rule_for("aten.addmm.default", "aten.baddbmm.default", "aten.addmv.default")
 class ProductAndSum(Operation):
-    r"""A matrix product with a constant, added to a value or a constant: :math:`\beta y + \alpha A B`."""
+    r"""A matrix product with a constant, plus a value or constant: :math:`\beta y + \alpha A B`."""
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """The product, then the sum."""
         added, first, second = args[:3]
         beta = kwargs.get("beta", 1)
         alpha = kwargs.get("alpha", 1)
@@ -36,7 +36,13 @@ class ProductAndSum(Operation):
 
 @rule_for("aten.tensordot.default")
 class TensorDot(Aten):
-    """Sum of products over dimensions of the data and of a constant."""
+    """Sum of products over dimensions of the data and of a constant.
+
+    Args:
+        constant: The constant factor.
+        dims: The summed dimensions of the data, and those of the constant.
+        data_first: Whether the data are the first factor.
+    """
 
     def __init__(self, constant: Tensor, dims: Sequence[Sequence[int]], data_first: bool) -> None:
         super().__init__()
@@ -46,25 +52,19 @@ class TensorDot(Aten):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step.
+        """Append one step.
 
         Raises:
-            Refused: If both depend on the image, or the batch is summed.
+            Refused: If both factors depend on the image, or the batch is summed.
         """
-        first, second, *dims = args[:4]
+        first, second, of_first, of_second = args[:4]
         data_first = isinstance(first, Value)
         data, constant = (first, second) if data_first else (second, first)
-        dims = [
-            [d % (len(data.shape) + 1) for d in dims[0 if data_first else 1]],
-            dims[1 if data_first else 0],
-        ]
-        if 0 in dims[0]:
-            msg = "it goes over the images of a batch"
-            raise Refused(msg)
+        summed, of_constant = (of_first, of_second) if data_first else (of_second, of_first)
+        dims = [keep_batch(summed, data), of_constant]
         return builder.apply(cls(tensor_of(constant, "second factor"), dims, data_first), data)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Multiply and sum."""
         data, constant = self.dims
         if self.data_first:
             return torch.tensordot(tangents[0], self.constant, (data, constant))
@@ -82,10 +82,10 @@ class Inner(Aten):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step.
+        """Append one step.
 
         Raises:
-            Refused: If the constant comes first, so that the batch does not.
+            Refused: If the constant comes first and has rows, so that the batch comes second.
         """
         first, second = args
         if not isinstance(first, Value):
@@ -96,7 +96,6 @@ class Inner(Aten):
         return builder.apply(cls(tensor_of(second, "second factor")), first)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Multiply and sum."""
         return torch.inner(tangents[0], *self.args)
 
 
@@ -110,7 +109,6 @@ class Cross(Product):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step."""
         first, second = args
         data_first = isinstance(first, Value)
         data, constant = (first, second) if data_first else (second, first)
@@ -118,18 +116,18 @@ class Cross(Product):
         return builder.apply(cls(factor, data_first, kwargs.get("dim", -1)), data)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Multiply; the constant first changes the sign."""
+        # the product changes its sign if the factors are exchanged
         product = torch.linalg.cross(tangents[0], self.constant, dim=self.dim)
         return product if self.data_first else -product
 
 
 @rule_for("aten.bilinear.default")
 class Bilinear(Operation):
-    """A bilinear form of the data and a constant: linear in the data, with its bias as an entry."""
+    """A bilinear form of the data and a constant, which is linear in the data."""
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step, then the bias.
+        """Append one step, and one that adds the bias.
 
         Raises:
             Refused: If both of its inputs depend on the image.
@@ -146,11 +144,10 @@ class Bilinear(Operation):
 
 @rule_for("aten.lerp.Scalar", "aten.lerp.Tensor")
 class Lerp(Operation):
-    r"""Linear interpolation between two values at a constant weight: :math:`(1 - w) a + w b`."""
+    r"""Linear interpolation between two values with a constant weight: :math:`(1 - w) a + w b`."""
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """The weighted sum."""
         start, end, weight = args
         w = _factor(builder, weight, "weight")
         return weighted_sum(builder, [(start, 1 - w), (end, w)])
@@ -158,11 +155,10 @@ class Lerp(Operation):
 
 @rule_for("aten.addcmul.default", "aten.addcdiv.default")
 class SumAndProduct(Operation):
-    """A value plus the product, or the quotient, of a value with a constant, times a number."""
+    r"""A value plus a multiple of a product or quotient with a constant: :math:`a + v b / w`."""
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """The weighted sum."""
         added, first, second = args
         divides = builder.op == "addcdiv"
         if not divides and isinstance(second, Value):
@@ -173,22 +169,20 @@ class SumAndProduct(Operation):
 
 
 def _factor(builder: Builder, argument: Any, what: str) -> Tensor | float:
-    """A constant factor in the shape in which it meets the output beside the batch."""
-    tensor = tensor_of(argument, what)
-    return (
-        tensor.reshape(aligned(argument, len(builder.shape)))
-        if isinstance(argument, Constant)
-        else tensor
-    )
+    """A constant factor, in a shape that broadcasts to the output without the batch."""
+    factor = tensor_of(argument, what)
+    if isinstance(argument, Constant):
+        return factor.reshape(aligned(argument, len(builder.shape)))
+    return factor
 
 
 @rule_for("aten.pow.Tensor_Scalar")
 class Power(Operation):
-    """The first power, which is the value itself, as pooling of order 1 takes it."""
+    """The first power, which is the value itself; ``LPPool`` of order 1 takes it."""
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """The value.
+        """Return the value.
 
         Raises:
             Refused: If it is another power.

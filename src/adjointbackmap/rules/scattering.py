@@ -1,4 +1,4 @@
-"""Operations that take or write elements at places: gather, scatter, assignment to an index, unpooling."""
+"""Operations that read or write elements at places: gather, scatter, assignment, unpooling."""
 
 from collections.abc import Sequence
 from math import prod
@@ -10,13 +10,13 @@ from torch import Tensor
 from adjointbackmap.rules.base import (
     Builder,
     Constant,
+    ConstantSource,
     Gates,
     Mask,
     Operation,
     Refused,
     Rule,
     Shape,
-    Source,
     Value,
     by_name,
     keep_batch,
@@ -31,17 +31,16 @@ from adjointbackmap.rules.pooling import gathered
 
 
 class AtPlaces(Rule):
-    """A rule with an index, which is a constant or constant on a piece; then it is a gate."""
+    """A rule with an index, which is a constant or a mask; a mask is a gate."""
 
     def __init__(self, index: Mask | Constant) -> None:
         self.index = index
 
     def places(self) -> tuple[Value, ...]:
-        """The values that the places are made of."""
+        """The values that the places are computed from."""
         return self.index.inputs if isinstance(self.index, Mask) else ()
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
-        """The places, unless they are constant."""
         return (self.index.test(scale, *inputs[1:]),) if isinstance(self.index, Mask) else ()
 
     def at(self, gates: Gates) -> Tensor:
@@ -51,19 +50,18 @@ class AtPlaces(Rule):
     def adjoint(
         self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
     ) -> tuple[Tensor | None, ...]:
-        """Derived for the data; what the places are made of gets nothing."""
+        # the values that the places are computed from have no cotangent
         return (*super().adjoint(gates, cotangent, shapes[:1]), *[None] * (len(shapes) - 1))
 
     def field(self, *fields: Field) -> Field:
-        """The whole image."""
         return None
 
 
 def index_of(argument: Any) -> Mask | Constant:
-    """An argument that holds places.
+    """The argument with the places.
 
     Raises:
-        Refused: If it is computed from data in a way that is not constant on pieces.
+        Refused: If it depends on the image and is not constant on pieces.
     """
     if isinstance(argument, Mask | Constant):
         return argument
@@ -73,7 +71,10 @@ def index_of(argument: Any) -> Mask | Constant:
 
 @rule_for("aten.gather.default")
 class Gather(AtPlaces):
-    """Elements along a dimension at places that differ from position to position: the adjoint adds each back to its place."""
+    """Elements along a dimension, each at a place of its own.
+
+    The adjoint adds each cotangent at the place that was read.
+    """
 
     takes_masks = True
 
@@ -83,7 +84,7 @@ class Gather(AtPlaces):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step.
+        """Append one step.
 
         Raises:
             Refused: If it takes elements of a constant at places that depend on the image.
@@ -97,13 +98,15 @@ class Gather(AtPlaces):
         return builder.apply(rule, x, *rule.places())
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Take."""
         return gathered(tangents[0], self.at(gates), self.dim)
 
 
 @rule_for("aten.max_unpool2d.default", "aten.max_unpool3d.default")
 class MaxUnpooling(AtPlaces):
-    """Values at flat places of a larger map, zeros elsewhere; the places are most often those of a max pooling's winners."""
+    """Values at places of a larger map, with zeros elsewhere.
+
+    A place is a flat index of a position. The places mostly come from a max pooling.
+    """
 
     takes_masks = True
 
@@ -113,13 +116,12 @@ class MaxUnpooling(AtPlaces):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step."""
         x, index = args[:2]
         rule = cls(index_of(index), builder.shape[1:])
         return builder.apply(rule, x, *rule.places())
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Put each value at its place."""
+        # places are (N, 1, channels, positions in), t is (N, K, channels, positions in)
         places = self.at(gates).flatten(2)[:, None]
         t = tangents[0].unflatten(0, (len(places), -1)).flatten(3)
         empty = t.new_zeros(*t.shape[:3], prod(self.size))
@@ -127,7 +129,13 @@ class MaxUnpooling(AtPlaces):
 
 
 class Written(Assembled):
-    """A part of a value replaced by another, or added to, at constant places."""
+    """A value with another one written into it, or added to it, at constant places.
+
+    Args:
+        shapes: Shapes of both values without the batch.
+        given: Which of them are inputs; the other is zero.
+        options: The other arguments of the operation, by name.
+    """
 
     op: ClassVar[Any]
 
@@ -139,10 +147,9 @@ class Written(Assembled):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step."""
         options = by_name(cls.op, args, kwargs)
         target = options.pop("self")
-        source = options.pop(cls.source())
+        source = options.pop(cls.written_name())
         if "dim" in options:
             (options["dim"],) = keep_batch([options["dim"]], Value(-1, builder.shape))
         if "index" in options:
@@ -151,24 +158,24 @@ class Written(Assembled):
 
     @classmethod
     def put(cls, builder: Builder, target: Any, source: Any, options: dict[str, Any]) -> Value:
-        """The step on the values that are not exactly zero."""
-        shapes, values = cls.placed(builder, (target, source))
+        """Append the step on the values that are not exactly zero."""
+        shapes, values = cls.shapes_and_values(builder, (target, source))
         return builder.apply(cls(shapes, list(values), options), *values.values())
 
     @classmethod
-    def source(cls) -> str:
-        """PyTorch's name for what is written."""
+    def written_name(cls) -> str:
+        """PyTorch's name of the argument that is written."""
         names = {argument.name for argument in cls.op._schema.arguments}
         return "source" if "source" in names else "src"
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        """Write; an index that counts the batch is the same for every image."""
         target, source = self.all_of(tangents)
         options = dict(self.options)
         index = options.get("index")
+        # an index with as many dimensions as the data has a batch of one, which all images share
         if isinstance(index, Tensor) and index.dim() == target.dim() > 1:
             options["index"] = index.expand(len(target), *index.shape[1:])
-        return self.op(target, **options, **{self.source(): source})
+        return self.op(target, **options, **{self.written_name(): source})
 
 
 @rule_for("aten.index_add.default")
@@ -187,27 +194,27 @@ class IndexCopy(Written):
 
 @rule_for("aten.scatter.src")
 class ScatterValues(Written):
-    """Values written at places of their own along a dimension."""
+    """Values written along a dimension, each at a place of its own."""
 
     op = torch.ops.aten.scatter.src
 
 
 @rule_for("aten.scatter_add.default")
 class ScatterAdd(Written):
-    """Values added at places of their own along a dimension."""
+    """Values added along a dimension, each at a place of its own."""
 
     op = torch.ops.aten.scatter_add.default
 
 
 @rule_for("aten.scatter_reduce.two")
 class ScatterReduce(Written):
-    """Sums or means of the values at places of their own along a dimension."""
+    """Sums or means of the values that have the same place along a dimension."""
 
     op = torch.ops.aten.scatter_reduce.two
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step.
+        """Append one step.
 
         Raises:
             Refused: If it is neither a sum nor a mean.
@@ -221,13 +228,12 @@ class ScatterReduce(Written):
 
 @rule_for("aten.diagonal_scatter.default")
 class DiagonalScatter(Written):
-    """A diagonal replaced."""
+    """A value with a diagonal replaced."""
 
     op = torch.ops.aten.diagonal_scatter.default
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step."""
         options = by_name(cls.op, args, kwargs)
         target = options.pop("self")
         source = options.pop("src")
@@ -237,60 +243,64 @@ class DiagonalScatter(Written):
 
 
 def number_at(builder: Builder, x: Any, chosen: Tensor, number: Any) -> Value:
-    """A number where a constant mask ``(1, *shape)`` holds, the value elsewhere."""
-    mask = Constant(chosen, Source("mask", ""), chosen, chosen)
+    """A value with a number wherever a constant mask ``(1, *shape)`` is true."""
+    mask = Constant(chosen, ConstantSource("mask", ""), chosen, chosen)
     return Where.build(builder, mask, number, x)
 
 
 @rule_for("aten.index_fill.int_Scalar", "aten.index_fill.int_Tensor")
 class IndexFill(Operation):
-    """A number at some places of a dimension: an entry of ``b``, unless it is zero."""
+    """A value with a number at some places of a dimension; it is an entry of ``b`` if not zero."""
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """The value where nothing is filled, and the number."""
         x, dim, index, number = args
         keep_batch([dim], x)
         chosen = torch.zeros(1, *x.shape, dtype=torch.bool, device=builder.device)
-        return number_at(
-            builder, x, chosen.index_fill(dim, tensor_of(index, "index"), True), number
-        )
+        chosen = chosen.index_fill(dim, tensor_of(index, "index"), True)
+        return number_at(builder, x, chosen, number)
 
 
 @rule_for("aten.scatter.value")
 class ScatterNumber(Operation):
-    """A number written at places of its own along a dimension: an entry of ``b``, unless it is zero."""
+    """A value with a number at given places along a dimension.
+
+    The number is an entry of ``b`` unless it is zero.
+    """
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """The value where nothing is written, and the number."""
         x, dim, index, number = args
         keep_batch([dim], x)
         chosen = torch.zeros(1, *x.shape, dtype=torch.bool, device=builder.device)
-        return number_at(builder, x, chosen.scatter(dim, tensor_of(index, "index"), True), number)
+        chosen = chosen.scatter(dim, tensor_of(index, "index"), True)
+        return number_at(builder, x, chosen, number)
 
 
 @rule_for("aten.index_put.default")
 class IndexPut(Written):
-    """Assignment to an index, or an addition: ``x[:, [0, 2]] = y``, ``x[..., chosen] = 0.5``, ``x[x < 0] = 0``."""
+    """Assignment or addition at an index.
+
+    Examples are ``x[:, [0, 2]] = y``, ``x[..., chosen] = 0.5`` and ``x[x < 0] = 0``.
+    """
 
     op = torch.ops.aten.index_put.default
     takes_masks = True
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """One step; a single number is an entry of ``b``.
+        """Append one step; a single number is an entry of ``b``.
 
         Raises:
-            Refused: If images of a batch are chosen, the places depend on the image, or what is written does not fit.
+            Refused: If images of a batch are chosen, the places depend on the image, or the written
+                value does not fit.
         """
         given = by_name(cls.op, args, kwargs)
         x = given["self"]
         indices = list(given["indices"])
         number = given["values"]
-        single = (
-            isinstance(number, Constant) and number.tensor.numel() == 1 and not given["accumulate"]
-        )
+        is_number = isinstance(number, Constant) and number.tensor.numel() == 1
+        single = is_number and not given["accumulate"]
         first = indices[0]
         if isinstance(first, Mask):
             return cls._by_mask(builder, x, indices, number, single)
@@ -312,10 +322,10 @@ class IndexPut(Written):
     def _by_mask(
         cls, builder: Builder, x: Any, indices: Sequence[Any], number: Any, single: bool
     ) -> Value:
-        """A single number where a mask of the whole value holds.
+        """The value with a single number wherever a mask of its shape is true.
 
         Raises:
-            Refused: If it is anything else.
+            Refused: If the mask has another shape, or something else is written.
         """
         if len(indices) > 1 or indices[0].shape != builder.shape or not single:
             msg = "its index depends on the image: write it with torch.where"
@@ -331,29 +341,27 @@ class IndexPut(Written):
         like: Tensor,
         accumulate: bool,
     ) -> Value:
-        """The step on a value and what is written into it.
+        """Append the step on a value and the one that is written into it.
 
         Raises:
-            Refused: If what is written does not have the dimensions of the places.
+            Refused: If the written value does not have the dimensions of the places.
         """
         there = torch.ops.aten.index.Tensor(like, places).shape
         source = parts[1]
-        if there[0] != 1 or (isinstance(source, Value) and len(source.shape) != len(there) - 1):
+        dims = len(there) - 1
+        if there[0] != 1 or (isinstance(source, Value) and len(source.shape) != dims):
             msg = "what is written must have the batch first and the dimensions of the places"
             raise Refused(msg)
-        shapes = [
-            builder.shape,
-            source.shape if isinstance(source, Value) else aligned(source, len(there) - 1),
-        ]
-        placed = [
+        written = source.shape if isinstance(source, Value) else aligned(source, dims)
+        shapes = [builder.shape, written]
+        both = [
             p if isinstance(p, Value) else builder.place(p, s)
             for p, s in zip(parts, shapes, strict=True)
         ]
-        values = {i: value for i, value in enumerate(placed) if value is not None}
+        values = {i: value for i, value in enumerate(both) if value is not None}
         options = {"indices": places, "accumulate": accumulate}
         return builder.apply(cls(shapes, list(values), options), *values.values())
 
     @classmethod
-    def source(cls) -> str:
-        """PyTorch's name for what is written."""
+    def written_name(cls) -> str:
         return "values"

@@ -1,4 +1,7 @@
-"""Operations that choose elements by their order: sort, top k, median, quantile. The gates are the places of what is chosen."""
+"""Operations that choose elements by their order: sort, top k, median, quantile.
+
+The gates are the places of the chosen elements.
+"""
 
 from collections.abc import Callable
 from math import ceil, floor
@@ -24,9 +27,9 @@ from adjointbackmap.rules.pooling import Largest, Smallest, Taken, over_channels
 
 
 class Chosen(Taken):
-    """An operation that gives elements along a dimension and their places, both of which are outputs.
+    """An operation with two outputs: elements along a dimension, and their places.
 
-    The permutation is the gate, and PyTorch's choice where there is a tie. The places are a mask: constant on a piece.
+    The places are the gates, and a mask for other operations. At a tie the choice is PyTorch's.
     """
 
     op: ClassVar[Any]
@@ -37,7 +40,6 @@ class Chosen(Taken):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> list[Value | Mask]:
-        """The elements, and their places."""
         options = by_name(cls.op, args, kwargs)
         x = options.pop("self")
         (options["dim"],) = keep_batch([options["dim"]], x)
@@ -46,18 +48,17 @@ class Chosen(Taken):
         return [builder.apply(rule, x, shape=builder.shapes[0]), places]
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
-        """Places of the elements, the dimension kept."""
         places = self.op(inputs[0], **self.options)[1]
+        # forward gathers, for which the places must keep the dimension
         return (places if self.keepdim else places.unsqueeze(self.dim),)
 
     def positional(self) -> bool:
-        """Over channels that are kept."""
         return over_channels([self.dim], self.keepdim)
 
 
 @rule_for("aten.sort.default")
 class Sort(Chosen):
-    """Elements in order, as GroupSort and MaxMin take them: a permutation on each piece."""
+    """Elements in order: a permutation on each piece. GroupSort and MaxMin use it."""
 
     op = torch.ops.aten.sort.default
 
@@ -77,7 +78,7 @@ class TopK(Chosen):
 
 
 class OrderStatistic(Chosen):
-    """The one element of a rank."""
+    """One element, given by its rank."""
 
 
 @rule_for("aten.kthvalue.default")
@@ -89,14 +90,14 @@ class KthValue(OrderStatistic):
 
 @rule_for("aten.median.dim")
 class Median(OrderStatistic):
-    """The middle element, the lower of two."""
+    """The middle element; of two, the lower."""
 
     op = torch.ops.aten.median.dim
 
 
 @rule_for("aten.nanmedian.dim")
 class NanMedian(Median):
-    """The same, as long as every element is a number."""
+    """The median of the elements that are numbers, which all elements of a map are."""
 
     op = torch.ops.aten.nanmedian.dim
 
@@ -117,13 +118,13 @@ class RunningMinimum(RunningMaximum):
 
 @rule_for("aten.argmax.default")
 class PlaceOfLargest(Operation):
-    """Place of the largest element along a dimension, which is constant on a piece."""
+    """Place of the largest element along a dimension; it is constant on a piece."""
 
     op: ClassVar[Any] = torch.ops.aten.argmax.default
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Mask:
-        """A mask of whole numbers.
+        """Return the places as a mask.
 
         Raises:
             Refused: If it goes over the images of a batch.
@@ -149,7 +150,6 @@ class SmallestAndLargest(Operation):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> list[Value]:
-        """One step each."""
         given = by_name(torch.ops.aten.aminmax.default, args, kwargs)
         dims = keep_batch([given["dim"] or 0], given["self"])
         keepdim = given["keepdim"]
@@ -164,16 +164,19 @@ NEAREST: dict[str, Callable[[float], int]] = {
     "higher": ceil,
     "nearest": round,
 }
-"""How ``torch.quantile`` takes one element where the quantile lies between two."""
+"""Interpolation of ``torch.quantile`` -> how it rounds a rank that lies between two elements."""
 
 
 @rule_for("aten.quantile.scalar", "aten.quantile.default")
 class Quantile(Operation):
-    r"""A quantile over one dimension: :math:`(1 - t) x_{(r)} + t x_{(r + 1)}` of the elements around rank :math:`q (n - 1)`."""
+    r"""A quantile over one dimension.
+
+    It is :math:`(1 - t) x_{(r)} + t x_{(r + 1)}`, where :math:`r + t = q (n - 1)` is the rank.
+    """
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
-        """The element of each rank, then their weighted sum.
+        """Append a step for each element that counts, then their weighted sum.
 
         Raises:
             Refused: If it goes over the images of a batch.
@@ -186,19 +189,21 @@ class Quantile(Operation):
             msg = "it goes over the images of a batch: name the dimension"
             raise Refused(msg)
         (dim,) = keep_batch([dim], x)
-        place = float(tensor_of(given["q"], "quantile")) * (x.shape[dim - 1] - 1)
-        weights = cls.weights(place, interpolation)
-        found = [
-            builder.apply(KthValue(k=rank + 1, dim=dim, keepdim=given["keepdim"]), x)
-            for rank in weights
-        ]
-        return weighted_sum(builder, list(zip(found, weights.values(), strict=True)))
+        length = x.shape[dim - 1]  # shapes leave the batch out
+        rank = float(tensor_of(given["q"], "quantile")) * (length - 1)
+        terms = []
+        for below, weight in cls.weights(rank, interpolation).items():
+            rule = KthValue(k=below + 1, dim=dim, keepdim=given["keepdim"])  # k counts from 1
+            terms.append((builder.apply(rule, x), weight))
+        return weighted_sum(builder, terms)
 
     @staticmethod
-    def weights(place: float, interpolation: str) -> dict[int, float]:
-        """Rank of each element that counts -> its weight."""
+    def weights(rank: float, interpolation: str) -> dict[int, float]:
+        """Whole rank of each element that counts, from 0 -> its weight."""
         if interpolation in NEAREST:
-            return {NEAREST[interpolation](place): 1.0}
-        low = floor(place)
-        t = (0.5 if interpolation == "midpoint" else place - low) if place > low else 0.0
-        return {low: 1 - t, low + 1: t} if t else {low: 1.0}
+            return {NEAREST[interpolation](rank): 1.0}
+        low = floor(rank)
+        if rank == low:
+            return {low: 1.0}
+        t = 0.5 if interpolation == "midpoint" else rank - low
+        return {low: 1 - t, low + 1: t}
