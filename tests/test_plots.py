@@ -638,6 +638,30 @@ def test_saving_twice_gives_the_same_files(tmp_path):
         ).read_bytes()
 
 
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_path_may_be_a_string_and_its_suffix_chooses_the_format(tmp_path, suffix):
+    beginnings = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
+    path = plots.save(drawing_of_zeros(), str(tmp_path / f"a.{suffix}"))
+    assert path == tmp_path / f"a.{suffix}"
+    assert path.read_bytes().startswith(beginnings[suffix])
+    again = plots.save(drawing_of_zeros(), tmp_path / "b" / f"a.{suffix}")
+    assert again.read_bytes() == path.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", f"a.{suffix}", "b"]
+
+
+def test_suffix_that_is_no_format_is_replaced_and_other_formats_are_refused(tmp_path):
+    assert plots.save(Figure(), tmp_path / "version-1.0").name == "version-1.png"
+    with pytest.raises(ValueError, match=r"some of png, svg, pdf\. Got jpg: choose of these"):
+        plots.save(Figure(), tmp_path / "a.jpg")
+
+
+def test_drawing_shows_itself(tmp_path):
+    drawing = drawing_of_zeros()
+    assert repr(drawing).startswith("Drawing 9 x 3.1 in: noise: grey is zero")
+    assert repr(drawing).endswith("numbers: pixels, adversarial, noise, factor")
+    assert drawing._repr_png_() == plots.save(drawing, tmp_path / "a.png").read_bytes()
+
+
 def test_figure_alone_has_the_numbers_that_are_given(tmp_path):
     path = plots.save(Figure(), tmp_path / "figure.png")
     assert [p.name for p in tmp_path.iterdir()] == ["figure.png"]
@@ -647,5 +671,5 @@ def test_figure_alone_has_the_numbers_that_are_given(tmp_path):
 
 @pytest.mark.parametrize(("formats", "found"), [(("gif",), "gif"), ((), "none")])
 def test_other_formats_are_refused(tmp_path, formats, found):
-    with pytest.raises(ValueError, match=rf"formats must be some of png, svg\. Got {found}"):
+    with pytest.raises(ValueError, match=rf"formats must be some of png, svg, pdf\. Got {found}"):
         plots.save(Figure(), tmp_path / "figure.png", formats=formats)

@@ -20,6 +20,8 @@ from adjointbackmap.planes.planner import plan as plan
 from adjointbackmap.planes.hyperplane import hyperplanes as hyperplanes
 from adjointbackmap.planes.hyperplane import Hyperplanes as Hyperplanes
 from adjointbackmap.planes.hyperplane import Contributions as Contributions
+from adjointbackmap.planes.single import SingleHyperplane as SingleHyperplane
+from adjointbackmap.planes.receipts import Receipt as Receipt
 
 # more of them than memory holds, and on disk
 from adjointbackmap.planes.streaming import iter_hyperplanes as iter_hyperplanes

@@ -21,6 +21,10 @@ from adjointbackmap.planes.units import Selection, input_names
 if TYPE_CHECKING:
     import xarray
 
+    from adjointbackmap.planes.receipts import Receipt
+    from adjointbackmap.planes.single import SingleHyperplane
+    from adjointbackmap.plots import Drawing
+
 
 @dataclass(frozen=True)
 class Contributions:
@@ -127,6 +131,66 @@ class Hyperplanes:
         whole = self.bias
         bias = {name: whole[..., part.slice] * part.value.flatten() for name, part in parts.items()}
         return Contributions(x * self.image, bias, self.x.dim() - 1)
+
+    def single(self, unit: Any = None, image: int = 0) -> "SingleHyperplane":
+        """The hyperplane of one unit, which shows itself in a notebook.
+
+        Args:
+            unit: Index of the unit among those of the hyperplanes, an int or a tuple of ints. It
+                may be left out if there is one unit.
+            image: Index of the image.
+
+        Raises:
+            ValueError: If the index does not choose one unit.
+        """
+        from adjointbackmap.planes.single import single
+
+        return single(self, unit, image)
+
+    def receipt(self, unit: Any = None, image: int = 0, by: str = "region") -> "Receipt":
+        """What pixels and each layer's biases add to one unit: the lines sum to its value.
+
+        Args:
+            unit: As for :meth:`single`.
+            image: Index of the image.
+            by: ``"region"`` for nine regions of the receptive field, or ``"channel"``.
+
+        Raises:
+            ValueError: If ``by`` is unknown, or the index does not choose one unit.
+
+        Example:
+            >>> import torch
+            >>> from adjointbackmap import trace
+            >>> network = trace(torch.nn.Conv2d(3, 4, 3).eval(), torch.rand(1, 3, 8, 8))
+            >>> found = hyperplanes(network, torch.rand(3, 8, 8), "output", units=(0, 0, 0)).receipt()
+            >>> len(found.lines), abs(found.error) < 1e-5
+            (10, True)
+        """
+        from adjointbackmap.planes.receipts import receipt_of
+
+        return receipt_of(self, unit, image, by)
+
+    def plot(
+        self,
+        over: Any = None,
+        what: str = "hyperplane",
+        unit: Any = None,
+        image: int = 0,
+        title: str | None = None,
+    ) -> "Drawing":
+        """Hyperplanes over the photo, see :func:`adjointbackmap.plots.over_image`.
+
+        Args:
+            over: What :func:`adjointbackmap.image` gave, to draw over the photo in its own pixels;
+                by default the image that the network took.
+            what: ``"hyperplane"``, ``"contributions"``, ``"channels"`` or ``"spectrum"``.
+            unit: As for :meth:`single`; by default the first four units.
+            image: Index of the image.
+            title: Heading of the figure.
+        """
+        from adjointbackmap import plots
+
+        return plots.over_image(self, over, what, unit, image, title)
 
     def to_xarray(self, dense: bool = False) -> "xarray.Dataset":
         """Image part, bias part and value with labelled dimensions and the bias vector's names.

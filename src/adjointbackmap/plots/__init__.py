@@ -7,6 +7,8 @@ from adjointbackmap.plots.drawing import Drawing, save
 from adjointbackmap.plots.frequencies import radial_profiles, spectra
 from adjointbackmap.plots.groups import by_layer, points
 from adjointbackmap.plots.images import attacked, attributions
+from adjointbackmap.plots.over import over_image
+from adjointbackmap.plots.receipt import receipt
 from adjointbackmap.plots.scale import SIGNED, Scale, centred
 from adjointbackmap.plots.units import MOST_PANELS, kernel_hyperplanes, unit_hyperplanes
 
@@ -25,6 +27,9 @@ __all__ = [  # noqa: RUF022 - grouped by what is drawn
     "MOST_PANELS",
     "bias_parts",
     "near_square",
+    # one unit over a photo, and what adds up to its value
+    "over_image",
+    "receipt",
     # images
     "attacked",
     "attributions",

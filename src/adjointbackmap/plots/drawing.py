@@ -1,5 +1,6 @@
 """A picture together with its numbers, and how both are written to files."""
 
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +25,15 @@ LARGE = 11.0
 COLOURS = ("#d7191c", "black", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "o^sDvPX"
 # Formats, with the metadata that make the same picture give the same file.
-FORMATS: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}}
+FORMATS: dict[str, dict[str, Any]] = {
+    "png": {},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None},
+}
+DOTS = 110  # per inch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Drawing:
     """A figure and its numbers.
 
@@ -41,6 +47,17 @@ class Drawing:
     figure: Figure
     numbers: dict[str, np.ndarray]
     caption: str
+
+    def __repr__(self) -> str:
+        width, height = self.figure.get_size_inches()
+        arrays = ", ".join(self.numbers)
+        return f"Drawing {width:.3g} x {height:.3g} in: {self.caption}\n  numbers: {arrays}"
+
+    def _repr_png_(self) -> bytes:
+        """The picture, for notebooks."""
+        file = BytesIO()
+        self.figure.savefig(file, format="png", dpi=DOTS)
+        return file.getvalue()
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
@@ -71,9 +88,9 @@ def colour_bar(
 
 def save(
     drawing: Drawing | Figure,
-    path: Path,
+    path: str | os.PathLike,
     numbers: Mapping[str, np.ndarray] | None = None,
-    formats: Sequence[str] = ("png",),
+    formats: Sequence[str] | None = None,
 ) -> Path:
     """Write a picture, and its numbers to an ``.npz`` file of the same name.
 
@@ -82,8 +99,10 @@ def save(
     Args:
         drawing: The picture.
         path: Path of the first format. The files of other formats differ only in their suffix.
+            Its suffix chooses the format if none is given: ``"photo.svg"``. Without one of the
+            three suffixes it is PNG.
         numbers: Arrays keyed by name. The default is the numbers of the drawing; a figure has none.
-        formats: ``"png"``, ``"svg"`` or both.
+        formats: Some of ``"png"``, ``"svg"`` and ``"pdf"``.
 
     Returns:
         Path of the first format.
@@ -91,8 +110,10 @@ def save(
     Raises:
         ValueError: If a format is unknown, or there is no format.
     """
+    path = Path(path)
+    formats = _formats_of(path, drawing) if formats is None else formats
     if not formats or not set(formats) <= set(FORMATS):
-        msg = f"formats must be some of {', '.join(FORMATS)}. Got {', '.join(formats) or 'none'}."
+        msg = f"formats must be some of {', '.join(FORMATS)}. Got {', '.join(formats) or 'none'}: choose of these."
         raise ValueError(msg)
     figure = drawing.figure if isinstance(drawing, Drawing) else drawing
     if numbers is None and isinstance(drawing, Drawing):
@@ -100,11 +121,18 @@ def save(
     with rc_context({"svg.hashsalt": path.stem}):
         for kind in formats:
             drawn = BytesIO()
-            figure.savefig(drawn, format=kind, dpi=110, metadata=FORMATS[kind])
+            figure.savefig(drawn, format=kind, dpi=DOTS, metadata=FORMATS[kind])
             disk.write(path.with_suffix(f".{kind}"), drawn.getvalue())
     if numbers:
         disk.write(path.with_suffix(".npz"), disk.npz(numbers))
     return path.with_suffix(f".{formats[0]}")
+
+
+def _formats_of(path: Path, drawing: Drawing | Figure) -> tuple[str, ...]:
+    """The format of a path: its suffix, if it names any format of pictures, otherwise PNG."""
+    figure = drawing.figure if isinstance(drawing, Drawing) else drawing
+    suffix = path.suffix.lower().removeprefix(".")
+    return (suffix if suffix in figure.canvas.get_supported_filetypes() else "png",)
 
 
 def wrapped(text: str, width: float, size: float) -> str:

@@ -3,7 +3,7 @@
 The grid is ordered by position, by channel, or by in-channel and kernel.
 """
 
-from math import ceil, floor, prod
+from math import prod
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adjointbackmap.engine.patches import Patches
 from adjointbackmap.planes.hyperplane import Hyperplanes
+from adjointbackmap.planes.single import receptive_fields
 from adjointbackmap.plots.classes import IMAGE_UNIT
 from adjointbackmap.plots.drawing import SMALL, WIDTH, Drawing, finished, new_figure
 from adjointbackmap.plots.scale import Scale, drawable
@@ -89,37 +90,6 @@ def kernel_hyperplanes(
         raise ValueError(msg)
     units = np.arange(prod(planes.units.shape)).reshape(planes.units.shape)
     return _grid(planes, units[:SIDE, :SIDE], title, normalised, outline, crop)
-
-
-def receptive_fields(planes: Hyperplanes, chosen: np.ndarray) -> np.ndarray:
-    """Receptive fields of some units, cut to the image, ``(k, 4)``.
-
-    The columns are the first row, the first column, the number of rows and the number of columns.
-
-    A field follows from the geometry of the layers. For a unit without a position it is the whole
-    image.
-
-    Args:
-        planes: Hyperplanes on images with rows and columns.
-        chosen: Flat indices of the units.
-
-    Raises:
-        ValueError: If the images have no rows and columns.
-    """
-    extents = planes.network.in_shape[1:]
-    if len(extents) != 2:
-        msg = f"Receptive fields are drawn on images with rows and columns. Got images of shape {planes.network.in_shape}."
-        raise ValueError(msg)
-    places = planes.units.coordinates()
-    field = planes.network.program().fields[planes.network.layer(planes.layer).value.slot]
-    first = np.zeros((len(chosen), 2), int)
-    last = np.tile(np.array(extents) - 1, (len(chosen), 1))
-    for a, (name, axis) in enumerate(zip(("out_row", "out_col"), field or (), strict=False)):
-        if name in places:
-            at = places[name][0].reshape(-1)[chosen].tolist()
-            first[:, a] = [max(0, ceil(p * axis.step + axis.low)) for p in at]
-            last[:, a] = [min(extents[a] - 1, floor(p * axis.step + axis.high)) for p in at]
-    return np.concatenate([first, last - first + 1], 1)
 
 
 def _grid(

@@ -15,7 +15,6 @@ from adjointbackmap.exactness.journal import Record
 from adjointbackmap.exactness.layer_check import SHARE_LIMIT
 from adjointbackmap.plots.drawing import (
     COLOURS,
-    FORMATS,
     MARKERS,
     MEDIUM,
     SMALL,
@@ -476,5 +475,5 @@ def _strips(
 
 
 def _saved(folder: Path, stem: str, drawing: Drawing) -> Picture:
-    path = plots.save(drawing, folder / KEY / f"{stem}.png", formats=tuple(FORMATS))
+    path = plots.save(drawing, folder / KEY / f"{stem}.png", formats=("png", "svg"))
     return Picture(path.relative_to(folder), drawing.caption)

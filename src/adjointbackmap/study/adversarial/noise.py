@@ -18,7 +18,7 @@ from adjointbackmap.engine.pattern import record_pattern
 from adjointbackmap.exactness.layer_check import SHARE_LIMIT
 from adjointbackmap.planes.hyperplane import hyperplanes
 from adjointbackmap.plots.classes import IMAGE_UNIT
-from adjointbackmap.plots.drawing import FORMATS, SMALL, WIDTH, Drawing, finished, new_figure
+from adjointbackmap.plots.drawing import SMALL, WIDTH, Drawing, finished, new_figure
 from adjointbackmap.report.sections import Block, Claim, Picture, Section, Table
 from adjointbackmap.report.sheets import Sheet
 from adjointbackmap.study.adversarial.gates import ROUNDINGS, flipped, gate_counts, near_kinks
@@ -488,7 +488,7 @@ def _by_layer(folder: Path, networks: dict[str, Found]) -> Picture:
 
 
 def _saved(folder: Path, stem: str, drawing: Drawing, published: str) -> Picture:
-    path = plots.save(drawing, folder / KEY / f"{stem}.png", formats=tuple(FORMATS))
+    path = plots.save(drawing, folder / KEY / f"{stem}.png", formats=("png", "svg"))
     return Picture(path.relative_to(folder), drawing.caption, published)
 
 
