@@ -19,7 +19,7 @@ from adjointbackmap.engine.pattern import check_tensor, pattern_of
 from adjointbackmap.planes.query import Query
 from adjointbackmap.tracing import trace
 
-Target = int | slice | tuple | list | Tensor | Callable[[Tensor], Tensor] | None
+Target = int | slice | tuple[Any, ...] | list[Any] | Tensor | Callable[[Tensor], Tensor] | None
 SHAPES_KEPT = 4  # input shapes whose traced networks are kept
 # Largest constant part of a callable target, relative to its terms, that counts as zero.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -77,7 +77,7 @@ class AdjointBackMap:
         abs: bool = False,
         additional_forward_args: Any = None,
         attribute_to_neuron_input: bool = False,
-    ) -> Tensor | tuple:
+    ) -> Tensor | tuple[Any, ...]:
         """Hyperplanes of one unit, or of a sum of units, for each input.
 
         Args:
@@ -184,7 +184,7 @@ def _check_called_once(model: nn.Module, path: str, x: Tensor) -> None:
     calls: list[str] = []
     copied = structural_copy(model)
 
-    def note(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
+    def note(name: str, module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
         calls.append(name)
 
     with torch.no_grad(), listening(copied, note, [path]):
@@ -242,7 +242,7 @@ def _indicator(linear: LayerOperator, target: Target) -> Tensor:
     return cotangent
 
 
-def _indices(target: Target, images: int) -> list[tuple]:
+def _indices(target: Target, images: int) -> list[tuple[Any, ...]]:
     """One index per image.
 
     Raises:

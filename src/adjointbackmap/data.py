@@ -141,7 +141,7 @@ class Images:
         return self.by_hash()[order[:count]]
 
 
-def load(dataset: str, split: str, root: str | os.PathLike | None = None) -> Images:
+def load(dataset: str, split: str, root: str | os.PathLike[str] | None = None) -> Images:
     """Load one split of CIFAR-10 or CIFAR-100.
 
     If the folder has a list ``SHA256SUMS``, as ``sha256sum *.bin > SHA256SUMS`` writes it, the
@@ -199,7 +199,7 @@ def encode(images: Images) -> bytes:
     return torch.cat([labels, images.pixels.flatten(1)], dim=1).numpy().tobytes()
 
 
-def _find(source: Dataset, root: str | os.PathLike | None) -> Path:
+def _find(source: Dataset, root: str | os.PathLike[str] | None) -> Path:
     """The folder of the official binary files.
 
     Raises:

@@ -5,13 +5,14 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 PEER_LIBRARIES = ("captum", "auto_LiRPA")  # the peers of the benchmark
 
 
-def environment(device: str = "cpu") -> dict:
+def environment(device: str = "cpu") -> dict[str, Any]:
     """Facts that make figures comparable: the machine, its GPU if that is used, the versions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []

@@ -4,11 +4,14 @@ Layers are called ``conv0`` ... ``conv18`` and ``fc`` as in Tables A.1, A.2, B.1
 [Wan2022]. TensorFlow's conventions are kept: leaky ReLU with slope 0.2, batch norm with eps 0.001,
 "same" padding (at stride 2: nothing before, one after), average pooling that leaves padding out of
 the count. The tables list one more activation after ``fc``; our networks return its linear output,
+from typing import Any
 from which every published value is taken.
 """
 
 from collections.abc import Callable
 from importlib.resources import as_file, files
+from importlib.resources.abc import Traversable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -284,7 +287,7 @@ def load(name: str) -> nn.Module:
     return model.eval()
 
 
-def card(name: str) -> dict:
+def card(name: str) -> dict[str, Any]:
     """The card of a trained network.
 
     It has data, recipe, seed, accuracies, time, machine, and the SHA-256 of the weights' file.
@@ -301,7 +304,7 @@ def card(name: str) -> dict:
         return read_sealed(path, INSTALL_AGAIN)
 
 
-def _assets():
+def _assets() -> Traversable:
     return files("adjointbackmap") / "assets"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ CHANNELS = (32, 64, 96, 128)  # of the plain convolutions
 VALUES = 8192  # images times channels of a plain convolution, so that all have the same size
 
 
-def layer_entry(name: str, layer: str, settings: Settings) -> dict:
+def layer_entry(name: str, layer: str, settings: Settings) -> dict[str, Any]:
     """The entry of one layer.
 
     For a chosen layer it has all methods and peers. For another layer it has the plan's choice and
@@ -61,7 +62,7 @@ def layer_entry(name: str, layer: str, settings: Settings) -> dict:
     return {**facts, "plan": planned.method, "explained": str(planned), "ways": ways}
 
 
-def growing_entry(name: str, settings: Settings) -> dict:
+def growing_entry(name: str, settings: Settings) -> dict[str, Any]:
     """The last layer of a growing network, and the verification of all its layers."""
     network = prepared(name).network
     x = prepared(name).x[:1]
@@ -72,7 +73,7 @@ def growing_entry(name: str, settings: Settings) -> dict:
     return {**entry, "size": int(name.partition("/")[2])}
 
 
-def verify_entry(name: str, settings: Settings) -> dict:
+def verify_entry(name: str, settings: Settings) -> dict[str, Any]:
     """The verification of every unit of every layer, for one image."""
     network = prepared(name).network
     x = prepared(name).x[:1]
@@ -81,7 +82,7 @@ def verify_entry(name: str, settings: Settings) -> dict:
     return {"units": units, "ways": {"abm.verify": way}}
 
 
-def layers_entry(name: str, settings: Settings) -> dict:
+def layers_entry(name: str, settings: Settings) -> dict[str, Any]:
     """All hyperplanes of all layers for one image, and jacfwd with all layers as its output."""
     subject = prepared(name)
     network = subject.network
@@ -97,7 +98,7 @@ def layers_entry(name: str, settings: Settings) -> dict:
     return {"units": units, "ways": {"all layers": our, "jacfwd, every layer at once": jacfwd}}
 
 
-def classes_entry(name: str, settings: Settings) -> dict:
+def classes_entry(name: str, settings: Settings) -> dict[str, Any]:
     """The RM0 hyperplanes of every class, for a batch of images."""
     subject = prepared(name)
     network = subject.network
@@ -115,7 +116,7 @@ def classes_entry(name: str, settings: Settings) -> dict:
     return {**facts, "plan": best.method, "explained": str(best), "ways": ways}
 
 
-def sweep_entry(name: str, settings: Settings) -> dict:
+def sweep_entry(name: str, settings: Settings) -> dict[str, Any]:
     """The windowed sweep for all layers of one image, and its rate."""
     network = prepared(name).network
     x = prepared(name).x[:1]
@@ -128,7 +129,7 @@ def sweep_entry(name: str, settings: Settings) -> dict:
             for group in sweep.groups():
                 sweep.run(group)
 
-    with Counter() as counted:
+    with Counter() as counted:  # type: ignore[no-untyped-call]
         run()
     found = time_and_memory(run, settings.repeats)
     # a multiply-add is two floating-point operations
@@ -136,7 +137,7 @@ def sweep_entry(name: str, settings: Settings) -> dict:
     return {"ways": {"sweep": {**found, "multiply_adds": counted.products}}, "gflops": rates}
 
 
-def rate_entry(settings: Settings) -> dict:
+def rate_entry(settings: Settings) -> dict[str, Any]:
     """GFLOP/s of a large plain convolution, 3 x 3 at 32 x 32, float32, channels last."""
     ways = {}
     layout = torch.channels_last
@@ -154,7 +155,7 @@ def rate_entry(settings: Settings) -> dict:
     return {"ways": ways, "gflops": max(w["gflops"] for w in ways.values())}
 
 
-Measure = Callable[[Settings], dict]
+Measure = Callable[[Settings], dict[str, Any]]
 
 
 def entries(settings: Settings) -> dict[str, Measure]:

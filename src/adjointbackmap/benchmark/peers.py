@@ -39,7 +39,7 @@ class UpTo(nn.Module):
         """Outputs of the layers for some images, ``(N, units)``."""
         seen: list[Tensor] = []
 
-        def keep(module: nn.Module, given: tuple, out: Tensor) -> None:
+        def keep(module: nn.Module, given: tuple[Any, ...], out: Tensor) -> None:
             seen.append(out.flatten(1))
             if len(seen) == len(self.layers):
                 raise LayersReached

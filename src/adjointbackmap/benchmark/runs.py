@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from adjointbackmap.benchmark.entries import Measure, entries, warm_up
 from adjointbackmap.benchmark.ways import QUICK, Settings
@@ -31,7 +32,7 @@ def settings_for(quick: bool, repeats: int | None) -> Settings:
     return replace(chosen, repeats=repeats or chosen.repeats)
 
 
-def read_or_begin(out: Path, settings: Settings) -> dict:
+def read_or_begin(out: Path, settings: Settings) -> dict[str, Any]:
     """The content of a file, or an empty result if there is none.
 
     Raises:
@@ -67,7 +68,7 @@ def run_benchmark(
     quick: bool = False,
     repeats: int | None = None,
     report: Callable[[str, float], None] | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """Measure every entry that the file lacks.
 
     Args:
@@ -100,7 +101,7 @@ def _with_missing(
     order: dict[str, Measure],
     only: str,
     report: Callable[[str, float], None] | None,
-) -> dict:
+) -> dict[str, Any]:
     """Measure the entries that the file lacks. No other process writes to it."""
     found = read_or_begin(out, settings)
     wanted = [name for name in order if only in name and name not in found["entries"]]
@@ -118,14 +119,16 @@ def _with_missing(
     return found
 
 
-def in_order(kept: dict[str, dict], order: dict[str, Measure]) -> dict[str, dict]:
+def in_order(
+    kept: dict[str, dict[str, Any]], order: dict[str, Measure]
+) -> dict[str, dict[str, Any]]:
     """Entries in the order of the tables; those of other settings come last."""
     names = [name for name in order if name in kept]
     names += [name for name in kept if name not in order]
     return {name: kept[name] for name in names}
 
 
-def entry_of(measure: Measure, settings: Settings) -> dict:
+def entry_of(measure: Measure, settings: Settings) -> dict[str, Any]:
     """One entry, with its settings, the machine's load before it, and its duration in seconds."""
     load = os.getloadavg()[0]
     started = time.perf_counter()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
+from typing import Any
 
 from adjointbackmap.benchmark.networks import kernel_names
 from adjointbackmap.benchmark.peers import CLASS_PEERS, IMAGE_AND_BIAS, PEERS
@@ -19,13 +20,13 @@ NOTE = (
     "time of some units, columns or images extrapolated to all; "
     "its memory is that of those that were measured"
 )
-Entries = dict[str, dict]
+Entries = dict[str, dict[str, Any]]
 
 
 # figures as text
 
 
-def seconds_of(way: dict) -> str:
+def seconds_of(way: dict[str, Any]) -> str:
     """A time as text, with a star if it was extrapolated."""
     if "seconds" not in way:
         return "left out"
@@ -33,17 +34,17 @@ def seconds_of(way: dict) -> str:
     return f"{way['seconds']:.3g} s{star}"
 
 
-def mib_of(way: dict) -> str:
+def mib_of(way: dict[str, Any]) -> str:
     """Peak memory as text."""
     return "not told" if way.get("mib") is None else f"{way['mib']:,.0f} MiB"
 
 
-def products_of(way: dict) -> str:
+def products_of(way: dict[str, Any]) -> str:
     """Multiply-adds as text."""
     return f"{way['multiply_adds'] / 1e9:.3g} G" if "multiply_adds" in way else ""
 
 
-def ratio(slower: dict | None, faster: dict) -> float:
+def ratio(slower: dict[str, Any] | None, faster: dict[str, Any]) -> float:
     """Ratio of two times, slower / faster; NaN if one is missing."""
     if slower and "seconds" in slower and "seconds" in faster:
         return slower["seconds"] / faster["seconds"]
@@ -58,7 +59,7 @@ def times(value: float) -> str:
 # what the entries say
 
 
-def best_of(entry: dict, peer: bool, whole: bool = True) -> tuple[str, dict]:
+def best_of(entry: dict[str, Any], peer: bool, whole: bool = True) -> tuple[str, dict[str, Any]]:
     """The fastest of our methods, or of the peers.
 
     With ``whole``, only those count that compute image and bias parts.
@@ -76,12 +77,12 @@ def best_of(entry: dict, peer: bool, whole: bool = True) -> tuple[str, dict]:
     return min(able.items(), key=lambda item: item[1]["seconds"], default=("none", {}))
 
 
-def planned(entry: dict) -> dict:
+def planned(entry: dict[str, Any]) -> dict[str, Any]:
     """The method that the plan chose."""
     return entry["ways"][entry["plan"]]
 
 
-def plan_distance(entry: dict) -> float:
+def plan_distance(entry: dict[str, Any]) -> float:
     """Time of the plan's choice divided by that of our fastest method.
 
     It is infinite if the plan's choice gave no time.
@@ -91,7 +92,7 @@ def plan_distance(entry: dict) -> float:
     return ratio(planned(entry), best_of(entry, peer=False)[1])
 
 
-def defects(found: dict) -> list[str]:
+def defects(found: dict[str, Any]) -> list[str]:
     """Entries in which the plan's choice is much slower than our fastest method.
 
     The limit is the ratio ``DEFECT``.
@@ -100,7 +101,7 @@ def defects(found: dict) -> list[str]:
     return [f"{n} ({distance:.2f})" for n, distance in far.items() if distance > DEFECT]
 
 
-def layer_entries(known: Entries, name: str) -> list[dict]:
+def layer_entries(known: Entries, name: str) -> list[dict[str, Any]]:
     """The entries of all layers of a network; empty if one is missing."""
     if not any(n.startswith(name) for n in known):
         return []  # saves building the network
@@ -108,7 +109,9 @@ def layer_entries(known: Entries, name: str) -> list[dict]:
     return [e for e in found if e] if all(found) else []
 
 
-def whole_network(known: Entries, name: str) -> tuple[dict[str, dict], dict[str, dict]]:
+def whole_network(
+    known: Entries, name: str
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """All layers of one image: times of our methods, and times of the peers.
 
     The times of jacrev are added over the layers.
@@ -264,7 +267,7 @@ def growing(known: Entries, family: str, title: str) -> Sheet:
     ]
     sheet = Sheet(title, [*head, "ratio to it"])
     found = [e for n, e in known.items() if n.startswith(f"{family}/")]
-    nothing: dict = {}
+    nothing: dict[str, Any] = {}
     for e in found:
         way = planned(e)
         check = e["ways"].get("verify", nothing)
@@ -277,14 +280,14 @@ def growing(known: Entries, family: str, title: str) -> Sheet:
     return sheet
 
 
-def powers(found: list[dict]) -> list[str]:
+def powers(found: list[dict[str, Any]]) -> list[str]:
     """The last row of a growing family: the power of the size with which each figure grows."""
-    nothing: dict = {}
+    nothing: dict[str, Any] = {}
 
-    def power(of: Callable[[dict], int | float | None]) -> str:
+    def power(of: Callable[[dict[str, Any]], int | float | None]) -> str:
         return exponent([e["size"] for e in found], [of(e) or 0.0 for e in found])
 
-    def at(way: str, key: str) -> Callable[[dict], int | float | None]:
+    def at(way: str, key: str) -> Callable[[dict[str, Any]], int | float | None]:
         return lambda e: (planned(e) if way == "plan" else e["ways"].get(way, nothing)).get(key)
 
     ours = [power(at("plan", key)) for key in ("multiply_adds", "seconds", "mib")]
@@ -361,7 +364,7 @@ def sheets(known: Entries) -> list[Sheet]:
     return [*short(known), *(sheet for sheet in (peers(known), all_ways(known)) if sheet.rows)]
 
 
-def where_measured(found: dict) -> str:
+def where_measured(found: dict[str, Any]) -> str:
     """The machine, the versions and the processes of the figures."""
     env = found["environment"]
     known = found["entries"]
@@ -380,7 +383,7 @@ def where_measured(found: dict) -> str:
     return f"{machine}, {versions}, {others or 'no other peer'}. {medians}{load}.{quick}"
 
 
-def speed_markdown(found: dict) -> str:
+def speed_markdown(found: dict[str, Any]) -> str:
     """The machine and all tables as Markdown."""
     tables = [sheet.markdown() for sheet in sheets(found["entries"])]
     return "\n\n".join([where_measured(found), *tables, f"\\* {NOTE}."])

@@ -81,7 +81,7 @@ def within_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def time_and_memory(run: Run, repeats: int) -> dict:
+def time_and_memory(run: Run, repeats: int) -> dict[str, Any]:
     """Median time of several runs, and the memory of one run before them.
 
     The run for the memory does not count for the time.
@@ -99,7 +99,9 @@ def time_and_memory(run: Run, repeats: int) -> dict:
     }
 
 
-def extrapolated(found: dict, fixed: float, count: int, total: int, of: str) -> dict:
+def extrapolated(
+    found: dict[str, Any], fixed: float, count: int, total: int, of: str
+) -> dict[str, Any]:
     """The time of all units or columns, from that of some.
 
     The fixed part, such as the forward pass, is counted once.

@@ -101,9 +101,9 @@ def able(network: abm.Network, layer: str, units: Any = ALL) -> list[str]:
 
 
 def attempt(
-    measure: Callable[[], dict],
+    measure: Callable[[], dict[str, Any]],
     errors: type[Exception] | tuple[type[Exception], ...] = REFUSALS,
-) -> dict:
+) -> dict[str, Any]:
     """A measurement, or the error message that explains why there is none."""
     try:
         with within_memory():
@@ -113,13 +113,15 @@ def attempt(
         return {"left_out": " ".join([f"{type(error).__name__}:", *first_line])}
 
 
-def too_much(cost: int, settings: Settings) -> dict:
+def too_much(cost: int, settings: Settings) -> dict[str, Any]:
     """The reason for leaving out a run that costs too much."""
     most = f"{settings.most / 1e9:,.0f} G"
     return {"left_out": f"the plan counts {cost / 1e9:,.0f} G, the most is {most}"}
 
 
-def ours(subject: Prepared, layer: str, units: Any, method: str, settings: Settings) -> dict:
+def ours(
+    subject: Prepared, layer: str, units: Any, method: str, settings: Settings
+) -> dict[str, Any]:
     """Measure one of our methods on the units of a layer, for one image.
 
     If its multiply-adds are proportional to the number of units, only some units are measured.
@@ -146,7 +148,7 @@ def ours(subject: Prepared, layer: str, units: Any, method: str, settings: Setti
     return {**time_and_memory(partial(call, units=units), settings.repeats), **counts}
 
 
-def our_classes(subject: Prepared, method: str, settings: Settings) -> dict:
+def our_classes(subject: Prepared, method: str, settings: Settings) -> dict[str, Any]:
     """Measure one of our methods on every class.
 
     One image is measured if all images cost too much.
@@ -235,7 +237,7 @@ def peer_way(
     checked: Tensor,
     planes: tuple[Tensor, Tensor],
     settings: Settings,
-) -> dict:
+) -> dict[str, Any]:
     """Measure a peer with its best settings, on some units or columns.
 
     Its hyperplanes of the checked units are compared with ours.
@@ -256,12 +258,12 @@ def peer_way(
     return {**extrapolated(run, fixed, count, total, peer.of), **facts}
 
 
-def left_out_as_wrong(worst: float) -> dict:
+def left_out_as_wrong(worst: float) -> dict[str, Any]:
     """The reason for leaving out a peer that computes other hyperplanes."""
     return {"left_out": f"its hyperplanes differ by {worst:.1g} of the largest entry"}
 
 
-def facts_of(peer: Peer, best: Work, chunk: int, worst: float) -> dict:
+def facts_of(peer: Peer, best: Work, chunk: int, worst: float) -> dict[str, Any]:
     """What a peer computes, with which settings, and how far it is from ours."""
     return {
         "peer": True,
@@ -277,7 +279,7 @@ def peer_ways(
     units: Any,
     peers: dict[str, Peer],
     settings: Settings,
-) -> dict:
+) -> dict[str, Any]:
     """Measure all peers on units of a layer. A peer that is not installed is listed as left out."""
     numbers = None if units is ALL else numbers_of(subject.network.layer(layer), units)
     work = Work(subject.model, (layer,), subject.x[:1], numbers)
@@ -289,7 +291,7 @@ def peer_ways(
     }
 
 
-def of_peer(peer: Peer, measure: Callable[[], dict]) -> dict:
+def of_peer(peer: Peer, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A measurement of a peer, or the reason why there is none.
 
     Other libraries have no error type of their own for what they do not support.
@@ -299,7 +301,9 @@ def of_peer(peer: Peer, measure: Callable[[], dict]) -> dict:
     return attempt(measure, Exception if peer.needs else REFUSALS)
 
 
-def class_peer(peer: Peer, subject: Prepared, planes: abm.Hyperplanes, settings: Settings) -> dict:
+def class_peer(
+    peer: Peer, subject: Prepared, planes: abm.Hyperplanes, settings: Settings
+) -> dict[str, Any]:
     """Measure a peer on every class of the images."""
     count = len(planes.x)
     best, chunk = tuned(peer, Work(subject.model, ("fc",), planes.x), count, count)

@@ -113,7 +113,7 @@ class _Copier:
     def method(self, value: MethodType) -> MethodType:
         return MethodType(self.copied(value.__func__), self.copied(value.__self__))
 
-    def partial(self, value: partial) -> partial:
+    def partial(self, value: partial[Any]) -> partial[Any]:
         arguments = {name: self.copied(part) for name, part in value.keywords.items()}
         new = partial(self.copied(value.func), *self.copied(value.args), **arguments)
         new.__dict__.update(value.__dict__)
@@ -140,7 +140,7 @@ class _Copier:
         new.__dict__.update(value.__dict__)
         return new
 
-    def reference(self, value: weakref.ref) -> weakref.ref:
+    def reference(self, value: weakref.ref[Any]) -> weakref.ref[Any]:
         target = value()
         return value if target is None else weakref.ref(self.copied(target))
 
@@ -229,6 +229,8 @@ def _is_entered(value: Any) -> bool:
         return True
     if kind in NAMESPACES:
         return True
-    if isinstance(value, type | Enum) or _of_library(kind) or kind.__new__ is not object.__new__:
+    if isinstance(value, type | Enum) or _of_library(kind):
+        return False
+    if kind.__new__ is not object.__new__:  # type: ignore[comparison-overlap]
         return False
     return not hasattr(kind, "__del__") and bool(attributes_of(value))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ TAKEN_APART = (
 
 
 @cache
-def decompositions() -> dict[torch._ops.OperatorBase, Callable]:
+def decompositions() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
     """What ``ExportedProgram.run_decompositions`` is to take apart."""
     known = torch.export.default_decompositions()
     wanted = [

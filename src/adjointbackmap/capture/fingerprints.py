@@ -159,7 +159,7 @@ def _state(value: Any, paths: Mapping[int, str], seen: dict[int, int]) -> Any:
     return which, *((name, _state(part, paths, seen)) for name, part in parts)
 
 
-def _tensor(tensor: Tensor) -> tuple:
+def _tensor(tensor: Tensor) -> tuple[Any, ...]:
     """Memory, version, shape, dtype and a checksum of the bits, which finds an edit through ``.data``."""
     if tensor.device.type == "meta":
         return ()

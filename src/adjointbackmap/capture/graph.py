@@ -80,15 +80,15 @@ def paths_of(model: nn.Module) -> list[str]:
 @contextmanager
 def listening(
     model: nn.Module,
-    hook: Callable[[str, nn.Module, tuple, object], None],
+    hook: Callable[[str, nn.Module, tuple[Any, ...], object], None],
     paths: Sequence[str] | None = None,
 ) -> Iterator[None]:
     """Call ``hook(name, module, inputs, output)`` after every call of a submodule; nothing stays behind."""
     calls: dict[str, int] = {}
     handles = []
 
-    def listen(path: str) -> Callable:
-        def after(module: nn.Module, inputs: tuple, output: object) -> None:
+    def listen(path: str) -> Callable[..., Any]:
+        def after(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
             calls[path] = calls.get(path, -1) + 1
             hook(call_name(path, calls[path]), module, inputs, output)
 
@@ -116,7 +116,7 @@ class _Listened(nn.Module):
     def forward(self, x: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
         outputs: dict[str, Tensor] = {}
 
-        def keep(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
+        def keep(name: str, module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
             if isinstance(output, Tensor):
                 outputs[name] = output.clone()  # a later operation in place does not reach it
 

@@ -100,7 +100,7 @@ class _OfThisThread:
 @contextmanager
 def _ignoring(category: type[Warning], pattern: str) -> Iterator[None]:
     message = _OfThisThread(pattern)
-    filters: list[tuple] = warnings.filters  # type: ignore[assignment]
+    filters: list[tuple[Any, ...]] = warnings.filters  # type: ignore[assignment]
     filters.insert(0, ("ignore", message, category, None, 0))
     try:
         yield

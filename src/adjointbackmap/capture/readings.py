@@ -178,7 +178,13 @@ class Reader(TorchFunctionMode):
         for constant in constants:
             self._know(constant)
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         tensors = _tensors_in((args, kwargs))
@@ -237,7 +243,13 @@ class Replay(TorchFunctionMode):
         self.images = images
         self.left = iter(readings.found)
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         numbers = _read_by(name, args, kwargs)
@@ -295,7 +307,7 @@ def _leaves(tree: Any) -> Iterator[Any]:
         yield tree
 
 
-def _read_by(name: str, args: tuple, kwargs: dict) -> list[Tensor] | None:
+def _read_by(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor] | None:
     """The integers and masks among a function's arguments whose values it needs; ``None`` where there are none."""
     if name not in TAKES_NUMBERS:
         return None
@@ -325,8 +337,8 @@ def _values(tensor: Tensor) -> Any:
 
 
 def _with_numbers(
-    args: tuple, kwargs: dict, tensors: list[Tensor], values: list[Any]
-) -> tuple[tuple, dict]:
+    args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor], values: list[Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments with numbers and places instead of tensors; a mask of several dimensions becomes several indices."""
     by_id = {id(t): value for t, value in zip(tensors, values, strict=True)}
 

@@ -161,7 +161,7 @@ def _errors(stored: "StoredPlanes") -> str:
 def _first_units(stored: "StoredPlanes", network: "Network", title: str, path: Path) -> None:
     """Draw as many units as a picture has room for."""
     from adjointbackmap import plots
-    from adjointbackmap.planes.streaming import block_shape
+    from adjointbackmap.engine.workspace import block_shape
 
     units = stored.shape[1:]
     first = tuple(slice(0, n) for n in block_shape(units, plots.MOST_PANELS))

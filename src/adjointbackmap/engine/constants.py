@@ -198,7 +198,9 @@ class Constants:
         path, call = module_of(node)
         return ".".join(p for p in (call_name(path, call), op_name(node)) if p)
 
-    def _arguments(self, node: torch.fx.Node, data: Container[str]) -> tuple[tuple, dict[str, Any]]:
+    def _arguments(
+        self, node: torch.fx.Node, data: Container[str]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a node with tensors and numbers in the place of nodes.
 
         Raises:

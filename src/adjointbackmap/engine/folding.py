@@ -365,7 +365,7 @@ def _check_same(model: nn.Module, result: Fold, batch: Tensor) -> None:
     images = torch.cat([batch, noise.to(batch)[None]])
     largest = [_largest(images)]
 
-    def keep(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
+    def keep(name: str, module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
         largest.append(_largest(output))
 
     with exact(batch.device):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +118,7 @@ def _recorded(
             if calls[call].module is None:
                 kept.outputs[calls[call].name] = output.clone()
 
-    def module(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
+    def module(name: str, module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
         if name in heard and isinstance(output, Tensor):
             kept.outputs[heard[name]] = output.clone()
 
@@ -169,8 +170,8 @@ def _module_stack(model: nn.Module) -> Iterator[list[str]]:
     calls: dict[str, int] = {}
     handles = []
 
-    def enter(path: str) -> Callable:
-        def before(module: nn.Module, inputs: tuple) -> None:
+    def enter(path: str) -> Callable[..., Any]:
+        def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             calls[path] = calls.get(path, -1) + 1
             stack.append(call_name(path, calls[path]))
 
@@ -199,11 +200,17 @@ class _Kernels(TorchFunctionMode):
         self.hear = hear
         self.seen: dict[str, int] = {}
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        output = func(*args, **(kwargs or {}))
-        name = getattr(func, "_opname", None) or getattr(
-            func, "__name__", ""
-        )  # an exported module calls ATen operations
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        # an exported module calls ATen operations, which have another name
+        name = getattr(func, "_opname", None) or getattr(func, "__name__", "")
         if name == "convolution":
             name = convolution_name(args[1], args[6])
         if name in FUNCTIONS:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -255,12 +256,12 @@ class LayerOperator:
         dtype = self.pattern.dtype
         device = self.pattern.network.device
 
-        def matmat(vectors):
+        def matmat(vectors: np.ndarray) -> np.ndarray:
             v = torch.as_tensor(vectors.T.copy(), dtype=dtype, device=device)
             out = self.forward(v[None, :, :pixels].unflatten(2, self.in_shape), v[None, :, pixels:])
             return out[0].flatten(1).T.cpu().numpy()
 
-        def rmatmat(vectors):
+        def rmatmat(vectors: np.ndarray) -> np.ndarray:
             g = torch.as_tensor(vectors.T.copy(), dtype=dtype, device=device).view(
                 1, -1, *self.out_shape
             )

@@ -44,7 +44,7 @@ def verify(
     *,
     accumulate: torch.dtype | str | None = None,
     names: Sequence[str] | None = None,
-    keep: str | os.PathLike | None = None,
+    keep: str | os.PathLike[str] | None = None,
     workers: int | str | None = None,
     memory: str | float | int | None = None,
 ) -> Checks:
@@ -101,7 +101,7 @@ def verified(
     terms: Terms,
     names: Sequence[str],
     report: Callable[[float], None] = lambda share: None,
-    keep: str | os.PathLike | None = None,
+    keep: str | os.PathLike[str] | None = None,
     workers: int | str | None = None,
 ) -> Iterator[tuple[str, Checks]]:
     """Name and errors of each image as soon as it is finished: the kept ones first, the others in any order.
@@ -128,7 +128,7 @@ def _verified(
     terms: Terms,
     names: Sequence[str],
     report: Callable[[float], None],
-    keep: str | os.PathLike | None,
+    keep: str | os.PathLike[str] | None,
     workers: int | str | None,
 ) -> Iterator[tuple[str, Checks]]:
     """See :func:`verified`."""

@@ -74,12 +74,12 @@ class PreparedImage(Tensor):
         return shown_html(self._summary(), [("what the network sees", png_of(self.pixels))])
 
     def __format__(self, spec: str) -> str:
-        return repr(self) if not spec else super().__format__(spec)
+        return repr(self) if not spec else super().__format__(spec)  # type: ignore[no-untyped-call]
 
-    def __deepcopy__(self, memo: dict) -> "PreparedImage":
+    def __deepcopy__(self, memo: dict[str, Any]) -> "PreparedImage":
         return PreparedImage(self.detach().clone(), self.original.copy(), self.preparation)
 
-    def __reduce_ex__(self, protocol: Any) -> tuple:
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return PreparedImage, (self.detach().clone(), self.original, self.preparation)
 
 

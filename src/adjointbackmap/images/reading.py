@@ -70,7 +70,7 @@ def read(source: Any) -> Photo:
     raise TypeError(msg)
 
 
-def _checked_path(source: str | os.PathLike) -> Path:
+def _checked_path(source: str | os.PathLike[str]) -> Path:
     if "://" in str(source):
         msg = f"A picture must be a local file. Got {source}: download it first."
         raise ValueError(msg)

@@ -13,7 +13,8 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
-from adjointbackmap.planes.streaming import Block, tiles
+from adjointbackmap.planes.query import Block
+from adjointbackmap.planes.streaming import tiles
 
 ROOT = "zarr.json"
 RECORDS = "progress"

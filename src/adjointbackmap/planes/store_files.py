@@ -11,10 +11,12 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from adjointbackmap.engine.patches import Patches
+from adjointbackmap.engine.workspace import block_shape
 from adjointbackmap.files import disk
 from adjointbackmap.planes.hyperplane import Hyperplanes
 from adjointbackmap.planes.manifest import LARGE, LAYOUT, ROOT, Seal, Seals, is_whole, record_text
-from adjointbackmap.planes.streaming import Block, Stream, block_shape, tiles
+from adjointbackmap.planes.query import Block
+from adjointbackmap.planes.streaming import Stream, tiles
 from adjointbackmap.planes.units import input_names
 
 CHUNK_BYTES = 2**25  # of hyperplanes in one chunk, before compression
@@ -99,7 +101,7 @@ class Draft:
         shape: tuple[int, ...],
         chunk: tuple[int, ...],
         dtype: np.dtype,
-    ) -> zarr.Array:
+    ) -> zarr.Array[Any]:
         blank: dict[str, Any] = (
             {"fill_value": np.nan} if self.checksum and dtype.kind == "f" else {}
         )  # what others read of a missing chunk

@@ -275,7 +275,7 @@ def _part(part: Any, extent: int, described: str) -> Any:
     return int(array) if array.ndim == 0 else array
 
 
-def _names(dims: tuple[str, ...], key: tuple) -> tuple[str, ...]:
+def _names(dims: tuple[str, ...], key: tuple[Any, ...]) -> tuple[str, ...]:
     """Names of the dimensions that NumPy leaves: arrays become ``unit``, where NumPy puts their dimension."""
     full = (*key, *(slice(None),) * (len(dims) - len(key)))
     sliced = [isinstance(part, slice) for part in full]

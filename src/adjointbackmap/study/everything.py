@@ -62,7 +62,9 @@ def run(setup: Setup, keys: Sequence[str], report: Callable[[str, float], None])
             _tell(setup, key)
             started = time.monotonic()
             try:
-                (verification if key == page.KEY else EXPERIMENTS[key]).compute(setup, report)
+                (verification if key == verification.KEY else EXPERIMENTS[key]).compute(
+                    setup, report
+                )
             except BaseException:
                 with suppress(DiskFull):  # the first error already reports the full disk
                     _tell(setup, key, time.monotonic() - started)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +89,7 @@ class _Data:
     prepare: nn.Module
 
     @classmethod
-    def load(cls, task: Task, root: str | os.PathLike | None, device: str) -> "_Data":
+    def load(cls, task: Task, root: str | os.PathLike[str] | None, device: str) -> "_Data":
         """Read all three splits."""
         images, validation, test = (
             data.load(task.dataset, split, root) for split in ("train", "validation", "test")
@@ -108,8 +109,8 @@ class _State:
     step: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)  # of the steps of this epoch
-    history: list[dict] = field(default_factory=list)  # one row per epoch
-    best: dict = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)  # one row per epoch
+    best: dict[str, Any] = field(default_factory=dict)
     whole: bool = True  # False in the midst of a step, when the state must not be saved
 
     @property
@@ -122,10 +123,10 @@ class _State:
 def train(
     task: Task,
     out: Path,
-    root: str | os.PathLike | None = None,
+    root: str | os.PathLike[str] | None = None,
     device: str = "cpu",
     report: Callable[[Progress], None] = lambda progress: None,
-) -> dict:
+) -> dict[str, Any]:
     """Train a network, or continue the run in ``out``, and write weights and card there.
 
     Args:
@@ -154,10 +155,10 @@ def train(
 def _train(
     task: Task,
     out: Path,
-    root: str | os.PathLike | None,
+    root: str | os.PathLike[str] | None,
     device: str,
     report: Callable[[Progress], None],
-) -> dict:
+) -> dict[str, Any]:
     """Train in a folder that no other process writes to."""
     _check_free(task, out)
     images = _Data.load(task, root, device)
@@ -435,7 +436,7 @@ def _resume(task: Task, out: Path, device: str) -> _State | None:
     return state
 
 
-def _restored(content: dict, task: Task, device: str) -> _State:
+def _restored(content: dict[str, Any], task: Task, device: str) -> _State:
     """The state that a checkpoint holds."""
     classes = len(data.SOURCES[task.dataset].classes)
     state = _fresh(task, classes, Setting(**content["setting"]), device)
@@ -449,7 +450,7 @@ def _restored(content: dict, task: Task, device: str) -> _State:
     return state
 
 
-def _finish(state: _State, task: Task, out: Path, images: _Data) -> dict:
+def _finish(state: _State, task: Task, out: Path, images: _Data) -> dict[str, Any]:
     """Write the best weights and their card."""
     from safetensors.torch import save
 
@@ -484,7 +485,7 @@ def _title(task: Task) -> str:
     return f"{models.architecture(task.network)}-{task.dataset}"
 
 
-def _earlier(task: Task) -> dict | None:
+def _earlier(task: Task) -> dict[str, Any] | None:
     """The card of the run whose weights this one began from."""
     if task.start is None:
         return None

@@ -26,8 +26,9 @@ from adjointbackmap.plots.drawing import (
 from adjointbackmap.report.sections import Claim, Picture, Section, Table
 from adjointbackmap.report.sheets import Sheet
 from adjointbackmap.study.adversarial.gates import flipped, gate_counts, near_kinks
+from adjointbackmap.study.adversarial.noise_patterns import PATTERNS
 from adjointbackmap.study.adversarial.pairs import angles, attack_of, attacked_pair, relative_change
-from adjointbackmap.study.adversarial.scaled import PATTERNS, spread_of
+from adjointbackmap.study.adversarial.scaled import spread_of
 from adjointbackmap.study.published.columns import COLUMNS
 from adjointbackmap.study.quantiles import Quantiles
 from adjointbackmap.study.setup import SCALE, Setup, Trained, read_json, write_json
