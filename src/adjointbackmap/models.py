@@ -4,7 +4,6 @@ Layers are called ``conv0`` ... ``conv18`` and ``fc`` as in Tables A.1, A.2, B.1
 [Wan2022]. TensorFlow's conventions are kept: leaky ReLU with slope 0.2, batch norm with eps 0.001,
 "same" padding (at stride 2: nothing before, one after), average pooling that leaves padding out of
 the count. The tables list one more activation after ``fc``; our networks return its linear output,
-from typing import Any
 from which every published value is taken.
 """
 
