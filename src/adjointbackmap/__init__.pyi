@@ -26,7 +26,7 @@ from adjointbackmap.planes.receipts import Receipt as Receipt
 # more of them than memory holds, and on disk
 from adjointbackmap.planes.streaming import iter_hyperplanes as iter_hyperplanes
 from adjointbackmap.planes.storage import save as save, open as open
-from adjointbackmap.planes.storage import StoredPlanes as StoredPlanes
+from adjointbackmap.planes.stored_planes import StoredPlanes as StoredPlanes
 
 # exactness
 from adjointbackmap.engine.auditing import audit as audit

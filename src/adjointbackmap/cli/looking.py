@@ -15,7 +15,7 @@ from adjointbackmap.sources import NetworkOptions, find_image, load_subject, par
 if TYPE_CHECKING:
     from adjointbackmap.engine.network import Network
     from adjointbackmap.exactness.layer_check import LayerCheck
-    from adjointbackmap.planes.storage import StoredPlanes
+    from adjointbackmap.planes.stored_planes import StoredPlanes
 
 
 DEMO_NETWORK = "vgg7-cifar10"
@@ -125,7 +125,7 @@ def map_units(
         ValueError: If the picture exists, but the store does not.
     """
     from adjointbackmap.planes.query import Query
-    from adjointbackmap.planes.storage import write
+    from adjointbackmap.planes.storage import write_store
     from adjointbackmap.planes.streaming import stream
 
     use_threads(threads)
@@ -145,7 +145,7 @@ def map_units(
         raise ValueError(msg)
     console.print(f"{work} on disk in {folder}")
     with progress(f"hyperplanes of {layer}") as (bar, job):
-        stored = write(folder, work, lambda share: bar.update(job, completed=share))
+        stored = write_store(folder, work, lambda share: bar.update(job, completed=share))
     console.print(f"hyperplanes of {layer} ({mode}) for {described}: {_errors(stored)}")
     _first_units(stored, network, f"{subject.title}, {layer}, {mode}, {described}", picture)
     console.print(f"Written: {folder} and {picture}")

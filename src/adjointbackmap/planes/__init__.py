@@ -1,1 +1,4 @@
-"""From the linear map to hyperplanes: the query, the ways to compute it, the planner, results in memory and on disk."""
+"""From the linear map to hyperplanes.
+
+The query, the methods that compute it, the planner, and results in memory and on disk.
+"""

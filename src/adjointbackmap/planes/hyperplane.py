@@ -13,8 +13,8 @@ from adjointbackmap.engine.network import Network, several
 from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.patches import BLOCK, Patches
 from adjointbackmap.engine.pattern import check_images
-from adjointbackmap.planes.methods import compute
-from adjointbackmap.planes.planner import images_at_once, plan_queries
+from adjointbackmap.planes.methods import compute_parts
+from adjointbackmap.planes.planner import images_per_batch, plan_queries
 from adjointbackmap.planes.query import Query
 from adjointbackmap.planes.units import Selection, input_names
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contributions:
-    """What each pixel and each bias adds to a unit: all of them sum to its value.
+    """What each pixel and each bias adds to a unit. All contributions sum to its value.
 
     Attributes:
         image: ``x * H_I``, ``(N, *units, C, H, W)``.
-        bias: ``b * H_b`` by the part of the bias vector, each ``(N, *units, length)``.
-        axes: Dimensions of one input: 3 for ``(C, H, W)``.
+        bias: Name of a part of the bias vector -> ``b * H_b`` of it, ``(N, *units, length)``.
+        axes: Number of dimensions of one input: 3 for ``(C, H, W)``.
     """
 
     image: Tensor
@@ -42,9 +42,8 @@ class Contributions:
 
     def total(self) -> Float[Tensor, "n *units"]:
         """Sum over pixels and biases, ``(N, *units)``."""
-        return sum(
-            (b.sum(-1) for b in self.bias.values()), start=self.image.flatten(-self.axes).sum(-1)
-        )
+        pixels = self.image.flatten(-self.axes).sum(-1)
+        return sum((b.sum(-1) for b in self.bias.values()), start=pixels)
 
 
 @dataclass(frozen=True)
@@ -52,19 +51,21 @@ class Hyperplanes:
     """Effective hyperplanes of some units at some images.
 
     Attributes:
-        image_part: Image parts: patches on the receptive fields in RM2 and RM4 of maps (where images do not each have
-            their own units), else on the whole image; :attr:`image` expands.
-        bias_part: Bias parts ``(N, *units, m)`` for the entries that the layer depends on; :attr:`bias` expands.
-        entries: Which of the M entries of ``b`` these are, ``(m,)``.
-        value: What the untouched model computes for the units, ``(N, *units)``.
+        image_part: Image parts. In RM2 and RM4 of maps they are patches on the receptive fields,
+            unless each image has its own units. Otherwise they are whole images. :attr:`image`
+            expands patches to whole images.
+        bias_part: Bias parts ``(N, *units, m)`` for the entries of ``b`` on which the layer
+            depends. :attr:`bias` expands them to all entries.
+        entries: Indices of these m entries among the M entries of ``b``, ``(m,)``.
+        value: Values of the units in the untouched model, ``(N, *units)``.
         x: The images, ``(N, C, H, W)``.
         network: The network.
         layer: Name of the layer.
         mode: Reconstruction mode.
-        units: Which units, see :class:`Selection`.
+        units: The units, see :class:`Selection`.
         own_bias: Whether the layer's own bias belongs to the units.
         scale: The factor k of the pattern.
-        memory: Bytes that :attr:`image` may take.
+        memory: Largest size of :attr:`image` in bytes.
     """
 
     image_part: Tensor | Patches
@@ -92,8 +93,9 @@ class Hyperplanes:
         wanted = self.value.numel() * prod(self.x.shape[1:]) * self.value.element_size()
         if wanted > self.memory:
             msg = (
-                f"The dense image part must fit in memory={self.memory:,} bytes. It needs {wanted / 2**30:.2f} GiB: use "
-                "image_part (patches and their corners), reconstruct() and to_xarray(), or raise memory."
+                f"The dense image part must fit in memory={self.memory:,} bytes. "
+                f"It needs {wanted / 2**30:.2f} GiB: use image_part (patches and their corners), "
+                "reconstruct() and to_xarray(), or raise memory."
             )
             raise ValueError(msg)
         return self.image_part.dense()
@@ -109,7 +111,8 @@ class Hyperplanes:
         r"""The inner product :math:`\langle [x; b] | H \rangle`, ``(N, *units)``.
 
         Args:
-            x: Images ``(N, C, H, W)``, or one ``(C, H, W)`` for all; by default those of the hyperplanes.
+            x: Images ``(N, C, H, W)``, or one image ``(C, H, W)`` for all hyperplanes; by default
+                the images of the hyperplanes.
 
         Raises:
             ValueError: If the shape does not fit.
@@ -117,7 +120,10 @@ class Hyperplanes:
         return self._inner(self._images(x), torch.positive)
 
     def magnitude(self, x: Tensor | None = None) -> Float[Tensor, "n *units"]:
-        r"""The scale of the rounding: :math:`\sum |x h_I| + \sum |b h_b|`, ``(N, *units)``."""
+        r"""The scale of the rounding error, :math:`\sum |x h_I| + \sum |b h_b|`.
+
+        Its shape is ``(N, *units)``.
+        """
         return self._inner(self._images(x), torch.abs)
 
     def relative_error(self) -> Float[Tensor, "n *units"]:
@@ -126,6 +132,7 @@ class Hyperplanes:
 
     def contributions(self) -> Contributions:
         """What each pixel and each bias adds to the units."""
+        # (N, 1 for each dimension of the units, C, H, W)
         x = self.x.view(len(self.x), *(1,) * len(self.units.shape), *self.x.shape[1:])
         parts = self.network.biases_in(self.value.dtype)
         whole = self.bias
@@ -193,10 +200,11 @@ class Hyperplanes:
         return plots.over_image(self, over, what, unit, image, title)
 
     def to_xarray(self, dense: bool = False) -> "xarray.Dataset":
-        """Image part, bias part and value with labelled dimensions and the bias vector's names.
+        """Image part, bias part and value with labelled dimensions and the names of the biases.
 
         Args:
-            dense: Whether to expand image parts that are patches; these have coordinates ``top`` and ``left`` of their corners.
+            dense: Whether to expand patches to whole images. Otherwise the coordinates ``top`` and
+                ``left`` are the row and the column of each patch's first pixel.
 
         Example:
             >>> import torch
@@ -209,21 +217,13 @@ class Hyperplanes:
 
         names = input_names(self.x.dim() - 2)
         dims = ("n", *self.units.names)
-        shared = len(self.units.flat) == 1
         coords: dict[str, Any] = {"bias_name": ("m", list(self.network.biases.labels))}
-        for name, places in self.units.coordinates().items():
-            if name in self.units.names:
-                along = places[0].movedim(self.units.names.index(name), 0)
-                coords[name] = (name, along.reshape(len(along), -1)[:, 0].numpy())
-            else:
-                coords[name] = (dims[1:], places[0].numpy()) if shared else (dims, places.numpy())
+        coords |= self.units.labelled()
         image = self.image_part
         if isinstance(image, Patches) and not dense:
             names = ("channel", "patch_row", "patch_col")
-            coords |= {
-                name: (dims[1:], image.corners[..., i].numpy())
-                for i, name in enumerate(("top", "left"))
-            }
+            tops, lefts = image.corners.unbind(-1)
+            coords |= {"top": (dims[1:], tops.numpy()), "left": (dims[1:], lefts.numpy())}
             image = image.values
         else:
             image = self.image
@@ -242,6 +242,11 @@ class Hyperplanes:
         return xarray.Dataset(data, coords, attrs)
 
     def _images(self, x: Tensor | None) -> Tensor:
+        """One image for each image of the hyperplanes, ``(N, C, H, W)``; by default these.
+
+        Raises:
+            ValueError: If the number of images is another.
+        """
         if x is None:
             return self.x
         x = check_images(self.network, x, self.value.dtype)
@@ -251,20 +256,23 @@ class Hyperplanes:
         return x.expand(len(self.x), *x.shape[1:])
 
     def _inner(self, x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
-        """Sum of ``of`` the products with [x; b]."""
+        """Sums over ``of(product)``, for the products of hyperplane and [x; b]."""
         biases = self.network.biases_in(self.value.dtype).vector[self.entries].expand(len(x), -1)
         image = self.image_part
-        pixels = (
-            image.inner(x, of)
-            if isinstance(image, Patches)
-            else _sums(image, x.flatten(1), self.value, of)
-        )
+        if isinstance(image, Patches):
+            pixels = image.inner(x, of)
+        else:
+            pixels = _sums(image, x.flatten(1), self.value, of)
         return pixels + _sums(self.bias_part, biases, self.value, of)
 
 
 def _sums(part: Tensor, vectors: Tensor, value: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
-    """Products with one vector for each image, a bounded part at a time; summed pairwise, as precise as float32 allows."""
-    flat = part.reshape(len(part), prod(value.shape[1:]), vectors.shape[1])
+    """Sums over ``of(product)``, for the products of parts and one vector for each image.
+
+    The products of a block of units are made at once, to bound the memory. PyTorch's sum adds
+    pairwise, so the rounding error grows only with the logarithm of the number of terms.
+    """
+    flat = part.reshape(len(part), prod(value.shape[1:]), vectors.shape[1])  # (N, units, length)
     blocks = flat.split(max(1, BLOCK // max(1, vectors.shape[1])), 1)
     return torch.cat([of(block * vectors[:, None]).sum(2) for block in blocks], 1).view(value.shape)
 
@@ -274,8 +282,8 @@ def relative_error(
 ) -> Float[Tensor, "*units"]:
     r"""Signed relative error :math:`(\hat c - c) / c_{\neq 0}` [Wan2022, eq. 3.29].
 
-    A value of zero is replaced in the denominator by the smallest positive normal float32; where both
-    are zero the error is zero.
+    In the denominator a value of zero is replaced by the smallest positive normal float32. If both
+    numbers are zero, the error is zero.
 
     Example:
         >>> relative_error(torch.tensor([1.5, 0.0]), torch.tensor([1.0, 0.0])).tolist()
@@ -321,44 +329,58 @@ def hyperplanes(
 ) -> Hyperplanes | dict[str, Hyperplanes]:
     r"""Effective hyperplanes of a layer's units at the activation pattern of ``x``.
 
-    :math:`c([x; b]) = \langle [x; b] | J_F^*(k [x; b])\, w \rangle` [Wan2022, eqs. 3.2-3.4, 3.7-3.12].
+    :math:`c([x; b]) = \langle [x; b] | J_F^*(k [x; b])\, w \rangle`
+    [Wan2022, eqs. 3.2-3.4, 3.7-3.12].
 
     Args:
         network: Traced network, see :func:`trace`.
         x: One image ``(C, H, W)`` or a batch ``(N, C, H, W)``, in the units that the model takes.
-        layer: Name in ``network.layers``, or a module of the model that is called once, such as ``model.conv3``; or several of
-            these, which share one sweep where that is cheaper.
-        mode: ``"RM4"`` (one kernel, one position; units ``(out_row, out_col, in_channel, out_channel)``), ``"RM3"`` (one
-            kernel, positions summed; ``(in_channel, out_channel)``), ``"RM2"`` (one unit; ``(out_row, out_col,
-            out_channel)``), ``"RM1"`` (one out-channel, positions summed; ``(out_channel,)``), or ``"RM0"`` (one output of
-            a fully connected layer; ``(out_feature,)``); by default RM2, or RM0 where the layer has no positions.
-        units: ``None`` for all; a tuple over the mode's unit dimensions of ints, slices or integer arrays, combined as
-            NumPy does, negative ints and steps too; a tensor ``(N, K, d)`` of units for each image; ``"predicted"`` for
-            the largest output in RM0.
-        own_bias: Whether the layer's own bias belongs to the unit; by default it does in RM0 to RM2, so that the value is
-            what the module gives. It never does in RM3 and RM4.
+        layer: Name in ``network.layers``, or a module of the model that is called once, such as
+            ``model.conv3``. Several names or modules share one sweep if that is cheaper.
+        mode: The reconstruction mode; by default RM2, or RM0 if the layer has no positions.
+
+            - ``"RM4"``: one kernel at one position; units
+              ``(out_row, out_col, in_channel, out_channel)``;
+            - ``"RM3"``: one kernel, summed over positions; units ``(in_channel, out_channel)``;
+            - ``"RM2"``: one unit; units ``(out_row, out_col, out_channel)``;
+            - ``"RM1"``: one out-channel, summed over positions; units ``(out_channel,)``;
+            - ``"RM0"``: one output of a fully connected layer; units ``(out_feature,)``.
+        units: ``None`` for all. A tuple of ints, slices or integer arrays over the mode's unit
+            dimensions, combined as NumPy does; they may be negative and have steps. A tensor
+            ``(N, K, d)`` with K units for each image. ``"predicted"`` for the largest output in
+            RM0.
+        own_bias: Whether the layer's own bias belongs to the unit. By default it does in RM0 to
+            RM2, and the value is the output of the module. It never does in RM3 and RM4.
         scale: The factor k at which the pattern is taken, a positive number or ``"1/8"``.
         dtype: ``torch.float64`` or ``"float64"`` for more than the model's own precision.
-        method: ``"adjoint"`` (a cotangent for each hyperplane), ``"basis"`` (a tangent for each scalar of [x; b]),
-            ``"coloured"`` (one for all pixels that no unit sees together) or ``"windowed"`` (one for each pixel, only on
-            the windows that it reaches); by default the one that :func:`plan` finds cheapest.
-        memory: Bytes for the result and for the batches that compute it, or a size such as ``"2GiB"``;
-            ``None`` for no bound. A batch has one vector at least, see ``workspace`` of :func:`plan`.
+        method: The way to compute the hyperplanes; by default the one that :func:`plan` finds
+            cheapest.
+
+            - ``"adjoint"``: one cotangent for each hyperplane;
+            - ``"basis"``: one tangent for each scalar of [x; b];
+            - ``"coloured"``: one tangent for all pixels of which no unit sees two;
+            - ``"windowed"``: one tangent for each pixel, only on the windows that the pixel
+              reaches.
+        memory: Bytes for the result and for the batches that compute it, or a size such as
+            ``"2GiB"``; ``None`` for no bound. A batch has at least one vector, see ``workspace`` of
+            :func:`plan`.
 
     Returns:
-        ``image`` of shape ``(N, *units, C, H, W)``, ``bias`` of shape ``(N, *units, M)`` and ``value`` of shape
-        ``(N, *units)``, detached, on the model's device. For several layers, these by the layer's name.
+        ``image`` of shape ``(N, *units, C, H, W)``, ``bias`` of shape ``(N, *units, M)`` and
+        ``value`` of shape ``(N, *units)``, detached, on the model's device. For several layers a
+        dict: name of a layer -> its hyperplanes.
 
     Raises:
         TypeError: If ``network`` is no traced network, or ``x`` no tensor.
-        ValueError: If the layer, mode, units, shape or dtype do not fit, ``x`` is not finite, or the result is larger than
-            ``memory``.
+        ValueError: If the layer, mode, units, shape or dtype do not fit, ``x`` is not finite, or
+            the result is larger than ``memory``.
         RuntimeError: If the model was changed since the trace.
 
     Example:
         >>> import torch
         >>> from adjointbackmap import trace
-        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3)).eval()
+        >>> first, second = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 2, 3)
+        >>> model = torch.nn.Sequential(first, torch.nn.ReLU(), second).eval()
         >>> image = torch.rand(3, 8, 8)
         >>> planes = hyperplanes(trace(model, image[None]), image, layer="2", mode="RM2")
         >>> bool((planes.reconstruct() - planes.value).abs().max() < 1e-5)
@@ -372,8 +394,9 @@ def hyperplanes(
     if needed > first.memory:
         count = sum(query.units.count for query in queries)
         msg = (
-            f"The result must fit in memory={memory}. It needs {needed / 2**30:.2f} GiB for {len(first.images)} x "
-            f"{count:,} hyperplanes: choose fewer units or images, raise memory, or take iter_hyperplanes() or save()."
+            f"The result must fit in memory={memory}. It needs {needed / 2**30:.2f} GiB for "
+            f"{len(first.images)} x {count:,} hyperplanes: choose fewer units or images, raise "
+            "memory, or take iter_hyperplanes() or save()."
         )
         raise ValueError(msg)
     found = planes_of(queries, [plan.method for plan in plans])
@@ -382,10 +405,15 @@ def hyperplanes(
 
 
 def planes_of(queries: Sequence[Query], methods: Sequence[str]) -> list[Hyperplanes]:
-    """The hyperplanes of queries at the same images, each by its method, with the values of the untouched model."""
+    """The hyperplanes of queries at the same images, with the values of the untouched model.
+
+    Args:
+        queries: The queries.
+        methods: The method of each query.
+    """
     first = queries[0]
     layers = [query.layer for query in queries]
-    recorded = record(first.network, first.images, layers, images_at_once(queries, methods))
+    recorded = record(first.network, first.images, layers, images_per_batch(queries, methods))
     return [
         Hyperplanes(
             image_part=parts.image,
@@ -401,5 +429,5 @@ def planes_of(queries: Sequence[Query], methods: Sequence[str]) -> list[Hyperpla
             scale=query.scale,
             memory=query.memory,
         )
-        for query, parts in zip(queries, compute(queries, methods), strict=True)
+        for query, parts in zip(queries, compute_parts(queries, methods), strict=True)
     ]

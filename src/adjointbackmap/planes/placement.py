@@ -1,4 +1,4 @@
-"""Where the image parts of hyperplanes lie: the patches of units on the image."""
+"""The patches of units: the pixels on which the image part of a hyperplane is stored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +14,14 @@ from adjointbackmap.rules.field import Axis
 
 @dataclass(frozen=True)
 class PatchGeometry:
-    """The patches that the units at some positions of a map can depend on.
+    """The patches of the units at some positions of a map.
+
+    A patch has all pixels on which a unit can depend. Some of its pixels may be outside the image.
 
     Attributes:
-        patches: Along each axis, interval ``p`` is the patch of position ``p``: its pixels, some of which may lie outside.
-        positions: Along each axis, the positions from the first that is wanted to the last.
+        patches: For each axis, the progression of patches: its interval number ``p`` is the patch
+            of position ``p``.
+        positions: For each axis, the positions from the first wanted one to the last.
         image: Rows and columns of the image.
     """
 
@@ -28,7 +31,10 @@ class PatchGeometry:
 
     @classmethod
     def of(cls, field: Field, positions: Sequence[range], image: Sequence[int]) -> "PatchGeometry":
-        """The receptive fields of positions; whole images where fields do not move in whole pixels."""
+        """The patches for receptive fields of one kind.
+
+        Along an axis where fields do not move in whole pixels, a patch is the whole image.
+        """
         sizes = field_size(field, image)
         axes = field or (None,) * len(image)
         found = [
@@ -43,22 +49,30 @@ class PatchGeometry:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """How many positions there are along each axis."""
+        """Number of positions along each axis."""
         return tuple(map(len, self.positions))
 
     def corners(self, positions: Sequence[Tensor]) -> Tensor:
-        """First pixel of the patches at some positions ``(*units)`` along each axis: ``(*units, axes)``."""
-        return torch.stack(
-            [s.first + s.step * p for s, p in zip(self.patches, positions, strict=True)], -1
-        )
+        """First row and column of the patch of each unit, ``(*units, axes)``.
+
+        Args:
+            positions: For each axis, the positions of the units, ``(*units)``.
+        """
+        firsts = [s.first + s.step * p for s, p in zip(self.patches, positions, strict=True)]
+        return torch.stack(firsts, -1)
 
     def pixels(self, positions: Sequence[Tensor]) -> Tensor:
-        """Numbers of the pixels of patches at positions ``(K,)``: ``(K, pixels)``; rows * columns for those outside."""
+        """Numbers of the pixels of each unit's patch, ``(K, pixels)``.
+
+        A pixel outside the image has the number height * width.
+
+        Args:
+            positions: For each axis, the positions of the units, ``(K,)``.
+        """
         axes = []
-        for first, size, extent in zip(
-            self.corners(positions).unbind(-1), self.size, self.image, strict=True
-        ):
-            pixel = first[:, None] + torch.arange(size, device=first.device)
+        firsts = self.corners(positions).unbind(-1)
+        for first, size, extent in zip(firsts, self.size, self.image, strict=True):
+            pixel = first[:, None] + torch.arange(size, device=first.device)  # (K, size)
             axes.append(torch.where((pixel >= 0) & (pixel < extent), pixel, extent))
         (rows, columns) = axes
         (height, width) = self.image
@@ -68,7 +82,7 @@ class PatchGeometry:
         return torch.where(outside, height * width, numbers).flatten(1)
 
     def reached(self) -> list[range]:
-        """Rows and columns of the image that the patches lie on."""
+        """Rows and columns of the image that belong to at least one patch."""
         found = []
         for patch, positions, extent in zip(self.patches, self.positions, self.image, strict=True):
             first = patch.first + patch.step * positions.start
@@ -78,11 +92,10 @@ class PatchGeometry:
 
 
 def _patch(axis: Axis | None, size: int, extent: int, field: Field) -> Span:
-    """The patches along one axis."""
+    """The patches along one axis; with a step of 0 all positions have the same patch."""
     if axis is not None and size < extent and int(axis.step) == axis.step:
         return Span(ceil(axis.low), size, int(axis.step))
-    if (
-        field == ()
-    ):  # it depends on no pixel: a patch of one, which is zero, takes every method as it is
+    if field == ():
+        # The layer depends on no pixel. Methods need a patch that is not empty: one pixel, a zero.
         return Span(0, 1, 0)
     return Span(0, extent, 0)

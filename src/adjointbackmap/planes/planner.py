@@ -1,4 +1,4 @@
-"""What each exact way to the same hyperplanes costs, and which is the cheapest."""
+"""The cost of each method that computes hyperplanes, and the choice of the cheapest."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,8 +21,9 @@ from adjointbackmap.engine.workspace import (
 from adjointbackmap.planes.query import Query
 from adjointbackmap.rules.kernels import Kernel
 
-STEP_COST = 2_000_000  # multiply-adds that fit into the time which a step takes before it computes
-NUMBER_COST = 10  # and into the time that a number takes to be read and written
+# Costs are in multiply-adds: the number of these that take as long, measured on a CPU.
+STEP_COST = 2_000_000  # the start of a step, before it computes
+NUMBER_COST = 10  # reading and writing one number
 
 
 def plan(
@@ -33,7 +34,9 @@ def plan(
     own_bias: bool | None = None,
     method: str | None = None,
 ) -> Plan:
-    """How the hyperplanes of some units of one image are computed: method, vectors, multiply-adds, bytes.
+    """The plan for the hyperplanes of some units of one image.
+
+    It has the method and the numbers of vectors, multiply-adds and bytes.
 
     Args:
         network: Traced network, see :func:`trace`.
@@ -41,7 +44,7 @@ def plan(
         mode: One of its reconstruction modes.
         units: As for :func:`adjointbackmap.hyperplanes`.
         own_bias: Whether the layer's own bias belongs to the units.
-        method: A method to look at; by default the cheapest.
+        method: Method of the plan; by default the cheapest.
 
     Raises:
         TypeError: If ``network`` is no traced network.
@@ -59,7 +62,7 @@ def plan(
 
 
 def plan_query(query: Query) -> Plan:
-    """The cheapest way, or the one that is asked for.
+    """The plan of the query's method, or of the cheapest method if the query has none.
 
     Raises:
         ValueError: If the method is unknown, or cannot give these hyperplanes.
@@ -68,7 +71,10 @@ def plan_query(query: Query) -> Plan:
 
 
 def plan_queries(queries: Sequence[Query]) -> list[Plan]:
-    """The cheapest way for several layers: one windowed sweep costs them all what it costs the deepest.
+    """The cheapest plans for several layers at the same images.
+
+    One windowed sweep gives all layers at the cost of the deepest one. So it is used for all layers
+    that can have it, unless their cheapest plans cost less in total.
 
     Raises:
         ValueError: If the method is unknown, or cannot give these hyperplanes.
@@ -78,35 +84,47 @@ def plan_queries(queries: Sequence[Query]) -> list[Plan]:
         return own
     swept = [_plan_windowed(query) if _is_able(query, "windowed") else None for query in queries]
     together = max((s.cost for s in swept if s), default=0)
+    # only of the layers that the sweep can give
     apart = sum(o.cost for o, s in zip(own, swept, strict=True) if s)
     return own if apart <= together else [s or o for o, s in zip(own, swept, strict=True)]
 
 
 def able_methods(query: Query) -> list[str]:
-    """The methods that can give the hyperplanes, or the one that is asked for.
+    """The query's method, or all methods that can give its hyperplanes if it has none.
 
     Raises:
-        ValueError: If the one that is asked for is unknown, or cannot give them.
+        ValueError: If its method is unknown, or cannot give them.
     """
     able = [name for name in METHODS if _is_able(query, name)]
     if query.method is None:
         return able
     if query.method not in able:
         what = f"layer {query.layer.name!r} in {query.mode}"
-        msg = f"method must be one of {', '.join(able)} for {what}. Got {query.method!r}: choose one of these, or leave it out."
+        msg = (
+            f"method must be one of {', '.join(able)} for {what}. "
+            f"Got {query.method!r}: choose one of these, or leave it out."
+        )
         raise ValueError(msg)
     return [query.method]
 
 
 def _is_able(query: Query, method: str) -> bool:
-    """Whether a method gives these hyperplanes: colours and windows need units at the positions of a map."""
+    """Whether a method can give the hyperplanes of a query.
+
+    Coloured and windowed tangents need units at the positions of a map.
+    """
     if method == "adjoint":
         return True
     return query.readout.takes_tangents and (method == "basis" or query.is_on_maps)
 
 
 def _work(steps: list[Step], shares: dict[int, float] | None = None) -> tuple[float, float]:
-    """Multiply-adds and numbers of one tangent through some steps; ``shares`` has the share of each output that is computed."""
+    """Multiply-adds of one tangent through some steps, and numbers that it writes.
+
+    Args:
+        steps: The steps.
+        shares: Slot of an output -> share of its elements that is computed; by default all.
+    """
     products = numbers = 0.0
     for step in steps:
         size = prod(step.output.shape) * (1.0 if shares is None else shares[step.output.slot])
@@ -117,19 +135,19 @@ def _work(steps: list[Step], shares: dict[int, float] | None = None) -> tuple[fl
 
 
 def vectors_at_once(query: Query, method: str) -> int:
-    """Tangents or cotangents in a batch of a method, of all images together."""
+    """Number of tangents or cotangents in a batch of a method, over all its images."""
     within = vectors_within(query.room, _held(query, method), query.dtype.itemsize)
     return query.program.chunk if within is None else min(within, query.program.chunk)
 
 
-def images_at_once(queries: Sequence[Query], methods: Sequence[str]) -> int:
-    """Images in one call of the model, and in one batch."""
+def images_per_batch(queries: Sequence[Query], methods: Sequence[str]) -> int:
+    """Number of images in one call of the model, and in one batch."""
     together = (vectors_at_once(q, method) for q, method in zip(queries, methods, strict=True))
     return min(IMAGES_AT_ONCE, *together)
 
 
 def _held(query: Query, method: str) -> int:
-    """Largest count of numbers that one vector of a batch has in memory."""
+    """Most numbers that one vector of a batch has in memory at a time."""
     readout = query.readout
     program = query.program
     image = prod(query.network.in_shape)
@@ -142,22 +160,30 @@ def _held(query: Query, method: str) -> int:
 def _planned(
     query: Query, method: str, vectors: int, work: tuple[float, float], batches: float
 ) -> Plan:
-    """The cost of some vectors through a network, each of which takes some products and numbers."""
+    """The plan of a method.
+
+    Args:
+        query: The query.
+        method: The method.
+        vectors: Number of vectors for one image.
+        work: Multiply-adds and numbers of one vector.
+        batches: Number of batches for one image.
+    """
     images = len(query.images)
     itemsize = query.dtype.itemsize
     products, numbers = (vectors * w for w in work)
     size = (prod(query.part_shape) + query.readout.entries.numel()) * query.units.count * itemsize
-    numbers += 2 * size / itemsize  # the result, written and read
+    numbers += 2 * size / itemsize  # the result is written and then read
     steps = len(query.readout.steps())
     cost = products + NUMBER_COST * numbers + STEP_COST * batches * steps
     in_batch = min(vectors * min(images, IMAGES_AT_ONCE), vectors_at_once(query, method))
     workspace = in_batch * bytes_of_vector(_held(query, method), itemsize)
-    return Plan(
-        method, vectors, round(images * products), images * size, workspace, round(images * cost)
-    )
+    multiply_adds = round(images * products)
+    return Plan(method, vectors, multiply_adds, images * size, workspace, round(images * cost))
 
 
 def _plan_adjoint(query: Query) -> Plan:
+    """One cotangent for each unit, or for each tap of the rows that units share."""
     readout = query.readout
     program = query.program
     vectors = query.units.count
@@ -170,26 +196,32 @@ def _plan_adjoint(query: Query) -> Plan:
     vectors = readout.row_count * readout.taps
     work = _work(program.upstream([kernel.input]))
     rows = _planned(query, "adjoint", vectors, work, vectors / at_once)
-    # then each unit weights the taps of its row
+    # then each unit is a sum over the taps of its row, weighted by its kernel
     length = prod(query.part_shape) + readout.entries.numel()
     weighted = len(query.images) * query.units.count * readout.taps * length
     return replace(rows, multiply_adds=rows.multiply_adds + weighted, cost=rows.cost + weighted)
 
 
 def _plan_basis(query: Query) -> Plan:
+    """One tangent for each pixel and channel, and for each bias of the layer."""
     vectors = prod(query.network.in_shape) + query.readout.entries.numel()
     batches = vectors / vectors_at_once(query, "basis")
     return _planned(query, "basis", vectors, _work(query.readout.steps()), batches)
 
 
 def _plan_coloured(query: Query) -> Plan:
+    """One tangent for each element of a patch, and for each bias of the layer."""
     vectors = prod(query.part_shape) + query.readout.entries.numel()
     batches = vectors / vectors_at_once(query, "coloured")
     return _planned(query, "coloured", vectors, _work(query.readout.steps()), batches)
 
 
 def _plan_windowed(query: Query) -> Plan:
-    """One pixel's windows count for all; a bias counts as if it went through half of the network."""
+    """One tangent for each pixel and channel on its windows, and for each bias of the layer.
+
+    All pixels cost what one in the middle costs. A bias starts at its own layer: on average it
+    passes half of the network.
+    """
     program = query.program
     readout = query.readout
     steps = readout.steps()
@@ -198,15 +230,18 @@ def _plan_windowed(query: Query) -> Plan:
     batches = Batches.of(program, [readout.source], after, 1, query.dtype, query.room)
     size = on_windows(program.fields, batches.strides)
     shares = {step.output.slot: size(step.output) / whole(step.output) for step in steps}
-    reached = [len(axis) for axis in query.patches.reached()]
+    reached = [len(axis) for axis in query.patches.reached()]  # rows and columns of the image
     pixels = query.network.in_shape[0] * prod(reached)
     vectors = pixels + entries
-    parts = zip(_work(steps, shares), _work(steps), strict=True)  # on windows, on whole maps
+    # work on windows, for a pixel, and on whole maps, for a bias; then the mean of all vectors
+    parts = zip(_work(steps, shares), _work(steps), strict=True)
     products, numbers = ((w * pixels + m * entries / 2) / max(1, vectors) for w, m in parts)
+    # pixels along each axis that are congruent modulo the stride: these go together
     count = [-(-n // stride) for n, stride in zip(reached, batches.strides, strict=True)]
     fast = min(replace(batches, within=None).pixels(count), prod(count))
     together = min(batches.pixels(count), fast)
     at_once = vectors_at_once(query, "windowed")
+    # one batch for each residue modulo the strides, more where the memory allows fewer pixels
     sweeps = prod(batches.strides) * fast / together + entries / at_once
     found = _planned(query, "windowed", vectors, (products, numbers), sweeps)
     each = bytes_of_vector(_held(query, "windowed"), query.dtype.itemsize)

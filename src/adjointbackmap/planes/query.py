@@ -1,4 +1,7 @@
-"""Which hyperplanes are wanted: every argument of :func:`adjointbackmap.hyperplanes`, checked and joined in one place."""
+"""The query: which hyperplanes are wanted.
+
+The arguments of :func:`adjointbackmap.hyperplanes` are checked and joined here, and nowhere else.
+"""
 
 import math
 import re
@@ -22,15 +25,20 @@ from adjointbackmap.planes.readout import Readout
 from adjointbackmap.planes.units import Selection, select, shown, unit_dims
 from adjointbackmap.rules import Value
 
+# Prefix of a unit of memory -> bytes.
 SIZES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+# Stands for a memory without bound, so that sizes are always compared as integers.
 UNBOUNDED = sys.maxsize
 
-Block = tuple[slice, ...]  # images, and units along each dimension
+Block = tuple[slice, ...]
+"""A part of a result: a slice of the images, then one along each dimension of the units."""
 
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """Which hyperplanes are wanted: units of a layer in a mode, at some images. Made by :meth:`of`.
+    """Which hyperplanes are wanted: units of a layer in a mode, at some images.
+
+    Made by :meth:`of`.
 
     Attributes:
         network: The network.
@@ -38,10 +46,10 @@ class Query:
         layer: The layer.
         mode: One of its reconstruction modes.
         own_bias: Whether the layer's own bias belongs to the units.
-        units: Which units.
+        units: The units.
         scale: The factor k of the pattern.
-        method: The method that is asked for; ``None`` for the cheapest.
-        memory: Bytes that the result may take.
+        method: The method to use; ``None`` for the cheapest.
+        memory: Largest size of the result in bytes.
     """
 
     network: Network
@@ -70,19 +78,19 @@ class Query:
     ) -> "Query":
         """Check the arguments of :func:`adjointbackmap.hyperplanes` and join them.
 
-        The model and the images are checked here and nowhere after.
+        The model and the images are checked here, and not again later.
 
         Args:
             network: Traced network.
             x: Image or batch.
             layer: Name of a layer, or a module of the model.
-            mode: Reconstruction mode; by default RM2, or RM0 where the layer has no positions.
-            units: Which units.
+            mode: Reconstruction mode; by default RM2, or RM0 if the layer has no positions.
+            units: The units.
             own_bias: Whether the layer's own bias belongs to the units.
             scale: The factor k of the pattern.
-            dtype: Dtype of the hyperplanes; by default the model's.
-            method: How to compute them.
-            memory: Bytes that the result may take; ``None`` for no bound.
+            dtype: Dtype of the hyperplanes; by default that of the model.
+            method: Method that computes them.
+            memory: Largest size of the result in bytes; ``None`` for no bound.
 
         Raises:
             TypeError: If ``network`` is no traced network, or ``x`` no tensor.
@@ -92,14 +100,16 @@ class Query:
         Example:
             >>> from adjointbackmap import trace
             >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
-            >>> query = Query.of(trace(model, torch.rand(1, 3, 8, 8)), torch.rand(3, 8, 8), model[0], units=(0, slice(2)))
+            >>> network = trace(model, torch.rand(1, 3, 8, 8))
+            >>> query = Query.of(network, torch.rand(3, 8, 8), model[0], units=(0, slice(2)))
             >>> query.layer.name, query.mode, query.units.shape, query.patches.size
             ('0', 'RM2', (2, 4), (3, 3))
         """
         check_network(network)
         network.check_unchanged()
-        images = check_images(network, x, dtype).clone()  # results and later blocks hold them
-        chosen = _chosen(network, images, layer, mode, units, own_bias)
+        # a copy: the user may write to x, while results and later blocks still need the images
+        images = check_images(network, x, dtype).clone()
+        chosen = _checked_choice(network, images, layer, mode, units, own_bias)
         return cls(network, images, *chosen, check_scale(scale), method, bytes_of(memory))
 
     @classmethod
@@ -112,7 +122,9 @@ class Query:
         own_bias: bool | None = None,
         method: str | None = None,
     ) -> "Query":
-        """The same where no image is needed, as for a plan: one image of zeros stands for any.
+        """The query of a plan, which needs no image.
+
+        Its one image has zeros, and takes no memory.
 
         Raises:
             TypeError: If ``network`` is no traced network.
@@ -120,17 +132,10 @@ class Query:
         """
         check_network(network)
         network.check_unchanged()
-        images = torch.zeros((), dtype=network.dtype, device=network.device).expand(
-            1, *network.in_shape
-        )
-        return cls(
-            network,
-            images,
-            *_chosen(network, images, layer, mode, units, own_bias),
-            1.0,
-            method,
-            UNBOUNDED,
-        )
+        zero = torch.zeros((), dtype=network.dtype, device=network.device)
+        images = zero.expand(1, *network.in_shape)
+        chosen = _checked_choice(network, images, layer, mode, units, own_bias)
+        return cls(network, images, *chosen, 1.0, method, UNBOUNDED)
 
     def at_layer(
         self,
@@ -139,20 +144,19 @@ class Query:
         units: Any = None,
         own_bias: bool | None = None,
     ) -> "Query":
-        """The same at another layer, see :meth:`of`.
+        """The query for the same images at another layer, see :meth:`of`.
 
         Raises:
             ValueError: If an argument does not fit the network.
         """
-        chosen = _chosen(self.network, self.images, layer, mode, units, own_bias)
+        chosen = _checked_choice(self.network, self.images, layer, mode, units, own_bias)
         return Query(self.network, self.images, *chosen, self.scale, self.method, self.memory)
 
     def part(self, block: Block) -> "Query":
-        """The images of a block, and the units that it has along each dimension of the selection."""
+        """The query for the images and the units of a block."""
         images, *units = block
-        return replace(
-            self, images=self.images[images], units=self.units.of_images(images, tuple(units))
-        )
+        of_block = self.units.of_images(images, tuple(units))
+        return replace(self, images=self.images[images], units=of_block)
 
     # in which arithmetic
 
@@ -166,14 +170,14 @@ class Query:
         """The network's steps in that dtype."""
         return self.network.program(self.dtype)
 
-    # how the units read the network, where their image parts lie, and what the model says that they are
+    # how the units read the network, the pixels of their image parts, and their values
 
     @cached_property
     def _kernel(self) -> KernelCall:
         """The layer's convolution or linear call.
 
         Raises:
-            ValueError: If it has none.
+            ValueError: If the layer has neither.
         """
         return self.network.kernel(self.layer, self.dtype)
 
@@ -190,29 +194,28 @@ class Query:
 
     @property
     def is_on_maps(self) -> bool:
-        """Whether the layer is a map over an image, and its units are those at a position of it."""
+        """Whether the layer is a map over an image, and each unit is at one position of the map."""
         on_maps = len(self.network.in_shape) == len(self.target.shape) == 3
         return on_maps and self.mode in ("RM2", "RM4") and "out_channel" in self.units.dims
 
     @property
     def in_patches(self) -> bool:
-        """Whether image parts are kept as patches on the units' receptive fields."""
+        """Whether image parts are stored as patches on the receptive fields of the units."""
         return self.is_on_maps and self.units.is_shared
 
     @cached_property
     def patches(self) -> PatchGeometry:
-        """Where image parts lie that are kept as patches."""
-        return PatchGeometry.of(
-            self.program.fields[self.target.slot], self.units.box, self.network.in_shape[1:]
-        )
+        """The patches on which image parts are stored."""
+        field = self.program.fields[self.target.slot]
+        return PatchGeometry.of(field, self.units.box, self.network.in_shape[1:])
 
     def corners(self) -> Tensor:
-        """First pixel of each chosen unit's patch, ``(*units, 2)``."""
+        """First row and column of each chosen unit's patch, ``(*units, 2)``."""
         return self.patches.corners(self.units.positions(self.units.flat[0]))
 
     @property
     def part_shape(self) -> tuple[int, ...]:
-        """Shape of one unit's image part as it is kept."""
+        """Shape of one unit's image part as it is stored."""
         channels = self.network.in_shape[:1]
         return (*channels, *self.patches.size) if self.in_patches else self.network.in_shape
 
@@ -223,31 +226,33 @@ class Query:
 
     @property
     def room(self) -> int | None:
-        """Bytes of the memory that the result leaves for a batch; ``None`` without a bound."""
+        """Bytes of the memory that the result leaves for a batch; ``None`` for no bound."""
         if self.memory == UNBOUNDED:
             return None
         result = self.bytes_each * self.units.count * len(self.images)
         return max(0, self.memory - result)
 
     def values(self, recorded: Recorded) -> Tensor:
-        """The units' values from what the untouched model computed, ``(N, *units)``."""
+        """The units' values from the recorded tensors of the untouched model, ``(N, *units)``."""
         output = recorded.outputs[self.layer.name]
         images = len(output)
-        flat = self.units.numbers(slice(0, images), images, output.device)
+        flat = self.units.numbers(slice(0, images), images, output.device)  # (N, K)
         with exact(output.device):
             if self.mode in ("RM4", "RM3"):
                 chosen = self._of_single_kernels(recorded.inputs[self.layer.name], flat)
             elif self.own_bias:
                 chosen = self._merged(output).flatten(1).gather(1, flat)
             else:
+                # the output minus the bias would have the rounding of the sum: apply the kernel
                 product = self._kernel.apply(recorded.inputs[self.layer.name])
                 chosen = self._merged(product).flatten(1).gather(1, flat)
         return chosen.view(images, *self.units.shape)
 
     def _of_single_kernels(self, x: Tensor, flat: Tensor) -> Tensor:
-        """Values of units that are single kernels, ``(N, K)``: the kernel on one in-channel at a time.
+        """Values of units that are single kernels, ``(N, K)``.
 
-        All in-channels together would take the memory of many blocks.
+        The kernel is applied to one in-channel at a time. All in-channels together would take the
+        memory of many blocks.
 
         Args:
             x: Recorded input of the kernel.
@@ -255,13 +260,15 @@ class Query:
         """
         kernel = self._kernel
         (images, count) = flat.shape
-        mask = kernel.rule.in_channel_mask(x.shape[1]).to(x.device)
+        mask = kernel.rule.in_channel_mask(x.shape[1]).to(x.device)  # (in-channels, channels of x)
         channels = self.units.dims["out_channel"]
         # the number of a unit is (position * in-channels + in-channel) * out-channels + out-channel
         pair = flat.flatten() // channels
         out_channel = flat.flatten() % channels
         in_channel = pair % len(mask)
+        # the number of the unit's element on a flat map, (position, out-channel)
         place = pair // len(mask) * channels + out_channel
+        # entries (image, unit) sorted by in-channel, then split into those of each in-channel
         order = in_channel.argsort(stable=True)
         values = x.new_empty(images * count)
         sizes = in_channel.bincount(minlength=len(mask)).tolist()
@@ -273,13 +280,13 @@ class Query:
         return values.view(images, count)
 
     def _merged(self, maps: Tensor) -> Tensor:
-        """Maps in the order of the units, positions summed where the mode says so."""
+        """Maps in the order of the units; in RM1 and RM3 summed over positions."""
         if self.mode in ("RM1", "RM3"):
             return maps.flatten(2).sum(2)
         return self.units.in_order(maps)
 
 
-def _chosen(
+def _checked_choice(
     network: Network,
     images: Tensor,
     layer: str | nn.Module,
@@ -287,19 +294,19 @@ def _chosen(
     units: Any,
     own_bias: bool | None,
 ) -> tuple[Layer, str, bool, Selection]:
-    """Layer, mode, own bias and units.
+    """Layer, mode, own bias and units, with the defaults filled in.
 
     Raises:
         ValueError: If one does not fit the network.
     """
     chosen = network.layer(layer)
-    mode = (
-        next((m for m in ("RM2", "RM0") if m in chosen.modes), chosen.modes[0])
-        if mode is None
-        else mode
-    )
+    if mode is None:
+        mode = next((m for m in ("RM2", "RM0") if m in chosen.modes), chosen.modes[0])
     if mode not in chosen.modes:
-        msg = f"Layer {chosen.name!r} has the modes {', '.join(chosen.modes)}. Got {mode!r}: choose one of these."
+        msg = (
+            f"Layer {chosen.name!r} has the modes {', '.join(chosen.modes)}. "
+            f"Got {mode!r}: choose one of these."
+        )
         raise ValueError(msg)
     with_bias = _with_own_bias(mode, own_bias)
     in_channels = 0 if with_bias else network.kernel(chosen, images.dtype).rule.in_channels
@@ -310,18 +317,24 @@ def _chosen(
 
 
 def _with_own_bias(mode: str, own_bias: bool | None) -> bool:
-    """Whether a layer's own bias belongs to its units, as asked for or by default.
+    """Whether a layer's own bias belongs to its units: the given value, or the mode's default.
 
     Raises:
-        ValueError: If it is no truth value, or the mode cannot have it.
+        ValueError: If it is no truth value, or must be False in the mode.
     """
     if own_bias is not None and not isinstance(own_bias, bool | np.bool_):
-        msg = f"own_bias must be True, False or None for the mode's default. Got {shown(own_bias)}: give one of these."
+        msg = (
+            "own_bias must be True, False or None for the mode's default. "
+            f"Got {shown(own_bias)}: give one of these."
+        )
         raise ValueError(msg)
     if mode not in ("RM4", "RM3"):
         return own_bias is None or bool(own_bias)
     if own_bias:
-        msg = f"own_bias must be False in {mode}, whose units are single kernels. Got True: leave it out."
+        msg = (
+            f"own_bias must be False in {mode}, whose units are single kernels. "
+            "Got True: leave it out."
+        )
         raise ValueError(msg)
     return False
 
@@ -329,20 +342,27 @@ def _with_own_bias(mode: str, own_bias: bool | None) -> bool:
 def _predicted(
     network: Network, images: Tensor, layer: Layer, mode: str, units: str, dims: dict[str, int]
 ) -> Selection:
-    """The largest output of each image.
+    """The unit with the largest output, for each image.
 
     Raises:
-        ValueError: If another word is given, or the layer is not flat.
+        ValueError: If the word is not ``"predicted"``, or the mode is not RM0.
     """
     if units != "predicted" or mode != "RM0":
-        msg = f"units must be 'predicted' in RM0, or a tuple of ints, slices and arrays. Got {units!r} in {mode}."
+        msg = (
+            "units must be 'predicted' in RM0, or a tuple of ints, slices and arrays. "
+            f"Got {units!r} in {mode}."
+        )
         raise ValueError(msg)
     output = record(network, images, [layer]).outputs[layer.name]
     return Selection(dims, output.argmax(1).cpu(), ())
 
 
 def bytes_of(memory: str | float | int | None) -> int:
-    """Bytes of a size: a number, or such as ``"2GiB"`` or ``"500MB"``; ``None`` is no bound.
+    """A memory size in bytes.
+
+    Args:
+        memory: A number of bytes, a text such as ``"2GiB"`` or ``"500MB"``, or ``None`` for no
+            bound.
 
     Raises:
         ValueError: If it is none of these, or not positive.
@@ -364,14 +384,15 @@ def bytes_of(memory: str | float | int | None) -> int:
 
 
 def _size(memory: object) -> float:
-    """A size in bytes; not a number where it is none."""
+    """A size in bytes; NaN if the value is no size."""
     if isinstance(memory, str):
         found = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([kMG]?i?)B?\s*", memory)
         try:
             return float(found[1]) * SIZES[found[2]] if found else math.nan
-        except (ValueError, KeyError):
+        except (ValueError, KeyError):  # two points in the number, or a prefix such as "i"
             return math.nan
-    is_number = isinstance(memory, int | float | np.integer | np.floating) and not isinstance(
-        memory, bool
-    )
-    return float(memory) if is_number else math.nan  # type: ignore[arg-type]
+    if isinstance(memory, bool):  # Python's True is an int
+        return math.nan
+    if isinstance(memory, int | float | np.integer | np.floating):
+        return float(memory)
+    return math.nan

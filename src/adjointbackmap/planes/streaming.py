@@ -1,4 +1,4 @@
-"""Hyperplanes larger than memory: a selection of units in blocks, each of which is computed on its own."""
+"""Hyperplanes larger than memory: units are divided into blocks, and each is computed alone."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,25 +29,31 @@ def iter_hyperplanes(
     method: str | None = None,
     memory: str | float | int | None = "2GiB",
 ) -> Iterator[Hyperplanes]:
-    """The hyperplanes of :func:`adjointbackmap.hyperplanes` in blocks, of which each fits in ``memory``.
+    """The hyperplanes of :func:`adjointbackmap.hyperplanes`, one block after the other.
 
-    A block is a range along the first unit dimension that does not fit, of one image unless several fit whole; blocks follow
-    one another as the units do. Where the units have a smaller receptive field than the image, image parts are patches on it.
+    Each block fits in ``memory``. It has several images if all their units fit, otherwise one
+    image. Its units are a range along the first unit dimension that does not fit as a whole. Blocks
+    come in the order of the units. If the receptive field of the units is smaller than the image,
+    image parts are patches on it.
 
-    The arguments are those of :func:`adjointbackmap.hyperplanes`, but for one layer, and ``memory`` is that of one block: half
-    for the result, half for what computing it takes. By default the method is the one that is cheapest in such blocks.
+    The arguments are those of :func:`adjointbackmap.hyperplanes`, for one layer. ``memory`` is that
+    of one block: half for the result, half for its computation. The default method is the one that
+    is cheapest in such blocks.
 
     Returns:
         An iterator over blocks, each with its images ``x`` and its ``units``.
 
     Raises:
-        ValueError: If an argument does not fit, or not even one unit fits in ``memory``; at the call, before the first block.
+        ValueError: If an argument does not fit, or one unit alone does not fit in ``memory``. It is
+            raised at the call, before the first block.
 
     Example:
         >>> from adjointbackmap import trace
-        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3)).eval()
+        >>> first, second = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 2, 3)
+        >>> model = torch.nn.Sequential(first, torch.nn.ReLU(), second).eval()
         >>> image = torch.rand(3, 8, 8)
-        >>> blocks = iter_hyperplanes(trace(model, image[None]), image, "2", "RM2", memory="16kB")
+        >>> network = trace(model, image[None])
+        >>> blocks = iter_hyperplanes(network, image, "2", "RM2", memory="16kB")
         >>> [tuple(block.value.shape) for block in blocks]
         [(1, 3, 4, 2), (1, 1, 4, 2)]
     """
@@ -57,11 +63,12 @@ def iter_hyperplanes(
 
 @dataclass(frozen=True)
 class Stream:
-    """Hyperplanes that are to be computed block by block: made by :func:`stream`.
+    """Hyperplanes to be computed block by block: made by :func:`stream`.
 
     Attributes:
-        query: Which hyperplanes, by which method, and how many bytes a block may take.
-        block: Images, and units along each dimension, of a block; at the ends it may be smaller.
+        query: The query, with the method and with the memory of one block.
+        block: Number of images and of units along each dimension of a block. The last block along a
+            dimension may have fewer.
     """
 
     query: Query
@@ -69,7 +76,7 @@ class Stream:
 
     @property
     def method(self) -> str:
-        """How every block is computed."""
+        """The method of every block."""
         return str(self.query.method)
 
     @property
@@ -84,12 +91,12 @@ class Stream:
 
     @property
     def blocks(self) -> list[Block]:
-        """The blocks in order; together they are all images and units, each once."""
+        """The blocks in order; every unit of every image is in one of them."""
         return tiles([slice(0, extent) for extent in self.shape], self.block)
 
     @property
     def plan(self) -> Plan:
-        """How the first block is computed; none costs more."""
+        """The plan of the first block; no other block costs more."""
         return plan_query(self.query.part(self.blocks[0]))
 
     def compute(self, block: Block) -> Hyperplanes:
@@ -98,11 +105,12 @@ class Stream:
         Raises:
             RuntimeError: If the model was changed since the trace.
         """
-        self.query.network.check_unchanged()  # it may have been, since the block before
+        # the user may have changed the model since the block before
+        self.query.network.check_unchanged()
         return planes_of([self.query.part(block)], [self.method])[0]
 
     def begun(self, method: str, memory: int, block: tuple[int, ...]) -> "Stream":
-        """The same as it was begun, by a method and in blocks that were chosen then."""
+        """The same hyperplanes, with the method, memory and blocks of an earlier run."""
         return Stream(replace(self.query, method=method, memory=memory), block)
 
     def __str__(self) -> str:
@@ -114,10 +122,13 @@ class Stream:
 
 
 def stream(query: Query) -> Stream:
-    """What :func:`iter_hyperplanes` goes through, before anything is computed: the method whose blocks are the cheapest.
+    """The blocks of :func:`iter_hyperplanes`, with the method that is cheapest in blocks.
+
+    Nothing is computed here.
 
     Raises:
-        ValueError: If the method is not able, or no method can compute one unit within the memory.
+        ValueError: If the method cannot give these hyperplanes, or no method can compute one unit
+            within the memory.
 
     Example:
         >>> from adjointbackmap import trace
@@ -130,36 +141,40 @@ def stream(query: Query) -> Stream:
     found = []
     for name in able:
         each = _while_computed(query, name)
+        # half of the memory is for the result, half for its computation
         block = block_shape(shape, max(1, query.memory // 2 // each))
         blocks = prod(-(-extent // size) for extent, size in zip(shape, block, strict=True))
         first = replace(query, method=name).part(tuple(slice(0, size) for size in block))
-        if _room(first) <= query.memory // 2:
+        if _bytes_given(first) <= query.memory // 2:
             found.append((plan_query(first).cost * blocks, name, block))
     if not found:
         one = query.part(tuple(slice(0, 1) for _ in shape))
-        least = 2 * min(_room(replace(one, method=name)) for name in able)
+        least = 2 * min(_bytes_given(replace(one, method=name)) for name in able)
         msg = (
             f"memory must be at least {least:,} bytes for one hyperplane of {query.layer.name!r}. "
             f"Got {query.memory:,}: raise memory."
         )
         raise ValueError(msg)
-    _, name, block = min(found)
+    _, name, block = min(found)  # the lowest cost
     return Stream(replace(query, method=name), block)
 
 
 def _while_computed(query: Query, method: str) -> int:
     """Bytes of one hyperplane while a method computes it.
 
-    Colours and the basis give hyperplanes in another order, and the basis on the whole image: the
-    result is copied once.
+    Coloured tangents and the basis give hyperplanes in another order, and the basis gives them on
+    the whole image. Their result is copied once.
     """
     pixels = query.network.in_shape if method == "basis" else query.part_shape
     copies = 2 if method in ("basis", "coloured") else 1
     return (copies * prod(pixels) + query.readout.entries.numel()) * query.dtype.itemsize
 
 
-def _room(query: Query) -> int:
-    """Bytes of what a method gives: tangents give all channels at all positions of a box."""
+def _bytes_given(query: Query) -> int:
+    """Bytes of the hyperplanes that a method computes for a query.
+
+    Coloured and windowed tangents give all channels at all positions of the box of units.
+    """
     method = str(query.method)
     units = query.units.count
     if method in ("windowed", "coloured"):
@@ -171,14 +186,20 @@ def _room(query: Query) -> int:
 
 
 def tiles(region: Sequence[slice], step: Sequence[int]) -> list[Block]:
-    """A region in blocks of a shape, in order.
+    """A region divided into blocks of a shape, in order; blocks at the end may be smaller.
+
+    Args:
+        region: A slice along each dimension.
+        step: Extent of a block along each dimension.
 
     Example:
         >>> tiles([slice(0, 3), slice(4, 5)], (2, 1))
         [(slice(0, 2, None), slice(4, 5, None)), (slice(2, 3, None), slice(4, 5, None))]
     """
-    axes = [
-        [slice(a, min(a + s, r.stop)) for a in range(r.start, r.stop, s)]
-        for r, s in zip(region, step, strict=True)
-    ]
-    return list(product(*axes))
+    return list(product(*(_cut_slice(r, s) for r, s in zip(region, step, strict=True))))
+
+
+def _cut_slice(whole: slice, step: int) -> list[slice]:
+    """A slice in pieces of a size."""
+    starts = range(whole.start, whole.stop, step)
+    return [slice(a, min(a + step, whole.stop)) for a in starts]
