@@ -195,7 +195,7 @@ def in_words(dimension: str) -> str:
     return "output" if named == "feature" else named
 
 
-def _number(shape: tuple[int, ...], key: tuple, count: int) -> int:
+def _number(shape: tuple[int, ...], key: tuple[Any, ...], count: int) -> int:
     """Flat index of a unit.
 
     Raises:

@@ -88,7 +88,7 @@ def colour_bar(
 
 def save(
     drawing: Drawing | Figure,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     numbers: Mapping[str, np.ndarray] | None = None,
     formats: Sequence[str] | None = None,
 ) -> Path:
