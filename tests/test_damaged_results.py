@@ -268,7 +268,7 @@ def test_truncated_files_of_ours_are_made_again(tmp_path):
         everything.about(tmp_path)
     with pytest.warns(
         DamagedFileWarning,
-        match=r"study.json is damaged, so that it is made again; what it was is in study.json.dam",
+        match=r"is damaged, so that it is made again; the damaged file is now study.json.damaged",
     ):
         everything._tell(setup, "noise", 3.0)
     assert everything.about(tmp_path)["seconds"] == {"noise": 3.0}

@@ -1,1 +1,1 @@
-"""Files that are written whole, read back with care, and shared by one process at a time."""
+"""Files that are written whole, checked when they are read, and held by one process at a time."""

@@ -1,4 +1,7 @@
-"""Files that are read back: what is not as it was written is found, and one sentence says which file and what to do."""
+"""Files with checksums: a damaged file is found when it is read.
+
+The message is one sentence that names the file and says what to do.
+"""
 
 import hashlib
 import json
@@ -8,17 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-CHECKSUM = "checksum"  # key of JSON that we write: the SHA-256 of all its other keys
-HASH_LIST = "SHA256SUMS"  # what `sha256sum * > SHA256SUMS` writes
-OF_FILE = "file sha256"  # key of a card: of the file that it describes
+CHECKSUM = "checksum"  # key of our JSON files: the SHA-256 of all other keys
+HASH_LIST = "SHA256SUMS"  # the file that `sha256sum * > SHA256SUMS` writes
+OF_FILE = "file sha256"  # key of a card: the SHA-256 of the file that the card describes
 
 
 class DamagedFile(ValueError):
-    """A file is not as it was written; the message names it and says what to do."""
+    """A file is not as it was written. The message names it and says what to do."""
 
 
 class DamagedFileWarning(UserWarning):
-    """Something damaged is not used: what it held is computed again."""
+    """A damaged file or line is not used, and its content is computed again."""
 
 
 def sha256_of(path: Path) -> str:
@@ -28,7 +31,9 @@ def sha256_of(path: Path) -> str:
 
 
 def checksum(content: Any) -> str:
-    """SHA-256 of what JSON can hold: the same before it is written and after it is read.
+    """SHA-256 of a value that JSON can hold.
+
+    It is the same before the value is written and after it is read.
 
     Example:
         >>> checksum({"error": 0.1 + 0.2}) == checksum(json.loads(json.dumps({"error": 0.1 + 0.2})))
@@ -38,7 +43,7 @@ def checksum(content: Any) -> str:
 
 
 def sealed(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What JSON is to hold, with its checksum as the last key.
+    """The content of a JSON file with its checksum as the last key.
 
     Example:
         >>> list(sealed({"units": 10}))
@@ -49,11 +54,13 @@ def sealed(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_sealed(path: Path, advice: str = "make it again") -> dict[str, Any]:
-    """What a JSON file holds, without its checksum; files of older versions have none.
+    """The content of a JSON file, without its checksum.
+
+    Files of older versions have no checksum.
 
     Args:
         path: The file.
-        advice: What to do where it is damaged.
+        advice: End of the message: what to do with a damaged file.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -83,23 +90,24 @@ def sealed_text(found: Mapping[str, Any], indent: int = 1) -> str:
 
 
 def read_or_set_aside(path: Path, first_key: str | None = None) -> dict[str, Any] | None:
-    """What a JSON file of ours holds; ``None`` where there is none, or where it is damaged, which is said.
+    """The content of a JSON file of ours; ``None`` if there is no file, or a damaged one.
 
-    A damaged file is renamed ``NAME.damaged``, so that it can be made again and nothing is lost.
+    A damaged file is renamed to ``NAME.damaged``, with a warning. Nothing is lost, and the file can
+    be made again.
 
     Args:
         path: The file.
-        first_key: The key that our files begin with, where a file of this name may be someone else's.
+        first_key: The first key of our files. Give it if a file of this name may be someone else's.
 
     Raises:
-        DamagedFile: If it is damaged and does not begin as ours.
+        DamagedFile: If it is damaged and does not begin with the first key.
     """
     if not path.exists():
         return None
     try:
         return read_sealed(path, "delete it or name another")
     except DamagedFile as error:
-        begin = b"".join(path.read_bytes()[:100].split())
+        begin = b"".join(path.read_bytes()[:100].split())  # without white space
         if first_key and begin and not begin.startswith(f'{{"{first_key}":'.encode()):
             raise
         set_aside(path, error)
@@ -107,18 +115,28 @@ def read_or_set_aside(path: Path, first_key: str | None = None) -> dict[str, Any
 
 
 def set_aside(path: Path, reason: object) -> None:
-    """Rename a damaged file to ``NAME.damaged`` and warn: what it held is made again."""
+    """Rename a damaged file to ``NAME.damaged``, and warn that it is made again.
+
+    Args:
+        path: The file.
+        reason: Why it counts as damaged, for the warning.
+    """
     aside = path.with_name(f"{path.name}.damaged")
     path.replace(aside)
-    msg = f"{path} is damaged, so that it is made again; what it was is in {aside.name} ({shortened(str(reason), 200)})"
+    msg = (
+        f"{path} is damaged, so that it is made again; the damaged file is now {aside.name} "
+        f"({shortened(str(reason), 200)})"
+    )
     warnings.warn(msg, DamagedFileWarning, stacklevel=3)
 
 
 def check_file(path: Path) -> None:
-    """Compare a file with the checksums that are beside it: in its card, ``NAME.json``, and in a list, ``SHA256SUMS``.
+    """Compare a file with its checksums in the same folder.
+
+    These are in its card, ``NAME.json``, and in a list, ``SHA256SUMS``, if there are any.
 
     Raises:
-        DamagedFile: If one is another, or the card or the list is damaged.
+        DamagedFile: If a checksum differs, or the card or the list is damaged.
     """
     card = path.with_suffix(".json")
     listed = path.with_name(HASH_LIST)
@@ -135,25 +153,32 @@ def check_file(path: Path) -> None:
 def compare(
     found: str, expected: str, path: Path | str, source: str, advice: str = "fetch or make it again"
 ) -> None:
-    """Compare the SHA-256 of a file with the one that it must have.
+    """Compare the SHA-256 of a file with the expected one.
 
     Args:
-        found: The file's.
-        expected: What it must be.
+        found: SHA-256 of the file.
+        expected: The SHA-256 that it must have.
         path: The file.
-        source: What says so.
-        advice: What to do.
+        source: Where the expected SHA-256 is from, for the message.
+        advice: End of the message: what to do.
 
     Raises:
         DamagedFile: If they differ.
     """
     if found != expected:
-        msg = f"{path} must have the SHA-256 that {source} says. Got another one: the file is damaged, {advice}."
+        msg = (
+            f"{path} must have the SHA-256 that {source} says. "
+            f"Got another one: the file is damaged, {advice}."
+        )
         raise DamagedFile(msg)
 
 
 def shortened(error: BaseException | str, most: int = 100) -> str:
-    """A message in one line, without the rest of a long one.
+    """A message on one line, cut off if it is long.
+
+    Args:
+        error: The message, or an error that has it.
+        most: Most characters.
 
     Example:
         >>> shortened("one  two " + 100 * "x", 20)
@@ -164,16 +189,19 @@ def shortened(error: BaseException | str, most: int = 100) -> str:
 
 
 def _hashes(listed: Path) -> dict[str, str]:
-    """File -> SHA-256, from lines as sha256sum writes them.
+    """File -> SHA-256, from a list that sha256sum wrote.
 
     Raises:
-        DamagedFile: If a line is none.
+        DamagedFile: If a line has another form.
     """
     found = {}
     for number, line in enumerate(listed.read_text(errors="replace").splitlines(), start=1):
         match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
         if match is None:
-            msg = f"{listed} must have lines of sha256sum. Got {shortened(line, 40)!r} in line {number}: make it again."
+            msg = (
+                f"{listed} must have lines of sha256sum. "
+                f"Got {shortened(line, 40)!r} in line {number}: make it again."
+            )
             raise DamagedFile(msg)
         found[match[2].removeprefix("./")] = match[1]
     return found

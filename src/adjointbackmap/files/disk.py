@@ -1,4 +1,7 @@
-"""Files on disk: written whole, flushed before they have their name, and by one process at a time."""
+"""Files on disk: written as a whole, and by one process at a time.
+
+A file is flushed to the disk before it gets its name.
+"""
 
 import errno
 import json
@@ -16,11 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-PARTIAL = ".partial"
+PARTIAL = ".partial"  # suffix of a file while it is written
 LOCK = ".lock"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, no quota, larger than allowed
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # file systems that cannot lock
-STALE_SECONDS = 3600  # a file takes seconds to write: older partial files belong to no one
+# A file takes seconds to write. An older partial file has no process any more.
+STALE_SECONDS = 3600
+# The end of a partial file's name: machine, process and thread that write it.
 OURS = re.compile(r"\.(?P<host>[\w-]*)\.(?P<pid>\d+)\.\d+" + re.escape(PARTIAL) + "$")
 
 
@@ -28,9 +33,9 @@ class DiskFull(OSError):
     """A file has no room on its disk.
 
     Args:
-        path: What has no room.
-        advice: What to do.
-        megabytes: How much is still to be written at most, where that is known.
+        path: The file or folder.
+        advice: End of the message: what to do.
+        megabytes: Most MiB that are still to be written, if that is known.
     """
 
     def __init__(
@@ -48,17 +53,19 @@ class DiskFull(OSError):
 
 
 def write(path: Path, content: bytes | str) -> Path:
-    """Write a file that is whole and on the disk before it has its name; an earlier file of this name is replaced by it.
+    """Write a file. It is complete and on the disk before it gets its name.
+
+    An earlier file of this name is replaced.
 
     Args:
         path: The file; missing folders are made.
-        content: All of it.
+        content: The whole content.
 
     Returns:
         The path.
 
     Raises:
-        DiskFull: If there is no room. An earlier file stays, and nothing is left of the new one.
+        DiskFull: If there is no room. An earlier file stays, and the new one is removed.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -67,9 +74,8 @@ def write(path: Path, content: bytes | str) -> Path:
         'a note'
     """
     data = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(
-        f"{path.name}.{_host()}.{os.getpid()}.{threading.get_native_id()}{PARTIAL}"
-    )
+    writer = f"{_host()}.{os.getpid()}.{threading.get_native_id()}"
+    partial = path.with_name(f"{path.name}.{writer}{PARTIAL}")
     with naming(path):
         _make(path.parent)
         try:
@@ -89,10 +95,10 @@ def append(path: Path, text: str) -> None:
 
     Args:
         path: The file; it is made if it is missing.
-        text: What comes after what it holds.
+        text: The text.
 
     Raises:
-        OSError: If there is no room, :class:`DiskFull`, or another error. The file is as it was.
+        OSError: If the disk is full, :class:`DiskFull`, or fails. The file is then as it was.
     """
     with naming(path):
         _make(path.parent)
@@ -101,7 +107,7 @@ def append(path: Path, text: str) -> None:
         try:
             with path.open("ab", buffering=0) as file:
                 rest = memoryview(text.encode())
-                while rest:  # a disk that becomes full may take a part
+                while rest:  # a disk that becomes full may write a part only
                     rest = rest[file.write(rest) :]
                 os.fsync(file.fileno())
         except OSError:
@@ -125,7 +131,10 @@ def npz(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors of the disk name the file that is written in the block.
+    """Give errors of the disk in the block the name of the file that is written.
+
+    Args:
+        path: The file.
 
     Raises:
         DiskFull: If the disk is full.
@@ -160,7 +169,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def _make(folder: Path) -> None:
-    """Make a folder, and the folders above it; their names are flushed too.
+    """Make a folder and missing folders above it, and flush their names to the disk.
 
     Raises:
         NotADirectoryError: If there is a file of this name.
@@ -181,13 +190,15 @@ def _make(folder: Path) -> None:
 
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder during the block; partial files of processes that were killed are removed.
+    """Keep other processes out of a folder during the block.
+
+    Partial files of killed processes are removed.
 
     Args:
-        folder: Where the block writes; it is made if it is missing.
+        folder: The folder in which the block writes; it is made if it is missing.
 
     Raises:
-        BlockingIOError: If another process holds it; the message says which.
+        BlockingIOError: If another process holds the folder; the message names the process.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -206,10 +217,10 @@ def hold_file(path: Path) -> Iterator[None]:
     """Keep other processes from writing a file during the block, see :func:`hold_folder`.
 
     Args:
-        path: The file; the lock is beside it.
+        path: The file; the lock is in the same folder.
 
     Raises:
-        BlockingIOError: If another process holds it.
+        BlockingIOError: If another process holds the file.
     """
     _make(path.parent)
     with _hold(path.with_name(path.name + LOCK), path, "file"):
@@ -218,19 +229,17 @@ def hold_file(path: Path) -> Iterator[None]:
 
 
 def remove_partial(folder: Path, name: str = "") -> None:
-    """Remove what killed processes left of files in a folder, not below it.
+    """Remove the partial files of killed processes from a folder, not from the folders in it.
 
     Args:
         folder: The folder.
-        name: Only what belongs to this file.
+        name: Name of a file, to remove only its partial files.
     """
     for path in folder.iterdir():
         match = OURS.search(path.name)
-        if (
-            match
-            and name in ("", path.name[: match.start()])
-            and _abandoned(path, match["host"], int(match["pid"]))
-        ):
+        if match is None or name not in ("", path.name[: match.start()]):
+            continue
+        if _abandoned(path, match["host"], int(match["pid"])):
             path.unlink(missing_ok=True)
 
 
@@ -257,15 +266,23 @@ def _alive(pid: int) -> bool:
 
 
 def _host() -> str:
+    """Name of this machine, as it stands in the name of a partial file."""
     return re.sub(r"[^\w-]", "-", platform.node())
 
 
 @contextmanager
 def _hold(lock: Path, what: Path, kind: str) -> Iterator[None]:
-    """Lock a file during the block; the system unlocks it when the process ends, however it ends.
+    """Lock a file during the block.
+
+    The system unlocks the file when the process ends, even if it is killed.
+
+    Args:
+        lock: The file to lock.
+        what: The file or folder that the lock protects.
+        kind: ``"file"`` or ``"folder"``, for the message.
 
     Raises:
-        BlockingIOError: If another process holds it.
+        BlockingIOError: If another process holds the lock.
         OSError: If the disk fails.
     """
     from filelock import FileLock, Timeout
@@ -285,30 +302,30 @@ def _hold(lock: Path, what: Path, kind: str) -> Iterator[None]:
         )
     try:
         if held.is_locked:
-            with suppress(OSError):  # a full disk: the lock holds without the name of its holder
-                lock.write_text(
-                    json.dumps(
-                        {
-                            "pid": os.getpid(),
-                            "host": platform.node(),
-                            "since": time.strftime("%F %T"),
-                        }
-                    )
-                )
+            holder = {
+                "pid": os.getpid(),
+                "host": platform.node(),
+                "since": time.strftime("%F %T"),
+            }
+            with suppress(OSError):  # on a full disk the lock holds without the name of its holder
+                lock.write_text(json.dumps(holder))
         yield
     finally:
-        with suppress(
-            OSError
-        ):  # while it is held: one who waits for it finds that it is gone, and makes a new one
+        # Removed while it is locked: another process can then never lock a file that is removed
+        # later. It finds no file, and makes a new one.
+        with suppress(OSError):
             lock.unlink()
         held.release()
 
 
 def _in_use(lock: Path, what: Path, kind: str) -> str:
-    """Who holds a lock."""
+    """The message that another process holds a lock."""
     try:
         holder = json.loads(lock.read_text())
         who = f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process"
-    return f"{what} must be written by one process at a time. It is in use by {who}: wait for it, or name another {kind}."
+    return (
+        f"{what} must be written by one process at a time. "
+        f"It is in use by {who}: wait for it, or name another {kind}."
+    )

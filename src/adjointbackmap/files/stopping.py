@@ -1,4 +1,4 @@
-"""One way to stop a run: Ctrl-C, SIGTERM and a closed terminal all save what is finished."""
+"""One way to stop a run: Ctrl-C, SIGTERM and a closed terminal all keep what is finished."""
 
 import signal
 import threading
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+# Signals that stop a run as Ctrl-C does. Windows has no SIGHUP, the signal of a closed terminal.
 AS_CTRL_C = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -24,9 +25,10 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """In the block SIGTERM and a closed terminal raise :class:`Stopped`, as Ctrl-C raises KeyboardInterrupt.
+    """Let SIGTERM and a closed terminal raise :class:`Stopped` in the block.
 
-    A signal that is ignored, as under nohup, or handled by someone else stays as it is.
+    Ctrl-C raises KeyboardInterrupt in the same way. A signal that is ignored, as under nohup, or
+    has a handler already stays as it is.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -39,7 +41,7 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def undivided() -> Iterator[None]:
-    """A signal that arrives in the block takes effect at its end; a second one at once."""
+    """Delay a signal that arrives in the block until its end; a second one takes effect at once."""
     waiting: list[tuple[int, FrameType | None]] = []
 
     def wait(number: int, frame: FrameType | None) -> None:
@@ -57,7 +59,10 @@ def undivided() -> Iterator[None]:
 
 @contextmanager
 def _handlers(numbers: list[int], handler: Any) -> Iterator[None]:
-    """Handle signals during the block; in threads other than the main one, where Python allows no handlers, do nothing."""
+    """Handle signals during the block.
+
+    Python allows handlers only in the main thread; in other threads nothing is done.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

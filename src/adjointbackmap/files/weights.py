@@ -1,4 +1,4 @@
-"""Weights in files: read without running anything, and damaged or foreign ones refused in one sentence."""
+"""Weights in files. No code in a file is run, and damaged or foreign files are refused."""
 
 import hashlib
 import io
@@ -14,16 +14,18 @@ from torch import Tensor, nn
 
 from adjointbackmap.files.checked import DamagedFile, check_file, shortened
 
-TRAILER = re.compile(
-    rb"\nsha256 ([0-9a-f]{64})\n\Z"
-)  # after the ZIP file, which its readers find from the end
-TRAILER_BYTES = 73
+# The checksum after the ZIP file that torch.save writes. Readers of ZIP files allow bytes after the
+# end of the archive.
+TRAILER = re.compile(rb"\nsha256 ([0-9a-f]{64})\n\Z")
+TRAILER_BYTES = 73  # 1 for each of the line breaks, 7 for "sha256 ", 64 for the checksum
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
-    """Weights by name, from safetensors or from what ``torch.load`` reads with ``weights_only``; nothing in the file is run.
+    """Name -> tensor, from a file of weights.
 
-    A file that its card ``NAME.json`` or a list ``SHA256SUMS`` beside it knows is compared with its checksum.
+    No code in the file is run: it is a safetensors file, or ``torch.load`` reads it with
+    ``weights_only``. If its card ``NAME.json`` or a list ``SHA256SUMS`` in the same folder has a
+    checksum of the file, the two are compared.
 
     Args:
         path: File ``.safetensors``, or one that ``torch.save`` wrote.
@@ -31,7 +33,7 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: If there is no such file.
         DamagedFile: If it is damaged.
-        ValueError: If it holds something else than tensors by name.
+        ValueError: If it does not hold tensors with names.
     """
     path = Path(path)
     if not path.is_file():
@@ -39,11 +41,7 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         raise FileNotFoundError(msg)
     check_file(path)
     found = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
-    if (
-        not isinstance(found, dict)
-        or not all(map(_is_name, found))
-        or not any(isinstance(v, Tensor) for v in found.values())
-    ):
+    if not _are_weights(found):
         got = f"a dict with {_some(found)}" if isinstance(found, dict) else type(found).__name__
         msg = f"{path} must hold tensors by name. Got {got}: save model.state_dict() alone."
         raise ValueError(msg)
@@ -55,26 +53,25 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path | str)
 
     Args:
         model: A module.
-        weights: Tensor by name.
-        path: Where they are from, for the message.
+        weights: Name -> tensor.
+        path: The file of the weights, for the message.
 
     Raises:
         ValueError: If they are those of another model.
     """
     try:
         model.load_state_dict(weights)
-    except (
-        RuntimeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:  # the last three are those of a model's own loading
-        msg = f"{path} must have the weights of {type(model).__name__}. Got others: {shortened(error, 300)}"
+    # a model whose class loads in its own way may raise the last three
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        msg = (
+            f"{path} must have the weights of {type(model).__name__}. "
+            f"Got others: {shortened(error, 300)}"
+        )
         raise ValueError(msg) from error
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """What a safetensors file holds.
+    """Name -> tensor, from a safetensors file.
 
     Raises:
         DamagedFile: If it is damaged.
@@ -85,12 +82,17 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, ValueError, KeyError, RuntimeError, OSError) as error:
-        msg = f"{path} must be a safetensors file. It could not be read ({shortened(error)}): fetch or write it again."
+        msg = (
+            f"{path} must be a safetensors file. "
+            f"It could not be read ({shortened(error)}): fetch or write it again."
+        )
         raise DamagedFile(msg) from error
 
 
 def read_torch(path: Path) -> Any:
-    """What a file of ``torch.save`` holds, where that is tensors, numbers, text and containers; its checksums are compared.
+    """The content of a file of ``torch.save``: tensors, numbers, text and containers of these.
+
+    Its checksums are compared.
 
     Raises:
         DamagedFile: If it is damaged, or a pickle of other objects.
@@ -98,27 +100,37 @@ def read_torch(path: Path) -> Any:
     content = path.read_bytes()
     sealed = TRAILER.search(content[-TRAILER_BYTES:])
     if sealed and hashlib.sha256(content[:-TRAILER_BYTES]).hexdigest().encode() != sealed[1]:
-        msg = f"{path} must match the checksum at its end. Got a damaged file: fetch or write it again."
+        msg = (
+            f"{path} must match the checksum at its end. "
+            "Got a damaged file: fetch or write it again."
+        )
         raise DamagedFile(msg)
     try:
         if zipfile.is_zipfile(io.BytesIO(content)):
             _compare_checksums(content)
-        with warnings.catch_warnings(action="ignore"):  # of what a damaged pickle looks like
+        with warnings.catch_warnings(action="ignore"):  # a damaged pickle causes many of them
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises whatever its instructions lead to
         if isinstance(error, pickle.UnpicklingError):
             msg = (
-                f"{path} must hold tensors. Got a damaged file, or a pickle of other objects, which is not loaded: save "
-                "model.state_dict() alone, or fetch the file again."
+                f"{path} must hold tensors. "
+                "Got a damaged file, or a pickle of other objects, which is not loaded: "
+                "save model.state_dict() alone, or fetch the file again."
             )
             raise DamagedFile(msg) from error
         reason = shortened(error) or type(error).__name__
-        msg = f"{path} must be what torch.save wrote. It could not be read ({reason}): fetch or write it again."
+        msg = (
+            f"{path} must be what torch.save wrote. "
+            f"It could not be read ({reason}): fetch or write it again."
+        )
         raise DamagedFile(msg) from error
 
 
 def torch_bytes(content: Any) -> bytes:
-    """What ``torch.save`` writes, and a checksum after it: ``torch.load`` itself compares none."""
+    """The bytes that ``torch.save`` writes, with a checksum at the end.
+
+    ``torch.load`` itself compares no checksum.
+    """
     file = io.BytesIO()
     torch.save(content, file)
     return file.getvalue() + b"\nsha256 %s\n" % hashlib.sha256(file.getvalue()).hexdigest().encode()
@@ -136,10 +148,14 @@ def _compare_checksums(content: bytes) -> None:
         raise ValueError(msg)
 
 
-def _is_name(key: Any) -> bool:
-    return isinstance(key, str)
+def _are_weights(found: Any) -> bool:
+    """Whether the content of a file is a dict with names as keys and at least one tensor."""
+    if not isinstance(found, dict):
+        return False
+    named = all(isinstance(key, str) for key in found)
+    return named and any(isinstance(value, Tensor) for value in found.values())
 
 
 def _some(found: dict[Any, Any]) -> str:
-    """The first keys."""
+    """The first keys, for a message."""
     return shortened(", ".join(map(str, found)) or "nothing", 60)
