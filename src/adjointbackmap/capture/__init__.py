@@ -1,1 +1,1 @@
-"""The user's module: its graph as torch.export sees it, the constants that it reads, copies and fingerprints of it."""
+"""The user's module: its graph from ``torch.export``, the constants it reads, copies of it."""

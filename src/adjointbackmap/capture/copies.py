@@ -1,7 +1,7 @@
-"""A copy of a module's structure: the same code and the same tensors, and nothing else is shared.
+"""A copy of a module's structure, which shares the code and the tensors and nothing else.
 
-What listens to a model, or runs it on other tensors, does so on such a copy: another thread may run the
-model itself at the same time.
+Hooks are registered, and tensors replaced, on such a copy only, because another thread may run the
+model at the same time.
 """
 
 import sys
@@ -19,23 +19,25 @@ from torch import Tensor, nn
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
+# Types whose values cannot lead to a module, so that they are shared.
 ATOMS = (type(None), bool, int, float, complex, str, bytes)
 LISTS = (list, set, deque)
 DICTIONARIES = (dict, OrderedDict, defaultdict)
 NAMESPACES = (SimpleNamespace, Namespace)
 EMPTY = frozenset(name for name, table in vars(nn.Module()).items() if isinstance(table, dict))
-LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy"}  # their objects and functions are shared
+# Objects and functions of these libraries are shared, not copied.
+SHARED_LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy"}
 
 
 def structural_copy(model: M, tensor: Callable[[Tensor], Tensor] | None = None) -> M:
     """Copy the modules, containers, hooks and objects that a module holds; its tensors are shared.
 
-    A function that refers to a module of the model, such as a hook or a ``forward`` of one module alone,
-    refers to the copy's module instead.
+    A function that refers to a module of the model, such as a hook, refers to the copy's module
+    instead.
 
     Args:
-        model: Any module; it is left as it is.
-        tensor: What takes the place of each tensor; by default the tensor itself.
+        model: Any module; it is not changed.
+        tensor: Gives the tensor to use instead of each tensor; by default the tensor itself.
 
     Returns:
         A module of the same class.
@@ -50,13 +52,12 @@ def structural_copy(model: M, tensor: Callable[[Tensor], Tensor] | None = None) 
 
 
 class _Copier:
-    """Goes through a structure; what it meets twice it copies once."""
+    """Copies a structure; an object that is met twice is copied once."""
 
     def __init__(self, tensor: Callable[[Tensor], Tensor]) -> None:
         self.tensor = tensor
-        self.made: dict[
-            int, tuple[Any, Any]
-        ] = {}  # id -> the original, which keeps the id taken, and its copy
+        # id -> the original and its copy; the original stays alive, so no other object gets its id
+        self.made: dict[int, tuple[Any, Any]] = {}
 
     def copied(self, value: T) -> T:
         if type(value) in ATOMS:
@@ -69,7 +70,7 @@ class _Copier:
         return cast("T", self.made[id(value)][1])
 
     def keep(self, original: Any, copy: T) -> T:
-        """Remember a copy, before what it holds is copied: that may lead back to it."""
+        """Remember a copy before its contents are copied, because they may lead back to it."""
         self.made[id(original)] = (original, copy)
         return copy
 
@@ -79,7 +80,7 @@ class _Copier:
         return self.tensor(value)
 
     def instance(self, value: Any) -> Any:
-        """A module, or an object of a class of the user's, with copies of its attributes."""
+        """A module, or an object of a user's class, with copies of its attributes."""
         kind = type(value)
         new = self.keep(value, kind() if kind in NAMESPACES else object.__new__(kind))
         for name, part in attributes_of(value).items():
@@ -89,6 +90,9 @@ class _Copier:
         if isinstance(value, nn.Module):
             new.__dict__["_compiled_call_impl"] = None  # compiled code would run the original
         return new
+
+    # Containers: value.copy() keeps the class and its options, such as a maximal length.
+    # We iterate over a copy, because another thread may change the container.
 
     def list_like(self, value: Any) -> Any:
         new = self.keep(value, value.copy())
@@ -120,13 +124,10 @@ class _Copier:
         return new
 
     def function(self, value: FunctionType) -> FunctionType:
-        """A function that sees the copies: its variables from outside, and the defaults of its arguments."""
+        """A function whose closure variables and default arguments are copies."""
         cells = value.__closure__
-        inside = (
-            None
-            if cells is None
-            else tuple(self.made.get(id(c), (c, CellType()))[1] for c in cells)
-        )
+        # cells that are shared with a function copied before are the ones made for it
+        inside = cells and tuple(self.made.get(id(c), (c, CellType()))[1] for c in cells)
         new = FunctionType(value.__code__, value.__globals__, value.__name__, None, inside)
         self.keep(value, new)
         for cell, own in zip(cells or (), inside or (), strict=True):
@@ -145,8 +146,12 @@ class _Copier:
         return value if target is None else weakref.ref(self.copied(target))
 
 
-def parts_of(value: Any) -> list[tuple[str, Any]] | None:
-    """Names and values that a container, function or object is made of; ``None`` for what is not entered."""
+def contents_of(value: Any) -> list[tuple[str, Any]] | None:
+    """Names and values inside a container, function or object.
+
+    The name is empty except for attributes. The result is ``None`` for an object whose contents
+    are not copied.
+    """
     way = _way(value)
     if isinstance(value, list | set | deque | tuple):
         return [("", part) for part in list(value)]
@@ -165,26 +170,21 @@ def parts_of(value: Any) -> list[tuple[str, Any]] | None:
 
 
 def attributes_of(value: Any) -> dict[str, Any]:
-    """What an object's attributes are, in its dictionary and in its slots."""
+    """An object's attributes, from its dictionary and its slots."""
     slots = [name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name)]
-    # the dictionary is copied at once: another thread may set an attribute meanwhile
-    return {
-        **dict(getattr(value, "__dict__", ())),
-        **{name: getattr(value, name) for name in slots},
-    }
+    # dict(...) copies in one step: another thread may set an attribute in the meantime
+    in_dictionary = dict(getattr(value, "__dict__", ()))
+    return {**in_dictionary, **{name: getattr(value, name) for name in slots}}
 
 
 def _slots(kind: type) -> tuple[str, ...]:
     slots = kind.__dict__.get("__slots__", ())
-    return tuple(
-        name
-        for name in ((slots,) if isinstance(slots, str) else slots)
-        if not name.startswith("__")
-    )
+    names = (slots,) if isinstance(slots, str) else slots
+    return tuple(name for name in names if not name.startswith("__"))
 
 
 def _way(value: Any) -> Callable[[_Copier, Any], Any] | None:
-    """How a value is copied; ``None`` where it is shared."""
+    """The method that copies a value; ``None`` if it is shared."""
     kind = type(value)
     if isinstance(value, Tensor):
         return _Copier.tensors
@@ -206,11 +206,11 @@ def _way(value: Any) -> Callable[[_Copier, Any], Any] | None:
 
 
 def _of_library(value: Any) -> bool:
-    return (getattr(value, "__module__", None) or "").partition(".")[0] in LIBRARIES
+    return (getattr(value, "__module__", None) or "").partition(".")[0] in SHARED_LIBRARIES
 
 
 def _refers(function: FunctionType) -> bool:
-    """Whether a function has anything from where it was made."""
+    """Whether a function holds objects: closure variables or default arguments."""
     return bool(function.__closure__ or function.__defaults__ or function.__kwdefaults__)
 
 
@@ -223,7 +223,11 @@ def _is_filled(cell: CellType) -> bool:
 
 
 def _is_entered(value: Any) -> bool:
-    """Whether it is a module, or an object whose attributes may lead to one and that can be made anew."""
+    """Whether a value is a module, or an object that can be copied and may lead to a module.
+
+    An object is shared if making another one has side effects: its class has its own ``__new__`` or
+    ``__del__``.
+    """
     kind = type(value)
     if isinstance(value, nn.Module):
         return True

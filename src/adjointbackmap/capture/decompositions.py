@@ -1,4 +1,4 @@
-"""Operations of ``torch.export`` that are taken apart into others before a rule sees them."""
+"""Operations that are decomposed into others before a rule sees them."""
 
 from collections.abc import Callable
 from functools import cache
@@ -27,15 +27,18 @@ TAKEN_APART = (
     "trapezoid.dx",
     "vstack.default",
 )
-"""Operations that PyTorch defines by others which have rules: PyTorch's own definition is what takes them apart."""
+"""Operations that PyTorch defines by other operations, all of which have rules.
+
+PyTorch's own definition decomposes them.
+"""
 
 
 @cache
 def decompositions() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
-    """What ``ExportedProgram.run_decompositions`` is to take apart."""
+    """The decompositions for ``ExportedProgram.run_decompositions``."""
     known = torch.export.default_decompositions()
-    wanted = [
-        getattr(getattr(torch.ops.aten, op), kind)
-        for op, kind in (name.split(".") for name in TAKEN_APART)
-    ]
+    wanted = []
+    for name in TAKEN_APART:
+        op, overload = name.split(".")
+        wanted.append(getattr(getattr(torch.ops.aten, op), overload))
     return {op: known[op] for op in wanted if op in known}

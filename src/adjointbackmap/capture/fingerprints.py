@@ -1,4 +1,4 @@
-"""What a model computes with, in a form that can be compared: every call holds the model against its trace."""
+"""Fingerprints of a model, by which every call checks that it is as it was traced."""
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -10,21 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adjointbackmap.capture.copies import ATOMS, parts_of, structural_copy
+from adjointbackmap.capture.copies import ATOMS, contents_of, structural_copy
 
 Names = Mapping[str, frozenset[str]]
 """Path of a module -> names of attributes."""
 
-# Parameters, buffers, submodules and hooks, which are looked at by themselves.
+# Attributes that every module has: parameters, buffers, submodules and hooks are compared apart.
 INTERNAL = frozenset(nn.Module().__dict__)
 VALUES = (*ATOMS, torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 ONLY_VALUES = frozenset(VALUES) - {float, complex}
-LONGEST = 10_000  # a longer container is known by its identity and its length alone
+# Of a longer container only identity and length are compared, because its contents take too long.
+LONGEST = 10_000
+# Bytes of an element -> integer dtype in which its bits are summed.
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Same:
-    """An object that is equal to itself alone."""
+    """Wraps an object so that it is equal only to itself."""
 
     def __init__(self, value: object) -> None:
         self.value = value
@@ -43,11 +45,13 @@ def fingerprint(model: nn.Module, read: Names) -> dict[str, Any]:
 
     Args:
         model: Any module.
-        read: What :func:`attributes_read` gave for it.
+        read: The attributes to compare, from :func:`attributes_read`.
     """
     modules = dict(model.named_modules())
     paths = {id(module): path for path, module in modules.items()}
-    found: dict[str, Any] = {name: _tensor(tensor) for name, tensor in tensors_of(model).items()}
+    found: dict[str, Any] = {
+        name: _tensor_state(tensor) for name, tensor in named_tensors(model).items()
+    }
     found["the modules"] = tuple(modules)
     for path, module in modules.items():
         whose = path or "the model"
@@ -60,9 +64,10 @@ def fingerprint(model: nn.Module, read: Names) -> dict[str, Any]:
 
 
 def attributes_read(model: nn.Module, x: Tensor) -> Names:
-    """The attributes that a forward reads and leaves as they are, from one pass of a copy of the model.
+    """The attributes that a forward reads but does not change.
 
-    What the forward sets itself, such as a feature that it keeps or a counter of its calls, is none of these.
+    They are found in one forward pass of a copy of the model. An attribute that the forward sets,
+    such as a counter of its calls, is not among them.
 
     Args:
         model: Any module.
@@ -74,11 +79,10 @@ def attributes_read(model: nn.Module, x: Tensor) -> Names:
     read: dict[str, set[str]] = {path: set() for path in modules}
 
     def now() -> dict[str, Any]:
-        each = [
-            _attributes(path, module, frozenset(module.__dict__), paths)
-            for path, module in modules.items()
-        ]
-        return {name: state for states in each for name, state in states}
+        found: dict[str, Any] = {}
+        for path, module in modules.items():
+            found.update(_attributes(path, module, frozenset(module.__dict__), paths))
+        return found
 
     before = now()
     for path, module in modules.items():
@@ -88,21 +92,20 @@ def attributes_read(model: nn.Module, x: Tensor) -> Names:
     after = now()
     written = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     return {
-        path: frozenset(n for n in names if _name(path, n) not in written)
+        path: frozenset(n for n in names if _attribute_name(path, n) not in written)
         for path, names in read.items()
     }
 
 
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by every name that they have."""
-    parameters, buffers = (
-        named(remove_duplicate=False) for named in (model.named_parameters, model.named_buffers)
-    )
-    return {**dict(parameters), **dict(buffers)}
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by all of their names."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    return {**parameters, **buffers}
 
 
 def _spied(kind: type, names: set[str]) -> type:
-    """A class that is another in one thing: it notes which attributes are read."""
+    """A subclass that adds the name of every attribute that is read to ``names``."""
     get: Callable[..., Any] = kind.__getattribute__
 
     def spy(self: Any, name: str) -> Any:
@@ -110,22 +113,25 @@ def _spied(kind: type, names: set[str]) -> type:
             names.add(name)
         return get(self, name)
 
-    told = {
+    own = {
         "__getattribute__": spy,
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
     }
-    return type(kind.__name__, (kind,), told)
+    return type(kind.__name__, (kind,), own)
 
 
-def _name(path: str, name: str) -> str:
+def _attribute_name(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
 def _attributes(
     path: str, module: nn.Module, names: frozenset[str], paths: Mapping[int, str]
 ) -> Iterator[tuple[str, Any]]:
-    """Some attributes of a module, its own or its class's: methods too, which may be put on the module itself."""
+    """Names and comparable states of some attributes of a module.
+
+    An attribute may be the class's: a method that was replaced on the module itself is found too.
+    """
     own = module.__dict__
     kind = type(module)
     registered = (module._parameters, module._buffers, module._modules)
@@ -133,11 +139,17 @@ def _attributes(
         if any(name in those for those in registered):
             continue
         value = own[name] if name in own else getattr(kind, name, None)
-        yield _name(path, name), _state(value, paths, {})
+        yield _attribute_name(path, name), _comparable(value, paths, {})
 
 
-def _state(value: Any, paths: Mapping[int, str], seen: dict[int, int]) -> Any:
-    """What is equal as long as a value is the same, and everything that it holds."""
+def _comparable(value: Any, paths: Mapping[int, str], seen: dict[int, int]) -> Any:
+    """A state of a value that stays equal as long as the value and its contents are the same.
+
+    Args:
+        value: Any value.
+        paths: Id of a module of the model -> its path.
+        seen: Id of a value that was met before -> its number, since contents may lead back to it.
+    """
     kind = type(value)
     if kind in VALUES:
         return kind, repr(value) if kind in (float, complex) else value  # nan is the same as nan
@@ -149,18 +161,21 @@ def _state(value: Any, paths: Mapping[int, str], seen: dict[int, int]) -> Any:
         return "seen", seen[id(value)]
     seen[id(value)] = len(seen)
     if isinstance(value, Tensor):
-        return _tensor(value)
+        return _tensor_state(value)
     if isinstance(value, np.ndarray):
         return value.shape, value.dtype.str, zlib.crc32(value.tobytes())
-    parts = parts_of(value)
+    parts = contents_of(value)
     if parts is None or len(parts) > LONGEST:
         return Same(value), None if parts is None else len(parts)
-    which = Same(value) if kind is FunctionType else kind
-    return which, *((name, _state(part, paths, seen)) for name, part in parts)
+    which = Same(value) if kind is FunctionType else kind  # the code of a function is its own
+    return which, *((name, _comparable(part, paths, seen)) for name, part in parts)
 
 
-def _tensor(tensor: Tensor) -> tuple[Any, ...]:
-    """Memory, version, shape, dtype and a checksum of the bits, which finds an edit through ``.data``."""
+def _tensor_state(tensor: Tensor) -> tuple[Any, ...]:
+    """Memory, version, shape, dtype and a checksum of the bits.
+
+    The checksum finds changes through ``.data``, which leave the version as it was.
+    """
     if tensor.device.type == "meta":
         return ()
     if tensor.layout != torch.strided or tensor.is_quantized:
@@ -170,14 +185,15 @@ def _tensor(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _checksum(tensor: Tensor) -> tuple[int, ...]:
-    """Sums of the bits along rows and columns, each row and column with a factor: rows that change places change it."""
+    """Sums of the bits along rows and columns, weighted by the number of the row or column.
+
+    The weights find rows or columns that were exchanged.
+    """
     real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    # (first dimension, all others)
     bits = real.reshape(len(real) if real.dim() else 1, -1).view(BITS[real.element_size()])
-    sums = (
-        (bits.sum(1), bits.sum(0))
-        if bits.shape[0] > 1 and bits.shape[1] > 1
-        else (bits.flatten().long(),)
-    )
+    is_matrix = bits.shape[0] > 1 and bits.shape[1] > 1
+    sums = (bits.sum(1), bits.sum(0)) if is_matrix else (bits.flatten().long(),)
     return tuple(int((s * _factors(len(s), s.device)).sum()) for s in sums)
 
 

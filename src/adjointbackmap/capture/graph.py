@@ -1,4 +1,4 @@
-"""A module and an example -> the graph of ATen operations that ``torch.export`` sees, with every layer's output."""
+"""The graph of ATen operations of a module, from ``torch.export``, with all layers' outputs."""
 
 import operator
 import re
@@ -13,25 +13,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from adjointbackmap.capture.casting import tensors_of
+from adjointbackmap.capture.casting import all_tensors
 from adjointbackmap.capture.copies import structural_copy
 from adjointbackmap.capture.decompositions import decompositions
-from adjointbackmap.capture.inlining import CastingPart, inline
+from adjointbackmap.capture.inlining import CastingPart, inline_parts
 from adjointbackmap.capture.model_check import advice, batch_of, is_exported, takes
 from adjointbackmap.capture.precision import exact, while_torch_sets
 from adjointbackmap.capture.process import CAPTURING, quiet
 from adjointbackmap.capture.readings import FixedBatch, ForeignTensor, Readings, Replay, readings_of
 
 CLONE = "aten.clone.default"
-ROOT = "model"  # name of the user's module inside the one that is exported
-MODULE = "module and call"  # where a node of a module with several names says by which one it goes
+WRAPPED = "model"  # name of the user's module inside the one that is exported
+MODULE = "module and call"  # key of a node's meta: the first name of a module with several names
 CALL = re.compile(r":\d+$")
-MADE_IN_FORWARD = "constant"
-LIFTED = re.compile(r"lifted_tensor_\d+$")  # a tensor that the forward makes of numbers
-WRAPPER = "jaxtyping"  # its frames may stand between the model's code and ours
-MOST_IMAGES = (
-    65_535  # a capture on a CUDA device may hold for no larger batch, and nothing here needs one
-)
+MADE_IN_FORWARD = "constant"  # name of a tensor that the forward makes from numbers
+LIFTED = re.compile(r"lifted_tensor_\d+$")  # torch.export's name of such a tensor
+WRAPPER = "jaxtyping"  # its frames may be between the model's code and ours in a traceback
+# A capture on a CUDA device may hold for no larger batch, and nothing here needs one.
+MOST_IMAGES = 65_535
 
 
 @dataclass(frozen=True)
@@ -39,14 +38,16 @@ class Capture:
     """The graph of a module in the order of execution.
 
     Attributes:
-        nodes: Every node but the one that gives the outputs.
+        nodes: All nodes except the output node.
         image: The node of the image.
         outputs: Name of an output -> its node, see :func:`named`.
-        layers: Name of a module's call -> the node of what it returned.
-        parameters: Name of a node -> the module's name for the parameter or buffer that it stands for.
-        tensors: Name of a node -> tensor that the graph holds itself.
-        names: Name of such a node -> the module's name for the plain attribute that it is, or ``MADE_IN_FORWARD``.
-        reads_floats: Whether the forward reads floating numbers from constants, which are rounded to their dtype.
+        layers: Name of a module's call -> the node of its output.
+        parameters: Name of a node -> name of its parameter or buffer in the model.
+        tensors: Name of a node -> its tensor, if it is neither parameter nor buffer.
+        names: Name of such a node -> name of the plain attribute that holds the tensor, or
+            ``MADE_IN_FORWARD``.
+        reads_floats: Whether the forward reads floating numbers from constants. Their values depend
+            on the dtype of the constants.
     """
 
     nodes: tuple[torch.fx.Node, ...]
@@ -60,15 +61,15 @@ class Capture:
 
 
 def call_name(path: str, call: int) -> str:
-    """Name of a module's call: the module's own, then ``:1`` for its second call and so on.
+    """Name of a module's call: the module's name, with ``:1`` for its second call and so on.
 
-    A module whose own name ends so has the number at its first call too.
+    The first call of a module whose own name ends like this gets ``:0``.
     """
     return f"{path}:{call}" if call or CALL.search(path) else path
 
 
 def path_of(call: str) -> str:
-    """The module's name in the name of its call."""
+    """The name of the module, from the name of a call of it."""
     return CALL.sub("", call)
 
 
@@ -83,7 +84,10 @@ def listening(
     hook: Callable[[str, nn.Module, tuple[Any, ...], object], None],
     paths: Sequence[str] | None = None,
 ) -> Iterator[None]:
-    """Call ``hook(name, module, inputs, output)`` after every call of a submodule; nothing stays behind."""
+    """Call ``hook(name, module, inputs, output)`` after every call of a submodule.
+
+    The hooks are removed at the end.
+    """
     calls: dict[str, int] = {}
     handles = []
 
@@ -104,11 +108,11 @@ def listening(
 
 
 class _Listened(nn.Module):
-    """Returns the module's outputs and what every submodule returned, so that the graph names them exactly."""
+    """Returns the outputs of the module and of all submodules, so that the graph has them all."""
 
     def __init__(self, model: nn.Module, readings: Readings | None = None) -> None:
         super().__init__()
-        # while it is exported, a module with two names looks like two
+        # the paths are taken here: during the export a module with two names looks like two modules
         self.model = model
         self.paths = paths_of(model)
         self.readings = readings
@@ -118,7 +122,7 @@ class _Listened(nn.Module):
 
         def keep(name: str, module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
             if isinstance(output, Tensor):
-                outputs[name] = output.clone()  # a later operation in place does not reach it
+                outputs[name] = output.clone()  # a later operation in place would change it
 
         replayed = Replay(self.readings, x.shape[0]) if self.readings else nullcontext()
         with listening(self.model, keep, self.paths), replayed:
@@ -129,13 +133,14 @@ def capture(model: nn.Module, example: Tensor) -> Capture:
     """Capture a module in eval mode with a batch of any size up to ``MOST_IMAGES``.
 
     Args:
-        model: The module; it is left as it was.
+        model: The module; it is not changed.
         example: A batch of inputs.
 
     Raises:
         CastingPart: If the module turns autocast on.
         TypeError: If the example is no tensor.
-        ValueError: If the module does not take the example, ``torch.export`` cannot follow it, or it changes its buffers.
+        ValueError: If the module does not take the example, ``torch.export`` cannot follow it, or
+            it changes its buffers.
     """
     batch = batch_of(example)
     readings = _run(model, example, batch)
@@ -146,24 +151,39 @@ def capture(model: nn.Module, example: Tensor) -> Capture:
     try:
         with CAPTURING, exact(batch.device), while_torch_sets(), quiet():
             exported = _exported(wrapper, batch, shapes)
-            inline(exported)
+            inline_parts(exported)
             with torch.no_grad():
                 exported = exported.run_decompositions(dict(decompositions()))
     except CastingPart:
         raise
     except Exception as error:
-        if _fixes_batch(error) and takes(_with_own_buffers(model), lambda: example[None]):
-            msg = f"The example must be a batch (N, ...). Got {tuple(example.shape)}, which is one image: pass example[None]."
-            raise ValueError(msg) from error
-        msg = f"The model must be a graph that torch.export can capture for any batch size. Got {explained(error)}"
-        if _fixes_batch(error) and is_exported(model):
-            msg = "The model must take any batch size. Got an export that fixes it: export it with dynamic_shapes for the batch."
-        raise ValueError(msg) from error
-    return _read(exported, _first_names(model), readings.floats)
+        raise ValueError(_why_not_captured(model, example, error)) from error
+    return _capture_of(exported, _first_names(model), readings.floats)
+
+
+def _why_not_captured(model: nn.Module, example: Tensor, error: Exception) -> str:
+    """The message for a model that could not be captured."""
+    if _fixes_batch(error) and takes(_with_own_buffers(model), lambda: example[None]):
+        return (
+            f"The example must be a batch (N, ...). Got {tuple(example.shape)}, "
+            "which is one image: pass example[None]."
+        )
+    if _fixes_batch(error) and is_exported(model):
+        return (
+            "The model must take any batch size. Got an export that fixes it: "
+            "export it with dynamic_shapes for the batch."
+        )
+    return (
+        "The model must be a graph that torch.export can capture for any batch size. "
+        f"Got {explained(error)}"
+    )
 
 
 def _exported(wrapper: nn.Module, example: Tensor, shapes: Any) -> torch.export.ExportedProgram:
-    """What ``torch.export`` captures without gradients or, where the forward turns them on, which it cannot follow, with them."""
+    """The graph without gradients; with them if the forward turns gradients on.
+
+    ``torch.export`` cannot follow a forward that turns them on while they are off.
+    """
     try:
         with torch.no_grad():
             return torch.export.export(wrapper, (example,), dynamic_shapes=shapes, strict=False)
@@ -173,55 +193,62 @@ def _exported(wrapper: nn.Module, example: Tensor, shapes: Any) -> torch.export.
 
 
 def _run(model: nn.Module, example: Tensor, batch: Tensor) -> Readings:
-    """Run a copy of the model on the example as a batch, whose buffers are its own: a forward may change them.
+    """Run a copy of the model on a batch; it has its own buffers, which the forward may change.
 
     Returns:
-        What it read from its parameters and buffers.
+        The numbers that the model read from its constants.
 
     Raises:
         ValueError: If the model does not take the example.
     """
     copied = _with_own_buffers(model)
     try:
-        return readings_of(_Listened(copied), tensors_of(copied), batch)
+        return readings_of(_Listened(copied), all_tensors(copied), batch)
     except Exception as error:
         shape = ", ".join(map(str, ("N", *example.shape[1:])))
         reason = explained(error).removesuffix(".")
-        what = advice(copied, example)
         msg = (
-            f"The model must run on a batch of the example's shape ({shape}). Got {reason}: {what}."
+            f"The model must run on a batch of the example's shape ({shape}). "
+            f"Got {reason}: {advice(copied, example)}."
         )
         raise ValueError(msg) from error
 
 
 def _with_own_buffers(model: nn.Module) -> nn.Module:
-    """A copy of a model to run: it may change its buffers."""
+    """A copy of a model that may change its buffers."""
     buffers = {id(buffer) for buffer in model.buffers()}
-    return structural_copy(
-        model, lambda tensor: tensor.clone() if id(tensor) in buffers else tensor
-    )
+    return structural_copy(model, lambda t: t.clone() if id(t) in buffers else t)
 
 
 def explained(error: Exception) -> str:
-    """The first line of an error, the line of the model's code that caused it, and what to do where that is known."""
+    """The first line of an error, the model's line that caused it, and advice if there is any."""
     first = next((line for line in str(error).splitlines() if line.strip()), "")
-    inside = (Path(torch.__file__).parent, Path(__file__).parents[1])
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_file()]
-    theirs = [
-        f for f in frames if not any(Path(f.filename).is_relative_to(folder) for folder in inside)
-    ]
-    theirs = [f for f in theirs if WRAPPER not in Path(f.filename).parts]
-    where = f" at {theirs[-1].filename}:{theirs[-1].lineno} ({theirs[-1].line})" if theirs else ""
+    where = _line_of_model(error)
     if _fixes_batch(error):
-        return f"a model that fixes the batch{where}: write x.shape[0] in place of len(x) or a number, and give a batch (N, ...)."
+        return (
+            f"a model that fixes the batch{where}: write x.shape[0] in place of len(x) or a "
+            "number, and give a batch (N, ...)."
+        )
     if isinstance(error, ForeignTensor):
         what = "a number of a tensor that is no parameter, buffer or attribute of a module"
         return f"{what}{where}: register it as a buffer."
     if "data-dependent" in first or "DataDependent" in type(error).__name__:
         return f"a branch or a shape that depends on the data{where}: write it with torch.where."
     if "not a known type" in first:
-        return f"{first.partition(',')[0].removeprefix('Found ')}: return a tensor, a tuple, a dict or a dataclass."
+        found = first.partition(",")[0].removeprefix("Found ")
+        return f"{found}: return a tensor, a tuple, a dict or a dataclass."
     return f"{type(error).__name__}: {first}{where}."
+
+
+def _line_of_model(error: Exception) -> str:
+    """Where in the user's code an error was raised; empty if it was in no file of theirs."""
+    ours = (Path(torch.__file__).parent, Path(__file__).parents[1])
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        is_theirs = path.is_file() and not any(path.is_relative_to(folder) for folder in ours)
+        if is_theirs and WRAPPER not in path.parts:
+            return f" at {frame.filename}:{frame.lineno} ({frame.line})"
+    return ""
 
 
 def _fixes_batch(error: Exception) -> bool:
@@ -229,28 +256,30 @@ def _fixes_batch(error: Exception) -> bool:
 
 
 def named(result: Any) -> dict[str, Any]:
-    """What a module returns, by name: the keys of a mapping, the fields of an object, the places in a tuple or list."""
+    """The outputs of a module by name.
+
+    The names are the keys of a mapping, the fields of an object, or the numbers in a tuple or list.
+    """
     if isinstance(result, Mapping):
         return {str(name): value for name, value in result.items()}
     if is_dataclass(result):
         return {field.name: getattr(result, field.name) for field in fields(result)}
     if hasattr(result, "_fields"):
         return result._asdict()
-    return {
-        str(i): value
-        for i, value in enumerate(result if isinstance(result, tuple | list) else [result])
-    }
+    several = result if isinstance(result, tuple | list) else [result]
+    return {str(i): value for i, value in enumerate(several)}
 
 
 def pick(result: Any, output: int | str | None) -> Any:
-    """The output of a module that returns one, or the chosen one of several.
+    """The only output of a module, or the chosen one of several.
 
     Args:
-        result: What the module returned: a tensor, or a tuple, list, mapping or object of these.
-        output: Name, or index; ``None`` where there is only one.
+        result: What the module returned: a tensor, or a tuple, list, mapping or object of tensors.
+        output: Name or index; ``None`` if there is only one.
 
     Raises:
-        ValueError: If there is no such output, it is no tensor, or there are several and none is chosen.
+        ValueError: If there is no such output, it is no tensor, or there are several outputs and
+            none is chosen.
     """
     several = named(result)
     names = list(several)
@@ -261,28 +290,37 @@ def pick(result: Any, output: int | str | None) -> Any:
         output = names[output]
     if str(output) not in given or type(output) not in (int, str):
         listed = ", ".join(given) or "nothing"
-        msg = f"output must be one of what the model returns: {listed}. Got {output!r}: choose one with output=."
+        msg = (
+            f"output must be one of what the model returns: {listed}. "
+            f"Got {output!r}: choose one with output=."
+        )
         raise ValueError(msg)
     chosen = several[str(output)]
     if not isinstance(chosen, Tensor | torch.fx.Node):
-        msg = f"The output {output!r} must be a tensor. Got {type(chosen).__name__}: wrap the model in one that returns a tensor."
+        msg = (
+            f"The output {output!r} must be a tensor. Got {type(chosen).__name__}: "
+            "wrap the model in one that returns a tensor."
+        )
         raise ValueError(msg)
     return chosen
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:
-    """Name of a module, parameter or buffer -> the first name of the same one."""
-    named = [
+    """Each name of a module, parameter or buffer -> the first of its names."""
+    every = [
         *model.named_modules(remove_duplicate=False),
         *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
     ]
-    named += model.named_buffers(remove_duplicate=False)
     first: dict[int, str] = {}
-    return {name: first.setdefault(id(one), name) for name, one in named}
+    return {name: first.setdefault(id(one), name) for name, one in every}
 
 
 def _name_by_first(nodes: Sequence[torch.fx.Node], first: Mapping[str, str]) -> None:
-    """Note the module and the call that made each node of a module with several names: calls are counted over all of them."""
+    """Write the first name, and the number of the call, to the nodes of modules with several names.
+
+    The calls are counted over all names of a module.
+    """
     several = {name for names in first.items() if names[0] != names[1] for name in names}
     calls: dict[str, list[tuple[str, int]]] = {}
     for node in nodes:
@@ -294,61 +332,66 @@ def _name_by_first(nodes: Sequence[torch.fx.Node], first: Mapping[str, str]) -> 
             node.meta[MODULE] = (first[path], seen.index((path, call)))
 
 
-def _read(
+def _capture_of(
     exported: torch.export.ExportedProgram, first: Mapping[str, str], reads_floats: bool
 ) -> Capture:
+    """The captured graph, with the names that the model uses.
+
+    Args:
+        exported: The exported wrapper.
+        first: Each name of a module, parameter or buffer -> the first of its names.
+        reads_floats: See :class:`Capture`.
+
+    Raises:
+        ValueError: If the forward changes buffers.
+    """
     *nodes, last = exported.graph.nodes
     for node in nodes:
         _write_by_kind(node)
     _name_by_first(nodes, first)
     signature = exported.graph_signature
-    spec = exported.call_spec.out_spec
     if signature.buffers_to_mutate:
-        changed = ", ".join(
-            name.removeprefix(f"{ROOT}.") for name in signature.buffers_to_mutate.values()
+        changed = ", ".join(_in_model(name) for name in signature.buffers_to_mutate.values())
+        msg = (
+            "The model must leave its buffers as they are in eval mode. "
+            f"Got a forward that changes {changed}: leave that out."
         )
-        msg = f"The model must leave its buffers as they are in eval mode. Got a forward that changes {changed}: leave that out."
         raise ValueError(msg)
-    outputs, layers = pytree.tree_unflatten(
-        last.args[0][-spec.num_leaves :], spec
-    )  # an input that is changed comes before
+    spec = exported.call_spec.out_spec
+    returned = last.args[0][-spec.num_leaves :]  # inputs that the forward changed come before
+    outputs, layers = pytree.tree_unflatten(returned, spec)
     parameters = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    constants = {
-        **exported.constants,
-        **{n: exported.state_dict[t] for n, t in parameters.items() if t in exported.state_dict},
-    }
-    lifted = {
-        name: constants[target]
-        for name, target in signature.inputs_to_lifted_tensor_constants.items()
-    }
-    image = next(n for n in nodes if n.name == signature.user_inputs[0])
+    lifted = signature.inputs_to_lifted_tensor_constants
     return Capture(
         nodes=tuple(nodes),
-        image=image,
+        image=next(n for n in nodes if n.name == signature.user_inputs[0]),
         outputs=outputs,
         layers=layers,
-        parameters={
-            n: first.get(t.removeprefix(f"{ROOT}."), t.removeprefix(f"{ROOT}."))
-            for n, t in parameters.items()
-        },
-        tensors=lifted,
-        names={
-            n: _shown(target) for n, target in signature.inputs_to_lifted_tensor_constants.items()
-        },
+        parameters={n: first.get(_in_model(t), _in_model(t)) for n, t in parameters.items()},
+        tensors={name: exported.constants[target] for name, target in lifted.items()},
+        names={name: _shown_name(target) for name, target in lifted.items()},
         reads_floats=reads_floats,
     )
 
 
+def _in_model(name: str) -> str:
+    """A name without the prefix of the exported wrapper."""
+    return name.removeprefix(f"{WRAPPED}.")
+
+
 def _write_by_kind(node: torch.fx.Node) -> None:
-    """Write the general convolution of an exported and decomposed model as the one that it was."""
-    if str(node.target) == "aten.convolution.default":
-        x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = cast(
-            "tuple[Any, ...]", node.args
-        )
-        op = getattr(torch.ops.aten, convolution_name(weight.meta["val"], transposed))
-        rest = (output_padding, groups, dilation) if transposed else (dilation, groups)
-        node.target = op.input if transposed else op.default
-        node.args = (x, weight, bias, stride, padding, *rest)
+    """Replace the general convolution, which decompositions give, by the kind that it was."""
+    if str(node.target) != "aten.convolution.default":
+        return
+    x, weight, bias, stride, padding, dilation, transposed, *rest = cast(
+        "tuple[Any, ...]", node.args
+    )
+    output_padding, groups = rest
+    op = getattr(torch.ops.aten, convolution_name(weight.meta["val"], transposed))
+    # the arguments of both kinds have different orders
+    rest = [output_padding, groups, dilation] if transposed else [dilation, groups]
+    node.target = op.input if transposed else op.default
+    node.args = (x, weight, bias, stride, padding, *rest)
 
 
 def convolution_name(weight: Tensor, transposed: bool) -> str:
@@ -356,28 +399,27 @@ def convolution_name(weight: Tensor, transposed: bool) -> str:
     return f"{'conv_transpose' if transposed else 'conv'}{weight.dim() - 2}d"
 
 
-def _shown(target: str) -> str:
-    """What people call a tensor that is no parameter or buffer: the attribute's name, if it is one."""
-    name = target.removeprefix(f"{ROOT}.")
+def _shown_name(target: str) -> str:
+    """Name for people of a tensor that is no parameter or buffer: the attribute's, if it is one."""
+    name = _in_model(target)
     return MADE_IN_FORWARD if LIFTED.match(name) else name
 
 
 def module_of(node: torch.fx.Node) -> tuple[str, int]:
-    """The path of the innermost module that made a node, without the wrapper's prefix, and which of its calls."""
+    """The path of the innermost module that made a node, and the number of its call."""
     if MODULE in node.meta:
         return node.meta[MODULE]
     stack = [
         (key, path)
         for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items()
-        if path.startswith(ROOT)
+        if path.startswith(WRAPPED)
     ]
     if not stack:
         return "", 0
     key, path = stack[-1]
-    call = (
-        "" if key.endswith(path) else key.rpartition("@")[2]
-    )  # key: the path, then "@1" for the second call and so on
-    return path.removeprefix(ROOT).removeprefix("."), int(call or 0)
+    # the key ends with the path, and "@1" after it for the second call and so on
+    call = "" if key.endswith(path) else key.rpartition("@")[2]
+    return path.removeprefix(WRAPPED).removeprefix("."), int(call or 0)
 
 
 def ancestors(node: torch.fx.Node) -> set[torch.fx.Node]:
@@ -393,7 +435,7 @@ def ancestors(node: torch.fx.Node) -> set[torch.fx.Node]:
 
 
 def is_getitem(node: torch.fx.Node) -> bool:
-    """Whether a node takes one of several outputs of an operation."""
+    """Whether a node is one of several outputs of an operation."""
     return node.target is operator.getitem
 
 
@@ -404,14 +446,12 @@ def first_input(node: torch.fx.Node) -> torch.fx.Node:
 
 def op_name(node: torch.fx.Node) -> str:
     """Name of a node's operation, such as ``conv2d``."""
-    return (
-        getattr(node.target, "_opname", None)
-        or str(node.target).removeprefix("aten.").partition(".")[0]
-    )
+    name = getattr(node.target, "_opname", None)
+    return name or str(node.target).removeprefix("aten.").partition(".")[0]
 
 
 def source_of(node: torch.fx.Node) -> torch.fx.Node:
-    """The node that a copy was made of."""
+    """The node that a chain of copies starts from; a node that is no copy is its own."""
     while str(node.target) == CLONE:
         node = first_input(node)
     return node

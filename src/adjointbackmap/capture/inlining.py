@@ -1,25 +1,30 @@
-"""Parts of a forward that ``torch.export`` keeps apart, ``no_grad``, ``enable_grad`` or ``autocast``, put into the graph."""
+"""Inlines the parts of a forward that ``torch.export`` makes graphs of their own.
+
+These are the parts under ``no_grad``, ``enable_grad`` and ``autocast``.
+"""
 
 from typing import Any, cast
 
 import torch
 from torch.fx import GraphModule, Node
 
-GRAD = "wrap_with_set_grad_enabled"  # arguments: enabled, the part, its inputs
-AUTOCAST = "wrap_with_autocast"  # arguments: device, dtype, enabled, whether it caches, the part, its inputs
+# Names of the nodes that call a part. Arguments of the first: enabled, part, inputs of the part.
+GRAD = "wrap_with_set_grad_enabled"
+# Arguments: device, dtype, enabled, whether it caches, part, inputs of the part.
+AUTOCAST = "wrap_with_autocast"
 
 
 class CastingPart(ValueError):
     """A part of the forward computes in another precision than the model's."""
 
 
-def inline(exported: torch.export.ExportedProgram) -> None:
-    """Put the parts that are kept apart into the graph, with the module that made each of their nodes.
+def inline_parts(exported: torch.export.ExportedProgram) -> None:
+    """Inline the parts, and keep the module that made each of their nodes.
 
-    Decompositions would put them there too, but lose the modules of convolutions and linear calls.
+    Decompositions would inline them too, but lose the modules of convolutions and linear calls.
 
     Args:
-        exported: What ``torch.export`` captured; it is changed.
+        exported: The exported program; it is changed.
 
     Raises:
         CastingPart: If autocast is on in a part.
@@ -37,7 +42,13 @@ def _device(exported: torch.export.ExportedProgram) -> str:
 
 
 def _inline(module: GraphModule, device: str, renamed: dict[str, str]) -> None:
-    """Put the parts of one graph into it, the innermost first; ``renamed``: name of an output -> that of its node now."""
+    """Inline the parts of one graph, the innermost first.
+
+    Args:
+        module: The graph.
+        device: Kind of device that the model computes on.
+        renamed: Gets the old name of each output of a part -> its new name.
+    """
     for node in list(module.graph.nodes):
         found = _part_of(node, device)
         if found is None:
@@ -52,10 +63,10 @@ def _inline(module: GraphModule, device: str, renamed: dict[str, str]) -> None:
 
 
 def _part_of(node: Node, device: str) -> tuple[Node, tuple[Any, ...]] | None:
-    """The node that holds a part, and the inputs of the part; ``None`` for other nodes.
+    """The part that a node calls, and the inputs of the part; ``None`` for other nodes.
 
     Raises:
-        CastingPart: If autocast is on in it.
+        CastingPart: If autocast is on in the part.
     """
     name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
     if name == GRAD:
@@ -64,7 +75,10 @@ def _part_of(node: Node, device: str) -> tuple[Node, tuple[Any, ...]] | None:
         return None
     kind, dtype, enabled, _, place, *inputs = node.args
     if enabled and kind == device:
-        msg = f"The model must compute in its own precision. Got torch.autocast to {dtype} in its forward: leave it out."
+        msg = (
+            "The model must compute in its own precision. "
+            f"Got torch.autocast to {dtype} in its forward: leave it out."
+        )
         raise CastingPart(msg)
     return place, tuple(inputs)  # type: ignore[return-value]
 
@@ -72,7 +86,7 @@ def _part_of(node: Node, device: str) -> tuple[Node, tuple[Any, ...]] | None:
 def _put_before(
     node: Node, part: GraphModule, inputs: tuple[Any, ...], renamed: dict[str, str]
 ) -> None:
-    """Copy a part to the place of the node that calls it, and give its outputs to those that take the node's."""
+    """Copy a part in front of the node that calls it, and use its outputs instead of the node's."""
     graph = node.graph
     placeholders = [inner for inner in part.graph.nodes if inner.op == "placeholder"]
     copies: dict[Node, Any] = dict(zip(placeholders, inputs, strict=True))
@@ -81,7 +95,7 @@ def _put_before(
             if inner.op not in ("placeholder", "output"):
                 copies[inner] = graph.node_copy(inner, lambda n: copies[n])
     outputs = part.graph.output_node().args[0]
-    for taker in list(node.users):  # each takes one output, by its place
+    for taker in list(node.users):  # getitem(node, number of the output)
         new = copies[outputs[taker.args[1]]]  # type: ignore[index]
         taker.replace_all_uses_with(new)
         renamed[taker.name] = new.name

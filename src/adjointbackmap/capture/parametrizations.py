@@ -1,4 +1,7 @@
-"""Weights computed at every call, by weight norm, spectral norm or pruning -> plain parameters."""
+"""Replaces weights that are computed at every call by plain parameters.
+
+Weight norm, spectral norm and pruning compute them.
+"""
 
 import copy
 from typing import cast
@@ -11,17 +14,17 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A deep copy in which every computed weight is a parameter of its value.
+    """A deep copy in which every computed weight is a parameter with its value.
 
-    It is made of any model that ``copy.deepcopy`` takes, and of those with computed tensors among
-    their attributes, as weight norm and pruning by a hook leave them, which it refuses.
+    Weight norm and pruning by a hook leave computed tensors among the attributes of a module.
+    ``copy.deepcopy`` refuses these; this function copies them too.
 
     Args:
-        model: A module in eval mode; it is left as it was.
+        model: A module in eval mode; it is not changed.
 
     Returns:
-        The copy. Names such as ``conv.parametrizations.weight.original0`` become ``conv.weight``;
-        a parametrization that gives something else at every call stays.
+        The copy. Names such as ``conv.parametrizations.weight.original0`` become ``conv.weight``.
+        A parametrization whose value changes at every call is kept.
 
     Raises:
         TypeError: If ``copy.deepcopy`` refuses the model for another reason.
@@ -45,7 +48,8 @@ def _copy(model: nn.Module) -> nn.Module:
     for module in model.modules():
         kept = {name: t for name, t in vars(module).items() if isinstance(t, Tensor)}
         memo |= {id(t): t.detach().clone() for t in kept.values() if not t.is_leaf}
-        # what a hook computes anew may belong to a transform that has ended, and cannot be copied
+        # A tensor that a hook computes at every call needs no copy. It may not even have one, if
+        # it belongs to a torch.func transform that has ended.
         computed = [_tensor_of(hook) for hook in module._forward_pre_hooks.values()]
         memo |= {id(kept[name]): torch.empty(0) for name in computed if name in kept}
     try:
@@ -67,7 +71,10 @@ def _tensor_of(hook: object) -> str:
 
 
 def _remove_parametrizations(module: nn.Module) -> None:
-    """Put the values in place; PyTorch's function would change the class of the original too."""
+    """Replace parametrizations by their values.
+
+    PyTorch's own function would change the class of the original module too.
+    """
     lists = cast("nn.ModuleDict", module.parametrizations)
     values = {name: getattr(module, name) for name in lists}
     if not all(torch.equal(value, getattr(module, name)) for name, value in values.items()):
@@ -85,7 +92,10 @@ def _remove_parametrizations(module: nn.Module) -> None:
 
 
 def _remove_hooks(module: nn.Module) -> None:
-    """Remove the hooks of pruning first: weight norm may compute the weight from a pruned part."""
+    """Remove the hooks that compute weights, those of pruning first.
+
+    Weight norm may compute its weight from a pruned tensor.
+    """
     hooks = list(module._forward_pre_hooks.values())
     for hook in hooks:
         if isinstance(hook, prune.BasePruningMethod):

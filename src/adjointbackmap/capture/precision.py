@@ -1,4 +1,4 @@
-"""The arithmetic that the engine computes in: no reduced precision, whatever the user has switched on."""
+"""Full precision while the engine computes, whatever the user has switched on."""
 
 import threading
 from collections.abc import Iterator
@@ -7,15 +7,16 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 Switch = tuple[object, str, object]
-"""What has it, its name, and what it must be."""
+"""Object that has the switch, name of the attribute, value that the engine needs."""
 
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """No gradients, no autocast, and no TF32 or bfloat16 inside float32 products; everything is put back after.
+    """No gradients, no autocast, and no TF32 or bfloat16 inside float32 products.
 
-    Gradients and autocast are the thread's own. Precision is the whole process's: it is full as long as
-    any thread computes, and put back by the last.
+    The user's settings are restored at the end. Gradients and autocast are settings of the thread.
+    Precision is a setting of the process: it is full as long as any thread computes, and the last
+    one restores it.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -28,20 +29,25 @@ def exact(device: torch.device) -> Iterator[None]:
 
 
 class _FullPrecision:
-    """The switches of the process while threads compute: how many do, and what the user had set."""
+    """The precision of the process while threads compute.
+
+    Attributes:
+        threads: Number of threads that compute.
+        torch_sets: Number of threads in :meth:`while_torch_sets`.
+        before: Switches to restore: object, name, our value, the user's value.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.threads = 0
         self.torch_sets = 0
-        self.before: list[
-            tuple[object, str, object, object]
-        ] = []  # what has the switch, its name, ours, the user's
+        self.before: list[tuple[object, str, object, object]] = []
 
     def enter(self) -> None:
         with self.lock:
             self.threads += 1
-            found = self._set()  # what it is at the first thread, and what the user has set since
+            # the user may set switches between the first thread and this one
+            found = self._set()
             self.before += [] if self.torch_sets else found
 
     def leave(self) -> None:
@@ -49,6 +55,7 @@ class _FullPrecision:
             self.threads -= 1
             if self.threads:
                 return
+            # a switch that the user has set in the meantime is left alone
             still_ours = [entry for entry in self.before if getattr(entry[0], entry[1]) == entry[2]]
             for owner, name, _, users in still_ours:
                 setattr(owner, name, users)
@@ -66,7 +73,10 @@ class _FullPrecision:
                 self._set()
 
     def _set(self) -> list[tuple[object, str, object, object]]:
-        """Set what is not as it must be; all are read first, for some are set with others."""
+        """Set all switches that have another value, and return them.
+
+        All are read first, because setting one can set others.
+        """
         now = [(owner, name, ours, getattr(owner, name)) for owner, name, ours in _switches()]
         other = [entry for entry in now if entry[3] not in (entry[2], UNREADABLE)]
         for owner, name, ours, _ in other:
@@ -76,16 +86,17 @@ class _FullPrecision:
 
 @contextmanager
 def while_torch_sets() -> Iterator[None]:
-    """Inside of :func:`exact`: code of torch's that sets precision, as ``torch.export`` does, and puts it back to something else.
+    """Inside of :func:`exact`, run code of PyTorch that sets precision, such as ``torch.export``.
 
-    What any thread finds set meanwhile is not the user's.
+    Such code restores other values than it found. So what a thread reads in the meantime is not
+    taken for the user's setting.
     """
     with _PRECISION.while_torch_sets():
         yield
 
 
 class _OlderSwitches:
-    """Switches that torch had before ``fp32_precision``, as attributes."""
+    """Attributes for the switches that PyTorch had before ``fp32_precision``."""
 
     @property
     def precision(self) -> str:
@@ -99,7 +110,7 @@ class _OlderSwitches:
     def allow_tf32(self) -> object:
         try:
             return torch.backends.cudnn.allow_tf32
-        except RuntimeError:  # torch refuses to read it where the user has set the newer ones
+        except RuntimeError:  # PyTorch refuses if the user has set the newer switches
             return UNREADABLE
 
     @allow_tf32.setter
@@ -107,16 +118,17 @@ class _OlderSwitches:
         torch.backends.cudnn.allow_tf32 = value
 
 
-UNREADABLE = "mixed"
+UNREADABLE = "mixed"  # in place of a value that PyTorch refuses to read
 _OLDER = _OlderSwitches()
 _PRECISION = _FullPrecision()
 
 
 def _switches() -> list[Switch]:
-    """The older ones first, which set some of the newer.
+    """All switches, the older ones first, because they set some of the newer ones.
 
-    Recurrent cells go with convolutions, and ``allow_tf32`` with both: torch refuses to read it where they differ, in
-    ``torch.export`` as well, which another thread may be in.
+    The switches of recurrent cells are set along with those of convolutions: ``allow_tf32`` belongs
+    to both, and PyTorch refuses to read it if they differ. ``torch.export`` reads it, perhaps in
+    another thread.
     """
     older: list[Switch] = [(_OLDER, "precision", "highest"), (_OLDER, "allow_tf32", False)]
     backends = (torch.backends.cudnn, torch.backends.mkldnn)

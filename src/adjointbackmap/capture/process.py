@@ -1,4 +1,4 @@
-"""What all threads of the process share: the lock of captures, and a quiet time for one thread alone."""
+"""What all threads share: the lock of captures, and error streams that are quiet for one thread."""
 
 import logging
 import re
@@ -10,23 +10,23 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 CAPTURING = threading.RLock()
-"""Held during a capture: ``torch.export`` changes what all threads share, and is for one thread at a time."""
+"""Held during a capture: ``torch.export`` changes global state, so only one thread may run it."""
 
 IGNORED = (
-    (FutureWarning, ""),  # torch's own, about its own code
-    (
-        UserWarning,
-        "The tensor attribute",
-    ),  # set by a forward: here it is set on a copy of the model
+    # PyTorch warns about its own code
+    (FutureWarning, ""),
+    # and about attributes that a forward sets; here they are set on a copy of the model
+    (UserWarning, "The tensor attribute"),
 )
+"""Warnings that are left out during a capture: category, and how the message begins."""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out what this thread writes to the error stream, and what torch logs and warns of in it.
+    """Hide what this thread writes to the error stream, and PyTorch's logs and warnings in it.
 
-    Nothing is put back as it was found: another thread may have set it meanwhile. Only what was added is
-    taken away again.
+    At the end only our own additions are removed. Nothing is restored to an earlier state, because
+    another thread may have changed it in the meantime.
     """
     with ExitStack() as stack:
         stack.enter_context(_quiet_stream())
@@ -37,7 +37,7 @@ def quiet() -> Iterator[None]:
 
 
 class _OtherThreads:
-    """A stream that leaves out what one thread writes."""
+    """A stream that drops what one thread writes."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -58,14 +58,14 @@ def _quiet_stream() -> Iterator[None]:
     try:
         yield
     finally:
-        ours.thread = None  # another thread may hold it, and put it back later
+        ours.thread = None  # another thread may have kept the stream, and install it again later
         if sys.stderr is ours:
             sys.stderr = before
 
 
 @contextmanager
 def _quiet_loggers() -> Iterator[None]:
-    """Torch has handlers of its own, which hold the stream that was there at their start."""
+    """Filter PyTorch's log handlers, which keep the error stream that they were made with."""
     thread = threading.get_ident()
 
     def of_others(record: logging.LogRecord) -> bool:
@@ -87,7 +87,11 @@ def _quiet_loggers() -> Iterator[None]:
 
 
 class _OfThisThread:
-    """The message of a filter of warnings, which matches in one thread for a time: a copy of the filters may outlast it."""
+    """A message pattern for a warnings filter that matches in one thread only.
+
+    It stops matching when ``thread`` is set to ``None``. That is needed because another thread may
+    have copied the list of filters and install it again later.
+    """
 
     def __init__(self, pattern: str) -> None:
         self.pattern = re.compile(pattern)

@@ -1,7 +1,8 @@
-"""Numbers that a forward reads from its constants: kept in one run of the model, put in their place in the captured graph.
+"""Numbers that a forward reads from its constants, recorded in a run and replayed in the capture.
 
-``float(self.a)``, ``self.shape.tolist()``, ``if self.flag:`` and ``x[:, self.mask]`` need the values of a buffer, which
-``torch.export`` does not look at. One run of the model with real tensors finds them.
+``float(self.a)``, ``self.shape.tolist()``, ``if self.flag:`` and ``x[:, self.mask]`` need the
+values of a buffer, which ``torch.export`` does not know. One run of the model with real tensors
+records them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-# Functions that give Python one number of a tensor, and the kind of number. A tensor that is captured may take one for another.
+# Functions that give Python one number of a tensor, and how they convert it. While a model is
+# captured, PyTorch may call another one of these than in the run: all are recorded as NUMBER.
 NUMBER = "item"
-NUMBERS: dict[str, Callable[[Any], Any]] = {
+NUMBER_READS: dict[str, Callable[[Any], Any]] = {
     NUMBER: lambda number: number,
     "__bool__": bool,
     "is_nonzero": bool,
@@ -24,72 +26,41 @@ NUMBERS: dict[str, Callable[[Any], Any]] = {
 }
 LIST = "tolist"
 
-# Functions that give Python or NumPy more than one number.
+# Functions that give Python or NumPy several numbers at once, or text or a Boolean made from them.
 READS = {"numpy", "__array__", "__contains__", "__format__", "__repr__", "equal", "allclose"}
 
-# Functions that give places whose number depends on the values.
+# Functions whose output has a shape that depends on the values.
 PLACES = {"nonzero", "argwhere"}
 
-# Functions that take numbers, which may come as tensors without dimensions: x[self.place], x.view(self.n, -1).
+# Functions that take numbers, which may come as tensors without dimensions: x[self.place],
+# x.view(self.n, -1).
 INDEXING = {"__getitem__", "__setitem__"}
 FACTORIES = {"arange", "zeros", "ones", "full", "empty", "linspace"}
-TAKES_NUMBERS = {
-    *INDEXING,
-    *FACTORIES,
-    *(
-        "view",
-        "reshape",
-        "expand",
-        "repeat",
-        "tile",
-        "narrow",
-        "select",
-        "roll",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-    ),
-    *(
-        "split",
-        "chunk",
-        "squeeze",
-        "unsqueeze",
-        "permute",
-        "transpose",
-        "flatten",
-        "unflatten",
-        "pad",
-        "broadcast_to",
-    ),
-    "repeat_interleave",
-}
+NEW = {"new_zeros", "new_ones", "new_full"}
+SHAPING = set(
+    "view reshape expand repeat tile narrow select roll split chunk squeeze unsqueeze permute "
+    "transpose flatten unflatten pad broadcast_to repeat_interleave".split()
+)
+TAKES_NUMBERS = INDEXING | FACTORIES | NEW | SHAPING
 
 # Functions that read only the shape, dtype or device of their first argument ...
-SHAPE_ONLY = {
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "new_tensor",
-}
-# ... or of what comes after it.
-LIKE_FIRST = {"to", "type_as", "expand_as", "view_as", "reshape_as"}
+SHAPE_OF_FIRST = {"zeros_like", "ones_like", "full_like", "new_tensor", *NEW}
+# ... or of the other arguments.
+SHAPE_OF_OTHERS = {"to", "type_as", "expand_as", "view_as", "reshape_as"}
 
-MORE_IMAGES = 3  # between two runs: an integer that is a multiple of N, plus a number, shows itself
-FROM_DATA = object()  # in the place of a value that depends on the image
-FOREIGN = (
-    object()
-)  # in the place of a value of a tensor that neither the model nor its forward holds
+# The second run has this many images more than the first. An integer slope * N + offset differs by
+# a multiple of it; any other difference comes from the data.
+MORE_IMAGES = 3
+FROM_DATA = object()  # in place of a value that depends on the image
+FOREIGN = object()  # in place of a value of a tensor that neither the model nor its forward holds
 
 
 class FixedBatch(Exception):
-    """A forward turns the number of images into an integer of Python, which no graph for any batch size can hold."""
+    """A forward turns the number of images into a Python integer, which fixes the batch size."""
 
 
 class ForeignTensor(Exception):
-    """A forward reads a number of a tensor that is no parameter, buffer or attribute of a module."""
+    """A forward reads a number of a tensor that no module of the model holds."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +76,8 @@ class Readings:
     """What one run read, in order.
 
     Attributes:
-        found: Name of each function that read values, and what it found.
-        images: Images of the run.
+        images: Number of images of the run.
+        found: Name of each function that read values, and the values.
     """
 
     images: int
@@ -114,14 +85,17 @@ class Readings:
 
     @property
     def floats(self) -> bool:
-        """Whether there are floating numbers, which are rounded to the dtype of the constants."""
+        """Whether any values are floating numbers, which depend on the dtype of the constants.
+
+        Every array and tensor counts.
+        """
+        leaves = _leaves([value for _, value in self.found])
         return any(
-            isinstance(leaf, float) or getattr(leaf, "dtype", None) is not None
-            for leaf in _leaves([v for _, v in self.found])
+            isinstance(leaf, float) or getattr(leaf, "dtype", None) is not None for leaf in leaves
         )
 
     def joined(self, other: "Readings") -> "Readings":
-        """The readings for any number of images, from two runs with different numbers of them."""
+        """The readings for any number of images, from two runs with different numbers."""
         pairs = zip(self.found, other.found, strict=False)
         same = len(self.found) == len(other.found)
 
@@ -134,7 +108,7 @@ class Readings:
 
 
 def _for_any_batch(one: Any, two: Any, images: int, more: int) -> Any:
-    """The value of two runs: the same, an integer for each number of images, or ``FROM_DATA``."""
+    """One value for both runs: the same, a :class:`PerBatch`, or ``FROM_DATA`` if they differ."""
     if _is_unknown(one) or _is_unknown(two) or type(one) is not type(two):
         return one if one is two else FROM_DATA
     if isinstance(one, list | tuple):
@@ -146,7 +120,7 @@ def _for_any_batch(one: Any, two: Any, images: int, more: int) -> Any:
         return one if torch.equal(one, two) else FROM_DATA
     if hasattr(one, "tobytes"):  # an array
         return one if one.shape == two.shape and one.tobytes() == two.tobytes() else FROM_DATA
-    if one == two or (one != one and two != two):
+    if one == two or (one != one and two != two):  # both may be nan
         return one
     slope, rest = divmod(two - one, more - images) if type(one) is int else (0, 1)
     return FROM_DATA if rest else PerBatch(slope, one - slope * images)
@@ -157,10 +131,10 @@ def _is_unknown(value: Any) -> bool:
 
 
 class Reader(TorchFunctionMode):
-    """Keeps what a run with real tensors reads from constants.
+    """Records what a run with real tensors reads from constants.
 
-    What is not known to be a constant counts as data. Once Python has a number of the data, tensors that are made
-    afterwards are not known: they may be made of that number.
+    A tensor that is not known to be a constant counts as data. Once Python has read a number of the
+    data, tensors that are made afterwards count as data too: they may be made from that number.
 
     Args:
         constants: The parameters, buffers and other tensors of the model.
@@ -170,11 +144,10 @@ class Reader(TorchFunctionMode):
     def __init__(self, constants: Iterable[Tensor], images: Tensor) -> None:
         super().__init__()
         self.readings = Readings(len(images))
-        self.made = {_memory(images)}  # memory of data, as far as it was seen
+        self.made = {_memory(images)}  # memory of data that was seen
         self.has_read_data = False
-        self.known: dict[
-            int, Tensor
-        ] = {}  # memory of a constant -> a tensor there, which keeps it from being used again
+        # memory of a constant -> a tensor there, which keeps the memory from being used again
+        self.known: dict[int, Tensor] = {}
         for constant in constants:
             self._know(constant)
 
@@ -192,10 +165,10 @@ class Reader(TorchFunctionMode):
         of_constants = self._is_constant(name, tensors)
         numbers = _read_by(name, args, kwargs)
         if numbers is not None:
-            self._keep(name, [_values(t) for t in numbers], numbers)
+            self._keep(name, [_value_of(t) for t in numbers], numbers)
         output = func(*args, **kwargs)
-        if name == LIST or name in NUMBERS:
-            # A list is read number by number, as a tensor that is captured gives it.
+        if name == LIST or name in NUMBER_READS:
+            # during the capture a list is read number by number
             for number in args[0].detach().flatten().tolist():
                 self._keep(NUMBER, number, tensors)
         elif name in READS or (name in PLACES and tensors):
@@ -211,7 +184,7 @@ class Reader(TorchFunctionMode):
         return output
 
     def _keep(self, name: str, value: Any, read: Sequence[Tensor]) -> None:
-        """Keep a value that was read from tensors, if all of them are constants."""
+        """Record a value that was read from tensors, or a placeholder if one is no constant."""
         unknown = {_memory(tensor) for tensor in read} - self.known.keys()
         if unknown:
             value = FROM_DATA if unknown & self.made else FOREIGN
@@ -226,16 +199,22 @@ class Reader(TorchFunctionMode):
     def _is_constant(self, name: str, tensors: list[Tensor]) -> bool:
         if self.has_read_data:
             return False
-        read = tensors[:1] if name in LIKE_FIRST else tensors[1:] if name in SHAPE_ONLY else tensors
+        read = (
+            tensors[:1]
+            if name in SHAPE_OF_OTHERS
+            else tensors[1:]
+            if name in SHAPE_OF_FIRST
+            else tensors
+        )
         return all(_memory(t) in self.known for t in read)
 
 
 class Replay(TorchFunctionMode):
-    """Gives a forward that is captured the values that a run before read from the same constants.
+    """Gives a forward, while it is captured, the values that an earlier run has read.
 
     Args:
-        readings: What was read.
-        images: Images of a batch, which may be symbolic.
+        readings: What the run has read.
+        images: Number of images of a batch, which may be symbolic.
     """
 
     def __init__(self, readings: Readings, images: Any) -> None:
@@ -257,16 +236,14 @@ class Replay(TorchFunctionMode):
             values = self._next(name)
             if not _is_unknown(values):
                 args, kwargs = _with_numbers(args, kwargs, numbers, values)
-        if name in NUMBERS:
+        if name in NUMBER_READS:
             value = self._next(NUMBER)
             if value is FOREIGN:
                 raise ForeignTensor
-            if (
-                isinstance(value, torch.SymInt) and name != NUMBER
-            ):  # Python takes no symbol for an int
-                raise FixedBatch
+            if isinstance(value, torch.SymInt) and name != NUMBER:
+                raise FixedBatch  # int(...) and the like cannot return a symbol
             if not _is_unknown(value):
-                return NUMBERS[name](value)
+                return NUMBER_READS[name](value)
         elif name in READS or (name in PLACES and _tensors_in((args, kwargs))):
             value = self._next(name)
             if not _is_unknown(value):
@@ -276,13 +253,13 @@ class Replay(TorchFunctionMode):
     def _next(self, name: str) -> Any:
         expected, value = next(self.left, ("", FROM_DATA))
         if expected != name:
-            self.left = iter(())  # another path than that of the run: nothing after it is known
+            self.left = iter(())  # the forward takes another path: nothing after it is known
             return FROM_DATA
         return _with_batch(value, self.images)
 
 
 def _with_batch(value: Any, images: Any) -> Any:
-    """A value with every :class:`PerBatch` computed; what is changed by its user is a copy."""
+    """A value with every :class:`PerBatch` computed, and with copies of arrays."""
     if isinstance(value, PerBatch):
         return value.slope * images + value.offset
     if isinstance(value, list | tuple):
@@ -295,7 +272,7 @@ def _tensors_in(tree: Any) -> list[Tensor]:
 
 
 def _leaves(tree: Any) -> Iterator[Any]:
-    """Everything in nested tuples, lists, dicts and slices, in order."""
+    """All values in nested tuples, lists, dicts and slices, in order."""
     if isinstance(tree, slice):
         yield from _leaves((tree.start, tree.stop, tree.step))
     elif isinstance(tree, tuple | list):
@@ -308,13 +285,16 @@ def _leaves(tree: Any) -> Iterator[Any]:
 
 
 def _read_by(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor] | None:
-    """The integers and masks among a function's arguments whose values it needs; ``None`` where there are none."""
+    """Arguments of a function whose values it needs: integers, and masks used as an index.
+
+    ``None`` if there are none.
+    """
     if name not in TAKES_NUMBERS:
         return None
-    start, end = (
-        (0, None) if name in FACTORIES else (1, 2 if name in INDEXING else None)
-    )  # of a method, the first is the data
-    found = _tensors_in((args[start:end], kwargs))
+    if name not in FACTORIES:
+        # the first argument is the data; the third one of __setitem__ is data too
+        args = args[1:2] if name in INDEXING else args[1:]
+    found = _tensors_in((args, kwargs))
     return [t for t in found if _is_number(t) or (_is_mask(t) and name in INDEXING)] or None
 
 
@@ -331,15 +311,18 @@ def _is_mask(tensor: Tensor) -> bool:
     return bool(tensor.dim()) and tensor.dtype in (torch.bool, torch.uint8)
 
 
-def _values(tensor: Tensor) -> Any:
-    """A number, or the places where a mask holds, one tensor for each of its dimensions."""
+def _value_of(tensor: Tensor) -> Any:
+    """The number, or the places where a mask is true: one index tensor for each dimension."""
     return tensor.nonzero(as_tuple=True) if tensor.dim() else tensor.item()
 
 
 def _with_numbers(
     args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor], values: list[Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with numbers and places instead of tensors; a mask of several dimensions becomes several indices."""
+    """The arguments with numbers and index tensors in place of some tensors.
+
+    A mask with several dimensions becomes several indices.
+    """
     by_id = {id(t): value for t, value in zip(tensors, values, strict=True)}
 
     def put(tree: Any, top: bool = False) -> Any:
@@ -363,7 +346,7 @@ def _with_numbers(
 
 
 def _memory(tensor: Tensor) -> int:
-    """What two tensors share if one is a view of the other; 0 where that is not known."""
+    """Identity of a tensor's storage, which its views share; 0 if it has none."""
     try:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):
@@ -373,12 +356,12 @@ def _memory(tensor: Tensor) -> int:
 def _version(tensor: Tensor) -> int:
     try:
         return tensor._version
-    except RuntimeError:  # a tensor of inference mode counts none
+    except RuntimeError:  # a tensor of inference mode has no version
         return 0
 
 
 def _kept(value: Any) -> Any:
-    """A value that the forward cannot change any more."""
+    """A copy of a value, which the forward cannot change."""
     if isinstance(value, tuple):
         return tuple(_kept(v) for v in value)
     if isinstance(value, Tensor):
@@ -389,7 +372,10 @@ def _kept(value: Any) -> Any:
 def readings_of(
     run: Callable[[Tensor], Any], constants: Iterable[Tensor], example: Tensor
 ) -> Readings:
-    """What ``run`` reads from constants, for any number of images: of one run, or of two if there is anything.
+    """What a model reads from constants, for any number of images.
+
+    If a first run reads anything, a second run with another number of images shows what depends on
+    that number.
 
     Args:
         run: Calls the model.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adjointbackmap.capture.casting import cast
 from adjointbackmap.capture.copies import structural_copy
-from adjointbackmap.capture.fingerprints import Names, fingerprint, tensors_of
+from adjointbackmap.capture.fingerprints import Names, fingerprint, named_tensors
 from adjointbackmap.capture.graph import (
     Capture,
     ancestors,
@@ -167,7 +167,7 @@ class Network:
         self._capture = captured
         self._target = target
         self._programs: dict[torch.dtype, Program] = {}
-        tensors = tensors_of(model)
+        tensors = named_tensors(model)
         floating = [t.dtype for t in tensors.values() if t.is_floating_point()]
         self.dtype = floating[0] if floating else captured.image.meta["val"].dtype
         self.device = next((t.device for t in tensors.values()), captured.image.meta["val"].device)
@@ -205,7 +205,7 @@ class Network:
         Raises:
             UnsupportedOperation: If the model has other steps, or cannot run, in that dtype.
         """
-        tensors = tensors_of(self.model)
+        tensors = named_tensors(self.model)
         if dtype == self.dtype or not depends_on_dtype(self._capture, ancestors(self._target)):
             return lower(self._capture, self._target, tensors, dtype)
         captured, target = self._captured_in(dtype)
