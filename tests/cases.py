@@ -301,6 +301,21 @@ def identities():
 
 
 @case
+def factors_that_are_constant_on_pieces():
+    """A Leaky ReLU by hand, and gates that are computed of signs."""
+
+    def forward(net, x):
+        x = net.conv1(x)
+        x = x * (0.1 + 0.9 * (x > 0).to(x.dtype)) + net.offset
+        x = F.relu(net.gate(torch.sign(x))) * x
+        return net.conv2(x) * torch.where(x[:, :1] > 0, net.offset, 2 * net.offset)
+
+    convs = {"conv1": nn.Conv2d(2, 3, 3), "gate": nn.Conv2d(3, 3, 3, padding=1)}
+    parts = {"conv2": nn.Conv2d(3, 2, 1), "offset": parameter(1)}
+    return Net(forward, **convs, **parts), (2, 6, 6)
+
+
+@case
 def infinite_constants():
     """What always loses a maximum has no entry: padding, a mask that is added, a bound."""
 

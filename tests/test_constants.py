@@ -146,3 +146,81 @@ def test_values_that_depend_on_the_number_of_images_are_refused(kind):
         abm.UnsupportedOperation, match=r"depend on how many images|that of the images"
     ):
         abm.trace(net(IMAGES_IN_A_NUMBER[kind]), IMAGES.float())
+
+
+SEVERAL = {
+    "sorted": lambda net, x: net.conv(x) * net.conv.weight.flatten().sort()[0][:3].view(3, 1, 1),
+    "largest": lambda net, x: net.conv(x) + net.conv.weight.flatten(1).max(1)[0].view(3, 1, 1),
+    "place of the largest": lambda net, x: net.conv(x)[
+        :, net.conv.weight.flatten(1).sum(1).topk(2)[1]
+    ],
+    "moments": lambda net, x: (
+        net.conv(x) * torch.var_mean(net.conv.weight.flatten(1), 1)[0].view(3, 1, 1)
+        + torch.var_mean(net.conv.weight.flatten(1), 1)[1].view(3, 1, 1)
+    ),
+    "decomposed": lambda net, x: (
+        net.conv(x) * torch.linalg.qr(net.conv.weight.flatten(1))[1][:, 0].view(3, 1, 1)
+    ),
+    "standardised as a batch": lambda net, x: F.conv2d(
+        x,
+        F.batch_norm(net.conv.weight.reshape(1, 3, -1), None, None, training=True).view(3, 2, 3, 3),
+        net.conv.bias,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_each_output_of_an_operation_on_constants_is_a_constant(kind):
+    model = net(SEVERAL[kind]).double()
+    network = abm.trace(model, IMAGES)
+    planes = abm.hyperplanes(network, IMAGES, "output", "RM2")
+    assert (planes.value - model(IMAGES).movedim(1, -1)).abs().max() < 1e-12
+    assert abm.reconstruction_test(planes)["error"] < 1e-12
+
+
+NARROW = {
+    "mask times a number": ("mul", lambda net, x: net.conv(x) + 0.3 * (net.conv(x) > 0)),
+    "places times a number": (
+        "mul",
+        lambda net, x: net.conv(x) + 0.3 * x.argmax(1)[:, None, 2:, 2:],
+    ),
+    "count divided": ("div", lambda net, x: net.conv(x) * ((net.conv(x) > 0).sum(1, True) / 3)),
+    "one of two numbers": (
+        "where",
+        lambda net, x: net.conv(x) * torch.where(x[:, :1, 2:, 2:] > 0, 0.3, 1),
+    ),
+    "mean of a mask": (
+        "mean",
+        lambda net, x: net.conv(x) + (net.conv(x) > 0).float().mean(1, True),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NARROW)
+def test_numbers_in_the_default_dtype_are_refused_where_they_round(kind):
+    """By what they do, in a float64 model, and in float64 of a float32 model."""
+    op, forward = NARROW[kind]
+    match = rf"Got {op} \(it computes in torch.float32, and the network in torch.float64: give its"
+    with pytest.raises(abm.UnsupportedOperation, match=match):
+        abm.trace(net(forward).double(), IMAGES)
+    network = abm.trace(net(forward), IMAGES.float())
+    with pytest.raises(abm.UnsupportedOperation, match=match):
+        abm.hyperplanes(network, IMAGES, "output", dtype=torch.float64)
+
+
+EXACT = {
+    "opposite": lambda net, x: net.conv(x) * (1 - (net.conv(x) > 0).float()),
+    "sign by hand": lambda net, x: net.conv(x) * (2 * (net.conv(x) > 0).float() - 1),
+    "count divided": lambda net, x: net.conv(x) * ((net.conv(x) > 0).sum(1, True) / 4),
+    "number in the image's dtype": lambda net, x: (
+        net.conv(x) * (0.3 * (net.conv(x) > 0).to(x.dtype))
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_numbers_in_the_default_dtype_are_taken_where_they_are_exact(kind):
+    model = net(EXACT[kind]).double()
+    planes = abm.hyperplanes(abm.trace(model, IMAGES), IMAGES, "output", scale=1 / 8)
+    assert (planes.value - model(IMAGES).movedim(1, -1)).abs().max() < 1e-12
+    assert abm.reconstruction_test(planes)["error"] < 1e-12

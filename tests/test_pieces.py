@@ -141,10 +141,91 @@ def test_kink_against_an_infinite_constant_is_infinitely_far():
     assert_close(found[:, ::2], theirs)
 
 
+def lost(net, c):
+    """A convolution's output without two of its channels, which lose every maximum."""
+    return c.masked_fill(torch.tensor([True, False, False]).view(3, 1, 1), -INFINITY)
+
+
+LEFT_OUT = {
+    "sorted away": lambda net, c: lost(net, c).sort(1, descending=True)[0][:, :2],
+    "not among the largest": lambda net, c: lost(net, c).topk(2, 1)[0],
+    "replaced": lambda net, c: torch.where(torch.isinf(lost(net, c)), 0.3, lost(net, c)),
+    "replaced, then convolved": lambda net, c: net.conv(
+        torch.where(lost(net, c).isfinite(), lost(net, c), 0.3)[:, :2]
+    ),
+    "before the first": lambda net, c: F.pad(c, (1, 0), value=-INFINITY).cummax(3)[0][..., 1:],
+}
+
+
+@pytest.mark.parametrize("kind", LEFT_OUT)
+def test_infinity_that_the_data_leaves_out_is_exact(kind):
+    """The output may hold it as far as the graph shows; at each image it is looked at."""
+    model, x = make(lambda: convolved(LEFT_OUT[kind]))
+    network = abm.trace(model, x)
+    assert_reconstructed(network, x)
+    assert_close(abm.hyperplanes(network, x, "output").value, model(x).movedim(1, -1))
+
+
+def test_a_mask_that_hides_everything_at_noise_is_held_against_the_example():
+    """What is infinite at the trace's own random input may be finite at every image of the user."""
+
+    def forward(net, c):
+        dark = c.abs().amax((1, 2, 3), keepdim=True) < 20
+        return c.masked_fill(dark, -INFINITY).amax(1)
+
+    model, x = make(lambda: convolved(forward))
+    bright = x + 100
+    assert_reconstructed(abm.trace(model, bright), bright)
+    with pytest.raises(ValueError, match="Every value of amax must be finite"):
+        abm.trace(model, x)
+
+
+# piecewise constant values in the place of constants
+
+WRITTEN = {
+    "mask put into a value": lambda net, c: _put(c, [0, 2], (c[:, :2] > 0).to(c.dtype)),
+    "value put into a mask": lambda net, c: _put((c > 0).to(c.dtype), [0, 2], c[:, :2]),
+    "mask at places of data": lambda net, c: c + (c > 0).to(c.dtype).gather(1, _place(c)),
+    "constant at places of data": lambda net, c: (
+        c + net.w.expand(c.shape[0], 3, 6, 6).gather(1, _place(c))
+    ),
+}
+
+
+def _put(c, channels, values):
+    c = c.clone()
+    c[:, channels] = values
+    return c
+
+
+def _place(c):
+    return c.argmax(1, keepdim=True)
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_masks_are_taken_as_values(kind):
+    """Where an operation writes or takes them."""
+    model, x = make(lambda: convolved(WRITTEN[kind], w=torch.randn(1, 3, 1, 1)))
+    network = abm.trace(model, x)
+    assert_reconstructed(network, x)
+    for scale in (1.0, 1 / 8):
+        planes = abm.hyperplanes(network, x, "output", scale=scale)
+        assert_close(planes.value, model(x).movedim(1, -1))
+        assert_close(planes.reconstruct(), planes.value)
+
+
 REFUSED = {
+    "bounds that cross": (
+        lambda net, c: c.clamp(0.7, 0.2),
+        r"clamp \(its lower bound 0\.7 is above its upper one 0\.2, so that it gives 0\.2 alone",
+    ),
+    "sorted": (
+        lambda net, c: lost(net, c).sort(1)[0],
+        r"Every value of sort must be finite",
+    ),
     "output": (
         lambda net, c: c.masked_fill(c < 0, -INFINITY),
-        r"The output must be finite\. Got infinite constants .* masked_fill",
+        r"Every value of masked_fill must be finite.* cut the network before it with until=",
     ),
     "convolved": (
         lambda net, c: net.conv(F.pad(c, (1, 1), value=INFINITY)[:, :2]),

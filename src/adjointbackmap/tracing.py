@@ -8,6 +8,7 @@ from adjointbackmap.capture.graph import capture
 from adjointbackmap.capture.model_check import batch_of
 from adjointbackmap.engine.auditing import audit as audit_network
 from adjointbackmap.engine.network import Network, check_eval
+from adjointbackmap.engine.pattern import InfiniteValue
 from adjointbackmap.planes.patch_check import check_patches
 from adjointbackmap.planes.planner import plan
 
@@ -54,7 +55,15 @@ def trace(
         noise = torch.randn(
             1, *network.in_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
         )
-        x = noise.to(network.device, network.dtype)
-        audit_network(network, x)
-        check_patches(network, x)
+        _check(network, noise.to(network.device, network.dtype), batch_of(example)[:1])
     return network
+
+
+def _check(network: Network, noise: Tensor, image: Tensor) -> None:
+    """Compare with the model, and patches with the whole, on noise; on an image where noise makes a value infinite."""
+    try:
+        audit_network(network, noise)
+    except InfiniteValue:
+        noise = image
+        audit_network(network, noise)
+    check_patches(network, noise)

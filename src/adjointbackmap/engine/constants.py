@@ -160,7 +160,7 @@ class Constants:
             data: Names of the nodes that depend on the image: their shape alone is read.
 
         Raises:
-            Refused: If it gives several constants, or one that depends on the number of images.
+            Refused: If it depends on the number of images.
         """
         if is_getitem(node) and first_input(node).name in self._several:
             self._known[node.name] = self._several[first_input(node).name][
@@ -184,8 +184,10 @@ class Constants:
             parts = zip(made, op(whole.index, *args[1:], **kwargs), strict=True)
             self._several[node.name] = [Constant(t, whole.source, whole.base, i) for t, i in parts]
         elif not isinstance(made, Tensor):
-            msg = "it gives several constants"
-            raise Refused(msg)
+            self._several[node.name] = [
+                _whole(part, ConstantSource(own.name, f"{node.name}[{i}]"))
+                for i, part in enumerate(made)
+            ]
         elif kind in CASTS and torch.equal(made.to(args[0].dtype), args[0]):
             first = self._known[first_input(node).name]
             self._known[node.name] = Constant(made, first.source, first.base, first.index)
@@ -272,12 +274,21 @@ def _names_dtype(node: torch.fx.Node, capture: Capture) -> bool:
         and capture.tensors[node.name].is_floating_point()
     ):
         return True
-    if node.op == "call_function" and not node.all_input_nodes:  # a tensor made of numbers
+    if node.op != "call_function":
+        return False
+    if not node.all_input_nodes:  # a tensor made of numbers
         return True
     given = (*node.args, *node.kwargs.values())
+    if _is_floating(node) and not any(map(_is_floating, node.all_input_nodes)):
+        return True  # it has PyTorch's default dtype, as 0.3 * mask has
     return str(node.target) in CASTS or any(
         isinstance(a, torch.dtype) and a.is_floating_point for a in given
     )
+
+
+def _is_floating(node: torch.fx.Node) -> bool:
+    made = node.meta.get("val")
+    return isinstance(made, Tensor) and made.is_floating_point()
 
 
 def _filled(tensor: Tensor, source: ConstantSource) -> Constant:

@@ -15,6 +15,10 @@ from adjointbackmap.rules.base import Gates, laid_out
 from adjointbackmap.rules.infinite import Infinite, finite
 
 
+class InfiniteValue(ValueError):
+    """At these images, a value is infinite that must not be."""
+
+
 @dataclass(frozen=True)
 class ActivationPattern:
     """The gates of every operation at some images: with them the network is one linear map of [x; b].
@@ -119,7 +123,8 @@ def value_of(
     Where an input may be infinite, its finite part and the signs of its infinities go through the map apart.
 
     Raises:
-        ValueError: If an infinite constant is chosen by what chooses something finite wherever it can, such as a maximum.
+        InfiniteValue: If an infinite constant is chosen by what chooses something finite wherever it can, such as a maximum,
+            or reaches the output.
     """
     if isinstance(step.rule, Infinite):
         return step.rule.value.expand(images, *step.output.shape)
@@ -128,8 +133,11 @@ def value_of(
     out = step.rule.forward(gates, *(finite(t) for t in inputs))
     signs = step.rule.forward(gates, *(t.sign() * t.isinf() for t in inputs))
     if step.output.slot not in program.infinite and bool(signs.any()):
-        msg = f"Every value of {step.op} must be finite. Got windows or masks that leave infinite constants only: widen them."
-        raise ValueError(msg)
+        msg = (
+            f"Every value of {step.op} must be finite. Got windows or masks that leave infinite constants only: widen them, or "
+            "cut the network before it with until=."
+        )
+        raise InfiniteValue(msg)
     return torch.where(signs == 0, out, signs * torch.inf)
 
 

@@ -28,6 +28,7 @@ from adjointbackmap.engine.constants import (
     SYMBOLS,
     Constants,
 )
+from adjointbackmap.engine.narrower import rounding
 from adjointbackmap.rules import (
     RULES,
     Axis,
@@ -232,12 +233,15 @@ class _Lowering:
         self.program = Program(
             Value(IMAGE, tuple(capture.image.meta["val"].shape[1:])), self.device
         )
+        self.own = capture.image.meta["val"].dtype  # that in which the model was captured
         self.constants = Constants(capture, tensors, dtype, self.device)
         self.found: dict[
             str, Any
         ] = {}  # node -> what its rule built: a value, a list of them, a mask
         self.numbers: dict[Mask, Value] = {}  # masks that were needed as values
         self.numbers_of: dict[str, Value] = {}  # the same by node, of layers
+        self.flat: set[int] = set()  # slots of values that are constant on pieces
+        self.factors: list[Value] = []  # those of them that multiply data
         self.known: dict[Hashable, Value] = {}  # what a part of b is made of -> its value
         self.taken: set[str] = set(tensors)  # names of parts of b; a parameter keeps its own
         self.slots = IMAGE
@@ -258,9 +262,14 @@ class _Lowering:
                 "replace them, or cut the graph before them with until=."
             )
             raise UnsupportedOperation(msg)
-        self.program.entries = [self._with_whole_parameter(entry) for entry in self.program.entries]
+        in_factors = self._in_factors()
+        self.program.entries = [
+            self._with_whole_parameter(entry, entry.slot in in_factors)
+            for entry in self.program.entries
+        ]
         found = {**self.found, **self.numbers_of}
         infinite = self.program.infinite
+        self._look_at_each_image(found.get(target.name))
         self.program.values = {
             n: v for n, v in found.items() if isinstance(v, Value) and v.slot not in infinite
         }
@@ -276,9 +285,25 @@ class _Lowering:
             raise UnsupportedOperation(msg)
         return self.program
 
-    def _with_whole_parameter(self, entry: Entry) -> Entry:
+    def _look_at_each_image(self, target: Any) -> None:
+        """Take an output for finite that data may keep infinities out of: the pattern of each image is looked at."""
+        if not isinstance(target, Value) or target.slot not in self.program.infinite:
+            return
+        if any(step.rule.may_leave_out for step in self.program.upstream([target])):
+            del self.program.infinite[target.slot]
+
+    def _in_factors(self) -> set[int]:
+        """Slots of what the factors are made of, without the data that their masks look at."""
+        needed = {factor.slot for factor in self.factors}
+        for step in reversed(self.program.steps):
+            if step.output.slot in needed:
+                needed.update(i.slot for i in step.inputs if i.slot in self.flat)
+        return needed
+
+    def _with_whole_parameter(self, entry: Entry, used: bool) -> Entry:
         """The parameter's derivative is the entry's only where it is used as an entry and as nothing else."""
-        used = entry.parameter is not None and self.constants.uses[ConstantSource(entry.parameter)]
+        if entry.parameter is not None:
+            used = used or bool(self.constants.uses[ConstantSource(entry.parameter)])
         return replace(entry, parameter=None) if used else entry
 
     # what a rule may ask (see rules.base.Builder)
@@ -306,6 +331,9 @@ class _Lowering:
         self.slots += 1
         output = Value(self.slots, shape)
         self.program.steps.append(Step(rule, inputs, output, self.op))
+        known: list[Field] = [() if i.slot in self.flat else None for i in inputs]
+        if inputs and (all(f == () for f in known) or rule.field(*known) == ()):
+            self.flat.add(output.slot)
         if isinstance(rule, Kernel):
             self._keep_kernel(rule, inputs[0], output)
         return output
@@ -369,6 +397,13 @@ class _Lowering:
                 self, self.number("one", 1.0, len(mask.shape)), mask
             )
         return self.numbers[mask]
+
+    def as_factor(self, value: Value | Mask) -> Mask | None:
+        if isinstance(value, Mask) or value.slot not in self.flat:
+            return value if isinstance(value, Mask) else None
+        self.factors.append(value)
+        # k multiplies the entries that the value is made of, but no factor
+        return Mask(lambda k, v: v / k, (value,), value.shape)
 
     def _infinite(self, value: Tensor) -> Value:
         return self.apply(Infinite(value[None]), shape=tuple(value.shape))
@@ -521,9 +556,13 @@ class _Lowering:
                 )
             return found or self.constants.numbers.get(node.name, node.meta.get("val"))
 
-        return rule.build(
-            self, *torch.fx.map_arg(node.args, argument), **torch.fx.map_arg(node.kwargs, argument)
-        )
+        args = torch.fx.map_arg(node.args, argument)
+        kwargs = torch.fx.map_arg(node.kwargs, argument)
+        built = rule.build(self, *args, **kwargs)
+        why = "" if isinstance(built, Mask) else rounding(node, (*args, *kwargs.values()), self.own)
+        if why:
+            self.refused.append(self._described(node, why))
+        return built
 
     def _keep_kernel(self, rule: Kernel, x: Value, output: Value) -> None:
         node = self.node
@@ -535,6 +574,7 @@ class _Lowering:
         if made_of not in self.known:
             self.slots += 1
             self.known[made_of] = Value(self.slots, tuple(value.shape))
+            self.flat.add(self.slots)
             shown = name if made_of == ConstantSource(name) else self._free_name(name)
             own = value.to(self.dtype, copy=True)  # hyperplanes keep to it
             self.program.entries.append(Entry(shown, own, self.slots, parameter))

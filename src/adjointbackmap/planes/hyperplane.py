@@ -251,7 +251,8 @@ class Hyperplanes:
             return self.x
         x = check_images(self.network, x, self.value.dtype)
         if len(x) not in (1, len(self.x)):
-            msg = f"x must be one image or {len(self.x)}. Got {len(x)}."
+            several = f" or {len(self.x)}" if len(self.x) > 1 else ""
+            msg = f"x must be one image{several}. Got {len(x)}: give as many images as the hyperplanes have."
             raise ValueError(msg)
         return x.expand(len(self.x), *x.shape[1:])
 

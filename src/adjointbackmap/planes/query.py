@@ -26,7 +26,11 @@ from adjointbackmap.planes.units import Selection, select, shown, unit_dims
 from adjointbackmap.rules import Value
 
 # Prefix of a unit of memory -> bytes.
-SIZES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+SIZES = {
+    "": 1,
+    **{letter: 1000**n for n, letter in enumerate("kMGT", 1)},
+    **{f"{letter}i": 1024**n for n, letter in enumerate("KMGT", 1)},
+}
 # Stands for a memory without bound, so that sizes are always compared as integers.
 UNBOUNDED = sys.maxsize
 
@@ -386,7 +390,7 @@ def bytes_of(memory: str | float | int | None) -> int:
 def _size(memory: object) -> float:
     """A size in bytes; NaN if the value is no size."""
     if isinstance(memory, str):
-        found = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([kMG]?i?)B?\s*", memory)
+        found = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([kKMGT]?i?)B?\s*", memory)
         try:
             return float(found[1]) * SIZES[found[2]] if found else math.nan
         except (ValueError, KeyError):  # two points in the number, or a prefix such as "i"

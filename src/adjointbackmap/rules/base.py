@@ -176,6 +176,9 @@ class Builder(Protocol):
     def as_numbers(self, mask: Mask) -> Value:
         """A mask as a value: the mask times an entry whose value is 1."""
 
+    def as_factor(self, value: Value | Mask) -> Mask | None:
+        """What is constant on a piece, as a factor of data that k leaves alone; ``None`` for what is not."""
+
     def place(self, constant: Any, shape: Shape) -> Value | None:
         """A constant as a value of the given shape without the batch.
 
@@ -252,6 +255,8 @@ class Rule(Operation):
         zeros = [cotangent.new_zeros(len(cotangent), *shape) for shape in shapes]
         pull_back = torch.func.vjp(lambda *tangents: self.forward(gates, *tangents), *zeros)[1]
         return pull_back(cotangent)
+
+    may_leave_out: ClassVar[bool] = False  # infinities that it moves or masks, as the data says
 
     def infinities(self, *inputs: Signs) -> Signs:
         """The infinities that the output can hold; by default those of all inputs."""

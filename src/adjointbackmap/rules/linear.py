@@ -199,6 +199,8 @@ class Masked(Pointwise):
     An infinite constant becomes zero where the mask is zero, as :func:`torch.where` gives it.
     """
 
+    may_leave_out = True
+
     def __init__(self, mask: Mask) -> None:
         self.mask = mask
 
@@ -264,8 +266,11 @@ class Multiply(Pointwise):
         data, other = (first, second) if data_first else (second, first)
         if isinstance(data, Mask):
             return cls._of_mask(builder, data, other)
-        if isinstance(other, Mask):
-            return Masked.product(builder, data, other)
+        if isinstance(other, Value) and builder.as_factor(other) is None:
+            data, other = other, data
+        mask = builder.as_factor(other) if isinstance(other, Value | Mask) else None
+        if mask is not None:
+            return Masked.product(builder, data, mask)
         factor = tensor_of(other, "second factor")
         if not isinstance(factor, Tensor):
             return builder.apply(Multiply(cls.prepared(float(factor))), data)

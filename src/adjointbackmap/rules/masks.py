@@ -75,6 +75,10 @@ COMPARISONS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("bitwise_xor", "__xor__"), _bitwise(operator.xor, torch.logical_xor)),
     "bitwise_not": _bitwise(operator.invert, torch.logical_not),
     **dict.fromkeys(("sign", "sgn"), torch.sign),
+    **{
+        name: getattr(torch, name)
+        for name in ("isinf", "isnan", "isfinite", "isposinf", "isneginf")
+    },
 }
 """Name of an operation -> the function that gives its mask."""
 

@@ -87,12 +87,16 @@ class Gather(AtPlaces):
         """Append one step.
 
         Raises:
-            Refused: If it takes elements of a constant at places that depend on the image.
+            Refused: If it takes elements of zeros.
         """
         given = by_name(torch.ops.aten.gather.default, args, kwargs)
         x = given["self"]
-        if not isinstance(x, Value):
-            msg = "it takes elements of a constant or of a mask at places that depend on the image"
+        if isinstance(x, Mask):
+            x = builder.as_numbers(x)
+        if isinstance(x, Constant):
+            x = builder.place(x, aligned(x, len(builder.shape)))
+        if x is None:
+            msg = "it takes elements of a constant that is zero: write a zero"
             raise Refused(msg)
         rule = cls(index_of(given["index"]), *keep_batch([given["dim"]], x))
         return builder.apply(rule, x, *rule.places())
@@ -307,9 +311,8 @@ class IndexPut(Written):
         if first is not None:
             msg = "it goes over the images of a batch"
             raise Refused(msg)
-        if isinstance(number, Mask):
-            msg = "it writes a mask: write it with torch.where"
-            raise Refused(msg)
+        number = builder.as_numbers(number) if isinstance(number, Mask) else number
+        x = builder.as_numbers(x) if isinstance(x, Mask) else x
         places = [None if i is None else tensor_of(i, "index") for i in indices]
         like = torch.zeros(1, *builder.shape, dtype=torch.bool, device=builder.device)
         if single:

@@ -33,6 +33,7 @@ class Chosen(Taken):
     """
 
     op: ClassVar[Any]
+    may_leave_out = True
 
     def __init__(self, **options: Any) -> None:
         super().__init__(options["dim"], options.get("keepdim", True))
