@@ -52,30 +52,39 @@ def of_another_image(lines):
 FORGERIES = {
     "share-of-149-percent": (
         forged(lambda e: e.update(within=e["units"] * 3 // 2)),
-        "another histogram than units within 1 %",
+        "a histogram that does not fit the units within 1 %",
     ),
-    "more-units": (forged(lambda e: e.update(units=e["units"] + 1)), "units in place of"),
+    "more-units": (forged(lambda e: e.update(units=e["units"] + 1)), "units instead of"),
     "histogram": (forged(lambda e: e["signed"].__setitem__(0, 3)), "a histogram of"),
     "shifted-histogram": (
         forged(lambda e: e["signed"].append(e["signed"].pop(0))),
-        "another histogram|a largest error beside",
+        "a histogram that does not fit|a largest error that does not fit",
     ),
-    "negative": (forged(lambda e: e.update(zero=-1)), "counts that are none"),
+    "negative": (forged(lambda e: e.update(zero=-1)), "counts that are no counts"),
     "all-zero": (
         forged(lambda e: e.update(rounded=e["units"])),
         "too many units of zero or of rounding",
     ),
-    "text": (forged(lambda e: e.update(scaled="0")), "errors that are none|no errors of units"),
-    "largest": (forged(lambda e: e.update(largest=0.5)), "a largest error beside the histogram"),
-    "outside": (forged(lambda e: e.update(outside=0.5)), "an outside value of none"),
+    "text": (
+        forged(lambda e: e.update(scaled="0")),
+        "errors that are no errors|no errors of units",
+    ),
+    "largest": (
+        forged(lambda e: e.update(largest=0.5)),
+        "a largest error that does not fit the histogram",
+    ),
+    "outside": (
+        forged(lambda e: e.update(outside=0.5)),
+        "an outside value without a unit outside 1 %",
+    ),
     "worst-unit": (
         forged(lambda e: e.update(worst=["b", [0, 99, 0]])),
-        "a worst unit that is none",
+        "a worst unit that does not exist",
     ),
     "no-field": (forged(lambda e: e.pop("zero")), "units|no errors"),
     "other-field": (forged(lambda e: e.update(share=1.49)), "has no errors of units"),
     "missing-layer": (missing_layer, "it has other layers than"),
-    "another-image": (of_another_image, "a worst unit that is none"),
+    "another-image": (of_another_image, "a worst unit that does not exist"),
     "nothing": (lambda lines: lines[2].update(result={}), "it has other layers than"),
     "number": (lambda lines: lines[2].update(result=3), "it has other layers than"),
 }
@@ -139,7 +148,7 @@ def test_errors_of_an_image_fit_each_other():
     signed[len(HISTOGRAM_EDGES) + HISTOGRAM_EDGES.index(0.01)] = 1
     check = LayerCheck("fc", 2, 1, 1, 0, 0, float("nan"), 1.0, 0.5, ("a", (1,)), signed)
     assert LayerCheck.of_image(check.to_dict(), "fc", "a", (2,)).signed == signed
-    with pytest.raises(ValueError, match="fc has 2 units in place of 3"):
+    with pytest.raises(ValueError, match="fc has 2 units instead of 3"):
         LayerCheck.of_image(check.to_dict(), "fc", "a", (3,))
     with pytest.raises(ValueError, match="fc has no errors of units"):
         LayerCheck.of_image(["fc"], "fc", "a", (2,))

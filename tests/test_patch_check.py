@@ -77,7 +77,9 @@ def cut_taken_for_padding(monkeypatch):
 def edges_forgotten(monkeypatch):
     """An average that counts the padding: the fields are right, only windows are wrong."""
     monkeypatch.setattr(
-        AveragePooling, "weight", lambda self, shape, like: like.new_ones(1, 1, *like.shape[2:])
+        AveragePooling,
+        "border_correction",
+        lambda self, shape, like: like.new_ones(1, 1, *like.shape[2:]),
     )
 
 

@@ -96,14 +96,14 @@ def test_workers_of_a_cluster(six, scheduler):
 
 def test_worker_works_on_one_item_at_a_time(scheduler):
     """Whatever its threads: hooks of a model cannot be shared."""
-    spans = sorted(workers.spread(dict, overlapping, range(6), scheduler))
+    spans = sorted(workers.spread_items(dict, overlapping, range(6), scheduler))
     assert all(stop <= start for (_, stop), (start, _) in pairwise(spans))
 
 
 def test_error_of_an_item_comes_through(scheduler):
     """As it was raised in the worker."""
     with pytest.raises(ZeroDivisionError):
-        list(workers.spread(partial(int, 6), divided, [1, 2, 0], scheduler))
+        list(workers.spread_items(partial(int, 6), divided, [1, 2, 0], scheduler))
 
 
 def test_item_that_ends_every_worker_is_told():
@@ -111,7 +111,7 @@ def test_item_that_ends_every_worker_is_told():
     expected = r"Every item must leave its worker alive. Got one that ended 1: give each more"
     given_up = dask.config.set({"distributed.scheduler.allowed-failures": 0})
     with given_up, pytest.raises(RuntimeError, match=expected):
-        list(workers.spread(dict, killed, [0], 1))
+        list(workers.spread_items(dict, killed, [0], 1))
 
 
 def test_number_of_workers_is_checked(six):

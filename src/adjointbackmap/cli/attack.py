@@ -224,7 +224,7 @@ def _check_kept(out: Path, job: dict[str, Any], pixels: "Tensor") -> None:
     Raises:
         ValueError: If they are not.
     """
-    from adjointbackmap.exactness.journal import differences
+    from adjointbackmap.exactness.journal import setting_differences
 
     path = out / RESULTS_FILE
     kept = read_or_set_aside(path, "network")
@@ -237,7 +237,7 @@ def _check_kept(out: Path, job: dict[str, Any], pixels: "Tensor") -> None:
         other = "without images"
     else:
         lacks = f"{len(missing)} images that this run lacks" if missing else ""
-        other = differences(kept, job) or lacks
+        other = setting_differences(kept, job) or lacks
     if other:
         msg = (
             f"{path} must hold results of this job. "

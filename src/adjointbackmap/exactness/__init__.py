@@ -1,1 +1,1 @@
-"""How exact hyperplanes are: tests of the adjoint, every unit of every layer, many images."""
+"""How exact hyperplanes are: tests of the adjoint, and checks of all units over many images."""

@@ -1,4 +1,4 @@
-"""Exactness as functions: dot test, dense test, reconstruction test, and every unit of every layer of some images."""
+"""Tests of exactness: dot test, dense test, reconstruction test, and the check of all units."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,22 +20,27 @@ from adjointbackmap.planes.hyperplane import Hyperplanes
 from adjointbackmap.planes.query import Query
 from adjointbackmap.rules import Value
 
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
+# Largest error of a test by default, about a thousand roundings of each dtype.
+TEST_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
 
 
 def dot_test(
     operator: LayerOperator, seed: int = 0, tolerance: float | None = None
 ) -> dict[str, float]:
-    r"""Whether forward and adjoint are each other's transpose: :math:`\langle J u | v \rangle = \langle u | J^* v \rangle`.
+    r"""Test that forward and adjoint are each other's transpose.
+
+    Then :math:`\langle J u | v \rangle = \langle u | J^* v \rangle` for random vectors u and v.
 
     Args:
         operator: The linear map of a layer.
-        seed: Of the random vectors.
-        tolerance: Largest difference, relative to the norms, or to those of what cancelled on the way; by
-            default 1e-12 in float64 and 1e-4 in float32.
+        seed: Seed of the random vectors.
+        tolerance: Largest difference, relative to the norms; by default 1e-12 in float64 and 1e-4
+            in float32. Where paths to the layer cancel, it is relative to the norms of the terms
+            that cancelled.
 
     Returns:
-        ``{"forward": <J u|v>, "adjoint": <u|J* v>, "error": relative difference}``, for all images together.
+        ``{"forward": <J u|v>, "adjoint": <u|J* v>, "error": relative difference}``, for all images
+        together.
 
     Raises:
         RuntimeError: If the difference is larger than ``tolerance``.
@@ -67,27 +72,28 @@ def dot_test(
     scale = float(out.double().norm() * v.double().norm()) or 1.0
     error = abs(forward - adjoint) / scale
     if not error <= _limit(dtype, tolerance):
-        # the paths to the layer may cancel, so that what is left of the map is rounding
+        # paths to the layer may cancel, so that the output is little more than their rounding
         summed = _paths_of_tangent(operator, image, bias)
         scale = max(scale, SHARE * float(summed.double().norm() * v.double().norm()))
         error = abs(forward - adjoint) / scale
-    return _judged(
-        {"forward": forward, "adjoint": adjoint, "error": error}, dtype, tolerance, "The dot test"
-    )
+    figures = {"forward": forward, "adjoint": adjoint, "error": error}
+    return _judged(figures, dtype, tolerance, "The dot test")
 
 
 def dense_test(
     operator: LayerOperator, x: Tensor, tolerance: float | None = None
 ) -> dict[str, float]:
-    """Whether the dense matrix is the Jacobian of the untouched model, from ``torch.func.jacrev``.
+    """Test that the dense matrix is the Jacobian of the untouched model.
 
-    The image part is held against the Jacobian by the image, and each bias part that stands for a
-    parameter of the model against the Jacobian by that parameter.
+    The Jacobian is from ``torch.func.jacrev``. The image part is compared with the derivative with
+    respect to the image. Each bias part of a parameter of the model is compared with the derivative
+    with respect to that parameter.
 
     Args:
         operator: The linear map of a layer.
-        x: The images that it was made for, ``(N, C, H, W)`` or ``(C, H, W)``.
-        tolerance: Largest difference, relative to the largest entry; by default 1e-12 in float64 and 1e-4 in float32.
+        x: The images for which it was made, ``(N, C, H, W)`` or ``(C, H, W)``.
+        tolerance: Largest difference, relative to the largest entry; by default 1e-12 in float64
+            and 1e-4 in float32.
 
     Returns:
         ``{"image": relative difference, "bias": relative difference, "error": the larger}``.
@@ -110,38 +116,39 @@ def dense_test(
 
     ours_image, ours_bias = operator.dense()
     tensors = {**parameters, **buffers}
-    named = {
-        _first_name(network.model, p.parameter): p
-        for p in network.biases_in(dtype).values()
-        if p.parameter is not None
-    }
-    parts = {
-        name: part for name, part in named.items() if tensors[name].is_floating_point()
-    }  # others have no derivative
+    parts = {}
+    for part in network.biases_in(dtype).values():
+        if part.parameter is not None:
+            name = _first_name(network.model, part.parameter)
+            if tensors[name].is_floating_point():  # integers have no derivative
+                parts[name] = part
     chosen = {name: tensors[name] for name in parts}
     image_error = bias_error = 0.0
     for n, image in enumerate(x):
         by_values, by_image = torch.func.jacrev(output, (0, 1))(chosen, image)
-        image_error = larger(image_error, _difference(ours_image[n], by_image))
+        image_error = larger(image_error, _relative_difference(ours_image[n], by_image))
         for name, part in parts.items():
             theirs = by_values[name].reshape(*layer.out_shape, part.value.numel())
-            bias_error = larger(bias_error, _difference(ours_bias[n][..., part.slice], theirs))
+            ours = ours_bias[n][..., part.slice]
+            bias_error = larger(bias_error, _relative_difference(ours, theirs))
     figures = {"image": image_error, "bias": bias_error, "error": larger(image_error, bias_error)}
     return _judged(figures, dtype, tolerance, "The dense test")
 
 
 def reconstruction_test(planes: Hyperplanes, tolerance: float | None = None) -> dict[str, float]:
-    r"""Whether :math:`\langle [x; b] | H \rangle` is what the untouched model computes.
+    r"""Test that :math:`\langle [x; b] | H \rangle` is the value of the untouched model.
 
-    The error is relative to the scale of the rounding, :math:`\sum |x h_I| + \sum |b h_b|`. Where these terms
-    are far smaller than what was summed along the paths, because paths cancel, it is relative to that.
+    The error is scale-aware: it is relative to the scale of the rounding,
+    :math:`\sum |x h_I| + \sum |b h_b|`. Where paths cancel, these terms are far smaller than the
+    sums along the paths. The error is then relative to those sums.
 
     Args:
         planes: Hyperplanes of any units.
         tolerance: Largest scale-aware error; by default 1e-12 in float64 and 1e-4 in float32.
 
     Returns:
-        ``{"error": largest scale-aware error, "relative": largest |relative error|, "share": share of units <= 1 %}``.
+        ``"error"``, the largest scale-aware error; ``"relative"``, the largest |relative error|;
+        and ``"share"``, the share of units with |relative error| <= 1 %.
 
     Raises:
         RuntimeError: If the error is larger than ``tolerance``; the message names the worst unit.
@@ -149,22 +156,25 @@ def reconstruction_test(planes: Hyperplanes, tolerance: float | None = None) -> 
     difference = (planes.reconstruct() - planes.value).abs()
     scale = planes.magnitude().clamp_min(torch.finfo(planes.value.dtype).tiny)
     if not bool((difference <= _limit(planes.value.dtype, tolerance) * scale).all()):
-        scale = scale_of_rounding(scale, _paths_of(planes))  # the terms may have cancelled
+        scale = scale_of_rounding(scale, _paths_of(planes))  # paths may have cancelled
     scaled = difference / scale
     relative = planes.relative_error().abs()
     worst = int(scaled.argmax())
+    value = float(planes.value.flatten()[worst])
     figures = {
         "error": float(scaled.max()),
         "relative": float(relative.max()),
         "share": float((relative <= SHARE_LIMIT).double().mean()),
     }
-    place = [int(i) for i in torch.unravel_index(torch.tensor(worst), scaled.shape)]
-    what = f"The reconstruction of unit {place} of {planes.layer} ({planes.mode}), value {float(planes.value.flatten()[worst]):.6g},"
+    unit = [int(i) for i in torch.unravel_index(torch.tensor(worst), scaled.shape)]
+    what = (
+        f"The reconstruction of unit {unit} of {planes.layer} ({planes.mode}), value {value:.6g},"
+    )
     return _judged(figures, planes.value.dtype, tolerance, what)
 
 
 def _paths_of_tangent(operator: LayerOperator, image: Tensor, bias: Tensor) -> Tensor:
-    """Size of what is summed along the paths of a tangent [x; b], ``(N, *out_shape)``."""
+    """Size of the terms along the paths of a tangent [x; b], ``(N, *out_shape)``."""
     pattern = operator.pattern
     target = operator.layer.value
     with exact(image.device):
@@ -172,7 +182,11 @@ def _paths_of_tangent(operator: LayerOperator, image: Tensor, bias: Tensor) -> T
 
 
 def _paths_of(planes: Hyperplanes) -> Tensor:
-    """Size of what is summed along the paths to every unit, ``(N, *units)``, see :func:`path_sizes`."""
+    """Size of the terms along the paths to each unit, ``(N, *units)``, see :func:`path_sizes`.
+
+    A unit sums elements of the layer, or of its input if it has kernels alone. Their sizes get
+    random signs, and the root of the mean square over some draws is the size of the sum.
+    """
     network = planes.network
     layer = network.layer(planes.layer)
     chosen = (layer, planes.mode, planes.own_bias, planes.units)
@@ -188,15 +202,15 @@ def _paths_of(planes: Hyperplanes) -> Tensor:
 
 @dataclass(frozen=True)
 class Terms:
-    """What is verified of every image, and in which arithmetic.
+    """The layers to verify for each image, and the arithmetic.
 
     Attributes:
         layers: Names of the layers.
         own_bias: Whether a layer's own bias belongs to its units.
         scale: The factor k of the pattern.
-        dtype: Of the network's values and the hyperplanes.
-        accumulate: Of the inner products.
-        memory: Bytes that a batch of tangents may take; ``None`` for the batch that is fast.
+        dtype: Dtype of the network's values and of the hyperplanes.
+        accumulate: Dtype of the inner products.
+        memory: Largest size of a batch of tangents in bytes; ``None`` for the fastest batch.
     """
 
     layers: tuple[str, ...]
@@ -214,16 +228,16 @@ def verify_images(
     terms: Terms,
     report: Callable[[float], None] = lambda share: None,
 ) -> list[dict[str, LayerCheck]]:
-    """Hold every unit of some layers at images, which are computed as one batch, against its explicit hyperplane.
+    """Compare all units of some layers with their explicit hyperplanes, for one batch of images.
 
     See :func:`adjointbackmap.verify`.
 
     Args:
         network: Traced network.
         images: Batch, see :func:`adjointbackmap.engine.sweep.images_at_once`.
-        names: Of each image.
-        terms: What is verified.
-        report: Called with the share that is done.
+        names: Name of each image.
+        terms: The layers and the arithmetic.
+        report: Called with the finished share.
 
     Returns:
         For each image, name of a layer -> its errors.
@@ -233,31 +247,26 @@ def verify_images(
     network.check_unchanged()
     most = vectors_within(terms.memory, held(network.program(x.dtype).steps), x.dtype.itemsize)
     pattern = pattern_of(network, x, check_scale(terms.scale), most)
-    kernels = {
-        layer.name: network.kernel(layer, x.dtype)
-        for layer in layers
-        if layer.kernel is not None and not terms.own_bias
-    }
-    targets = {
-        layer.name: kernels[layer.name].sum if layer.name in kernels else layer.value
-        for layer in layers
-    }
+    kernels = {}
+    targets = {}
+    for layer in layers:
+        targets[layer.name] = layer.value
+        if layer.kernel is not None and not terms.own_bias:
+            kernels[layer.name] = network.kernel(layer, x.dtype)
+            targets[layer.name] = kernels[layer.name].sum
     checks: list[dict[str, LayerCheck]] = [{} for _ in names]
     with exact(x.device):
         recorded = record(network, x, layers)
         totals = _inner_products(network, x, pattern, targets, terms, report)
         paths = path_sizes(pattern, x, targets.values())
-        for key, (sums, terms_of_units) in totals.items():
-            scales = scale_of_rounding(terms_of_units, paths[targets[key].slot])
-            value = (
-                kernels[key].apply(recorded.inputs[key])
-                if key in kernels
-                else recorded.outputs[key]
-            )
-            for found, check in zip(
-                checks, checks_of(key, value, sums, scales, names), strict=True
-            ):
-                found[key] = check
+        for name, (sums, magnitudes) in totals.items():
+            scales = scale_of_rounding(magnitudes, paths[targets[name].slot])
+            value = recorded.outputs[name]
+            if name in kernels:  # without the layer's own bias
+                value = kernels[name].apply(recorded.inputs[name])
+            of_images = checks_of(name, value, sums, scales, names)
+            for found, check in zip(checks, of_images, strict=True):
+                found[name] = check
     return checks
 
 
@@ -269,9 +278,9 @@ def _inner_products(
     terms: Terms,
     report: Callable[[float], None],
 ) -> dict[str, Tensor]:
-    """Sums of x h and of |x h| for every unit of the targets, ``(2, N, *units)`` each.
+    """Sums of x h and of |x h| for every unit, ``(2, N, *units)`` for each target.
 
-    A bias's tangent starts at its own layer, a pixel's is windowed.
+    The tangent of a bias starts at its own layer. The tangent of a pixel is computed on windows.
     """
     accumulate = terms.accumulate
     totals = {
@@ -298,11 +307,12 @@ def _add_pixels(
     totals: dict[str, Tensor],
     report: Callable[[float], None],
 ) -> None:
-    """Add what the pixels contribute, by windowed tangents."""
+    """Add the products of all pixels, from windowed tangents."""
     groups = list(sweep.groups())
     for done, group in enumerate(groups):
         report(done / len(groups))
         tangents = sweep.run(group)
+        # (N, channels, pixels of the group), then channels last
         factors = x[(slice(None), slice(None), *group.places().T)].transpose(1, 2).contiguous()
         for name, value in targets.items():
             products = sweep.inner(group, tangents[value.slot], factors, value.shape)
@@ -317,18 +327,20 @@ def _add_columns(
     targets: dict[str, Value],
     totals: dict[str, Tensor],
 ) -> None:
+    """Add the products of the scalars of [x; b] in some bases, from tangents on whole maps."""
     for b in bases:
         columns = push(pattern, b.tangents, targets.values())
         factors = extended[:, b.start : b.stop]
         for name, value in targets.items():
             column = columns[value.slot]
             if column is not None:
+                # (N, scalars of the basis, elements of the value)
                 rows = column.flatten(1).unflatten(0, factors.shape).to(factors.dtype)
                 totals[name] += sums_of_products(factors, rows).unflatten(2, value.shape)
 
 
 def _first_name(model: torch.nn.Module, name: str) -> str:
-    """The first of the names of a parameter or buffer that a model holds under several."""
+    """The first name of a parameter or buffer. A model may have it under several names."""
     tensors = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
@@ -336,19 +348,27 @@ def _first_name(model: torch.nn.Module, name: str) -> str:
     return next(other for other, tensor in tensors.items() if tensor is tensors[name])
 
 
-def _difference(ours: Tensor, theirs: Tensor) -> float:
-    """Largest difference relative to the largest entry."""
-    scale = float(theirs.abs().max()) if theirs.numel() else 0.0
-    return float((ours - theirs).abs().max()) / (scale or 1.0) if theirs.numel() else 0.0
+def _relative_difference(ours: Tensor, theirs: Tensor) -> float:
+    """Largest difference relative to the largest entry; 0 if there is no entry."""
+    if not theirs.numel():
+        return 0.0
+    scale = float(theirs.abs().max())
+    return float((ours - theirs).abs().max()) / (scale or 1.0)
 
 
 def _limit(dtype: torch.dtype, tolerance: float | None) -> float:
-    return TOLERANCE[dtype] if tolerance is None else tolerance
+    """The given tolerance, or the default of a dtype."""
+    return TEST_TOLERANCE[dtype] if tolerance is None else tolerance
 
 
 def _judged(
     figures: dict[str, float], dtype: torch.dtype, tolerance: float | None, what: str
 ) -> dict[str, float]:
+    """The figures of a test, if its error is within the tolerance.
+
+    Raises:
+        RuntimeError: If it is not; the message has all figures.
+    """
     limit = _limit(dtype, tolerance)
     if not figures["error"] <= limit:
         listed = ", ".join(f"{name} {figure:.6g}" for name, figure in figures.items())

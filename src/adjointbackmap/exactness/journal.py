@@ -1,4 +1,7 @@
-"""Results of finished images in a file of one JSON line each, so that a stopped run goes on where it was."""
+"""A file with the results of finished images, one JSON line for each.
+
+A run that was stopped reads it and continues.
+"""
 
 import json
 import warnings
@@ -10,31 +13,37 @@ from typing import Any
 from adjointbackmap.files import disk
 from adjointbackmap.files.checked import CHECKSUM, DamagedFileWarning, checksum
 
-MOST_NAMED = 10  # damaged lines in a warning
+MOST_NAMED = 10  # most damaged lines whose numbers are in a warning
+MOST_SHOWN = 40  # most characters of a setting in a message
+FIRST_SHOWN = 12  # characters of a longer setting that are shown; enough to identify a checksum
 
-Check = Callable[[str, Any], None]
-"""Raises a ValueError where a result of this name cannot be."""
+ResultCheck = Callable[[str, Any], None]
+"""Raises a ValueError if the result of this name cannot be right."""
 
 
 class Record:
-    """A file of results by name, which only grows; its first line says the job that they belong to.
+    """A file of results with names, to which lines are only added.
 
-    Each line has a checksum of the job, the name and the result. A line that does not match it is left out, with a warning that
-    names it: its result is missing here, so that it is computed again. The lines of older versions have no checksum: they are
-    taken as they are, with a warning, if ``check`` lets them pass.
+    Its first line is the job: the settings that make the results.
+
+    Each line has a checksum of the job, the name and the result. A line that does not match its
+    checksum is left out, with a warning that names it. Its result is then missing and is computed
+    again. Lines of older versions have no checksum. They are taken as they are, with a warning, if
+    ``check`` accepts them.
 
     Attributes:
-        path: The file; the first result makes it.
-        job: What makes the results, as JSON can hold it.
-        names: Names of the results that are there.
+        path: The file; it is made with the first result.
+        job: The settings that make the results, as JSON can hold them.
+        names: Names of the results in the file.
 
     Args:
         path: The file.
-        job: What makes the results.
-        check: Called with name and result of each line; raises a ValueError, which says why, where they cannot be.
+        job: The settings that make the results.
+        check: Called with name and result of each line. It raises a ValueError with the reason if
+            they cannot be right.
 
     Raises:
-        ValueError: If the file is that of another job, or no record.
+        ValueError: If the file is that of another job, or no such file.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -45,7 +54,7 @@ class Record:
     """
 
     def __init__(
-        self, path: Path, job: dict[str, Any], check: Check = lambda name, result: None
+        self, path: Path, job: dict[str, Any], check: ResultCheck = lambda name, result: None
     ) -> None:
         self.path = path
         self.job = job
@@ -78,7 +87,11 @@ class Record:
                     yield name, result
 
     def append(self, name: str, result: Any) -> None:
-        """Write a result to the disk: after this call no crash loses it.
+        """Write a result to the disk. After this call no crash loses it.
+
+        Args:
+            name: Name of the result.
+            result: The result, as JSON can hold it.
 
         Raises:
             DiskFull: If there is no room; finished results stay.
@@ -102,9 +115,8 @@ class Record:
             ValueError: If it is damaged.
         """
         entry = _object(line)
-        if not {"name", "result"} <= entry.keys() <= {"name", "result", CHECKSUM} or not isinstance(
-            entry["name"], str
-        ):
+        has_keys = {"name", "result"} <= entry.keys() <= {"name", "result", CHECKSUM}
+        if not has_keys or not isinstance(entry["name"], str):
             msg = "is no result"
             raise ValueError(msg)
         name = entry["name"]
@@ -129,15 +141,19 @@ class Record:
         return _line({"job": self.job, CHECKSUM: checksum(self.job)})
 
     def _check_first_line(self) -> dict[int, str]:
-        """Compare the first line with the job; 1 and what is wrong, where it is damaged and the file is yet this job's.
+        """Compare the first line with the job.
+
+        Returns:
+            Empty, or line number 1 and what is wrong with it. The line may be damaged if other
+            lines have the checksum of this job.
 
         Raises:
-            ValueError: If the file is that of another job, or no record.
+            ValueError: If the file is that of another job, or no such file.
         """
         with self.path.open("rb") as file:
             first = file.readline()
         if not first.endswith(b"\n") and self._first_line().encode().startswith(first):
-            return {}  # a crash within the first line
+            return {}  # a crash cut off the first line
         entry: dict[str, Any] = {}
         with suppress(ValueError):
             entry = _object(first)
@@ -146,7 +162,7 @@ class Record:
         damaged = not kept or entry.get(CHECKSUM, checksum(kept)) != checksum(kept)
         if damaged and any(self._is_ours(line) for _, line in self._lines()):
             return {1: "is damaged, but the others are of this job"}
-        other = "" if damaged else differences(kept, self.job)
+        other = "" if damaged else setting_differences(kept, self.job)
         if damaged or other:
             got = f"those of another ({other})" if other else "something else"
             msg = f"{self.path} must hold results of this job. Got {got}: name another file."
@@ -161,41 +177,52 @@ class Record:
         return False
 
     def _warn(self, bad: dict[int, str], plain: int) -> None:
-        """Say which lines are left out, and which have no checksum."""
+        """Warn of lines that are left out, and of lines without a checksum.
+
+        Args:
+            bad: Number of a line that is left out -> what is wrong with it.
+            plain: Number of lines without a checksum.
+        """
         if bad:
             first, reason = next(iter(bad.items()))
-            more = f" (also line {', '.join(map(str, list(bad)[1:MOST_NAMED]))}{'...' if len(bad) > MOST_NAMED else ''})"
+            others = ", ".join(map(str, list(bad)[1:MOST_NAMED]))
+            cut = "..." if len(bad) > MOST_NAMED else ""
+            more = f" (also line {others}{cut})" if len(bad) > 1 else ""
             msg = (
-                f"{self.path}: line {first} {reason}{more if len(bad) > 1 else ''}. It is left out, and its result is computed "
-                "again; delete the line to be rid of this warning."
+                f"{self.path}: line {first} {reason}{more}. It is left out, and its result is "
+                "computed again; delete the line to be rid of this warning."
             )
             warnings.warn(msg, DamagedFileWarning, stacklevel=3)
         if plain:
             msg = (
-                f"{self.path} is of an older version: {plain} of its lines have no checksum and are taken as they are; delete "
-                "the file to compute them again."
+                f"{self.path} is of an older version: {plain} of its lines have no checksum and "
+                "are taken as they are; delete the file to compute them again."
             )
             warnings.warn(msg, DamagedFileWarning, stacklevel=3)
 
 
-def differences(kept: dict[str, Any], asked: dict[str, Any]) -> str:
-    """What differs in kept settings from those that are asked for, in short; empty if nothing does.
+def setting_differences(kept: dict[str, Any], asked: dict[str, Any]) -> str:
+    """Differences between the settings of kept results and those of a run, in short.
+
+    The text is empty if there is none.
 
     Args:
-        kept: Settings of results that are there.
-        asked: Settings of a run.
+        kept: Settings of the kept results.
+        asked: Settings of the run.
 
     Example:
-        >>> differences({"k": 0.125, "seed": 0}, {"k": 1.0, "seed": 0})
+        >>> setting_differences({"k": 0.125, "seed": 0}, {"k": 1.0, "seed": 0})
         'k 0.125, not 1.0'
     """
-    other = [key for key in asked | kept if kept.get(key) != asked.get(key)]
+    pairs = {key: (kept.get(key), asked.get(key)) for key in asked | kept}
+    differ = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
     return "; ".join(
-        f"{key} {_short(kept.get(key))}, not {_short(asked.get(key))}" for key in other
+        f"{key} {_short(was)}, not {_short(wanted)}" for key, (was, wanted) in differ.items()
     )
 
 
 def _line(entry: dict[str, Any]) -> str:
+    """A dict as a line of JSON."""
     return json.dumps(entry) + "\n"
 
 
@@ -203,7 +230,7 @@ def _object(line: bytes) -> dict[str, Any]:
     """The JSON object of a line.
 
     Raises:
-        ValueError: If it has none.
+        ValueError: If the line is none.
     """
     try:
         entry = json.loads(line)
@@ -216,11 +243,12 @@ def _object(line: bytes) -> dict[str, Any]:
 
 
 def _drop_half_line(path: Path) -> None:
-    """Cut off what a crash left of a last line."""
+    """Remove a last line that a crash cut off."""
     with path.open("rb+") as file:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _short(value: Any) -> str:
+    """A setting in a message; of a long one, such as a checksum, the first characters."""
     text = str(value)
-    return text if len(text) <= 40 else f"{text[:12]}..."
+    return text if len(text) <= MOST_SHOWN else f"{text[:FIRST_SHOWN]}..."

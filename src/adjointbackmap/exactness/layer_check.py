@@ -1,4 +1,4 @@
-"""The errors of every unit of a layer, as counts that add up in any order."""
+"""The errors of all units of a layer, as counts that can be added in any order."""
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -11,35 +11,41 @@ from torch import Tensor
 
 from adjointbackmap.planes.hyperplane import relative_error
 
-SHARE_LIMIT = 0.01  # the study counts the units whose relative error is at most 1 %
+# The study counts the units whose relative error is at most 1 %.
+SHARE_LIMIT = 0.01
+# From 1e-16, below the rounding of float64, to 100.
 HISTOGRAM_EDGES = tuple(float(f"1e{e}") for e in range(-16, 3))
-ROUNDING = 16  # in machine epsilons of the network's dtype: scale-aware errors up to it are what rounding does
+# Largest scale-aware error that counts as rounding, in machine epsilons of the network's dtype.
+ROUNDING = 16
 
-Place = tuple[str, tuple[int, ...]]
-"""Name of an image, and a unit of it in the layer's own shape."""
+UnitOfImage = tuple[str, tuple[int, ...]]
+"""Name of an image, and the index of a unit in the shape of the layer."""
 
 
 @dataclass
 class LayerCheck:
-    """Errors of every unit of a layer over some images.
+    """Errors of all units of a layer over some images.
 
-    Checks of other images are added by :meth:`merge`: counts are summed and errors go through a maximum, so that the same
-    images give the same check in any order and from any number of workers.
+    :meth:`merge` adds the checks of other images. Counts are summed, and the larger error is kept.
+    So the same images give the same check in any order and from any number of workers.
 
     Attributes:
         layer: Name of the layer.
-        units: Units checked, over all images.
-        within: How many have |relative error| <= 1 %.
-        within_signed: How many have a signed relative error <= 1 %, as published.
-        zero: How many have a value of exactly zero.
-        rounded: How many are not within 1 %, though their scale-aware error is at most ``ROUNDING`` machine epsilons: what
-            their terms sum to is nearly zero, so that ordinary rounding is a large part of it.
+        units: Number of units checked, over all images.
+        within: Number of units with |relative error| <= 1 %.
+        within_signed: Number of units with a signed relative error <= 1 %, as published.
+        zero: Number of units with a value of exactly zero.
+        rounded: Number of units that are not within 1 % but have a scale-aware error of at most
+            ``ROUNDING`` machine epsilons. Their terms nearly cancel, so ordinary rounding is a
+            large part of their value.
         largest: Largest |relative error|.
-        scaled: Largest scale-aware error, which is divided by sum |x h| + sum |b h|.
+        scaled: Largest scale-aware error: the error divided by sum |x h| + sum |b h|.
         outside: Largest |value| / (sum |x h| + sum |b h|) of the units that are not within 1 %.
-        worst: Image and unit of the largest |relative error|; of several, the first by name and place.
-        signed: Counts of the signed relative error: a bin for each of the powers of ten in ``HISTOGRAM_EDGES``, from -100 to
-            -1e-16, one between these, and those from 1e-16 to 100; a bin has the edge that is farther from zero.
+        worst: Image and unit of the largest |relative error|. If there are several, the first by
+            name and index.
+        signed: Counts of the signed relative error. There is a bin for each of -100 to -1e-16, the
+            negative powers of ten of ``HISTOGRAM_EDGES``, a bin around zero, and a bin for each of
+            1e-16 to 100. The power of a bin is its end farther from zero and belongs to it.
     """
 
     layer: str
@@ -51,7 +57,7 @@ class LayerCheck:
     largest: float = 0.0
     scaled: float = 0.0
     outside: float = 0.0
-    worst: Place | None = None
+    worst: UnitOfImage | None = None
     signed: list[int] = field(default_factory=lambda: [0] * (2 * len(HISTOGRAM_EDGES) + 1))
 
     @property
@@ -61,8 +67,11 @@ class LayerCheck:
 
     @property
     def histogram(self) -> list[int]:
-        """Counts of |relative error| between the powers of ten of ``HISTOGRAM_EDGES``; NaN is in the last."""
-        middle = len(HISTOGRAM_EDGES)
+        """Counts of |relative error| between the powers of ten of ``HISTOGRAM_EDGES``.
+
+        NaN is in the last bin.
+        """
+        middle = len(HISTOGRAM_EDGES)  # the bin around zero; the bins of one size are around it
         pairs = zip(self.signed[middle + 1 :], self.signed[:middle][::-1], strict=True)
         return [self.signed[middle], *(above + below for above, below in pairs)]
 
@@ -76,12 +85,12 @@ class LayerCheck:
         self.signed = [a + b for a, b in zip(self.signed, other.signed, strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold."""
+        """The check as a dict that JSON can hold."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> "LayerCheck":
-        """What :meth:`to_dict` gave, also after JSON made lists of its tuples.
+        """The check of a dict from :meth:`to_dict`. JSON may have made lists of its tuples.
 
         Example:
             >>> check = LayerCheck("fc", units=1, within=1, worst=("8a3f", (2,)))
@@ -93,22 +102,21 @@ class LayerCheck:
 
     @classmethod
     def of_image(cls, entry: Any, layer: str, image: str, shape: Sequence[int]) -> "LayerCheck":
-        """What :meth:`to_dict` gave for one image, where every number in it fits the others.
+        """The check of one image from a dict, if its numbers are consistent.
 
         Args:
-            entry: What was read.
+            entry: The dict, as it was read.
             layer: Name of the layer.
             image: Name of the image.
-            shape: The layer's units.
+            shape: Shape of the layer.
 
         Raises:
-            ValueError: If a number cannot be: the message says which.
+            ValueError: If they are not; the message says which number is wrong.
         """
         try:
             check = cls.from_dict(entry)
-            fault = next(
-                (what for what, holds in _conditions(check, layer, image, shape) if not holds), None
-            )
+            conditions = _conditions(check, layer, image, shape)
+            fault = next((fault for fault, holds in conditions if not holds), None)
         except (TypeError, KeyError, IndexError, ValueError, OverflowError) as error:
             msg = f"{layer} has no errors of units"
             raise ValueError(msg) from error
@@ -118,57 +126,54 @@ class LayerCheck:
         return check
 
 
-def _conditions(
-    check: LayerCheck, layer: str, image: str, shape: Sequence[int]
-) -> Iterator[tuple[str, bool]]:
-    """What is wrong where a condition on the errors of one image does not hold, and whether it holds."""
-    counts = (
-        check.units,
-        check.within,
-        check.within_signed,
-        check.zero,
-        check.rounded,
-        *check.signed,
+Conditions = Iterator[tuple[str, bool]]
+"""What is wrong if a condition does not hold, and whether it holds."""
+
+
+def _conditions(check: LayerCheck, layer: str, image: str, shape: Sequence[int]) -> Conditions:
+    """Conditions on the check of one image, in an order in which each may rely on those before."""
+    counts = (check.units, check.within, check.within_signed, check.zero, check.rounded)
+    numbers = (*counts, *check.signed)
+    yield "counts that are no counts", all(type(n) is int and n >= 0 for n in numbers)
+    is_whole = check.layer == layer and check.units == prod(shape)
+    yield f"{check.units} units instead of {prod(shape)}", is_whole
+    yield from _histogram_conditions(check)
+    is_possible = max(check.zero, check.within + check.rounded) <= check.units
+    yield "too many units of zero or of rounding", is_possible
+    yield from _error_conditions(check)
+    name, unit = check.worst or ("", ())
+    fits = len(unit) == len(shape) and all(
+        type(i) is int and 0 <= i < n for i, n in zip(unit, shape, strict=True)
     )
-    yield "counts that are none", all(type(count) is int and count >= 0 for count in counts)
-    yield (
-        f"{check.units} units in place of {prod(shape)}",
-        check.layer == layer and check.units == prod(shape),
-    )
-    edges = len(check.signed)
+    yield "a worst unit that does not exist", name == image and fits
+
+
+def _histogram_conditions(check: LayerCheck) -> Conditions:
+    """Conditions on the histogram, and on the counts that follow from it."""
     middle = len(HISTOGRAM_EDGES)
-    yield "a histogram of other bins", edges == 2 * middle + 1
-    yield (
-        f"a histogram of {sum(check.signed)} units in place of {check.units}",
-        sum(check.signed) == check.units,
-    )
-    limit = (
-        HISTOGRAM_EDGES.index(SHARE_LIMIT) + 1
-    )  # the bins up to it, on either side of the middle
+    yield "a histogram with other bins", len(check.signed) == 2 * middle + 1
+    total = sum(check.signed)
+    yield f"a histogram of {total} units instead of {check.units}", total == check.units
+    limit = HISTOGRAM_EDGES.index(SHARE_LIMIT) + 1  # bins on either side that are within 1 %
     inside = sum(check.signed[middle - limit + 1 : middle + limit])
     below = sum(check.signed[: middle + limit])
-    yield (
-        "another histogram than units within 1 %",
-        (inside, below) == (check.within, check.within_signed),
-    )
-    yield (
-        "too many units of zero or of rounding",
-        max(check.zero, check.within + check.rounded) <= check.units,
-    )
+    fits = (inside, below) == (check.within, check.within_signed)
+    yield "a histogram that does not fit the units within 1 %", fits
+
+
+def _error_conditions(check: LayerCheck) -> Conditions:
+    """Conditions on the largest errors."""
     errors = (check.largest, check.scaled, check.outside)
-    yield "errors that are none", all(type(error) is float and not error < 0 for error in errors)
-    known = check.largest == check.largest
-    top = max(power for power, count in enumerate(check.histogram) if count)
-    yield (
-        "a largest error beside the histogram",
-        top == (bisect_left(HISTOGRAM_EDGES, check.largest) if known else middle),
-    )
-    yield "an outside value of none", check.outside == 0 or check.within < check.units
-    place = check.worst or ("", ())
-    fits = len(place[1]) == len(shape) and all(
-        type(i) is int and 0 <= i < n for i, n in zip(place[1], shape, strict=True)
-    )
-    yield "a worst unit that is none", place[0] == image and fits
+    are_errors = all(type(error) is float and not error < 0 for error in errors)
+    yield "errors that are no errors", are_errors
+    last = max(power for power, count in enumerate(check.histogram) if count)
+    if check.largest == check.largest:
+        expected = bisect_left(HISTOGRAM_EDGES, check.largest)
+    else:  # NaN
+        expected = len(HISTOGRAM_EDGES)
+    yield "a largest error that does not fit the histogram", last == expected
+    fits = check.outside == 0 or check.within < check.units
+    yield "an outside value without a unit outside 1 %", fits
 
 
 def larger(first: float, second: float) -> float:
@@ -178,15 +183,25 @@ def larger(first: float, second: float) -> float:
 
 def checks_of(
     layer: str, value: Tensor, reconstructed: Tensor, magnitude: Tensor, names: Sequence[str]
-) -> "list[LayerCheck]":
-    """The errors of a layer's units for each image; all is counted on the device that the tensors are on.
+) -> list[LayerCheck]:
+    """The check of a layer for each image.
 
     Args:
         layer: Name of the layer.
-        value: What the network computes, ``(N, *units)``.
-        reconstructed: The inner products with the hyperplanes.
-        magnitude: Sum of |x h| and |b h|.
+        value: Values of the network, ``(N, *units)``.
+        reconstructed: Inner products with the hyperplanes.
+        magnitude: Sums of |x h| and |b h|.
         names: Name of each image.
+    """
+    rows = _figures(value, reconstructed, magnitude).tolist()
+    units = tuple(value.shape[1:])
+    return [_check_of(row, layer, name, units) for row, name in zip(rows, names, strict=True)]
+
+
+def _figures(value: Tensor, reconstructed: Tensor, magnitude: Tensor) -> Tensor:
+    """The numbers of the check of each image, a row for each, in float64; see :func:`_check_of`.
+
+    They are computed on the device of the tensors and leave it together.
     """
     error = relative_error(reconstructed, value).flatten(1)
     floor = torch.finfo(value.dtype).tiny
@@ -194,7 +209,7 @@ def checks_of(
     magnitudes = magnitude.flatten(1).clamp_min(floor)
     absolute = error.abs()
     scaled = (reconstructed - value).abs().flatten(1) / magnitudes
-    outside = ~(absolute <= SHARE_LIMIT)
+    outside = ~(absolute <= SHARE_LIMIT)  # with NaN
     worst = absolute.argmax(1, keepdim=True)
     columns = [
         worst[:, 0],
@@ -207,57 +222,50 @@ def checks_of(
         torch.where(outside, sizes / magnitudes, 0).amax(1),
         *_signed_counts(error.double()).T,
     ]
-    units = sizes.shape[1]
-    shape = value.shape[1:]
-    return [
-        LayerCheck(
-            layer=layer,
-            units=units,
-            within=units - int(out),
-            within_signed=int(within_signed),
-            zero=int(zero),
-            rounded=int(rounded),
-            largest=largest,
-            scaled=scaled_error,
-            outside=value_outside,
-            worst=(
-                name,
-                tuple(int(i) for i in torch.unravel_index(torch.tensor(int(place)), shape)),
-            ),
-            signed=[int(count) for count in signed],
-        )
-        for name, (
-            place,
-            out,
-            within_signed,
-            zero,
-            rounded,
-            largest,
-            scaled_error,
-            value_outside,
-            *signed,
-        ) in zip(names, torch.stack([c.double() for c in columns], 1).tolist(), strict=True)
-    ]
+    return torch.stack([column.double() for column in columns], 1)
+
+
+def _check_of(row: list[float], layer: str, image: str, shape: tuple[int, ...]) -> LayerCheck:
+    """The check of one image from its row of :func:`_figures`."""
+    worst, outside, within_signed, zero, rounded, largest, scaled, value_outside, *signed = row
+    units = prod(shape)
+    index = torch.unravel_index(torch.tensor(int(worst)), shape)
+    return LayerCheck(
+        layer=layer,
+        units=units,
+        within=units - int(outside),
+        within_signed=int(within_signed),
+        zero=int(zero),
+        rounded=int(rounded),
+        largest=largest,
+        scaled=scaled,
+        outside=value_outside,
+        worst=(image, tuple(int(i) for i in index)),
+        signed=[int(count) for count in signed],
+    )
 
 
 def _signed_counts(errors: Tensor) -> Tensor:
-    """Counts by sign and power of ten, ``(N, bins)``; NaN is the last bin's."""
+    """Counts of errors by sign and power of ten, ``(N, bins)``; NaN is in the last bin."""
     edges = torch.tensor(HISTOGRAM_EDGES, dtype=torch.float64, device=errors.device)
     power = torch.bucketize(errors.abs(), edges)
     bins = len(edges) + torch.where(errors < 0, -power, power)
     images = len(errors)
     size = 2 * len(edges) + 1
+    # one count over all images: the bins of each image have their own numbers
     apart = bins + size * torch.arange(images, device=bins.device)[:, None]
     return torch.bincount(apart.flatten(), minlength=size * images).view(images, size)
 
 
-def _worse(first: LayerCheck, second: LayerCheck) -> Place | None:
-    """The place of the larger error, NaN before any number; of equal ones the first by name and unit."""
+def _worse(first: LayerCheck, second: LayerCheck) -> UnitOfImage | None:
+    """Image and unit of the larger error of two checks.
 
-    def rank(check: LayerCheck) -> tuple[bool, float, Place | None]:
-        known = check.largest == check.largest
+    NaN is larger than any number. Of equal errors it is the first by name and index.
+    """
+
+    def rank(check: LayerCheck) -> tuple[bool, float, UnitOfImage | None]:
+        known = check.largest == check.largest  # not NaN
         return known, -check.largest if known else 0.0, check.worst
 
-    return min(
-        (check for check in (first, second) if check.worst is not None), key=rank, default=first
-    ).worst
+    known = (check for check in (first, second) if check.worst is not None)
+    return min(known, key=rank, default=first).worst

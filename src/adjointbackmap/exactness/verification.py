@@ -1,4 +1,7 @@
-"""Verification of many images: finished images are kept in a file, and several workers share the rest."""
+"""Verification of many images.
+
+Finished images are kept in a file, and several workers share the others.
+"""
 
 import copy
 import hashlib
@@ -48,34 +51,38 @@ def verify(
     workers: int | str | None = None,
     memory: str | float | int | None = None,
 ) -> Checks:
-    r"""Hold every unit of every layer against its explicit hyperplane, [Wan2022, eqs. 3.27-3.29].
+    r"""Compare every unit of every layer with its explicit hyperplane [Wan2022, eqs. 3.27-3.29].
 
-    Every column of the hyperplanes is computed by a unit tangent of [x; b], and the inner products are
-    summed from these: never the network's own arithmetic over again.
+    Every number of the hyperplanes is computed with a unit tangent of [x; b], and the inner
+    products are summed from these numbers. So the check never repeats the network's own arithmetic.
 
     Args:
         network: Traced network.
         images: Image or batch.
-        layers: Names of layers; by default every layer but those that give what another gives.
+        layers: Names of layers; by default all layers with different outputs.
         own_bias: Whether a layer's own bias belongs to its units.
         scale: The factor k of the pattern.
         dtype: ``torch.float64`` for more than the model's own precision.
-        report: Called with the share that is done.
-        accumulate: ``torch.float64`` for inner products that are summed in it, of hyperplanes in ``dtype``.
-        names: Name of each image, such as ``Images.hashes``; by default the SHA-256 of its numbers, see :func:`image_hash`.
-        keep: File of finished images, see :class:`adjointbackmap.exactness.journal.Record`: those that it has are
-            taken from it, each other one is written to it when it is finished.
-        workers: How many processes on this machine share the images, or the address of a Dask scheduler such as
-            ``tcp://10.0.0.1:8786``; by default this process alone computes.
-        memory: Bytes that a batch of tangents may take in each process, such as ``"64MiB"``; by
-            default the batch is the one that is fast.
+        report: Called with the finished share.
+        accumulate: Dtype of the inner products; by default ``dtype``. With ``torch.float64``,
+            hyperplanes in ``dtype`` are summed in float64.
+        names: Name of each image, such as ``Images.hashes``; by default the SHA-256 of its numbers,
+            see :func:`image_hash`.
+        keep: File of finished images, see :class:`adjointbackmap.exactness.journal.Record`. Images
+            in the file are not computed again. Each other image is written to it when it is
+            finished.
+        workers: Number of processes on this machine that share the images, or the address of a Dask
+            scheduler such as ``tcp://10.0.0.1:8786``; by default this process alone computes.
+        memory: Largest size of a batch of tangents in bytes, in each process, such as ``"64MiB"``;
+            by default that of the fastest batch.
 
     Returns:
         Name of a layer -> its errors.
 
     Raises:
-        ValueError: If a layer or the images do not fit the network, or ``keep`` is the file of another job.
-        OSError: If another process writes to ``keep``, or its disk is full: finished images stay.
+        ValueError: If a layer or the images do not fit the network, or ``keep`` is the file of
+            another job.
+        OSError: If another process writes to ``keep``, or its disk is full; finished images stay.
         ImportError: If workers are asked for without Dask.
 
     Example:
@@ -104,16 +111,18 @@ def verified(
     keep: str | os.PathLike[str] | None = None,
     workers: int | str | None = None,
 ) -> Iterator[tuple[str, Checks]]:
-    """Name and errors of each image as soon as it is finished: the kept ones first, the others in any order.
+    """Name and errors of each image as soon as it is finished.
+
+    Kept images come first, the others in any order.
 
     Args:
         network: Traced network.
         images: Batch.
-        terms: What is verified.
-        names: Name of each image; equal images alone have the same.
-        report: Called with the share that is done.
+        terms: The layers to verify, and the arithmetic.
+        names: Name of each image. Only equal images have the same name.
+        report: Called with the finished share.
         keep: File of finished images.
-        workers: How many processes, or the address of a Dask scheduler.
+        workers: Number of processes, or the address of a Dask scheduler.
 
     Raises:
         BlockingIOError: If another process writes to ``keep``.
@@ -133,18 +142,15 @@ def _verified(
 ) -> Iterator[tuple[str, Checks]]:
     """See :func:`verified`."""
     wanted = dict(zip(names, images, strict=True))
-    times = Counter(names)
+    times = Counter(names)  # equal images are computed once
     total = len(wanted)
-    record = (
-        Record(Path(keep), job_of(network, terms), fits(network, terms))
-        if keep is not None
-        else None
-    )
+    record = None
+    if keep is not None:
+        record = Record(Path(keep), job_of(network, terms), fits(network, terms))
     for name, result in record.results() if record else ():
         if wanted.pop(name, None) is not None:
-            yield from [
-                (name, {layer: LayerCheck.from_dict(entry) for layer, entry in result.items()})
-            ] * times[name]
+            checks = {layer: LayerCheck.from_dict(entry) for layer, entry in result.items()}
+            yield from [(name, checks)] * times[name]
     done = total - len(wanted)
     report(done / total)
     if not wanted:
@@ -157,7 +163,11 @@ def _verified(
 
 
 def fits(network: Network, terms: Terms) -> Callable[[str, Any], None]:
-    """What raises a ValueError where the kept errors of an image, name and JSON, cannot be those of the network's layers."""
+    """A check of a kept result, for :class:`adjointbackmap.exactness.journal.Record`.
+
+    It takes the name of an image and the JSON of its errors. It raises a ValueError if these cannot
+    be errors of the network's layers.
+    """
     shapes = {name: network.layer(name).out_shape for name in terms.layers}
 
     def check(name: str, result: Any) -> None:
@@ -185,17 +195,18 @@ def terms_of(
     accumulate: torch.dtype | str | None = None,
     memory: str | float | int | None = None,
 ) -> Terms:
-    """What is verified, with what is left out filled in; the arguments are those of :func:`verify`.
+    """The terms of a verification, with defaults filled in.
+
+    The arguments are those of :func:`verify`.
 
     Raises:
         ValueError: If a layer does not fit the network.
     """
     check_network(network)
-    chosen = (
-        network.distinct_layers()
-        if layers is None
-        else [network.layer(name) for name in several(layers)]
-    )
+    if layers is None:
+        chosen = network.distinct_layers()
+    else:
+        chosen = [network.layer(name) for name in several(layers)]
     precision = dtype_of(dtype) or network.dtype
     names = tuple(layer.name for layer in chosen)
     sums = dtype_of(accumulate) or precision
@@ -204,7 +215,7 @@ def terms_of(
 
 
 def job_of(network: Network, terms: Terms) -> dict[str, Any]:
-    """What makes the results of an image: weights, versions, layers and arithmetic."""
+    """The settings that make the results of an image: weights, versions, layers and arithmetic."""
     return {
         "adjointbackmap": version("adjointbackmap"),
         "torch": torch.__version__,
@@ -219,7 +230,9 @@ def job_of(network: Network, terms: Terms) -> dict[str, Any]:
 
 
 def image_hash(image: Tensor) -> str:
-    """SHA-256 of an image's numbers: for bytes ``(C, H, W)`` that of :class:`adjointbackmap.data.Images`.
+    """SHA-256 of an image's numbers.
+
+    For bytes ``(C, H, W)`` it is the hash in :class:`adjointbackmap.data.Images`.
 
     Example:
         >>> from adjointbackmap import data
@@ -227,24 +240,30 @@ def image_hash(image: Tensor) -> str:
         >>> image_hash(sample.pixels[0]) == sample.hashes[0]
         True
     """
-    return hashlib.sha256(
-        image.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    ).hexdigest()
+    numbers = image.detach().cpu().contiguous().reshape(-1)
+    return hashlib.sha256(numbers.view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _computed_here(
     network: Network, images: dict[str, Tensor], terms: Terms, report: Callable[[float], None]
 ) -> Iterator[tuple[str, Checks]]:
-    def tell(first: int, count: int, share: float) -> None:
+    """Name and errors of each image, computed in this process.
+
+    Args:
+        network: Traced network.
+        images: Name of an image -> the image.
+        terms: The layers to verify, and the arithmetic.
+        report: Called with the number of finished images, which may be fractional.
+    """
+
+    def report_within(first: int, count: int, share: float) -> None:
         report(first + share * count)
 
     done = 0
-    for names, batch in _batches(network, images, terms):
-        yield from zip(
-            names,
-            verify_images(network, batch, names, terms, partial(tell, done, len(names))),
-            strict=True,
-        )
+    for names, batch in _image_batches(network, images, terms):
+        within = partial(report_within, done, len(names))
+        checks = verify_images(network, batch, names, terms, within)
+        yield from zip(names, checks, strict=True)
         done += len(names)
 
 
@@ -255,20 +274,22 @@ def _computed_by_workers(
     report: Callable[[float], None],
     workers: int | str,
 ) -> Iterator[tuple[str, Checks]]:
-    from adjointbackmap.exactness.workers import spread
+    """Name and errors of each image, computed by workers; see :func:`_computed_here`."""
+    from adjointbackmap.exactness.workers import spread_items
 
     load = partial(_loaded, os.getcwd(), _packed(network))
     device = network.device
     done = 0
-    items = ((names, batch.cpu()) for names, batch in _batches(network, images, terms))
-    for names, found in spread(load, partial(_verified_batch, terms), items, workers, device.type):
+    items = ((names, batch.cpu()) for names, batch in _image_batches(network, images, terms))
+    work = partial(_verified_batch, terms)
+    for names, found in spread_items(load, work, items, workers, device.type):
         done += len(names)
         report(done)
         yield from zip(names, found, strict=True)
 
 
-def _batches(network: Network, images: dict[str, Tensor], terms: Terms) -> Iterator[Batch]:
-    """Names and images that are computed at once."""
+def _image_batches(network: Network, images: dict[str, Tensor], terms: Terms) -> Iterator[Batch]:
+    """Batches of images that are computed together, with their names."""
     program = network.program(terms.dtype)
     names = list(images)
     size = images_at_once(program, terms.memory, terms.dtype.itemsize)
@@ -278,22 +299,29 @@ def _batches(network: Network, images: dict[str, Tensor], terms: Terms) -> Itera
 
 
 def _verified_batch(terms: Terms, network: Network, batch: Batch) -> tuple[list[str], list[Checks]]:
+    """Names and errors of a batch, computed by a worker."""
     names, images = batch
     return names, verify_images(network, images.to(network.device), names, terms)
 
 
 def _packed(network: Network) -> bytes:
-    """What another process traces again: a traced network itself cannot be pickled."""
+    """The bytes from which a worker traces the network again.
+
+    A traced network itself cannot be pickled.
+    """
     import cloudpickle
 
+    # a worker puts the model on its own GPU
     model = network.model if network.device.type == "cpu" else copy.deepcopy(network.model).cpu()
-    return cloudpickle.dumps(
-        (model, network.in_shape, network.dtype, network.device.type, network.until, network.output)
-    )
+    example = (network.in_shape, network.dtype, network.device.type)
+    return cloudpickle.dumps((model, *example, network.until, network.output))
 
 
 def _loaded(folder: str, packed: bytes) -> Network:
-    """The network in a worker; modules of the user are looked for in the folder that the run was started in."""
+    """The network in a worker.
+
+    Modules of the user are imported from the folder in which the run was started.
+    """
     if folder not in sys.path:
         sys.path.append(folder)
     model, in_shape, dtype, device, until, output = pickle.loads(packed)

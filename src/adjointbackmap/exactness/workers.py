@@ -1,4 +1,7 @@
-"""Work on many items in several processes, here or on a cluster; Dask starts them and gives a lost one's items to another."""
+"""Work on many items in several processes, on this machine or on a cluster.
+
+Dask starts the processes. If one is lost, another gets its items.
+"""
 
 import logging
 import os
@@ -31,22 +34,28 @@ except ImportError as error:
     )
     raise ImportError(message) from error
 
-AHEAD = 4  # items that are with the scheduler, for each worker
+# Items that the scheduler has for each worker, so that no worker waits. All items at once would
+# take too much memory there.
+AHEAD = 4
+# Least number of these items, for a cluster whose workers join later.
 LEAST_AHEAD = 32
-CONNECT_SECONDS = 10
+CONNECT_SECONDS = 10  # until a scheduler must have answered
 SETTINGS = {
-    # Dask has glibc give memory back after every tensor, which costs this work nearly half as much processor time again
+    # By default Dask lets glibc give memory back after every tensor. This work then takes nearly
+    # half as much processor time again.
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
 }
 
 
 class Loaded(WorkerPlugin):
-    """What every worker has at hand: loaded with its first item, and again by the worker that takes a lost one's place.
+    """A value that every worker loads with its first item.
+
+    A worker that replaces a lost one loads it again.
 
     Attributes:
-        name: By which a task finds it.
-        load: Makes it.
-        threads: Threads of the processor for a worker, ``None`` for its own setting.
+        name: Name by which a task finds the plugin.
+        load: Makes the value.
+        threads: Number of PyTorch's threads in a worker; ``None`` for its own setting.
     """
 
     def __init__(self, load: Callable[[], Any], threads: int | None) -> None:
@@ -55,23 +64,26 @@ class Loaded(WorkerPlugin):
         self.threads = threads
 
     def setup(self, worker: Worker) -> None:
-        """Prepare a worker."""
+        """Prepare a worker: Dask calls this in each of them."""
         self.lock = threading.Lock()
 
     @cached_property
     def value(self) -> Any:
-        """What the items are worked on with."""
+        """The loaded value."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         return self.load()
 
     def apply(self, work: Callable[[Any, Any], Any], item: Any) -> Any:
-        """Work on one item at a time, whatever the worker's number of threads: a model that is recorded cannot be shared."""
+        """Work on one item at a time, even if the worker has several threads.
+
+        Threads cannot share a model whose values are recorded.
+        """
         with self.lock:
             return work(self.value, item)
 
 
-def spread(
+def spread_items(
     load: Callable[[], Any],
     work: Callable[[Any, Any], Any],
     items: Iterable[Any],
@@ -80,28 +92,28 @@ def spread(
 ) -> Iterator[Any]:
     """``work(load(), item)`` of each item, in the order in which workers finish them.
 
-    An item whose worker is lost is given to another; local workers are started again.
+    If a worker is lost, its item goes to another one. Local workers are started again.
 
     Args:
-        load: Called once by every worker.
+        load: Called once in every worker.
         work: Called for every item.
-        items: What can be pickled.
-        workers: How many processes on this machine, or the address of a Dask scheduler.
-        device: ``"cuda"`` gives each local worker a card of its own, as far as there are cards.
+        items: Items that can be pickled.
+        workers: Number of processes on this machine, or the address of a Dask scheduler.
+        device: ``"cuda"`` gives each local worker a GPU of its own. If there are fewer GPUs than
+            workers, some share one.
 
     Raises:
         ValueError: If ``workers`` is less than one.
         ConnectionError: If no scheduler answers.
-        RuntimeError: If an item ended four workers.
+        RuntimeError: If the same item ended four workers.
     """
     if isinstance(workers, int) and workers < 1:
         msg = f"workers must be at least 1, or the address of a Dask scheduler. Got {workers}."
         raise ValueError(msg)
     waiting = iter(items)
+    threads = max(1, torch.get_num_threads() // workers) if isinstance(workers, int) else None
     with _client(workers, device) as client:
-        loaded = Loaded(
-            load, max(1, torch.get_num_threads() // workers) if isinstance(workers, int) else None
-        )
+        loaded = Loaded(load, threads)
         client.register_plugin(loaded)
 
         def submit(count: int) -> list[Any]:
@@ -116,26 +128,34 @@ def spread(
                 yield _result(future)
                 finished.update(submit(1))
         finally:
-            if isinstance(workers, str):  # a cluster lives on
+            if isinstance(workers, str):  # a cluster goes on running
                 client.unregister_worker_plugin(loaded.name)
 
 
 def _apply(name: str, work: Callable[[Any, Any], Any], item: Any) -> Any:
-    """In a worker."""
+    """Work on an item, in a worker."""
     return cast("Loaded", get_worker().plugins[name]).apply(work, item)
 
 
 def _result(future: Any) -> Any:
+    """The result of an item.
+
+    Raises:
+        RuntimeError: If the item ended all workers that tried it.
+    """
     try:
         return future.result()
     except KilledWorker as error:
-        msg = f"Every item must leave its worker alive. Got one that ended {error.allowed_failures + 1}: give each more memory."
+        msg = (
+            "Every item must leave its worker alive. "
+            f"Got one that ended {error.allowed_failures + 1}: give each more memory."
+        )
         raise RuntimeError(msg) from error
 
 
 @contextmanager
 def _client(workers: int | str, device: str) -> Iterator[Client]:
-    """A client of the cluster, or of as many processes here, which end with it."""
+    """A client of a running cluster, or of new local processes that end with the block."""
     if isinstance(workers, str):
         with _connected(workers) as client:
             yield client
@@ -161,15 +181,23 @@ def _client(workers: int | str, device: str) -> Iterator[Client]:
 
 
 def _connected(address: str) -> Client:
+    """A client of the cluster whose scheduler has an address.
+
+    Raises:
+        ConnectionError: If no scheduler answers.
+    """
     try:
         return Client(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
-        msg = f"The address must be that of a Dask scheduler. No one answers at {address}: start one with dask scheduler."
+        msg = (
+            "The address must be that of a Dask scheduler. "
+            f"No one answers at {address}: start one with dask scheduler."
+        )
         raise ConnectionError(msg) from error
 
 
 def _environment(worker: int, device: str) -> dict[str, str]:
-    """Which card a local worker sees."""
+    """Environment variables of a local worker: the GPU that it sees."""
     if device != "cuda":
         return {}
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adjointbackmap.exactness.journal import differences
+from adjointbackmap.exactness.journal import setting_differences
 from adjointbackmap.files import disk
 from adjointbackmap.files.checked import (
     DamagedFile,
@@ -42,7 +42,7 @@ def keep(path: Path, settings: Found, measure: Callable[[], tuple[Found, Arrays]
     """
     before = _whole(path)
     if before is not None:
-        other = differences(before["settings"], settings)
+        other = setting_differences(before["settings"], settings)
         if other:
             msg = f"{path} must hold results of this run's settings. Got others ({other}): name another folder with --out."
             raise ValueError(msg)

@@ -11,7 +11,7 @@ from torch import Tensor
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.observe import record
-from adjointbackmap.exactness.layer_check import SHARE_LIMIT, Place
+from adjointbackmap.exactness.layer_check import SHARE_LIMIT, UnitOfImage
 from adjointbackmap.planes.hyperplane import Hyperplanes, hyperplanes, relative_error
 
 ORDERS = ("in turn", "by size", "pairwise", "float64 sums", "float64", "network alone")
@@ -33,7 +33,7 @@ def products(planes: Hyperplanes, dtype: torch.dtype) -> Tensor:
 def orders(
     network: Network,
     image: Tensor,
-    place: Place,
+    place: UnitOfImage,
     layer: str,
     scale: float,
 ) -> dict[str, Any]:
