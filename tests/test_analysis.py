@@ -22,12 +22,10 @@ PIECEWISE = (
     "clamp-between-tensors maximum maximum-with-constants largest largest-channel maxout "
     "maxout-kept adaptive-max max-pool-with-indices max-pool1d adaptive-max1d max-pool3d "
     "largest-of-all sort group-sort sort-of-channels top-k order-statistics order-statistics-kept "
-    "quantile smallest-and-largest norms relu-rnn relu-rnn-cell"
+    "quantile smallest-and-largest norms relu-rnn relu-rnn-cell hard-shrink soft-shrink where "
+    "where-several where-equal mask-as-factor sign"
 ).split()
-MASKED = (
-    "hard-shrink soft-shrink where where-several where-equal mask-as-factor sign "
-    "sorted-by-another place-of-the-largest assignment-at-places unpooling"
-).split()
+MASKED = ("sorted-by-another place-of-the-largest unpooling").split()
 
 
 def dense(function, x, kinks=(0.0,)):

@@ -40,6 +40,7 @@ from adjointbackmap.analysis.boundaries import analyse as analyse, Analysis as A
 from adjointbackmap.analysis.boundaries import boundary as boundary, Boundary as Boundary
 from adjointbackmap.analysis.kinks import kink_distances as kink_distances
 from adjointbackmap.analysis.kinks import KinkDistances as KinkDistances
+from adjointbackmap.analysis.lines import region_line as region_line, RegionLine as RegionLine
 from adjointbackmap.analysis.fields import effective_fields as effective_fields
 from adjointbackmap.analysis.fields import EffectiveFields as EffectiveFields
 from adjointbackmap.analysis.fields import sparsity as sparsity, Sparsity as Sparsity

@@ -3,9 +3,9 @@
 One sweep over all units gives the norms that the distances need.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from math import prod
 from typing import cast
 
@@ -22,20 +22,9 @@ from adjointbackmap.engine.sweep import Sweep
 from adjointbackmap.rules import Rule, Value
 from adjointbackmap.rules.base import Gates, Shape
 from adjointbackmap.rules.infinite import Infinite
+from adjointbackmap.rules.kinks import Levels
 from adjointbackmap.rules.moving import Slice
-from adjointbackmap.rules.piecewise import (
-    Absolute,
-    Clamp,
-    HardShrink,
-    HardSigmoid,
-    LeakyReLU,
-    Maximum,
-    PReLU,
-    ReLU,
-    SoftShrink,
-    Threshold,
-)
-from adjointbackmap.rules.pooling import AdaptiveMaxPooling, Largest, MaxPooling, Taken, Winner
+from adjointbackmap.rules.pooling import Largest, MaxPooling, Taken, Winner
 from adjointbackmap.rules.sorting import OrderStatistic, RunningMaximum, Sort, TopK
 
 # Kinks within this factor of the smallest distance are computed again. The factor is far larger
@@ -48,22 +37,14 @@ def kinks_of(rule: Rule) -> tuple[float, ...]:
     """Kinks or jumps of a function of one number; an empty tuple for any other operation.
 
     Example:
-        >>> from adjointbackmap.rules.piecewise import ReLU6
+        >>> from adjointbackmap.rules.piecewise import Clamp, ReLU6
         >>> kinks_of(ReLU6(0.0, 6.0)), kinks_of(Clamp(None, 1.0))
         ((0.0, 6.0), (1.0,))
     """
-    match rule:
-        case ReLU() | LeakyReLU() | PReLU() | Absolute():
-            return (0.0,)
-        case HardShrink() | SoftShrink():
-            return (-rule.threshold, rule.threshold)
-        case HardSigmoid():
-            return (-3.0, 3.0)
-        case Threshold():
-            return (rule.threshold,)
-        case Clamp():
-            return tuple(bound for bound in (rule.low, rule.high) if bound is not None)
-    return ()
+    levels = [kink for kink in rule.kinks() or () if isinstance(kink, Levels)]
+    if len(levels) != 1 or levels[0].of != (0,):
+        return ()
+    return tuple(at for at in levels[0].at if isinstance(at, float))
 
 
 class Gap(Rule):
@@ -136,11 +117,9 @@ class _Watch:
         self.slots = max(
             [IMAGE, *(e.slot for e in own.entries), *(s.output.slot for s in own.steps)],
         )
-        self.names: dict[int, str] = {}
+        self.names = layer_names(pattern.network)
         self.found: list[Watched] = []
         self.unmeasured: list[str] = []
-        for layer in pattern.network.layers.values():
-            self.names.setdefault(layer.value.slot, layer.name)
         for step in own.steps:
             self.visit(step)
 
@@ -149,31 +128,44 @@ class _Watch:
         return Extended(pattern.network, pattern.dtype, pattern.images, self.gates, self.program)
 
     def visit(self, step: Step) -> None:
+        kinks = step.rule.kinks()
+        if kinks is None:
+            if step.output.slot in self.gates:
+                self.unmeasured.append(self.name(step))
+            return
+        for kink in kinks:
+            if not isinstance(kink, Levels):
+                self.contest(step)
+            elif all(isinstance(at, float | int) for at in kink.at):
+                self.levels(step, kink)
+            else:
+                self.unmeasured.append(self.name(step))
+
+    def levels(self, step: Step, kink: Levels) -> None:
+        """Watch an input, or the difference of two."""
+        inputs = [step.inputs[i] for i in kink.of if i < len(step.inputs)]
+        value = inputs[0]
+        if len(inputs) > 1:
+            shape = torch.broadcast_shapes(*(i.shape for i in inputs))
+            value = self.put(Gap(), tuple(inputs), tuple(shape))
+        self.keep(self.name(step), value, tuple(float(cast("float", at)) for at in kink.at))
+
+    def contest(self, step: Step) -> None:
+        """Watch the elements among which an operation chooses."""
         rule = step.rule
         output = step.output
-        if kinks_of(rule):
-            self.keep(self.name(step), step.inputs[0], kinks_of(rule))
-        elif isinstance(rule, Maximum):
-            self.keep(
-                self.name(step),
-                step.inputs[0]
-                if len(step.inputs) == 1
-                else self.put(Gap(), step.inputs, output.shape),
-            )
-        elif isinstance(rule, Largest | Winner | OrderStatistic):
+        if isinstance(rule, Largest | Winner | OrderStatistic):
             dims = rule.dims if isinstance(rule, Largest) else [rule.dim]
             gap = Gap(() if rule.keepdim else dims)
-            self.keep(
-                self.name(step),
-                self.put(gap, (output, step.inputs[0]), step.inputs[0].shape),
-            )
+            value = self.put(gap, (output, step.inputs[0]), step.inputs[0].shape)
+            self.keep(self.name(step), value)
         elif isinstance(rule, Sort | TopK | RunningMaximum):
             self.order(rule, step)
         elif isinstance(rule, MaxPooling):
             for n, places in enumerate(_window(rule, step, self.gates[output.slot][0])):
                 other = self.put(rule, step.inputs, output.shape, (places,))
                 self.keep(f"{self.name(step)}[{n}]", self.put(Gap(), (output, other), output.shape))
-        elif output.slot in self.gates:
+        else:
             self.unmeasured.append(self.name(step))
 
     def order(self, rule: Sort | TopK | RunningMaximum, step: Step) -> None:
@@ -203,8 +195,7 @@ class _Watch:
         return self.put(Slice(len(shape) - 1, rule.dim, start, stop, 1), (value,), shape)
 
     def name(self, step: Step) -> str:
-        before = self.names.get(step.inputs[0].slot)
-        return self.names.get(step.output.slot) or (f"{before}.{step.op}" if before else step.op)
+        return step_name(self.names, step)
 
     def put(self, rule: Rule, inputs: tuple[Value, ...], shape: Shape, gates: Gates = ()) -> Value:
         self.slots += 1
@@ -219,43 +210,42 @@ class _Watch:
         self.found.append(Watched(f"{name}#{taken}" if taken else name, value, kinks))
 
 
+def layer_names(network: Network) -> dict[int, str]:
+    """Names of the layers, keyed by slot."""
+    names: dict[int, str] = {}
+    for layer in network.layers.values():
+        names.setdefault(layer.value.slot, layer.name)
+    return names
+
+
+def step_name(names: dict[int, str], step: Step) -> str:
+    """Name of an operation: that of its layer, or of the layer that it reads and its own."""
+    before = names.get(step.inputs[0].slot) if step.inputs else None
+    return names.get(step.output.slot) or (f"{before}.{step.op}" if before else step.op)
+
+
+def step_names(network: Network, steps: Sequence[Step]) -> list[str]:
+    """Names of operations; of several with one name, the second is ``name#1``."""
+    layers = layer_names(network)
+    seen: Counter[str] = Counter()
+    found = []
+    for step in steps:
+        name = step_name(layers, step)
+        found.append(f"{name}#{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return found
+
+
 def _window(rule: MaxPooling, step: Step, winners: Tensor) -> Iterator[Tensor]:
     """For each element of a pooling window, its flat index in the map at every position.
 
     Where an element lies outside the map, the index is that of the winner.
     """
-    extents = step.inputs[0].shape[1:]
-    axes = [
-        _places(rule, a, n, m)
-        for a, (n, m) in enumerate(zip(extents, step.output.shape[1:], strict=True))
-    ]
-    for element in product(*(range(places.shape[1]) for places in axes)):
-        grid = torch.meshgrid(
-            *(places[:, k] for places, k in zip(axes, element, strict=True)),
-            indexing="ij",
-        )
-        flat = torch.zeros_like(grid[0])
-        inside = torch.ones_like(grid[0], dtype=torch.bool)
-        for place, extent in zip(grid, extents, strict=True):
-            flat = flat * extent + place
-            inside = inside & (place >= 0)
-        yield torch.where(inside.to(winners.device), flat.to(winners.device), winners)
-
-
-def _places(rule: MaxPooling, axis: int, extent: int, count: int) -> Tensor:
-    """Indices of a window's elements along one axis, ``(positions, elements)``.
-
-    An element outside the map has index -1.
-    """
-    position = torch.arange(count)
-    if isinstance(rule, AdaptiveMaxPooling):
-        first = position * extent // count
-        stop = -(-(position + 1) * extent // count)
-        places = first[:, None] + torch.arange(int((stop - first).max()))
-        return torch.where(places < stop[:, None], places, -1)
-    first = position * rule.stride[axis] - rule.padding[axis]
-    places = first[:, None] + rule.dilation[axis] * torch.arange(rule.size[axis])
-    return torch.where((places >= 0) & (places < extent), places, -1)
+    _, *extents = step.inputs[0].shape
+    windows = rule.windows((1, *extents)).to(winners.device)
+    for places in windows.T:
+        flat = places.view(step.output.shape[1:])
+        yield torch.where(flat >= 0, flat, winners)
 
 
 @dataclass(frozen=True)
@@ -421,15 +411,15 @@ def signs_of(program: Program) -> dict[int, Tensor]:
     }
 
 
-def one_image(network: Network, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """One image as a batch.
+def one_image(network: Network, x: Tensor, dtype: torch.dtype, name: str = "x") -> Tensor:
+    """One image as a batch; ``name`` is that of the argument.
 
     Raises:
         ValueError: If there is more than one image.
     """
     images = check_images(network, x, dtype)
     if len(images) != 1:
-        msg = f"x must be one image: each has a linear region of its own. Got {len(images)}: call it for each."
+        msg = f"{name} must be one image: each has a linear region of its own. Got {len(images)}: call it for each."
         raise ValueError(msg)
     return images.clone()  # results keep it, and the caller may write into x
 

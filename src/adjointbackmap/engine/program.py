@@ -403,7 +403,8 @@ class _Lowering:
             return value if isinstance(value, Mask) else None
         self.factors.append(value)
         # k multiplies the entries that the value is made of, but no factor
-        return Mask(lambda k, v: v / k, (value,), value.shape)
+        # it changes only where the masks do that the value is made of
+        return Mask(lambda k, v: v / k, (value,), value.shape, ())
 
     def _infinite(self, value: Tensor) -> Value:
         return self.apply(Infinite(value[None]), shape=tuple(value.shape))
@@ -620,7 +621,7 @@ def _takes_count(node: torch.fx.Node, images: int | torch.SymInt) -> bool:
 
 def _moved(rule: Rule, mask: Mask, shape: tuple[int, ...]) -> Mask:
     """A mask whose elements a rule without gates moves."""
-    return Mask(lambda k, *t: rule.forward((), mask.test(k, *t)), mask.inputs, shape)
+    return replace(mask, test=lambda k, *t: rule.forward((), mask.test(k, *t)), shape=shape)
 
 
 def _symbols(number: Any) -> set[Any]:

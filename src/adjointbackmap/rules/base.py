@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adjointbackmap.rules.field import Field, Reach, union, windowed
+from adjointbackmap.rules.kinks import Kinks
 
 R = TypeVar("R", bound="Operation")
 
@@ -113,6 +114,7 @@ class Mask:
     test: Callable[..., Tensor]
     inputs: tuple[Value, ...]
     shape: Shape
+    kinks: Kinks | None = None  # where the tensor changes; None if that is unknown
 
 
 @runtime_checkable
@@ -243,6 +245,10 @@ class Rule(Operation):
         ``6 * scale``.
         """
         return ()
+
+    def kinks(self) -> Kinks | None:
+        """Where the gates change, in terms of the inputs; ``None`` if that is unknown."""
+        return () if type(self).gates is Rule.gates else None
 
     @abstractmethod
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:

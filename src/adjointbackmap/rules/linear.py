@@ -24,6 +24,7 @@ from adjointbackmap.rules.base import (
     tensor_of,
 )
 from adjointbackmap.rules.field import Field
+from adjointbackmap.rules.kinks import Kinks, joined, moved
 from adjointbackmap.rules.moving import Expand
 
 
@@ -219,6 +220,10 @@ class Masked(Pointwise):
         mask = self.mask.test(scale, *inputs[1:]).to(inputs[0].dtype)
         return (mask.expand(len(inputs[0]), *mask.shape[1:]),)
 
+    def kinks(self) -> Kinks | None:
+        """Where the mask changes; its inputs come after the value."""
+        return moved(self.mask.kinks, 1)
+
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         return gated(gates[0], tangents[0])
 
@@ -294,7 +299,8 @@ class Multiply(Pointwise):
                 return mask.test(k, *inputs[:count]) * other.test(k, *inputs[count:])
 
             shape = torch.broadcast_shapes(mask.shape, other.shape)
-            return Mask(both, (*mask.inputs, *other.inputs), shape)
+            kinks = joined([(mask.kinks, count), (other.kinks, len(other.inputs))])
+            return Mask(both, (*mask.inputs, *other.inputs), shape, kinks)
         constant = builder.place(other, aligned(other, len(mask.shape)))
         if constant is None:
             msg = "it multiplies a mask with zero"

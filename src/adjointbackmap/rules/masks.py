@@ -1,7 +1,8 @@
 """Comparisons of data, which give masks, and the operations that choose with a mask."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,10 +18,15 @@ from adjointbackmap.rules.base import (
     keep_batch,
     rule_for,
 )
+from adjointbackmap.rules.kinks import NOT_ZERO, At, Kinks, Levels, joined
 from adjointbackmap.rules.linear import Add, Masked, aligned, broadcast, placed
 
 Operand = tuple[Callable[..., Any], tuple[Value, ...]]
 """A function ``(k, *tensors)`` that gives an argument at k, and the values that it reads."""
+
+ORDERINGS = {"gt", "ge", "lt", "le"}
+EQUALITIES = {"eq", "ne"}
+FINITENESS = ("isinf", "isnan", "isfinite", "isposinf", "isneginf")  # change with masks alone
 
 
 def _operand(argument: Any, builder: Builder, scales: bool) -> Operand:
@@ -52,7 +58,40 @@ def _combined(builder: Builder, op: Callable[..., Any], *arguments: Any) -> Mask
         given = iter(tensors)
         return op(*(of(k, *(next(given) for _ in inputs)) for of, inputs in parts))
 
-    return Mask(test, tuple(i for _, inputs in parts for i in inputs), builder.shape)
+    given = tuple(i for _, inputs in parts for i in inputs)
+    return Mask(test, given, builder.shape, _kinks(builder.op, arguments, parts))
+
+
+def _kinks(op: str, arguments: Sequence[Any], parts: Sequence[Operand]) -> Kinks | None:
+    """Where a mask of some arguments changes: with its masks, and where its data cross.
+
+    Data are compared with what they meet; a logical operation and a sign compare them with zero.
+    """
+    masks = [
+        (argument.kinks if isinstance(argument, Mask) else (), len(inputs))
+        for argument, (_, inputs) in zip(arguments, parts, strict=True)
+    ]
+    kinks = joined(masks)
+    data = [n for n, argument in enumerate(arguments) if isinstance(argument, Value)]
+    if kinks is None or not data or op in FINITENESS:
+        return kinks
+    firsts = [sum(count for _, count in masks[:n]) for n in range(len(masks))]
+    if op not in ORDERINGS | EQUALITIES:
+        isolated = op not in ("sign", "sgn")
+        own = [Levels(of=(firsts[n],), jumps=True, isolated=isolated) for n in data]
+        return (*kinks, *own)
+    isolated = op in EQUALITIES
+    if len(data) == 2:
+        return (*kinks, Levels(of=(firsts[0], firsts[1]), jumps=True, isolated=isolated))
+    (place,) = data
+    other = arguments[1 - place]
+    if isinstance(other, bool | int | float):
+        at: tuple[At, ...] = (float(other),)
+        return (*kinks, Levels(at, (firsts[place],), jumps=True, isolated=isolated))
+    level, inputs = parts[1 - place]
+    those = slice(firsts[1 - place], firsts[1 - place] + len(inputs))
+    at = (lambda *given: level(1.0, *given[those]),)
+    return (*kinks, Levels(at, (firsts[place],), jumps=True, isolated=isolated))
 
 
 def _bitwise(op: Callable[..., Any], logical: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,10 +114,7 @@ COMPARISONS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("bitwise_xor", "__xor__"), _bitwise(operator.xor, torch.logical_xor)),
     "bitwise_not": _bitwise(operator.invert, torch.logical_not),
     **dict.fromkeys(("sign", "sgn"), torch.sign),
-    **{
-        name: getattr(torch, name)
-        for name in ("isinf", "isnan", "isfinite", "isposinf", "isneginf")
-    },
+    **{name: getattr(torch, name) for name in FINITENESS},
 }
 """Name of an operation -> the function that gives its mask."""
 
@@ -119,7 +155,7 @@ class Where(Operation):
         if all(_is_boolean(v) for v in (first, second)) and isinstance(condition, Mask):
             return _combined(builder, torch.where, condition, first, second)
         condition = _as_mask(condition, len(builder.shape))
-        opposite = Mask(lambda k, *t: ~condition.test(k, *t), condition.inputs, condition.shape)
+        opposite = replace(condition, test=lambda k, *t: ~condition.test(k, *t))
         chosen = []
         for mask, value in ((condition, first), (opposite, second)):
             value = builder.as_numbers(value) if isinstance(value, Mask) else value
@@ -145,9 +181,9 @@ def _as_mask(condition: Any, dims: int) -> Mask:
     if isinstance(condition, Mask):
         return condition
     if isinstance(condition, Value):
-        return Mask(lambda k, x: x != 0, (condition,), condition.shape)
+        return Mask(lambda k, x: x != 0, (condition,), condition.shape, (NOT_ZERO,))
     kept = condition.tensor.reshape(aligned(condition, dims))
-    return Mask(lambda k: kept[None], (), tuple(kept.shape))
+    return Mask(lambda k: kept[None], (), tuple(kept.shape), ())
 
 
 @rule_for("aten.any.dim", "aten.all.dim")
@@ -162,7 +198,9 @@ class AnyOrAll(Operation):
         op = getattr(torch, builder.op)
         (dim,) = keep_batch([dim], x)
         mask = _as_mask(x, len(x.shape))
-        return Mask(lambda k, *t: op(mask.test(k, *t), dim, keepdim), mask.inputs, builder.shape)
+        return replace(
+            mask, test=lambda k, *t: op(mask.test(k, *t), dim, keepdim), shape=builder.shape
+        )
 
 
 @rule_for("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")

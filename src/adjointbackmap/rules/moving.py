@@ -27,6 +27,7 @@ from adjointbackmap.rules.base import (
     tensor_of,
 )
 from adjointbackmap.rules.field import Reach
+from adjointbackmap.rules.kinks import NOT_ZERO
 
 # PyTorch writes the end of an open slice as 2**63 - 1; no dimension is longer than this.
 LAST = 2**62
@@ -97,7 +98,7 @@ class Cast(Identity):
         if len(args) > 1 and isinstance(args[1], Constant):  # type_as
             dtype = args[1].tensor.dtype
         if dtype == torch.bool and isinstance(x, Value):
-            return Mask(lambda k, t: t != 0, (x,), x.shape)
+            return Mask(lambda k, t: t != 0, (x,), x.shape, (NOT_ZERO,))
         if isinstance(x, Mask) and dtype is not None and not dtype.is_floating_point:
             return replace(x, test=lambda k, *t: x.test(k, *t).to(dtype))
         if dtype not in (None, builder.dtype) and not isinstance(x, Mask):

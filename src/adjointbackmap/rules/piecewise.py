@@ -23,6 +23,7 @@ from adjointbackmap.rules.base import (
     rule_for,
     tensor_of,
 )
+from adjointbackmap.rules.kinks import Kinks, Levels
 from adjointbackmap.rules.linear import check_dimensions, placed
 
 
@@ -56,6 +57,10 @@ class ReLU(Gate):
     def slope(self, c: Tensor, scale: float) -> Tensor:
         return (c > 0).to(c.dtype)
 
+    def kinks(self) -> Kinks:
+        """Zero."""
+        return (Levels(),)
+
     def infinities(self, *inputs: Signs) -> Signs:
         # minus infinity becomes zero
         return inputs[0] - {-1}
@@ -70,6 +75,10 @@ class LeakyReLU(Gate):
 
     def slope(self, c: Tensor, scale: float) -> Tensor:
         return torch.where(c > 0, c.new_ones(()), c.new_tensor(self.negative_slope))
+
+    def kinks(self) -> Kinks:
+        """Zero."""
+        return (Levels(),)
 
 
 @rule_for("aten.prelu.default", "aten._prelu_kernel.default")
@@ -92,6 +101,10 @@ class PReLU(Gate):
 
     def slope(self, c: Tensor, scale: float) -> Tensor:
         return torch.where(c > 0, c.new_ones(()), self.weight)
+
+    def kinks(self) -> Kinks:
+        """Zero."""
+        return (Levels(),)
 
 
 @rule_for("aten.rrelu.default")
@@ -132,6 +145,10 @@ class Absolute(Gate):
     def slope(self, c: Tensor, scale: float) -> Tensor:
         return c.sign()
 
+    def kinks(self) -> Kinks:
+        """Zero."""
+        return (Levels(),)
+
     def infinities(self, *inputs: Signs) -> Signs:
         # both infinities become plus infinity
         return frozenset({1}) if inputs[0] else inputs[0]
@@ -146,6 +163,10 @@ class HardShrink(Gate):
 
     def slope(self, c: Tensor, scale: float) -> Tensor:
         return (c.abs() > scale * self.threshold).to(c.dtype)
+
+    def kinks(self) -> Kinks:
+        """Jumps at both thresholds."""
+        return (Levels((-self.threshold, self.threshold), jumps=True),)
 
 
 class PiecewiseAffine(Pointwise):
@@ -240,6 +261,10 @@ class Clamp(PiecewiseAffine):
         inside = self.inside(c, low, high)
         return inside, {"min": ~inside & (c <= low), "max": ~inside & (c >= high)}
 
+    def kinks(self) -> Kinks:
+        """The bounds."""
+        return (Levels(tuple(bound for bound in (self.low, self.high) if bound is not None)),)
+
 
 @rule_for("aten.hardtanh.default")
 class Hardtanh(Clamp):
@@ -283,6 +308,10 @@ class Threshold(PiecewiseAffine):
         above = c > scale * self.threshold
         return above, {"value": ~above}
 
+    def kinks(self) -> Kinks:
+        """A jump at the threshold, unless the number equals it."""
+        return (Levels((self.threshold,), jumps=self.value != self.threshold),)
+
     def infinities(self, *inputs: Signs) -> Signs:
         # minus infinity becomes the number, which may be infinite itself
         return frozenset().union(inputs[0] - {-1}, *inputs[1:])
@@ -302,6 +331,10 @@ class HardSigmoid(PiecewiseAffine):
     def pieces(self, c: Tensor, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
         inside = (c > -3 * scale) & (c < 3 * scale)
         return inside.to(c.dtype) / 6, {"middle": inside, "top": c >= 3 * scale}
+
+    def kinks(self) -> Kinks:
+        """-3 and 3."""
+        return (Levels((-3.0, 3.0)),)
 
     def infinities(self, *inputs: Signs) -> Signs:
         return frozenset()
@@ -327,6 +360,10 @@ class SoftShrink(PiecewiseAffine):
     def pieces(self, c: Tensor, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
         outside = c.abs() > scale * self.threshold
         return outside, {"lambda": -c.sign() * outside}
+
+    def kinks(self) -> Kinks:
+        """The threshold, on both sides."""
+        return (Levels((-self.threshold, self.threshold)),)
 
 
 @rule_for("aten.maximum.default", "aten.max.other")
@@ -368,6 +405,10 @@ class Maximum(Pointwise):
         other = inputs[1] if len(inputs) > 1 else torch.zeros_like(inputs[0])
         gap = self.sign * (inputs[0] - other)
         return (torch.where(gap == 0, gap.new_tensor(self.tie), (gap > 0).to(gap.dtype)),)
+
+    def kinks(self) -> Kinks:
+        """Where the difference of the two values is zero."""
+        return (Levels(of=(0, 1)),)
 
     def infinities(self, *inputs: Signs) -> Signs:
         # A maximum loses minus infinity to anything finite. Only if both values may hold it, the

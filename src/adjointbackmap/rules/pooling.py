@@ -25,6 +25,7 @@ from adjointbackmap.rules.base import (
     unfilled,
 )
 from adjointbackmap.rules.field import Field, Number, Reach, measured_reach, windowed
+from adjointbackmap.rules.kinks import Kinks, Order, along, jumping
 
 
 @rule_for("aten.mean.dim")
@@ -82,6 +83,10 @@ class Largest(Rule):
         largest = type(self).op(inputs[0], self.dims, keepdim=True)
         wins = (inputs[0] == largest).to(inputs[0].dtype)
         return (wins / wins.sum(self.dims, keepdim=True),)
+
+    def kinks(self) -> Kinks:
+        """Where the winner changes."""
+        return (Order(along(*self.dims), largest=self.op is not torch.amin),)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         return gated(gates[0], tangents[0]).sum(self.dims, keepdim=self.keepdim)
@@ -145,11 +150,20 @@ class Winner(Taken):
         """Append one step for the maxima; their places are a mask."""
         x, dim, *keep = args
         rule = cls(keep_batch([dim], x)[0], *keep)
-        places = Mask(lambda k, c: cls.op(c, rule.dim, rule.keepdim)[1], (x,), builder.shapes[1])
+        places = Mask(
+            lambda k, c: cls.op(c, rule.dim, rule.keepdim)[1],
+            (x,),
+            builder.shapes[1],
+            jumping(rule.kinks()),
+        )
         return [builder.apply(rule, x, shape=builder.shapes[0]), places]
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
         return (type(self).op(inputs[0], self.dim, keepdim=True)[1],)
+
+    def kinks(self) -> Kinks:
+        """Where the winner changes."""
+        return (Order(along(self.dim), largest=type(self).op is not torch.min),)
 
     def infinities(self, *inputs: Signs) -> Signs:
         # minus infinity never wins
@@ -330,13 +344,44 @@ class MaxPooling(Rule):
         maxima = builder.apply(self, x)
         if len(builder.shapes) == 1:
             return maxima
-        return [maxima, Mask(lambda k, c: self.gates(k, c)[0], (x,), builder.shapes[1])]
+        kinks = jumping(self.kinks())
+        return [maxima, Mask(lambda k, c: self.gates(k, c)[0], (x,), builder.shapes[1], kinks)]
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
         # flat place of each window's winner among the positions of its channel
         pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[self.axes - 1]
         args = (self.size, self.stride, self.padding, self.dilation, self.ceil_mode)
         return (pool(inputs[0], *args, return_indices=True)[1],)
+
+    def kinks(self) -> Kinks:
+        """Where the winner of a window changes."""
+        return (Order(self.windows),)
+
+    def windows(self, shape: Shape) -> Tensor:
+        """Flat places of the elements of every window, ``(windows, elements)``; -1 outside."""
+        channels, *extents = shape
+        axes = [self.places(axis, extent) for axis, extent in enumerate(extents)]
+        flat = torch.zeros((1,) * 2 * len(axes), dtype=torch.int64)
+        inside = torch.ones_like(flat, dtype=torch.bool)
+        for axis, (places, extent) in enumerate(zip(axes, extents, strict=True)):
+            view = [1] * 2 * len(axes)  # (*positions, *elements)
+            view[axis], view[len(axes) + axis] = places.shape
+            flat = flat * extent + places.view(view)
+            inside = inside & (places.view(view) >= 0)
+        flat = flat.reshape(prod(len(places) for places in axes), -1)
+        channel = torch.arange(channels)[:, None, None] * prod(extents)
+        return torch.where(inside.reshape(flat.shape), flat + channel, -1).flatten(0, 1)
+
+    def places(self, axis: int, extent: int) -> Tensor:
+        """Places of every window's elements along an axis, ``(positions, elements)``; -1 outside."""
+        size, stride, padding, dilation = (
+            values[axis] for values in (self.size, self.stride, self.padding, self.dilation)
+        )
+        line = torch.zeros(1, 1, extent)
+        pooled_line = F.max_pool1d(line, size, stride, padding, dilation, self.ceil_mode)
+        first = torch.arange(pooled_line.shape[-1]) * stride - padding
+        places = first[:, None] + dilation * torch.arange(size)
+        return torch.where((places >= 0) & (places < extent), places, -1)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         winners = gates[0]
@@ -381,6 +426,15 @@ class AdaptiveMaxPooling(MaxPooling):
         pools = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
         pool = pools[len(self.out_size) - 1]
         return (pool(inputs[0], list(self.out_size), return_indices=True)[1],)
+
+    def places(self, axis: int, extent: int) -> Tensor:
+        """Places of every window's elements along an axis, ``(positions, elements)``; -1 outside."""
+        count = self.out_size[axis]
+        position = torch.arange(count)
+        first = position * extent // count
+        stop = -(-(position + 1) * extent // count)
+        places = first[:, None] + torch.arange(int((stop - first).max()))
+        return torch.where(places < stop[:, None], places, -1)
 
     def reach(self) -> Reach | None:
         return divided(self.shape, self.out_size)

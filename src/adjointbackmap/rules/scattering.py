@@ -25,6 +25,7 @@ from adjointbackmap.rules.base import (
 )
 from adjointbackmap.rules.field import Field
 from adjointbackmap.rules.joining import Assembled
+from adjointbackmap.rules.kinks import Kinks, moved
 from adjointbackmap.rules.linear import aligned
 from adjointbackmap.rules.masks import Where
 from adjointbackmap.rules.pooling import gathered
@@ -42,6 +43,10 @@ class AtPlaces(Rule):
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
         return (self.index.test(scale, *inputs[1:]),) if isinstance(self.index, Mask) else ()
+
+    def kinks(self) -> Kinks | None:
+        """Where the places change; what they are made of comes after the value."""
+        return moved(self.index.kinks, 1) if isinstance(self.index, Mask) else ()
 
     def at(self, gates: Gates) -> Tensor:
         """The places, ``(N, ...)`` or ``(1, ...)``."""

@@ -3,6 +3,7 @@
 The gates are the places of the chosen elements.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from math import ceil, floor
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ from adjointbackmap.rules.base import (
     rule_for,
     tensor_of,
 )
+from adjointbackmap.rules.kinks import Kinks, Order, along, every_rank, jumping
 from adjointbackmap.rules.linear import weighted_sum
 from adjointbackmap.rules.pooling import Largest, Smallest, Taken, over_channels
 
@@ -45,7 +47,12 @@ class Chosen(Taken):
         x = options.pop("self")
         (options["dim"],) = keep_batch([options["dim"]], x)
         rule = cls(**options)
-        places = Mask(lambda k, c: rule.op(c, **rule.options)[1], (x,), builder.shapes[1])
+        places = Mask(
+            lambda k, c: rule.op(c, **rule.options)[1],
+            (x,),
+            builder.shapes[1],
+            jumping(rule.kinks()),
+        )
         return [builder.apply(rule, x, shape=builder.shapes[0]), places]
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
@@ -63,6 +70,10 @@ class Sort(Chosen):
 
     op = torch.ops.aten.sort.default
 
+    def kinks(self) -> Kinks:
+        """Where two elements change their order."""
+        return (Order(along(self.dim), every_rank),)
+
 
 @rule_for("aten.sort.stable")
 class StableSort(Sort):
@@ -77,9 +88,22 @@ class TopK(Chosen):
 
     op = torch.ops.aten.topk.default
 
+    def kinks(self) -> Kinks:
+        """Where the elements that are taken, or their order, change."""
+        last = self.options["k"] - 1
+        return (Order(along(self.dim), lambda count: (0, last), self.options["largest"]),)
+
 
 class OrderStatistic(Chosen):
     """One element, given by its rank."""
+
+    @abstractmethod
+    def rank(self, count: int) -> int:
+        """Rank of the element among ``count``, 0 for the smallest."""
+
+    def kinks(self) -> Kinks:
+        """Where the element of this rank changes."""
+        return (Order(along(self.dim), lambda count: (self.rank(count),) * 2, largest=False),)
 
 
 @rule_for("aten.kthvalue.default")
@@ -88,12 +112,20 @@ class KthValue(OrderStatistic):
 
     op = torch.ops.aten.kthvalue.default
 
+    def rank(self, count: int) -> int:
+        """The given one, which counts from 1."""
+        return int(self.options["k"]) - 1
+
 
 @rule_for("aten.median.dim")
 class Median(OrderStatistic):
     """The middle element; of two, the lower."""
 
     op = torch.ops.aten.median.dim
+
+    def rank(self, count: int) -> int:
+        """The middle, the lower of two."""
+        return (count - 1) // 2
 
 
 @rule_for("aten.nanmedian.dim")
@@ -108,6 +140,11 @@ class RunningMaximum(Chosen):
     """The largest element up to each place."""
 
     op = torch.ops.aten.cummax.default
+
+    def kinks(self) -> Kinks:
+        """Where the winner up to an element changes."""
+        largest = self.op is torch.ops.aten.cummax.default
+        return (Order(along(self.dim), largest=largest, running=True),)
 
 
 @rule_for("aten.cummin.default")
@@ -135,7 +172,9 @@ class PlaceOfLargest(Operation):
             msg = "it goes over the images of a batch: name the dimension"
             raise Refused(msg)
         (dim,) = keep_batch([dim], x)
-        return Mask(lambda k, c: cls.op(c, dim, keepdim), (x,), builder.shape)
+        largest = cls.op is torch.ops.aten.argmax.default
+        kinks = (Order(along(dim), largest=largest, jumps=True),)
+        return Mask(lambda k, c: cls.op(c, dim, keepdim), (x,), builder.shape, kinks)
 
 
 @rule_for("aten.argmin.default")

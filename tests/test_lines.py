@@ -1,0 +1,121 @@
+"""Linear regions on a segment: against dense samples, an independent slow walk, and the model itself."""
+
+import pytest
+import torch
+from cases import CASES, OPERATIONS
+from checks import assert_close
+
+import adjointbackmap as abm
+from adjointbackmap.engine.pattern import record_pattern
+from adjointbackmap.rules import RULES
+from adjointbackmap.rules.piecewise import Gate
+
+
+def dense_ends(traced):
+    """The two images of a catalogue network, as the ends of a segment."""
+    return traced.x[0], traced.x[1]
+
+
+def assert_exact(line, points=16, seed=0):
+    """Gates at random points inside every interval equal those of its middle; neighbours differ."""
+    generator = torch.Generator().manual_seed(seed)
+    wide = line.widths > 64 * (line.uncertainty[:-1] + line.uncertainty[1:])
+    assert wide.double().mean() >= 0.99
+    middle = record_pattern(line.network, line.at(line.middles), dtype=torch.float64)
+    share = 0.98 * torch.rand(points, line.regions, generator=generator, dtype=torch.float64) + 0.01
+    inside = line.t[:-1] + share * line.widths
+    for places in inside:
+        other = record_pattern(line.network, line.at(places), dtype=torch.float64)
+        for slot, gates in middle.gates.items():
+            for a, b in zip(gates, other.gates[slot], strict=True):
+                if len(a) > 1:
+                    same = (a == b).flatten(1).all(1) | ~wide
+                    assert same.all(), (line, slot, line.t[:-1][~same], places[~same])
+    changed = torch.zeros(max(0, line.regions - 1), dtype=torch.bool)
+    for gates in middle.gates.values():
+        for a in gates:
+            if len(a) > 1:
+                changed |= (a[1:] != a[:-1]).flatten(1).any(1)
+    assert changed.all(), line.t[1:-1][~changed]
+    assert all(line.flips)
+
+
+@pytest.mark.parametrize("name", [*CASES, *OPERATIONS])
+def test_line_of_every_network(traced_case, name):
+    traced = traced_case(name)
+    start, end = dense_ends(traced)
+    line = abm.region_line(traced.network, start, end)
+    assert line.complete
+    assert_exact(line)
+
+
+def test_line_in_parts_is_the_whole_line(traced_case):
+    """Little memory, and a number of regions after the other, give the same breakpoints and flips."""
+    traced = traced_case("max-pool-with-overlap-padding-and-ceil")
+    start, end = dense_ends(traced)
+    whole = abm.region_line(traced.network, start, end)
+    small = abm.region_line(traced.network, start, end, memory="100kB")
+    assert small.walk.room < whole.regions
+    line = abm.region_line(traced.network, start, end, regions=7)
+    assert line.regions == 7
+    assert not line.complete
+    while not line.complete:
+        line = line.resume(line.regions + 10)
+    for other in (small, line):
+        assert_close(other.t, whole.t, rtol=0, atol=1e-13)
+        assert [set(flips) for flips in other.flips] == [set(flips) for flips in whole.flips]
+
+
+def test_values_are_linear_between_breakpoints(traced_case):
+    """In the middle of each region a layer is half way between its limits, also where it jumps."""
+    for name in ("residual-with-zero-padded-channels", "sign", "hard-shrink", "unpooling"):
+        traced = traced_case(name)
+        line = abm.region_line(traced.network, *dense_ends(traced))
+        values = line.values()
+        middle = traced.model(line.at(line.middles)).detach()
+        assert_close(values.mean(1), middle, rtol=1e-11, atol=1e-11)
+        jumps = line.jumps()
+        assert_close(jumps[1:-1], values[1:, 0] - values[:-1, 1], rtol=0, atol=0)
+        assert bool((jumps.abs() > 1e-6).any()) == (name != "residual-with-zero-padded-channels")
+
+
+def test_hyperplanes_of_a_region_give_its_values(traced_case):
+    traced = traced_case("residual-with-zero-padded-channels")
+    line = abm.region_line(traced.network, *dense_ends(traced))
+    planes = line.hyperplanes("output", "RM0", at=[0, 3, -1])
+    ends = torch.stack([line.at(line.t[:-1]), line.at(line.t[1:])], 1)[[0, 3, -1]]
+    for side in range(2):
+        found = planes.reconstruct(ends[:, side])
+        assert_close(found, line.values()[[0, 3, -1], side], rtol=1e-11, atol=1e-11)
+
+
+def test_a_comparison_at_one_point_alone_is_told_and_no_breakpoint():
+    class Equal(torch.nn.Module):
+        def forward(self, x):
+            return torch.where(x == 0.25, 5.0, 2 * x).relu()
+
+    network = abm.trace(Equal().double().eval(), torch.rand(1, 1).double())
+    line = abm.region_line(network, torch.zeros(1).double(), torch.ones(1).double())
+    assert line.t.tolist() == [0, 1]
+    assert [t for t, _ in line.isolated] == [0.25, 0.25]
+
+
+def test_a_rule_of_the_users_own_is_refused(monkeypatch):
+    class Own(Gate):
+        def slope(self, c, scale):
+            return (c > scale).to(c.dtype)
+
+    monkeypatch.setitem(RULES, "aten.relu.default", Own)
+    network = abm.trace(torch.nn.ReLU().eval(), torch.rand(1, 2), audit=False)
+    with pytest.raises(
+        abm.UnsupportedOperation, match=r"must give its kinks\. Got relu: add a method"
+    ):
+        abm.region_line(network, torch.zeros(2), torch.ones(2))
+
+
+def test_arguments_that_do_not_fit(traced_case):
+    traced = traced_case("plain-conv-chain")
+    with pytest.raises(ValueError, match="end must be one image"):
+        abm.region_line(traced.network, traced.x[0], traced.x)
+    with pytest.raises(ValueError, match=r"regions must be at least 1\. Got 0"):
+        abm.region_line(traced.network, traced.x[0], traced.x[1], regions=0)
