@@ -1,14 +1,15 @@
 """The report: everything in one file, made from sections alone."""
 
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
-from adjointbackmap import plots
-from adjointbackmap.report.document import PLACE, write_document
+from adjointbackmap import cli, plots
+from adjointbackmap.report.document import PLACE, markdown, read_summary, write_document
 from adjointbackmap.report.page import render, write_report
 from adjointbackmap.report.sections import Claim, Picture, Scene, Section, Table
 from adjointbackmap.report.sheets import Sheet
@@ -51,6 +52,19 @@ def folder(tmp_path):
     figure.add_subplot().plot([0, 1])
     plots.save(figure, tmp_path / "noise" / "lines.png", formats=("png", "svg"))
     return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command line and return its exit status and its errors."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["adjointbackmap", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code or 0, " ".join(capsys.readouterr().err.split())
+
+    return run
 
 
 def section(*blocks):
@@ -110,13 +124,10 @@ def test_picture_that_is_missing_is_named(folder):
 
 
 def test_document_has_claims_and_tables_between_its_marks(folder):
-    """Bars in cells are no borders; results are copied; the rest of the page stays."""
+    """Bars in cells are no borders; a summary is beside it; the rest of the page stays."""
     page = folder / "docs" / "study.md"
     page.parent.mkdir()
     page.write_text(f"Above.\n\n{PLACE.begin}\nearlier\n{PLACE.end}\n\nBelow.\n")
-    (folder / "noise" / "a-network.json").write_text("{}")
-    (folder / "verification").mkdir()
-    (folder / "verification" / "verification.json").write_text("{}")
     blocks = (
         Claim("|e| is small.", "3 of 4", True),
         Table(Sheet("Losses", ["layer"], [["conv1"]]), "Low is good."),
@@ -134,8 +145,34 @@ def test_document_has_claims_and_tables_between_its_marks(folder):
         "Low is good.",
     ):
         assert f"\n{line}\n" in text
-    assert written == [page, page.parent / "results" / "study" / "noise" / "a-network.json"]
-    assert written[1].read_text() == "{}"
+    assert written == [page, page.parent / "results" / "study.json"]
+    assert read_summary(written[1]) == [section(*blocks)]
+
+
+def test_page_of_the_study_is_made_of_its_summary():
+    """Between the marks of docs/study.md are the sections of docs/results/study.json."""
+    docs = Path(__file__).parents[1] / "docs"
+    sections = read_summary(docs / "results" / "study.json")
+    text = (docs / "study.md").read_text()
+    assert f"{PLACE.begin}\n\n{markdown(sections)}\n\n{PLACE.end}" in text
+
+
+def test_command_makes_a_page_of_a_summary(folder, run):
+    """The same text as with the results; without a page, or with another file, it is one line."""
+    page = folder / "study.md"
+    page.write_text(f"{PLACE.begin}\n{PLACE.end}\n")
+    (_, file) = write_document(folder, [section(Claim("It is.", "1", None))], page)
+    text = page.read_text()
+    page.write_text(f"{PLACE.begin}\n{PLACE.end}\n")
+    assert run("report", file, "--docs", page)[0] == 0
+    assert page.read_text() == text
+    (status, message) = run("report", file)
+    assert status == 2
+    assert "A summary must come with the page to write" in message
+    file.write_text("{}")
+    (status, message) = run("report", file, "--docs", page)
+    assert status == 2
+    assert "must be a summary that report --docs wrote" in message
 
 
 def test_page_without_a_place_is_refused(folder):

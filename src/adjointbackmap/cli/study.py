@@ -43,7 +43,7 @@ def verification(
             names, or a download.
         workers: Number of processes that share the images. With --device cuda, they share the GPUs.
         device: Where to compute.
-        docs: Page to write the tables into, such as docs/verification.md. Results and figures go
+        docs: Page to write the tables into, such as docs/verified-networks.md. Results and figures go
             into folders next to it.
         results: An earlier verification.json. Its page is made, and nothing is computed.
         threads: Number of processor threads. Workers share them.
@@ -138,17 +138,30 @@ def report(folder: Path, *, docs: Path | None = None) -> None:
     """Make the page of a study again from its results: figures, tables, claims.
 
     Args:
-        folder: Folder that study all wrote.
-        docs: Page to write claims and tables into, such as docs/study.md. The results go into a
-            folder next to it.
+        folder: Folder that study all wrote. With --docs, also a summary that an earlier --docs
+            wrote, such as docs/results/study.json.
+        docs: Page to write claims and tables into, such as docs/study.md. A summary goes into the
+            folder results next to it.
+
+    Raises:
+        ValueError: If a summary is given without --docs.
     """
-    from adjointbackmap.report.document import PLACE, write_document
+    from adjointbackmap.report.document import PLACE, fill, read_summary, write_document
     from adjointbackmap.report.page import write_report
     from adjointbackmap.study.everything import about, sections
 
-    told = about(folder)
     if docs:
         PLACE.check(docs)
+    if folder.is_file():
+        if docs is None:
+            msg = (
+                f"A summary must come with the page to write. Got {folder} alone: add --docs PAGE."
+            )
+            raise ValueError(msg)
+        fill(docs, read_summary(folder))
+        console.print(f"Written: {docs}")
+        return
+    told = about(folder)
     found = sections(folder)
     written = [write_report(folder, found, told)]
     if docs:

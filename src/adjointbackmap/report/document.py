@@ -1,11 +1,14 @@
 """Sections to Markdown: claims and tables for a page of the documentation.
 
-The results that they are made from are copied too.
+A summary in JSON holds what the page shows.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from adjointbackmap.files.checked import read_sealed, sealed_text
 from adjointbackmap.files.disk import write
 from adjointbackmap.report.page import MARKS
 from adjointbackmap.report.sections import Claim, Section, Table
@@ -13,6 +16,7 @@ from adjointbackmap.report.sheets import Place, Sheet
 
 PLACE = Place("<!-- study: written by adjointbackmap report -->", "<!-- study: end -->")
 APART = "verification"  # the command ``study verification`` writes a page of its own for it
+SUMMARY = "study.json"  # in the folder of a study it has the runs alone
 
 
 def markdown(sections: Sequence[Section]) -> str:
@@ -49,10 +53,16 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def write_document(folder: Path, sections: Sequence[Section], page: Path) -> list[Path]:
-    """Write claims and tables into the place of a page, and copy the results.
+def fill(page: Path, sections: Sequence[Section]) -> None:
+    """Write the claims and tables of some sections into the place of a page."""
+    PLACE.fill(page, markdown(sections))
 
-    The copies go into a folder next to the page. The section of the verification is left out.
+
+def write_document(folder: Path, sections: Sequence[Section], page: Path) -> list[Path]:
+    """Write claims and tables into the place of a page, and a summary of the study beside it.
+
+    The summary holds the text and the numbers of the page, so that the page can be made again
+    from it, see :func:`read_summary`. The section of the verification is left out.
 
     Args:
         folder: The results.
@@ -60,15 +70,52 @@ def write_document(folder: Path, sections: Sequence[Section], page: Path) -> lis
         page: A page with the two lines of :data:`PLACE`.
 
     Returns:
-        The page, and the copies of the results.
+        The page, and the summary.
 
     Raises:
         ValueError: If the page has no such place.
     """
     PLACE.check(page)
-    PLACE.fill(page, markdown([section for section in sections if section.key != APART]))
-    copies = []
-    for path in sorted(path for path in folder.glob("**/*.json") if path.parent.name != APART):
-        copy = page.parent / "results" / "study" / path.relative_to(folder)
-        copies.append(write(copy, path.read_bytes()))
-    return [page, *copies]
+    shown = [section for section in sections if section.key != APART]
+    fill(page, shown)
+    run = read_sealed(folder / SUMMARY) if (folder / SUMMARY).is_file() else {}
+    found = {"run": run, "sections": [_to_dict(section) for section in shown]}
+    return [page, write(page.parent / "results" / SUMMARY, sealed_text(found).encode())]
+
+
+def read_summary(file: Path) -> list[Section]:
+    """Read the sections of a summary: their claims and tables, without pictures.
+
+    Raises:
+        ValueError: If the file is damaged, or no summary.
+    """
+    found = read_sealed(file, "take it from the repository again")
+    try:
+        return [_from_dict(one) for one in found["sections"]]
+    except (KeyError, TypeError) as error:
+        msg = (
+            f"{file} must be a summary that report --docs wrote. Got another file: name the "
+            "summary, or the folder that study all wrote."
+        )
+        raise ValueError(msg) from error
+
+
+def _to_dict(section: Section) -> dict[str, Any]:
+    """What a page shows of a section, for JSON."""
+    claims = [asdict(block) for block in section.blocks if isinstance(block, Claim)]
+    tables = [
+        {**asdict(block.sheet), "caption": block.caption}
+        for block in section.blocks
+        if isinstance(block, Table)
+    ]
+    start = {"key": section.key, "title": section.title, "ran": list(section.ran)}
+    return {**start, "claims": claims, "tables": tables}
+
+
+def _from_dict(found: dict[str, Any]) -> Section:
+    claims = [Claim(**one) for one in found["claims"]]
+    tables = [
+        Table(Sheet(one["title"], one["head"], one["rows"]), one["caption"])
+        for one in found["tables"]
+    ]
+    return Section(found["key"], found["title"], tuple(found["ran"]), (*claims, *tables))
