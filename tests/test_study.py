@@ -394,7 +394,7 @@ def run(monkeypatch, capsys):
 @pytest.mark.usefixtures("study")
 def test_command_writes_results_and_page(run, tmp_path):
     """From nothing to the page; then the page again from the results alone."""
-    there = tmp_path / "docs" / "verification.md"
+    there = tmp_path / "docs" / "verified-networks.md"
     out = tmp_path / "out"
     there.parent.mkdir()
     there.write_text(f"{page.PLACE.begin}\n{page.PLACE.end}\n")
