@@ -6,6 +6,7 @@ import pickle
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from adjointbackmap.files.checked import DamagedFile, read_sealed, sealed, sha25
 from adjointbackmap.files.weights import load_weights, read_torch, read_weights, torch_bytes
 
 SEEDS = range(20)
+SHIPPED = Path(models.__file__).with_name("assets")
 
 
 def small(seed=0):
@@ -172,16 +174,18 @@ def test_old_format_of_torch_is_read(tmp_path):
 @pytest.fixture
 def assets(tmp_path, monkeypatch):
     """A copy of one network that ships."""
+    folder = tmp_path / "assets"
+    folder.mkdir()
     for ending in ("safetensors", "json"):
-        shutil.copy(models._assets() / f"vgg7-cifar10.{ending}", tmp_path)
-    monkeypatch.setattr(models, "_assets", lambda: tmp_path)
-    return tmp_path
+        shutil.copy(SHIPPED / f"vgg7-cifar10.{ending}", folder)
+    monkeypatch.setattr(models, "files", lambda package: tmp_path)
+    return folder
 
 
 def test_everything_that_ships_has_a_checksum():
     """Each card has its own, and that of the weights."""
     for name in models.names():
-        path = models._assets() / f"{name}.json"
+        path = SHIPPED / f"{name}.json"
         assert "checksum" in json.loads(path.read_text())
         assert models.card(name)["file sha256"] == sha256_of(path.with_suffix(".safetensors"))
 
@@ -204,7 +208,7 @@ def test_damaged_shipped_network(assets, seed):
 def test_damaged_sample(tmp_path, monkeypatch, seed):
     """One bit of one pixel is enough."""
     (tmp_path / "assets").mkdir()
-    shutil.copy(models._assets() / "cifar10-sample.bin", tmp_path / "assets")
+    shutil.copy(SHIPPED / "cifar10-sample.bin", tmp_path / "assets")
     monkeypatch.setattr(data, "files", lambda package: tmp_path)
     assert len(data.sample()) == 200
     harm(tmp_path, seed, harms=("flip", "zeros", "truncate", "garbage"))

@@ -20,6 +20,7 @@ from adjointbackmap.benchmark.ways import Settings
 from adjointbackmap.exactness.layer_check import LayerCheck
 from adjointbackmap.files.checked import DamagedFile, DamagedFileWarning, sealed_text
 from adjointbackmap.study import everything, results
+from adjointbackmap.study.adversarial import noise
 from adjointbackmap.study.published.columns import COLUMNS
 from adjointbackmap.study.setup import Setup, read_json, write_json
 from adjointbackmap.study.verification import run as verification
@@ -255,11 +256,13 @@ def test_damaged_verification(tmp_path, seed):
         assert again["networks"] or caught or not path.with_name(path.name + ".damaged").exists()
 
 
-def test_truncated_files_of_ours_are_made_again(tmp_path):
+def test_truncated_files_of_ours_are_made_again(tmp_path, monkeypatch):
     """Also an empty one, which a power failure leaves."""
+    monkeypatch.setattr(noise, "compute", lambda setup, report: None)
     path = tmp_path / everything.ABOUT
     setup = Setup(tmp_path, (NAME,))
-    everything._tell(setup, "noise", 3.0)
+    everything.run(setup, ["noise"], lambda what, share: None)
+    expected = everything.about(tmp_path)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(
         DamagedFile,
@@ -270,8 +273,8 @@ def test_truncated_files_of_ours_are_made_again(tmp_path):
         DamagedFileWarning,
         match=r"is damaged, so that it is made again; the damaged file is now study.json.damaged",
     ):
-        everything._tell(setup, "noise", 3.0)
-    assert everything.about(tmp_path)["seconds"] == {"noise": 3.0}
+        everything.run(setup, ["noise"], lambda what, share: None)
+    assert everything.about(tmp_path) == expected
     (tmp_path / "verification.json").write_text("")
     with pytest.warns(DamagedFileWarning, match="verification.json is damaged"):
         assert verification.Results(tmp_path).found["networks"] == {}
@@ -313,12 +316,14 @@ def test_truncated_benchmark_is_measured_again(tmp_path):
     """Another file is refused as before."""
     out = tmp_path / "benchmark.json"
     out.write_text(
-        sealed_text({**benchmark.opened(out, Settings()), "entries": {"a": {"seconds": 1.0}}})
+        sealed_text(
+            {**benchmark.read_or_begin(out, Settings()), "entries": {"a": {"seconds": 1.0}}}
+        )
     )
-    assert benchmark.opened(out, Settings())["entries"] == {"a": {"seconds": 1.0}}
+    assert benchmark.read_or_begin(out, Settings())["entries"] == {"a": {"seconds": 1.0}}
     out.write_text(out.read_text().replace("1.0", "1.5"))
     with pytest.warns(DamagedFileWarning, match="benchmark.json is damaged"):
-        assert benchmark.opened(out, Settings())["entries"] == {}
+        assert benchmark.read_or_begin(out, Settings())["entries"] == {}
 
 
 def test_write_json_keeps_its_checksum_right(tmp_path):

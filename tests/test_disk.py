@@ -19,7 +19,9 @@ from adjointbackmap.exactness.journal import Record
 from adjointbackmap.files import disk
 from adjointbackmap.files.stopping import Stopped, stoppable, undivided
 
-ABANDONED = f".{disk._host()}.99999999.1{disk.PARTIAL}"  # as a process has left it that is no more
+ABANDONED = (
+    f".{disk.host_name()}.99999999.1{disk.PARTIAL}"  # as a process has left it that is no more
+)
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -79,7 +81,9 @@ def test_a_file_is_flushed_before_it_has_its_name(tmp_path, monkeypatch):
     )
     path = disk.write(tmp_path / "new" / "folder" / "note.txt", "a note")
     folders = [str(tmp_path), str(tmp_path / "new")]
-    partial = str(path) + f".{disk._host()}.{os.getpid()}.{threading.get_native_id()}{disk.PARTIAL}"
+    partial = (
+        str(path) + f".{disk.host_name()}.{os.getpid()}.{threading.get_native_id()}{disk.PARTIAL}"
+    )
     assert seen == [*folders, partial, "renamed", str(path.parent)]
     assert [file.name for file in path.parent.iterdir()] == ["note.txt"]
 
@@ -239,7 +243,7 @@ while done < 20:
 
 def test_partial_files_of_killed_processes_are_removed(tmp_path):
     """Not those of a process that runs, nor files of the user's own."""
-    running = f"b.json.{disk._host()}.{os.getpid()}.7{disk.PARTIAL}"
+    running = f"b.json.{disk.host_name()}.{os.getpid()}.7{disk.PARTIAL}"
     old = f"c.json.elsewhere.1.1{disk.PARTIAL}"
     for name in (
         "a.json" + ABANDONED,

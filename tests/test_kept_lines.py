@@ -1,7 +1,9 @@
 """Kept images of verify: an impossible or damaged line is named and computed again."""
 
 import json
+import sys
 import warnings
+from contextlib import suppress
 
 import pytest
 from cases import make
@@ -154,11 +156,15 @@ def test_errors_of_an_image_fit_each_other():
         LayerCheck.of_image(["fc"], "fc", "a", (2,))
 
 
-def test_command_says_it_in_one_line():
+def test_command_says_it_in_one_line(monkeypatch):
     """Without the place in our code, which other warnings have."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back at the end
+    monkeypatch.setattr(sys, "argv", ["adjointbackmap", "--version"])
+    with suppress(SystemExit):
+        cli.main()
     place = ("records.py", 3)
-    text = cli._one_line(DamagedFileWarning("kept.jsonl: line 2"), DamagedFileWarning, *place)
+    ours = DamagedFileWarning("kept.jsonl: line 2")
+    text = warnings.formatwarning(ours, DamagedFileWarning, *place)
     assert text == "adjointbackmap: kept.jsonl: line 2\n"
-    assert "records.py:3: UserWarning: other" in cli._one_line(
-        UserWarning("other"), UserWarning, *place
-    )
+    other = warnings.formatwarning(UserWarning("other"), UserWarning, *place)
+    assert "records.py:3: UserWarning: other" in other

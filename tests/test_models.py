@@ -318,11 +318,11 @@ def test_an_unknown_network_is_answered_with_the_known_ones(function, name):
 def shipped(tmp_path, monkeypatch):
     """A folder of assets with one network of 100 classes."""
     model = models.build("vgg7", 100)
-    save_file(model.state_dict(), tmp_path / "vgg7-cifar100.safetensors")
-    (tmp_path / "vgg7-cifar100.json").write_text(
-        json.dumps({"classes": 100, "dataset": "cifar100"})
-    )
-    monkeypatch.setattr(models, "_assets", lambda: tmp_path)
+    folder = tmp_path / "assets"
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "vgg7-cifar100.safetensors")
+    (folder / "vgg7-cifar100.json").write_text(json.dumps({"classes": 100, "dataset": "cifar100"}))
+    monkeypatch.setattr(models, "files", lambda package: tmp_path)
     return model
 
 

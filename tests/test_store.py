@@ -25,7 +25,9 @@ from adjointbackmap.planes import store_files as drafts
 CHAIN = "plain-conv-chain"
 LAYER = "2"
 MEMORY = 20_000
-ABANDONED = f".{disk._host()}.99999999.1{disk.PARTIAL}"  # as a process has left it that is no more
+ABANDONED = (
+    f".{disk.host_name()}.99999999.1{disk.PARTIAL}"  # as a process has left it that is no more
+)
 SELECTIONS = {
     "all": ("RM2", None),
     "one-unit": ("RM2", (1, 2, 3)),

@@ -7,13 +7,15 @@ from functools import cache
 
 import pytest
 import torch
+from cases import enliven
+from torch import nn
 
 import adjointbackmap as abm
 from adjointbackmap import cli, data, models
 from adjointbackmap.engine.folding import fold
 from adjointbackmap.exactness import verification as runs
 from adjointbackmap.exactness.layer_check import LayerCheck
-from adjointbackmap.sources import load_subject
+from adjointbackmap.sources import NetworkOptions, Subject
 from adjointbackmap.study.published.columns import COLUMNS
 from adjointbackmap.study.verification import page
 from adjointbackmap.study.verification import run as verification
@@ -23,36 +25,70 @@ from adjointbackmap.study.verification.tally import Tally, design_effect, interv
 
 NETWORK = "vgg7-cifar10"
 FEW = Counts(2, 1, 3)
-loaded = cache(load_subject)  # folding and tracing take most of a run's time here
+EXAMPLE = torch.zeros(1, 3, 32, 32)
+
+
+class Small(nn.Module):
+    """A network in place of the shipped one, with layers of the same names."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv0 = nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False)
+        self.bn0 = nn.BatchNorm2d(4)
+        self.conv1 = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self.fc = nn.Linear(6, 10, bias=False)
+
+    def forward(self, x):
+        maps = self.conv1(torch.relu(self.bn0(self.conv0(x))))
+        return self.fc(torch.relu(maps).mean((2, 3)))
+
+
+class SmallSubject(Subject):
+    """It is traced once for all tests."""
+
+    def trace(self, device="cpu"):
+        return traced(self.module)
+
+
+traced = cache(lambda module: abm.trace(module, EXAMPLE))
+
+
+@cache
+def small(source):
+    """The small network as the options ask for it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Small().eval()
+        enliven(model)
+    module = fold(model, EXAMPLE).model if source.fold else model
+    return SmallSubject(module, nn.Identity(), (), source.name, (3, 32, 32))
 
 
 @pytest.fixture(scope="module")
 def network():
+    """The small network, folded."""
+    return small(NetworkOptions(NETWORK, fold=True)).trace()
+
+
+@pytest.fixture(scope="module")
+def shipped():
     """The shipped network, folded."""
-    example = torch.zeros(1, 3, 32, 32)
-    return abm.trace(fold(models.load(NETWORK), example).model, example)
+    return abm.trace(fold(models.load(NETWORK), EXAMPLE).model, EXAMPLE)
 
 
 @pytest.fixture
-def study(monkeypatch, tmp_path, network):
-    """Run the study on ten images and some layers; return which images were computed."""
+def study(monkeypatch, tmp_path):
+    """Run the study on ten images and a small network; return which images were computed."""
     monkeypatch.setattr(data, "load", lambda *arguments: data.sample()[:10])
     right = runs.verify_images
     seen = []
-    layers = verification._Study.layers
 
     def spy(network, batch, names, *rest):
         seen.extend(names)
         return right(network, batch, names, *rest)
 
     monkeypatch.setattr(runs, "verify_images", spy)
-    monkeypatch.setattr(verification, "load_subject", loaded)
-    monkeypatch.setattr(verification._Study, "network", network)
-    monkeypatch.setattr(
-        verification._Study,
-        "layers",
-        lambda self, part: ["conv1"] if part == "convolutions" else layers(self, part),
-    )
+    monkeypatch.setattr(verification, "load_subject", small)
 
     def run(counts=FEW, **arguments):
         seen.clear()
@@ -322,22 +358,22 @@ def test_other_files_are_no_results(tmp_path):
             verification.run(tmp_path, [])
 
 
-def test_orders_of_summation(network):
+def test_orders_of_summation(shipped):
     """One unit: every sum is near the value, in float64 far nearer."""
     image = data.sample()[:1].unit_interval()[0]
-    found = orders(network, image, ("here", (8, 2, 4)), "conv3", 1 / 8)
-    value = float(abm.hyperplanes(network, image, "conv3", "RM2", (2, 4, 8), own_bias=False).value)
+    found = orders(shipped, image, ("here", (8, 2, 4)), "conv3", 1 / 8)
+    value = float(abm.hyperplanes(shipped, image, "conv3", "RM2", (2, 4, 8), own_bias=False).value)
     assert found["value"] == pytest.approx(value)
     assert found["magnitude"] > abs(value)
     assert abs(found["errors"]["float64"]) < 1e-11
     assert all(abs(error) < 1e-2 for error in found["errors"].values())
 
 
-def test_units_that_the_network_alone_takes_outside(network):
+def test_units_that_the_network_alone_takes_outside(shipped):
     """Units whose float64 value is far from float32's: no class, few of a convolution."""
     x = data.sample()[:2].unit_interval()
-    assert outside_alone(network, x, ["fc"]) == {"fc": 0}
-    assert 0 <= outside_alone(network, x, ["conv1"])["conv1"] < 10
+    assert outside_alone(shipped, x, ["fc"]) == {"fc": 0}
+    assert 0 <= outside_alone(shipped, x, ["conv1"])["conv1"] < 10
 
 
 def test_page_has_tables_and_figures(tmp_path, layers):

@@ -89,7 +89,7 @@ def test_fullgrad_finds_scalars_that_are_no_modules():
     pixels = (x * slopes).flatten(1).sum(1)
     assert torch.allclose(pixels + sum(biases.values()), values, rtol=1e-3)
     assert len(biases) == 37
-    assert not any(attributions._is_of_module(model, name) for name in biases)
+    assert not any(attributions.is_of_module(model, name) for name in biases)
     assert not torch.allclose(pixels, values, rtol=0.1)
 
 
@@ -154,10 +154,10 @@ def test_errors_are_relative_to_the_logit():
     assert errors[INTEGRATED].tolist() == [0.25, 0.5, 0.125]
     assert not errors[DIFFERENCE].any()
     assert not errors[COMPLETED].any()
-    claim = attributions._claim("It does not.", {"net": errors}, ["net"], PRODUCT, False)
+    claim = attributions.claim_of("It does not.", {"net": errors}, ["net"], PRODUCT, False)
     assert claim.holds
     assert "net 33.3 %, median 1" in claim.measured
-    assert attributions._claim("It does.", {"net": errors}, ["net"], PRODUCT, True).holds is False
+    assert attributions.claim_of("It does.", {"net": errors}, ["net"], PRODUCT, True).holds is False
 
 
 def test_no_results_are_no_section(tmp_path):

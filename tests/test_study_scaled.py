@@ -175,7 +175,7 @@ def test_a_target_that_gives_too_few_leaves_the_rest_to_others(monkeypatch):
     """The first noise never deceives, the second does from 0.5 on, the third always."""
     monkeypatch.setattr(noise_patterns, "TRIES", 60)
     noises = torch.tensor([0.0, 1.0, 5.0]).view(3, 1, 1, 1)
-    found = noise_patterns._scale_down(
+    found = noise_patterns.scaled_down(
         noises, lambda n: n.flatten() < 0.5, 7, torch.Generator().manual_seed(0)
     )
     of, beta, redrawn = found
@@ -236,8 +236,10 @@ def test_results_stay_and_other_settings_are_refused(setup, results, monkeypatch
 
 
 def test_page_is_made_from_the_files_alone(setup, results, monkeypatch):
-    for place, name in ((models, "load"), (data, "load"), (data, "sample"), (setups, "_subject")):
+    for place, name in ((models, "load"), (data, "load"), (data, "sample")):
         monkeypatch.setattr(place, name, None)
+    monkeypatch.setattr(setups.Trained, "subject", None)
+    monkeypatch.setattr(setups.Trained, "network", None)
     section = scaled.section(setup.folder)
     assert section.key == scaled.KEY
     assert len(section.ran) == 3

@@ -151,8 +151,10 @@ def test_results_stay_and_other_settings_are_refused(setup, results, monkeypatch
 
 
 def test_page_is_made_from_the_files_alone(setup, results, monkeypatch):
-    for place, name in ((models, "load"), (data, "load"), (data, "sample"), (setups, "_subject")):
+    for place, name in ((models, "load"), (data, "load"), (data, "sample")):
         monkeypatch.setattr(place, name, None)
+    monkeypatch.setattr(setups.Trained, "subject", None)
+    monkeypatch.setattr(setups.Trained, "network", None)
     section = targets.section(setup.folder)
     assert section.key == targets.KEY
     assert all(h[:8] in section.ran[2] for h in results["vgg7-cifar10"][0]["settings"]["others"])

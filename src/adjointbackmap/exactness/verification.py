@@ -277,7 +277,7 @@ def _computed_by_workers(
     """Name and errors of each image, computed by workers; see :func:`_computed_here`."""
     from adjointbackmap.exactness.workers import spread_items
 
-    load = partial(_loaded, os.getcwd(), _packed(network))
+    load = partial(unpacked, os.getcwd(), packed(network))
     device = network.device
     done = 0
     items = ((names, batch.cpu()) for names, batch in _image_batches(network, images, terms))
@@ -304,7 +304,7 @@ def _verified_batch(terms: Terms, network: Network, batch: Batch) -> tuple[list[
     return names, verify_images(network, images.to(network.device), names, terms)
 
 
-def _packed(network: Network) -> bytes:
+def packed(network: Network) -> bytes:
     """The bytes from which a worker traces the network again.
 
     A traced network itself cannot be pickled.
@@ -317,7 +317,7 @@ def _packed(network: Network) -> bytes:
     return cloudpickle.dumps((model, *example, network.until, network.output))
 
 
-def _loaded(folder: str, packed: bytes) -> Network:
+def unpacked(folder: str, packed: bytes) -> Network:
     """The network in a worker.
 
     Modules of the user are imported from the folder in which the run was started.

@@ -169,7 +169,7 @@ def _client(workers: int | str, device: str) -> Iterator[Client]:
     scheduler = {"cls": Scheduler, "options": anywhere}
     options = {"nthreads": 1, "silence_logs": logging.CRITICAL}
     nannies = {
-        i: {"cls": Nanny, "options": {**options, "env": _environment(i, device)}}
+        i: {"cls": Nanny, "options": {**options, "env": visible_card(i, device)}}
         for i in range(workers)
     }
     with (
@@ -196,7 +196,7 @@ def _connected(address: str) -> Client:
         raise ConnectionError(msg) from error
 
 
-def _environment(worker: int, device: str) -> dict[str, str]:
+def visible_card(worker: int, device: str) -> dict[str, str]:
     """Environment variables of a local worker: the GPU that it sees."""
     if device != "cuda":
         return {}

@@ -74,7 +74,7 @@ def write(path: Path, content: bytes | str) -> Path:
         'a note'
     """
     data = content.encode() if isinstance(content, str) else content
-    writer = f"{_host()}.{os.getpid()}.{threading.get_native_id()}"
+    writer = f"{host_name()}.{os.getpid()}.{threading.get_native_id()}"
     partial = path.with_name(f"{path.name}.{writer}{PARTIAL}")
     with naming(path):
         _make(path.parent)
@@ -245,7 +245,7 @@ def remove_partial(folder: Path, name: str = "") -> None:
 
 def _abandoned(partial: Path, host: str, pid: int) -> bool:
     """Whether no process writes a partial file any more."""
-    if host == _host() and not _alive(pid):
+    if host == host_name() and not _alive(pid):
         return True
     with suppress(FileNotFoundError):
         return time.time() - partial.stat().st_mtime > STALE_SECONDS
@@ -265,7 +265,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _host() -> str:
+def host_name() -> str:
     """Name of this machine, as it stands in the name of a partial file."""
     return re.sub(r"[^\w-]", "-", platform.node())
 

@@ -106,7 +106,7 @@ def sums(trained: Trained, untouched: nn.Module, images: data.Images) -> list[Fo
     slopes, biases = full_gradients(trained.network, x, classes)
     pixels = (x * slopes).flatten(1).sum(1)
     none = x.new_zeros(len(x))
-    owned = (part for name, part in biases.items() if _is_of_module(trained.network.model, name))
+    owned = (part for name, part in biases.items() if is_of_module(trained.network.model, name))
     found[FULLGRAD] = pixels + sum(biases.values(), none)
     found[OF_MODULES] = pixels + sum(owned, none)
     parts = hyperplanes(
@@ -195,7 +195,7 @@ def full_gradients(
     return slopes.detach(), added
 
 
-def _is_of_module(model: nn.Module, parameter: str) -> bool:
+def is_of_module(model: nn.Module, parameter: str) -> bool:
     """Whether the code of FullGrad's authors includes a bias.
 
     It includes the biases of convolutions, linear layers and batch norms, but no bare parameters.
@@ -329,14 +329,14 @@ def claims(networks: dict[str, Found], errors: dict[str, dict[str, np.ndarray]])
     biased = [name for name, found in networks.items() if found["settings"]["biases"]]
     plain = [name for name in networks if name not in biased]
     everyone = list(networks)
-    yield _claim(
+    yield claim_of(
         "The hyperplane's image part and bias part sum to the logit.",
         errors,
         everyone,
         WHOLE,
         True,
     )
-    yield _claim(
+    yield claim_of(
         "FullGrad with all biases of the folded network sums to it, too.",
         errors,
         everyone,
@@ -344,21 +344,21 @@ def claims(networks: dict[str, Found], errors: dict[str, dict[str, np.ndarray]])
         True,
     )
     if biased:
-        yield _claim(
+        yield claim_of(
             "Input x gradient alone does not where there are biases.",
             errors,
             biased,
             PRODUCT,
             False,
         )
-        yield _claim(
+        yield claim_of(
             "What it misses is the bias part: with that of the hyperplane it does.",
             errors,
             biased,
             COMPLETED,
             True,
         )
-        yield _claim(
+        yield claim_of(
             "Nor do integrated gradients from zeros, as f(0) is missing.",
             errors,
             biased,
@@ -366,7 +366,7 @@ def claims(networks: dict[str, Found], errors: dict[str, dict[str, np.ndarray]])
             False,
         )
     if plain:
-        yield _claim(
+        yield claim_of(
             "Without biases input x gradient is the image part, and all of the logit.",
             errors,
             plain,
@@ -376,10 +376,10 @@ def claims(networks: dict[str, Found], errors: dict[str, dict[str, np.ndarray]])
     text = (
         f"Integrated gradients reproduce f(x) - f(0), which is what they claim, with {STEPS} steps."
     )
-    yield _claim(text, errors, everyone, DIFFERENCE, True)
+    yield claim_of(text, errors, everyone, DIFFERENCE, True)
 
 
-def _claim(
+def claim_of(
     text: str,
     errors: dict[str, dict[str, np.ndarray]],
     names: list[str],

@@ -90,7 +90,7 @@ def make_patterns(
         return scores_of(trained.subject.module, images, trained.subject.prepare).argmax(1) == label
 
     noises = attacked.noise[reached]
-    of, beta, again = _scale_down(noises, known, patterns, generator)
+    of, beta, again = scaled_down(noises, known, patterns, generator)
     noise = {"adversarial": beta.view(-1, 1, 1, 1) * noises[of]}
     redrawn = {"adversarial": again}
     if len(beta) == patterns:
@@ -109,7 +109,7 @@ def make_patterns(
     return Patterns(patterns, targets[reached], targets[reached][of], beta, noise, images, redrawn)
 
 
-def _scale_down(
+def scaled_down(
     noises: Tensor,
     known: Callable[[Tensor], Tensor],
     patterns: int,
