@@ -8,7 +8,7 @@ training images with the smallest hashes.
 import hashlib
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -18,10 +18,13 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from adjointbackmap.display import Shown, Summary, by, png_of
 from adjointbackmap.files.checked import check_file, compare
 
 ENVIRONMENT_VARIABLE = "ADJOINTBACKMAP_DATA"
 PIXELS = 3 * 32 * 32  # bytes of an image
+MOST_SHOWN = 8  # images in a notebook
+MOST_NAMED = 10  # classes
 VALIDATION_SHARE = 10  # one in ten training images of a class
 MOST_CHARACTERS = 120  # of an error of the network in our message
 SAMPLE_SHA256 = "9e756fc99443fb2f72db930857c8927ff9ba5aa832665b7d0451a32e6974b11f"
@@ -93,8 +96,8 @@ SOURCES = {
 }
 
 
-@dataclass(frozen=True)
-class Images:
+@dataclass(frozen=True, repr=False)
+class Images(Shown):
     """Images with labels.
 
     Attributes:
@@ -108,6 +111,20 @@ class Images:
     labels: Int64[Tensor, " n"]
     classes: tuple[str, ...]
     hashes: tuple[str, ...]
+
+    def _summary(self) -> Summary:
+        counts = self.labels.bincount(minlength=len(self.classes)).tolist()
+        present = [f"{name} {n}" for name, n in zip(self.classes, counts, strict=True) if n]
+        more = f", ... {len(present) - MOST_NAMED} more" if len(present) > MOST_NAMED else ""
+        facts = {
+            "pixels": f"{by(self.pixels.shape[1:])} uint8",
+            "classes": ", ".join(present[:MOST_NAMED]) + more,
+        }
+        return Summary(f"Images: {len(self):,}", facts)
+
+    def _pictures(self) -> Iterator[tuple[str, bytes]]:
+        for i in range(min(MOST_SHOWN, len(self))):
+            yield self.classes[self.labels[i]], png_of(self.pixels[i] / 255, side=64)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -6,15 +6,17 @@ one are readable.
 
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from html import escape
 from io import BytesIO
+from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 MOST_ROWS = 24  # of a table in text
 MOST_ROWS_HTML = 200
+MOST_WORDS = 6  # of a list
 SIDE = 160  # pixels of a picture's longer side, at least
 # Borders and backgrounds are half transparent grey: visible on white and on black.
 STYLE = """
@@ -73,6 +75,72 @@ class Shown:
 
     def _repr_html_(self) -> str:
         return shown_html(self._summary(), self._pictures())
+
+
+class ShownFields(Shown):
+    """A dataclass that shows its fields in words: of tensors the shape and the range."""
+
+    def _summary(self) -> Summary:
+        facts = {part.name: shown_value(getattr(self, part.name)) for part in fields(self)}  # type: ignore[arg-type]
+        return Summary(type(self).__name__, facts)
+
+
+def shown_value(value: Any) -> str:
+    """A value in a few words.
+
+    Example:
+        >>> import torch
+        >>> shown_value(torch.tensor([[1.0, 4.0]])), shown_value({"fc": 1, "conv": 2}), shown_value(0.5)
+        ('1 x 2 float32, 1 to 4', '2: fc, conv', '0.5')
+    """
+    if isinstance(value, Tensor):
+        return f"{by(value.shape)} {str(value.dtype).removeprefix('torch.')}, {range_of(value)}"
+    if isinstance(value, Shown):
+        return value._summary().title
+    if isinstance(value, nn.Module):
+        return type(value).__name__
+    if isinstance(value, Mapping):
+        return f"{len(value)}: {_listed(map(str, value))}" if value else "none"
+    if isinstance(value, list | tuple | set | frozenset):
+        return _listed([shown_value(part) for part in value]) if value else "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def range_of(values: Tensor) -> str:
+    """Smallest and largest number of a tensor in words, or its only number."""
+    if not values.numel():
+        return "empty"
+    if values.dtype.is_complex:
+        return "complex"
+    low, high = (float(n) for n in values.detach().aminmax())
+    return f"{low:.6g}" if values.numel() == 1 else f"{low:.4g} to {high:.4g}"
+
+
+def by(shape: Iterable[int]) -> str:
+    """A shape in words, such as ``3 x 32 x 32``."""
+    return " x ".join(map(str, shape)) or "scalar"
+
+
+def words_of_bytes(count: int) -> str:
+    """A number of bytes in words.
+
+    Example:
+        >>> words_of_bytes(800), words_of_bytes(13_800), words_of_bytes(3 * 2**30)
+        ('800 bytes', '13.5 KiB', '3 GiB')
+    """
+    size = float(count)
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:,.3g} GiB"
+
+
+def _listed(words: Iterable[str]) -> str:
+    """The first few of some words."""
+    found = list(words)
+    more = f", ... {len(found) - MOST_WORDS} more" if len(found) > MOST_WORDS else ""
+    return ", ".join(found[:MOST_WORDS]) + more
 
 
 def shown_text(summary: Summary) -> str:

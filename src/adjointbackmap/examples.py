@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from adjointbackmap.analysis.crossings import Prepare
+from adjointbackmap.display import ShownFields
 from adjointbackmap.engine.network import check_eval
 from adjointbackmap.files.checked import check_file, shortened
 from adjointbackmap.files.weights import read_safetensors, read_torch
@@ -19,8 +20,8 @@ BATCH = 128  # images per forward pass
 KEYS = ("adversarial", "adv_inputs")  # the second is what torchattacks saves
 
 
-@dataclass(frozen=True)
-class Attacked:
+@dataclass(frozen=True, repr=False)
+class Attacked(ShownFields):
     """Images before and after an attack, as measured by :func:`examine`.
 
     Attributes:

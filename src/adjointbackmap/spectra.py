@@ -7,12 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from adjointbackmap.display import ShownFields
+
 LOWEST = -4.0  # smaller log amplitudes become this: 1/10000 of the map's largest
 HIGHEST_FREQUENCY = sqrt(0.5)  # cycles per pixel, at the corner of the spectrum
 
 
-@dataclass(frozen=True)
-class RadialProfile:
+@dataclass(frozen=True, repr=False)
+class RadialProfile(ShownFields):
     """Energy per radial frequency.
 
     Attributes:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adjointbackmap.analysis.crossings import NORMS, Plane, Prepare, Reached, Side, reach
 from adjointbackmap.analysis.kinks import Kink, kink_distances, one_image
+from adjointbackmap.display import Shown, Summary, Table
 from adjointbackmap.engine.network import OUTPUT, Network, check_network
 from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.operators import operator
@@ -20,7 +21,7 @@ from adjointbackmap.engine.operators import operator
 AFFINE = 1e-9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Boundary(Plane):
     """The decision boundary between two classes in the image's linear region.
 
@@ -169,8 +170,8 @@ def _nearest_first(boundaries: Sequence[Boundary], norm: str) -> list[Boundary]:
     return sorted(boundaries, key=lambda boundary: boundary.distance(norm))
 
 
-@dataclass(frozen=True)
-class Analysis:
+@dataclass(frozen=True, repr=False)
+class Analysis(Shown):
     """The kinks and class boundaries near one image, keyed by norm: ``"l2"`` and ``"linf"``.
 
     Attributes:
@@ -186,6 +187,21 @@ class Analysis:
     kinks: dict[str, Reached[Kink]]
     boundaries: dict[str, list[Reached[Boundary]]]
     unmeasured: tuple[str, ...]
+
+    def _summary(self) -> Summary:
+        facts = {"predicted class": str(self.predicted)}
+        if self.unmeasured:
+            facts["kinks not measured"] = ", ".join(self.unmeasured)
+        rows = []
+        for norm, kink in self.kinks.items():
+            rows.append((norm, f"kink of {kink.plane.name}", f"{kink.distance:.4g}", ""))
+        for norm, found in self.boundaries.items():
+            for reached in found:
+                inside = "yes" if reached.in_region else "no"
+                name = f"boundary to class {reached.plane.second}"
+                rows.append((norm, name, f"{reached.distance:.4g}", inside))
+        heads = ("norm", "what is reached", "distance", "in the region")
+        return Summary("Analysis", facts, {"": Table(heads, rows)})
 
 
 def analyse(network: Network, x: Tensor, most: int | None = None) -> Analysis:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adjointbackmap.capture.precision import exact
+from adjointbackmap.display import ShownFields
 from adjointbackmap.engine.network import OUTPUT, Network
 from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.pattern import check_images, record_pattern
@@ -20,8 +21,8 @@ BESIDE = 1e-6
 Prepare = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Plane:
+@dataclass(frozen=True, repr=False)
+class Plane(ShownFields):
     r"""The points :math:`z` with :math:`\langle z | weights \rangle + offset = 0`.
 
     The plane belongs to an image, from which distances are measured.
@@ -86,8 +87,8 @@ def _dual(norm: str) -> int:
 P = TypeVar("P", bound=Plane)
 
 
-@dataclass(frozen=True)
-class Side:
+@dataclass(frozen=True, repr=False)
+class Side(ShownFields):
     """A point close to a plane.
 
     Attributes:
@@ -99,8 +100,8 @@ class Side:
     outputs: Tensor
 
 
-@dataclass(frozen=True)
-class Reached(Generic[P]):
+@dataclass(frozen=True, repr=False)
+class Reached(ShownFields, Generic[P]):
     """A plane, and the points just before and just after it on the shortest step.
 
     Attributes:

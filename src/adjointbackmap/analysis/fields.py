@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from adjointbackmap.capture.precision import exact
+from adjointbackmap.display import ShownFields
 from adjointbackmap.engine.network import Layer, Network, check_network, several
 from adjointbackmap.engine.patches import Patches
 from adjointbackmap.engine.pattern import ActivationPattern, pattern_of
@@ -22,8 +23,8 @@ from adjointbackmap.planes.units import is_position
 from adjointbackmap.rules.base import Shape
 
 
-@dataclass(frozen=True)
-class EffectiveFields:
+@dataclass(frozen=True, repr=False)
+class EffectiveFields(ShownFields):
     """The pixels that units use, and the pixels that they could depend on.
 
     Attributes:
@@ -129,8 +130,8 @@ def _inside(network: Network, layer: Layer) -> list[Tensor]:
     return extents
 
 
-@dataclass
-class Sparsity:
+@dataclass(repr=False)
+class Sparsity(ShownFields):
     """How many of a layer's RM4 hyperplanes are zero, and how much of their field the others use.
 
     :meth:`merge` adds the counts of other images.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adjointbackmap.analysis.crossings import NORMS, Plane
 from adjointbackmap.capture.precision import exact
+from adjointbackmap.display import Shown, Summary, Table
 from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.operators import basis, pull, push
 from adjointbackmap.engine.pattern import ActivationPattern, check_images, dtype_of, pattern_of
@@ -248,7 +249,7 @@ def _window(rule: MaxPooling, step: Step, winners: Tensor) -> Iterator[Tensor]:
         yield torch.where(flat >= 0, flat, winners)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Kink(Plane):
     """The kink of one unit, as a plane in the image's linear region.
 
@@ -263,8 +264,8 @@ class Kink(Plane):
     at: float
 
 
-@dataclass(frozen=True)
-class KinkDistances:
+@dataclass(frozen=True, repr=False)
+class KinkDistances(Shown):
     """Distance from an image to the nearest kink of every unit.
 
     An operation has the name of its layer. If it has no layer, its name is that of the layer that
@@ -284,6 +285,15 @@ class KinkDistances:
     x: Tensor
     pattern: Extended
     watched: tuple[Watched, ...]
+
+    def _summary(self) -> Summary:
+        heads = ("operation", "units", "nearest l2", "nearest linf")
+        rows = []
+        for name, found in self.distances.items():
+            ends = (f"{float(n):.4g}" for n in found.flatten(1).amin(1))
+            rows.append((name, f"{found[0].numel():,}", *ends))
+        facts = {"not measured": ", ".join(self.unmeasured)} if self.unmeasured else {}
+        return Summary("KinkDistances", facts, {"": Table(heads, rows)})
 
     def nearest(self, norm: str) -> Kink | None:
         """The nearest kink of all units, where the linear region ends.

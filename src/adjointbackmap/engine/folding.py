@@ -25,6 +25,7 @@ from adjointbackmap.capture.graph import (
 from adjointbackmap.capture.model_check import batch_of
 from adjointbackmap.capture.parametrizations import plain_copy
 from adjointbackmap.capture.precision import exact
+from adjointbackmap.display import ShownFields
 from adjointbackmap.engine.auditing import TOLERANCE
 from adjointbackmap.engine.network import KERNEL_MODULES, check_eval
 from adjointbackmap.rules import RULES
@@ -38,8 +39,8 @@ ROUNDINGS = 100  # of the largest value on the way: what may be left where the o
 KernelModule = nn.modules.conv._ConvNd | nn.Linear
 
 
-@dataclass(frozen=True)
-class Fold:
+@dataclass(frozen=True, repr=False)
+class Fold(ShownFields):
     """A folded network.
 
     Attributes:

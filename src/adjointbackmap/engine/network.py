@@ -29,6 +29,8 @@ from adjointbackmap.capture.graph import (
 )
 from adjointbackmap.capture.model_check import check_kind, in_train_mode
 from adjointbackmap.capture.process import CAPTURING
+from adjointbackmap.display import Shown, ShownFields, Summary
+from adjointbackmap.engine import showing
 from adjointbackmap.engine.constants import depends_on_dtype
 from adjointbackmap.engine.plans import Plan
 from adjointbackmap.engine.program import KernelCall, Program, UnsupportedOperation, lower
@@ -39,8 +41,8 @@ KERNEL_MODULES = (nn.modules.conv._ConvNd, nn.Linear)
 OUTPUT = "output"
 
 
-@dataclass(frozen=True)
-class Layer:
+@dataclass(frozen=True, repr=False)
+class Layer(Shown):
     """A layer of a network, as its user knows it.
 
     Attributes:
@@ -69,9 +71,12 @@ class Layer:
     module: str | None
     value: Value
 
+    def _summary(self) -> Summary:
+        return showing.of_layer(self)
 
-@dataclass(frozen=True)
-class Bias:
+
+@dataclass(frozen=True, repr=False)
+class Bias(ShownFields):
     """One part of the bias vector: its name, its elements, where it lies in ``b``, the parameter with its derivative, if any."""
 
     name: str
@@ -80,7 +85,7 @@ class Bias:
     parameter: str | None
 
 
-class Biases(Mapping[str, Bias]):
+class Biases(Shown, Mapping[str, Bias]):
     """The bias vector ``b`` in the order of execution: one entry per additive scalar, ``len()`` is M.
 
     Example:
@@ -132,8 +137,11 @@ class Biases(Mapping[str, Bias]):
     def __len__(self) -> int:
         return self._length
 
+    def _summary(self) -> Summary:
+        return showing.of_biases(self)
 
-class Network:
+
+class Network(Shown):
     """A traced module: made by :func:`adjointbackmap.trace`, taken by everything else.
 
     Attributes:
@@ -177,6 +185,9 @@ class Network:
         self.layers: dict[str, Layer] = _layers(
             model, captured, target, self.program(), self.until is not None
         )
+
+    def _summary(self) -> Summary:
+        return showing.of_network(self)
 
     @cached_property
     def biases(self) -> Biases:

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adjointbackmap.capture.precision import exact
+from adjointbackmap.display import Shown, Summary
+from adjointbackmap.engine import showing
 from adjointbackmap.engine.network import Layer, Network, check_network
 from adjointbackmap.engine.pattern import ActivationPattern, record_pattern
 from adjointbackmap.engine.program import IMAGE, Program, Step
@@ -120,8 +122,8 @@ def reached(program: Program, targets: Iterable[Value]) -> set[int]:
     }
 
 
-@dataclass(frozen=True)
-class LayerOperator:
+@dataclass(frozen=True, repr=False)
+class LayerOperator(Shown):
     r"""The linear map :math:`J` from [x; b] to a layer's output at an activation pattern, for N images.
 
     :meth:`forward` computes :math:`J [\dot x; \dot b]` and :meth:`adjoint` :math:`J^* g`; both take any
@@ -134,6 +136,9 @@ class LayerOperator:
 
     pattern: ActivationPattern
     layer: Layer
+
+    def _summary(self) -> Summary:
+        return showing.of_operator(self)
 
     @property
     def in_shape(self) -> tuple[int, ...]:

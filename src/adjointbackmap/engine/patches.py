@@ -7,11 +7,13 @@ from math import prod
 import torch
 from torch import Tensor
 
+from adjointbackmap.display import ShownFields
+
 BLOCK = 2**22  # numbers in a block of an inner product
 
 
-@dataclass(frozen=True)
-class Patches:
+@dataclass(frozen=True, repr=False)
+class Patches(ShownFields):
     """Image parts on their receptive fields.
 
     Attributes:

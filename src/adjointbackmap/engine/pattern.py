@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from adjointbackmap.capture.precision import exact
+from adjointbackmap.display import Shown, Summary
+from adjointbackmap.engine import showing
 from adjointbackmap.engine.network import Network, check_network
 from adjointbackmap.engine.program import IMAGE, Program, Step
 from adjointbackmap.rules.base import Gates, laid_out
@@ -19,8 +21,8 @@ class InfiniteValue(ValueError):
     """At these images, a value is infinite that must not be."""
 
 
-@dataclass(frozen=True)
-class ActivationPattern:
+@dataclass(frozen=True, repr=False)
+class ActivationPattern(Shown):
     """The gates of every operation at some images: with them the network is one linear map of [x; b].
 
     Attributes:
@@ -37,6 +39,9 @@ class ActivationPattern:
     images: int
     gates: dict[int, Gates]
     most: int | None = field(default=None, kw_only=True)
+
+    def _summary(self) -> Summary:
+        return showing.of_pattern(self)
 
     @property
     def program(self) -> Program:

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+from adjointbackmap.display import Shown, Summary, words_of_bytes
 
-@dataclass(frozen=True)
-class Plan:
+
+@dataclass(frozen=True, repr=False)
+class Plan(Shown):
     """How some hyperplanes are computed.
 
     Attributes:
@@ -22,6 +24,16 @@ class Plan:
     bytes: int
     workspace: int
     cost: int
+
+    def _summary(self) -> Summary:
+        kind = "cotangents" if self.method == "adjoint" else "tangents"
+        facts = {
+            kind: f"{self.vectors:,}",
+            "multiply-adds": f"{self.multiply_adds / 1e9:.3g} G",
+            "result": words_of_bytes(self.bytes),
+            "workspace": words_of_bytes(self.workspace),
+        }
+        return Summary(f"Plan: {self.method}", facts)
 
     def __str__(self) -> str:
         kind = "cotangents" if self.method == "adjoint" else "tangents"

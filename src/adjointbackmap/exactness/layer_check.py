@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adjointbackmap.display import Shown, Summary
 from adjointbackmap.planes.hyperplane import relative_error
 
 # The study counts the units whose relative error is at most 1 %.
@@ -22,8 +23,8 @@ UnitOfImage = tuple[str, tuple[int, ...]]
 """Name of an image, and the index of a unit in the shape of the layer."""
 
 
-@dataclass
-class LayerCheck:
+@dataclass(repr=False)
+class LayerCheck(Shown):
     """Errors of all units of a layer over some images.
 
     :meth:`merge` adds the checks of other images. Counts are summed, and the larger error is kept.
@@ -59,6 +60,17 @@ class LayerCheck:
     outside: float = 0.0
     worst: UnitOfImage | None = None
     signed: list[int] = field(default_factory=lambda: [0] * (2 * len(HISTOGRAM_EDGES) + 1))
+
+    def _summary(self) -> Summary:
+        if not self.units:
+            return Summary(f"LayerCheck {self.layer}: no units")
+        facts = {
+            "units": f"{self.units:,}, of them {self.zero:,} zero",
+            "within 1 %": f"{100 * self.share:.5g} %",
+            "largest relative error": f"{self.largest:.2g}",
+            "largest scale-aware error": f"{self.scaled:.2g}",
+        }
+        return Summary(f"LayerCheck {self.layer}", facts)
 
     @property
     def share(self) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from adjointbackmap.display import by
 from adjointbackmap.images.reading import Photo
 
 FILTERS = {
@@ -136,7 +137,7 @@ class Preparation:
         """What was done, in words and in order."""
         found = list(self.notes)
         if self.resized != self.original:
-            found.append(f"resized to {_by(self.resized)}")
+            found.append(f"resized to {by(self.resized)}")
         if self.crop[2:] != self.resized:
             found.append(f"cropped at row {self.crop[0]}, column {self.crop[1]}")
         if set(self.mean) != {0.0} or set(self.std) != {1.0}:
@@ -195,7 +196,7 @@ def resized_size(original: tuple[int, int], wanted: Preprocessing) -> tuple[int,
     crop = wanted.size or found
     if crop[0] > found[0] or crop[1] > found[1]:
         msg = (
-            f"resize must leave at least the {_by(crop)} pixels of size. Got {_by(found)} from "
+            f"resize must leave at least the {by(crop)} pixels of size. Got {by(found)} from "
             f"resize={wanted.resize}: raise resize, or leave it out."
         )
         raise ValueError(msg)
@@ -269,7 +270,3 @@ def _resized(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> n
 def _single(numbers: Any) -> Any:
     """The number of a list of one, as torchvision writes sizes."""
     return numbers[0] if isinstance(numbers, Sequence) and len(numbers) == 1 else numbers
-
-
-def _by(size: Sequence[int]) -> str:
-    return " x ".join(map(str, size))

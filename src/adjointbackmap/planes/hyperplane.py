@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from adjointbackmap.display import Shown, ShownFields, Summary
 from adjointbackmap.engine.network import Network, several
 from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.patches import BLOCK, Patches
 from adjointbackmap.engine.pattern import check_images
+from adjointbackmap.planes import showing
 from adjointbackmap.planes.methods import compute_parts
 from adjointbackmap.planes.planner import images_per_batch, plan_queries
 from adjointbackmap.planes.query import Query
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
     from adjointbackmap.plots import Drawing
 
 
-@dataclass(frozen=True)
-class Contributions:
+@dataclass(frozen=True, repr=False)
+class Contributions(ShownFields):
     """What each pixel and each bias adds to a unit. All contributions sum to its value.
 
     Attributes:
@@ -46,8 +48,8 @@ class Contributions:
         return sum((b.sum(-1) for b in self.bias.values()), start=pixels)
 
 
-@dataclass(frozen=True)
-class Hyperplanes:
+@dataclass(frozen=True, repr=False)
+class Hyperplanes(Shown):
     """Effective hyperplanes of some units at some images.
 
     Attributes:
@@ -80,6 +82,12 @@ class Hyperplanes:
     own_bias: bool
     scale: float
     memory: int
+
+    def _summary(self) -> Summary:
+        return showing.of_hyperplanes(self)
+
+    def _repr_html_(self) -> str:
+        return showing.html_of(self)
 
     @property
     def image(self) -> Tensor:

@@ -25,7 +25,7 @@ BIASES = "biases"
 
 
 @dataclass(frozen=True)
-class Line:
+class ReceiptLine:
     """One line of a receipt.
 
     Attributes:
@@ -51,7 +51,7 @@ class Receipt(Shown):
         by: ``"region"`` or ``"channel"``.
     """
 
-    lines: tuple[Line, ...]
+    lines: tuple[ReceiptLine, ...]
     plane: SingleHyperplane
     by: str
 
@@ -125,13 +125,13 @@ def receipt_of(
     return Receipt((*pixels, *_biases(plane.bias_contributions(), most)), plane, by)
 
 
-def _channels(added: Tensor) -> Iterator[Line]:
+def _channels(added: Tensor) -> Iterator[ReceiptLine]:
     names = COLOURS if len(added) == 3 else tuple(f"channel {i}" for i in range(len(added)))
     for name, part in zip(names, added, strict=True):
-        yield Line(name, float(part.sum()), PIXELS)
+        yield ReceiptLine(name, float(part.sum()), PIXELS)
 
 
-def _regions(added: Tensor, plane: SingleHyperplane) -> Iterator[Line]:
+def _regions(added: Tensor, plane: SingleHyperplane) -> Iterator[ReceiptLine]:
     """The receptive field in regions; what is outside adds nothing."""
     spatial = added.dim() - 1
     shape = tuple(added.shape[1:]) or tuple(added.shape)
@@ -150,7 +150,7 @@ def _regions(added: Tensor, plane: SingleHyperplane) -> Iterator[Line]:
             part = part.narrow(axis, int(run[0]), len(run))
         box = tuple(int(run[0]) for run in runs), tuple(len(run) for run in runs)
         words = (_interval(name, run) for name, run in zip(names, runs, strict=True))
-        yield Line(", ".join(words), float(part.sum()), PIXELS, box)
+        yield ReceiptLine(", ".join(words), float(part.sum()), PIXELS, box)
 
 
 def _interval(name: str, run: np.ndarray) -> str:
@@ -159,14 +159,14 @@ def _interval(name: str, run: np.ndarray) -> str:
     return f"{plural} {run[0]}-{run[-1]}"
 
 
-def _biases(parts: dict[str, float], most: int) -> Iterator[Line]:
+def _biases(parts: dict[str, float], most: int) -> Iterator[ReceiptLine]:
     """The parts that add most, in the order of execution, and the others in one line."""
     largest = sorted(parts, key=lambda name: -abs(parts[name]))[:most]
     if len(parts) == most + 1:  # the last one may as well have its own name
         largest = list(parts)
     for name, amount in parts.items():
         if name in largest:
-            yield Line(name, amount, BIASES)
+            yield ReceiptLine(name, amount, BIASES)
     others = [amount for name, amount in parts.items() if name not in largest]
     if others:
-        yield Line(f"{len(others)} other parts", sum(others), BIASES)
+        yield ReceiptLine(f"{len(others)} other parts", sum(others), BIASES)

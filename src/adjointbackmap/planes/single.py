@@ -56,7 +56,7 @@ class SingleHyperplane(Shown):
         Example:
             ``"conv5, row 4, column 1, channel 2"``
         """
-        places = (f"{in_words(name)} {place}" for name, place in self.place.items())
+        places = (f"{dimension_words(name)} {place}" for name, place in self.place.items())
         return ", ".join([self.layer, *places])
 
     def contributions(self) -> Float[Tensor, "*shape"]:
@@ -184,11 +184,11 @@ def receptive_fields(
     return np.concatenate([first, last - first + 1], 1)
 
 
-def in_words(dimension: str) -> str:
+def dimension_words(dimension: str) -> str:
     """A dimension of the units in words.
 
     Example:
-        >>> in_words("out_col"), in_words("in_channel"), in_words("out_feature")
+        >>> dimension_words("out_col"), dimension_words("in_channel"), dimension_words("out_feature")
         ('column', 'in-channel', 'output')
     """
     named = dimension.removeprefix("out_").replace("col", "column").replace("_", "-")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adjointbackmap.display import Shown, Summary
 from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.patches import Patches
 from adjointbackmap.planes.hyperplane import Hyperplanes, relative_error
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     import xarray
 
 
-@dataclass(frozen=True)
-class StoredPlanes:
+@dataclass(frozen=True, repr=False)
+class StoredPlanes(Shown):
     """Hyperplanes in a store on disk.
 
     Made by :func:`adjointbackmap.save` and :func:`adjointbackmap.open`.
@@ -33,6 +34,16 @@ class StoredPlanes:
     """
 
     path: Path
+
+    def _summary(self) -> Summary:
+        about = self.attributes
+        extents = (f"{name} {n}" for name, n in zip(self.dims, self.shape, strict=True))
+        facts = {
+            "layer": f"{about['layer']} in {about['mode']}",
+            "hyperplanes": ", ".join(extents),
+            "dtype": str(about["dtype"]),
+        }
+        return Summary(f"StoredPlanes in {self.path}", facts)
 
     @property
     def attributes(self) -> dict[str, Any]:

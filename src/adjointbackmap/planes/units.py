@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adjointbackmap.display import ShownFields
 from adjointbackmap.engine.network import Layer
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -89,8 +90,8 @@ def unit_dims(layer: Layer, mode: str, in_channels: int = 0) -> dict[str, int]:
     return {**dims, "out_channel": channels}
 
 
-@dataclass(frozen=True)
-class Selection:
+@dataclass(frozen=True, repr=False)
+class Selection(ShownFields):
     """Units chosen from a mode's dimensions.
 
     Attributes:
