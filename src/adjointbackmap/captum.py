@@ -22,7 +22,7 @@ from adjointbackmap.tracing import trace
 Target = int | slice | tuple[Any, ...] | list[Any] | Tensor | Callable[[Tensor], Tensor] | None
 SHAPES_KEPT = 4  # input shapes whose traced networks are kept
 # Largest constant part of a callable target, relative to its terms, that counts as zero.
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+CONSTANT_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 
 class AdjointBackMap:
@@ -44,12 +44,14 @@ class AdjointBackMap:
 
     Example:
         >>> _ = torch.manual_seed(0)
-        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3)).eval()
+        >>> head = nn.Sequential(nn.Flatten(), nn.Linear(18, 3))
+        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), head).eval()
         >>> x = torch.rand(2, 1, 5, 5)
         >>> image = AdjointBackMap(model, model[0]).attribute(x, neuron_selector=(1, 0, 2))
         >>> image.shape
         torch.Size([2, 1, 5, 5])
-        >>> image, bias = AdjointBackMap(model, multiply_by_inputs=True).attribute(x, target=[2, 0], return_bias=True)
+        >>> method = AdjointBackMap(model, multiply_by_inputs=True)
+        >>> image, bias = method.attribute(x, target=[2, 0], return_bias=True)
         >>> bool(torch.allclose(image.flatten(1).sum(1) + bias.sum(1), model(x)[[0, 1], [2, 0]]))
         True
     """
@@ -64,7 +66,7 @@ class AdjointBackMap:
         self.model = model
         self.layer = layer
         self.multiply_by_inputs = multiply_by_inputs
-        self._until = _name(model, layer)
+        self._until = _layer_name(model, layer)
         self._networks: dict[tuple[int, ...], Network] = {}
 
     def attribute(
@@ -114,7 +116,9 @@ class AdjointBackMap:
         query = self._query(x)
         network = query.network
         linear = LayerOperator(pattern_of(network, query.images, query.scale), query.layer)
-        cotangent = _slopes(query, chosen) if callable(chosen) else _indicator(linear, chosen)
+        cotangent = (
+            _slopes_of_target(query, chosen) if callable(chosen) else _indicator(linear, chosen)
+        )
         image, bias = linear.pulled(cotangent)
         if self.multiply_by_inputs:
             image = x.detach() * image
@@ -154,7 +158,7 @@ class AdjointBackMap:
         return query
 
 
-def _name(model: nn.Module, layer: nn.Module | str | None) -> str | None:
+def _layer_name(model: nn.Module, layer: nn.Module | str | None) -> str | None:
     """Name of a module among the network's layers; ``None`` for the model's output.
 
     Raises:
@@ -165,11 +169,15 @@ def _name(model: nn.Module, layer: nn.Module | str | None) -> str | None:
     for path, module in model.named_modules():
         if module is layer:
             return path or None
-    msg = f"layer must be a module of the model, or a name. Got {_other(layer)}: take it from the model itself."
+    msg = (
+        "layer must be a module of the model, or a name. "
+        f"Got {_other(layer)}: take it from the model itself."
+    )
     raise ValueError(msg)
 
 
 def _other(layer: object) -> str:
+    """A layer that does not belong to the model, for a message."""
     return f"another {type(layer).__name__}" if isinstance(layer, nn.Module) else f"{layer!r:.40}"
 
 
@@ -190,7 +198,10 @@ def _check_called_once(model: nn.Module, path: str, x: Tensor) -> None:
     with torch.no_grad(), listening(copied, note, [path]):
         copied(x.clone())
     if len(calls) > 1:
-        msg = f"layer must be a module that is called once. Got {len(calls)} calls: pass one of {', '.join(map(repr, calls))}."
+        msg = (
+            "layer must be a module that is called once. "
+            f"Got {len(calls)} calls: pass one of {', '.join(map(repr, calls))}."
+        )
         raise ValueError(msg)
 
 
@@ -206,10 +217,16 @@ def _refuse_other_inputs(
             for.
     """
     if isinstance(inputs, tuple) and len(inputs) != 1:
-        msg = f"inputs must be one tensor, or a tuple of one. Got {len(inputs)}: wrap the model in a module of one input."
+        msg = (
+            "inputs must be one tensor, or a tuple of one. "
+            f"Got {len(inputs)}: wrap the model in a module of one input."
+        )
         raise ValueError(msg)
     if forward_args is not None:
-        msg = "additional_forward_args must be None. Got some: wrap the model in a module that holds them."
+        msg = (
+            "additional_forward_args must be None. "
+            "Got some: wrap the model in a module that holds them."
+        )
         raise ValueError(msg)
     if to_input:
         msg = "attribute_to_neuron_input must be False. Got True: choose the layer before this one."
@@ -236,7 +253,10 @@ def _indicator(linear: LayerOperator, target: Target) -> Tensor:
         except (IndexError, TypeError):
             count = 0
         if not count or (count > 1 and not any(isinstance(i, slice) for i in index)):
-            msg = f"The target must be an int or a slice for each dimension of {shape}. Got {index}: it chooses {count} units."
+            msg = (
+                f"The target must be an int or a slice for each dimension of {shape}. "
+                f"Got {index}: it chooses {count} units."
+            )
             raise ValueError(msg)
         row[index] = 1
     return cotangent
@@ -253,12 +273,15 @@ def _indices(target: Target, images: int) -> list[tuple[Any, ...]]:
         each = target.item() if target.numel() == 1 else target.tolist()
     each = each if isinstance(each, list) else [each] * images
     if len(each) != images:
-        msg = f"A list or tensor of targets must have one for each of the {images} inputs. Got {len(each)}."
+        msg = (
+            f"A list or tensor of targets must have one for each of the {images} inputs. "
+            f"Got {len(each)}."
+        )
         raise ValueError(msg)
     return [() if one is None else one if isinstance(one, tuple) else (one,) for one in each]
 
 
-def _slopes(query: Query, choose: Callable[[Tensor], Tensor]) -> Tensor:
+def _slopes_of_target(query: Query, choose: Callable[[Tensor], Tensor]) -> Tensor:
     """The cotangent of a callable target: its gradient with respect to the layer's output.
 
     The model itself computes that output.
@@ -273,15 +296,19 @@ def _slopes(query: Query, choose: Callable[[Tensor], Tensor]) -> Tensor:
         chosen = choose(output)
         if not isinstance(chosen, Tensor) or chosen.numel() not in (1, len(output)):
             got = tuple(chosen.shape) if isinstance(chosen, Tensor) else type(chosen).__name__
-            msg = f"A callable target must return ({len(output)},) numbers, or one. Got {got}: sum over the layer's units."
+            msg = (
+                f"A callable target must return ({len(output)},) numbers, or one. "
+                f"Got {got}: sum over the layer's units."
+            )
             raise ValueError(msg)
-        slopes = (
-            torch.autograd.grad(chosen.sum(), output, create_graph=True)[0]
-            if chosen.requires_grad
-            else None
-        )
+        slopes = None
+        if chosen.requires_grad:
+            slopes = torch.autograd.grad(chosen.sum(), output, create_graph=True)[0]
         if slopes is None or _curved(slopes, output) or _has_constant(chosen, slopes, output):
-            msg = "A callable target must be linear around the layer's output. Got one that is not: no hyperplane is exact for it."
+            msg = (
+                "A callable target must be linear around the layer's output. "
+                "Got one that is not: no hyperplane is exact for it."
+            )
             raise ValueError(msg)
     return slopes.detach()
 
@@ -302,6 +329,5 @@ def _has_constant(chosen: Tensor, slopes: Tensor, output: Tensor) -> bool:
     """
     products = (slopes * output).flatten(1)
     sums = products.sum(1) if chosen.numel() > 1 else products.sum()
-    return bool(
-        ((chosen.view_as(sums) - sums).abs() > TOLERANCE[output.dtype] * products.abs().sum()).any()
-    )
+    limit = CONSTANT_TOLERANCE[output.dtype] * products.abs().sum()
+    return bool(((chosen.view_as(sums) - sums).abs() > limit).any())

@@ -1,4 +1,7 @@
-"""A module and the shape of its input -> :class:`Network`, held once against the module itself."""
+"""From a module and the shape of its input to a :class:`Network`.
+
+The network is compared with the module once.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -20,24 +23,29 @@ def trace(
     output: int | str | None = None,
     audit: bool = True,
 ) -> Network:
-    r"""Capture a module in eval mode as a graph whose inputs are the image and every additive constant.
+    r"""Capture a module in eval mode as a graph.
+
+    The inputs of the graph are the image and every additive constant of the module.
 
     Args:
-        model: Any module of piecewise-affine operations; it is left as it was.
-        example: A batch ``(N, *in_shape)`` such as ``(1, 3, 32, 32)``; only its shape and dtype matter.
-        until: Name or module of a layer that ends the network: what comes after it does not count.
-        output: Which output of a module that returns several: a name, or an index.
-        audit: Whether to compare the network with the module on one random input, see :func:`adjointbackmap.audit`, and
-            a few hyperplanes on patches with the whole ones.
+        model: Any module of piecewise-affine operations. It is not changed.
+        example: A batch ``(N, *in_shape)`` such as ``(1, 3, 32, 32)``; only its shape and dtype
+            matter.
+        until: Name or module of the layer that ends the network. Later operations are left out.
+        output: Name or index of the output to take, if the module returns several.
+        audit: Whether to compare the network with the module on one random input, see
+            :func:`adjointbackmap.audit`, and a few hyperplanes on patches with the whole ones.
 
     Returns:
         The network, for inputs of the example's shape and any batch size.
 
     Raises:
         TypeError: If the model is no module, or the example no tensor.
-        ValueError: If the model is in train mode, the example does not fit it, ``until`` is not one of its layers,
-            ``output`` not one of its outputs, or ``torch.export`` cannot follow it.
-        UnsupportedOperation: Naming every operation that is not piecewise affine.
+        ValueError: If the model is in train mode, the example does not fit it, ``until`` is not one
+            of its layers, ``output`` is not one of its outputs, or ``torch.export`` cannot capture
+            it.
+        UnsupportedOperation: If an operation is not piecewise affine; the message names all of
+            them.
         RuntimeError: If the audit fails, or a receptive field is too small.
 
     Example:
@@ -48,19 +56,21 @@ def trace(
     """
     check_eval(model, ValueError)
     captured = capture(model, example)
-    network = Network(
-        model, captured, plan, until, output, attributes_read(model, batch_of(example))
-    )
-    if audit and network.device.type != "meta":
-        noise = torch.randn(
-            1, *network.in_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-        )
+    attributes = attributes_read(model, batch_of(example))
+    network = Network(model, captured, plan, until, output, attributes)
+    if audit and network.device.type != "meta":  # tensors on meta have no values
+        # drawn on the CPU in float64: the same numbers on every device and in every dtype
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(1, *network.in_shape, generator=generator, dtype=torch.float64)
         _check(network, noise.to(network.device, network.dtype), batch_of(example)[:1])
     return network
 
 
 def _check(network: Network, noise: Tensor, image: Tensor) -> None:
-    """Compare with the model, and patches with the whole, on noise; on an image where noise makes a value infinite."""
+    """Compare the network with the model, and hyperplanes on patches with whole ones.
+
+    The input is noise. If noise makes a value infinite, it is the given image.
+    """
     try:
         audit_network(network, noise)
     except InfiniteValue:

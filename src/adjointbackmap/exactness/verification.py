@@ -128,10 +128,10 @@ def verified(
         BlockingIOError: If another process writes to ``keep``.
     """
     with hold_file(Path(keep)) if keep is not None else nullcontext():
-        yield from _verified(network, images, terms, names, report, keep, workers)
+        yield from _verified_in_turn(network, images, terms, names, report, keep, workers)
 
 
-def _verified(
+def _verified_in_turn(
     network: Network,
     images: Tensor,
     terms: Terms,

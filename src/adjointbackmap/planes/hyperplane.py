@@ -177,7 +177,8 @@ class Hyperplanes(Shown):
             >>> import torch
             >>> from adjointbackmap import trace
             >>> network = trace(torch.nn.Conv2d(3, 4, 3).eval(), torch.rand(1, 3, 8, 8))
-            >>> found = hyperplanes(network, torch.rand(3, 8, 8), "output", units=(0, 0, 0)).receipt()
+            >>> planes = hyperplanes(network, torch.rand(3, 8, 8), "output", units=(0, 0, 0))
+            >>> found = planes.receipt()
             >>> len(found.lines), abs(found.error) < 1e-5
             (10, True)
         """
@@ -260,7 +261,10 @@ class Hyperplanes(Shown):
         x = check_images(self.network, x, self.value.dtype)
         if len(x) not in (1, len(self.x)):
             several = f" or {len(self.x)}" if len(self.x) > 1 else ""
-            msg = f"x must be one image{several}. Got {len(x)}: give as many images as the hyperplanes have."
+            msg = (
+                f"x must be one image{several}. "
+                f"Got {len(x)}: give as many images as the hyperplanes have."
+            )
             raise ValueError(msg)
         return x.expand(len(self.x), *x.shape[1:])
 

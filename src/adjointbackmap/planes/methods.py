@@ -63,10 +63,10 @@ def compute_parts(queries: Sequence[Query], methods: Sequence[str]) -> list[Part
                 else:
                     flat = query.units.numbers(part, len(images), images.device)
                     parts.append(_WAYS[method](query, pattern, flat))
-    return [_joined(query, parts) for query, parts in zip(queries, found, strict=True)]
+    return [_parts_of_all_images(query, parts) for query, parts in zip(queries, found, strict=True)]
 
 
-def _joined(query: Query, parts: list[Parts]) -> Parts:
+def _parts_of_all_images(query: Query, parts: list[Parts]) -> Parts:
     """The parts of all images, in the shape of the selection."""
     shape = query.units.shape
     first = parts[0].image

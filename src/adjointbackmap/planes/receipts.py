@@ -1,4 +1,7 @@
-"""The receipt of a unit: what regions or channels of the image and each layer's biases add to its value."""
+"""The receipt of a unit: the lines that sum to its value.
+
+A line is what a region or a channel of the image, or the biases of a layer, add to the value.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

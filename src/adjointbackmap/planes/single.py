@@ -169,7 +169,10 @@ def receptive_fields(
     """
     extents = planes.network.in_shape[1:]
     if len(extents) != 2:
-        msg = f"Receptive fields are drawn on images with rows and columns. Got images of shape {planes.network.in_shape}."
+        msg = (
+            "Receptive fields are drawn on images with rows and columns. "
+            f"Got images of shape {planes.network.in_shape}."
+        )
         raise ValueError(msg)
     places = planes.units.coordinates()
     own = 0 if planes.units.is_shared else image

@@ -82,12 +82,12 @@ class StoredPlanes(Shown):
     @property
     def value(self) -> Tensor:
         """Values of the units in the untouched model, ``(N, *units)``."""
-        return _loaded(self._data["value"])
+        return _tensor_of_array(self._data["value"])
 
     @property
     def x(self) -> Tensor:
         """The images, ``(N, C, H, W)``."""
-        return _loaded(self._data["x"])
+        return _tensor_of_array(self._data["x"])
 
     @property
     def records(self) -> list[Path]:
@@ -161,7 +161,7 @@ class StoredPlanes(Shown):
         own = self.x
         images = own if x is None else x
         whole = own.new_zeros(self.shape)
-        b = _loaded(self._data["b"])
+        b = _tensor_of_array(self._data["b"])
         if images.shape not in (own.shape, own.shape[1:]):
             msg = (
                 f"x must have shape {tuple(own.shape[1:])} or {tuple(own.shape)}. "
@@ -172,7 +172,7 @@ class StoredPlanes(Shown):
         for tile in self._tiles():
             part = self._part(tile)
             pixels = _inner(self._image(part), images[tile[0]])
-            whole[tile] = pixels + (_loaded(part["bias"]) * b).sum(-1)
+            whole[tile] = pixels + (_tensor_of_array(part["bias"]) * b).sum(-1)
         return whole
 
     def relative_error(self) -> Tensor:
@@ -206,11 +206,11 @@ class StoredPlanes(Shown):
         self, part: "xarray.Dataset", device: torch.device | str = "cpu"
     ) -> Tensor | Patches:
         """Image parts, as patches if they were stored as patches."""
-        values = _loaded(part["image"]).to(device)
+        values = _tensor_of_array(part["image"]).to(device)
         if "top" not in part:
             return values
         rows, columns = self._data["x"].shape[2:]
-        corners = torch.stack([_loaded(part[name]) for name in ("top", "left")], -1)
+        corners = torch.stack([_tensor_of_array(part[name]) for name in ("top", "left")], -1)
         return Patches(values, corners, (rows, columns))
 
     def _check(self, network: Network) -> None:
@@ -237,10 +237,10 @@ class StoredPlanes(Shown):
         flat = torch.from_numpy(np.ravel_multi_index(places, tuple(dims.values())))
         return Hyperplanes(
             image_part=self._image(part, network.device),
-            bias_part=_loaded(part["bias"]).to(network.device),
-            entries=_loaded(part["entry"]),
-            value=_loaded(part["value"]).to(network.device),
-            x=_loaded(part["x"]).to(network.device),
+            bias_part=_tensor_of_array(part["bias"]).to(network.device),
+            entries=_tensor_of_array(part["entry"]),
+            value=_tensor_of_array(part["value"]).to(network.device),
+            x=_tensor_of_array(part["x"]).to(network.device),
             network=network,
             layer=attributes["layer"],
             mode=attributes["mode"],
@@ -251,7 +251,7 @@ class StoredPlanes(Shown):
         )
 
 
-def _loaded(array: "xarray.DataArray") -> Tensor:
+def _tensor_of_array(array: "xarray.DataArray") -> Tensor:
     """A tensor with the values of an array, in memory of its own."""
     return torch.from_numpy(np.array(array.values))
 

@@ -1,4 +1,7 @@
-"""Small pictures of hyperplanes for notebooks, made by Pillow alone: they take a few milliseconds."""
+"""Small pictures of hyperplanes for notebooks.
+
+Pillow alone makes them, in a few milliseconds each.
+"""
 
 import numpy as np
 from torch import Tensor

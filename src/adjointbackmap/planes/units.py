@@ -160,7 +160,7 @@ class Selection(ShownFields):
     @cached_property
     def box(self) -> tuple[range, ...]:
         """The smallest box of positions that has all chosen units: a range for each axis."""
-        ends = [_ends(self.positions(part)) for part in self.parts()]
+        ends = [_first_and_last(self.positions(part)) for part in self.parts()]
         # from a list of parts, each with all axes, to a list of axes, each with all parts
         by_axis = [zip(*of_parts, strict=True) for of_parts in zip(*ends, strict=True)]
         return tuple(range(min(first), max(last) + 1) for first, last in by_axis)
@@ -263,7 +263,7 @@ def shown(value: object) -> str:
     return line if len(line) <= LONGEST_SHOWN else f"{line[: LONGEST_SHOWN - 3]}..."
 
 
-def _ends(positions: list[Tensor]) -> list[tuple[int, int]]:
+def _first_and_last(positions: list[Tensor]) -> list[tuple[int, int]]:
     """First and last position along each axis."""
     return [(int(p.min()), int(p.max())) for p in positions]
 

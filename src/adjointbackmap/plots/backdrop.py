@@ -24,7 +24,8 @@ class Backdrop:
 
     Attributes:
         pixels: ``(H, W, 3)`` in [0, 1].
-        preparation: How the photo became the network's image; ``None`` if the picture is that image.
+        preparation: How the photo became the network's image; ``None`` if the picture is that
+            image.
         words: What the picture is, for captions.
     """
 

@@ -22,7 +22,7 @@ from adjointbackmap.plots.drawing import (
 )
 from adjointbackmap.plots.scale import Scale
 
-COLUMNS = 4
+PARTS_IN_ROW = 4
 UNIT = "activation per unit of bias"
 
 
@@ -33,12 +33,12 @@ def near_square(vector: Float[Tensor, " m"]) -> np.ndarray:
 
     Example:
         >>> import torch
-        >>> near_square(torch.zeros(384)).shape, near_square(torch.zeros(1184)).shape, near_square(torch.zeros(37)).shape
-        ((24, 16), (37, 32), (1, 37))
+        >>> [near_square(torch.zeros(length)).shape for length in (384, 1184, 37)]
+        [(24, 16), (37, 32), (1, 37)]
     """
-    columns = next(
-        (c for c in range(isqrt(len(vector)), 1, -1) if len(vector) % c == 0), max(1, len(vector))
-    )
+    length = len(vector)
+    divisors = (c for c in range(isqrt(length), 1, -1) if length % c == 0)  # the largest first
+    columns = next(divisors, max(1, length))
     return vector.cpu().numpy().reshape(-1, columns)
 
 
@@ -71,7 +71,10 @@ def bias_parts(
         raise ValueError(msg)
     found = sorted({len(v) for v in vectors.values()})
     if found != [len(biases)] or not len(biases):
-        msg = f"Bias parts must have one number for each of the network's {len(biases)} biases. Got {found or 'none'}."
+        msg = (
+            f"Bias parts must have one number for each of the network's {len(biases)} biases. "
+            f"Got {found or 'none'}."
+        )
         raise ValueError(msg)
     values = np.stack([v.cpu().numpy() for v in vectors.values()])
     scale = Scale.of([values], normalised)
@@ -81,13 +84,8 @@ def bias_parts(
         "layers": np.array(biases.names),
         "starts": np.array([part.slice.start for part in biases.values()]),
     }
-    figure = (_squares if shape == "square" else _strips)(
-        values,
-        list(vectors),
-        biases,
-        scale,
-        title,
-    )
+    draw = _square_figure if shape == "square" else _strip_figure
+    figure = draw(values, list(vectors), biases, scale, title)
     return finished(figure, numbers, f"{described(biases)}: {scale.words(UNIT, channels=False)}")
 
 
@@ -104,17 +102,19 @@ def cut(axes: Axes, biases: Biases, columns: int, linewidth: float = 0.7) -> Non
     """
     for part in list(biases.values())[1:] if _are_cut(biases) else ():
         row, column = divmod(part.slice.start, columns)
+        # below the row up to the first bias of the layer, up, then above the row; pixels have their
+        # centres at whole numbers
         across = [-0.5, column - 0.5, column - 0.5, columns - 0.5]
-        axes.plot(
-            across, [row + 0.5, row + 0.5, row - 0.5, row - 0.5], color="black", linewidth=linewidth
-        )
+        down = [row + 0.5, row + 0.5, row - 0.5, row - 0.5]
+        axes.plot(across, down, color="black", linewidth=linewidth)
 
 
 def _are_cut(biases: Biases) -> bool:
+    """Whether there are several layers, and some has several biases."""
     return len(biases) > len(biases.names) > 1
 
 
-def _squares(
+def _square_figure(
     values: np.ndarray,
     titles: Sequence[str],
     biases: Biases,
@@ -124,9 +124,9 @@ def _squares(
     """One image per bias part. The first image of each row has the names of the layers."""
     images = [near_square(torch.from_numpy(v)) for v in values]
     height, width = images[0].shape
-    rows = -(-len(images) // COLUMNS)
-    columns = min(len(images), COLUMNS)
-    panel = WIDTH / (COLUMNS + 1) * height / width + 0.3 if height > 1 else 1.1
+    rows = -(-len(images) // PARTS_IN_ROW)
+    columns = min(len(images), PARTS_IN_ROW)
+    panel = WIDTH / (PARTS_IN_ROW + 1) * height / width + 0.3 if height > 1 else 1.1
     figure = new_figure(WIDTH, 1.0 + rows * panel, title)
     names, middles = _labels(biases, most=16)
     for i, (name, image) in enumerate(zip(titles, images, strict=True)):
@@ -141,7 +141,7 @@ def _squares(
     return figure
 
 
-def _strips(
+def _strip_figure(
     values: np.ndarray,
     titles: Sequence[str],
     biases: Biases,

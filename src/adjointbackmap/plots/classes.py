@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 from torch import Tensor
 
 from adjointbackmap.engine.network import Biases
@@ -18,10 +20,10 @@ from adjointbackmap.plots.drawing import (
     finished,
     new_figure,
 )
-from adjointbackmap.plots.scale import PIXELS, Scale, drawable
+from adjointbackmap.plots.scale import PIXEL_SCALE, Scale, drawable
 
-COLUMNS = 5
-MOST_DIFFERENCES = 10
+CLASSES_IN_ROW = 5
+MOST_DIFFERENCES = 10  # units in a row; headings of more could not be read
 IMAGE_UNIT = "activation per unit of input"
 
 
@@ -49,46 +51,69 @@ def class_hyperplanes(
     Raises:
         ValueError: If there is not one name per hyperplane.
     """
-    if planes.value[0].numel() != len(classes) or planes.mode != "RM0":
-        msg = f"Classes must be those of the RM0 hyperplanes. Got {len(classes)} for {planes.value[0].numel()} of {planes.mode}."
-        raise ValueError(msg)
+    _check_classes(planes, classes)
     image = drawable(planes.image[0])
     bias = planes.bias[0]
     value = planes.value[0].cpu().numpy()
     squares = [near_square(b) for b in bias] if bias.shape[-1] else []
     scale = Scale.of(image, normalised)
+    figure, grid = _class_grid(len(classes), squares, title)
+    PIXEL_SCALE.show(figure.add_subplot(grid[:, :2]), drawable(pixels, 0), "input")
+    rows = 2 if squares else 1  # of the grid, for a row of classes
     bias_scale = Scale.of(squares, normalised)
-    blocks = -(-len(classes) // COLUMNS)
-    each = 2 if squares else 1
-    ratios = [1.0, min(1.0, squares[0].shape[0] / 8)] if squares else [1.0]
-    figure = new_figure(WIDTH, 1.1 + blocks * (1.1 * sum(ratios) + 0.5), title)
-    grid = figure.add_gridspec(blocks * each, COLUMNS + 2, height_ratios=ratios * blocks)
-    PIXELS.show(figure.add_subplot(grid[:, :2]), drawable(pixels, 0), "input")
+    biases = planes.network.biases
     shown = []
     for i, name in enumerate(classes):
-        row = i // COLUMNS * each
-        column = i % COLUMNS + 2
-        scale.show(
-            figure.add_subplot(grid[row, column]),
-            image[i],
-            f"{name}\n{value[i]:.2f}",
-            bold=i == int(value.argmax()),
-        )
+        row = i // CLASSES_IN_ROW * rows
+        column = i % CLASSES_IN_ROW + 2
+        heading = f"{name}\n{value[i]:.2f}"
+        axes = figure.add_subplot(grid[row, column])
+        scale.show(axes, image[i], heading, bold=i == int(value.argmax()))
         if squares:
             shown.append(figure.add_subplot(grid[row + 1, column]))
             drawn = bias_scale.show(shown[-1], squares[i])
-            cut(shown[-1], planes.network.biases, squares[i].shape[1], linewidth=0.3)
+            cut(shown[-1], biases, squares[i].shape[1], linewidth=0.3)
     caption = f"image parts on one scale: {scale.words(IMAGE_UNIT, image.ndim == 4)}"
     if squares:
         colour_bar(figure, drawn, shown, f"bias part, {UNIT}")
-        caption += f"; {described(planes.network.biases)}: {bias_scale.words(UNIT, channels=False)}"
+        caption += f"; {described(biases)}: {bias_scale.words(UNIT, channels=False)}"
     numbers = {
         "pixels": pixels.cpu().numpy(),
         "image": image,
         "bias": bias.cpu().numpy(),
         "value": value,
+        "classes": np.array(classes),
     }
-    return finished(figure, numbers | {"classes": np.array(classes)}, caption)
+    return finished(figure, numbers, caption)
+
+
+def _check_classes(planes: Hyperplanes, classes: Sequence[str]) -> None:
+    """Raise if hyperplanes are not those of these classes.
+
+    Raises:
+        ValueError: If there is not one name per RM0 hyperplane.
+    """
+    count = planes.value[0].numel()
+    if count != len(classes) or planes.mode != "RM0":
+        msg = (
+            "Classes must be those of the RM0 hyperplanes. "
+            f"Got {len(classes)} for {count} of {planes.mode}."
+        )
+        raise ValueError(msg)
+
+
+def _class_grid(count: int, squares: list[np.ndarray], title: str) -> tuple[Figure, GridSpec]:
+    """A figure, and its grid: two columns for the image, then one for each class of a row.
+
+    A row of classes is one row of the grid, or two if there are bias parts.
+    """
+    blocks = -(-count // CLASSES_IN_ROW)
+    # a bias part of at least 8 rows is as high as an image part
+    heights = [1.0, min(1.0, squares[0].shape[0] / 8)] if squares else [1.0]
+    figure = new_figure(WIDTH, 1.1 + blocks * (1.1 * sum(heights) + 0.5), title)
+    rows = blocks * len(heights)
+    grid = figure.add_gridspec(rows, CLASSES_IN_ROW + 2, height_ratios=heights * blocks)
+    return figure, grid
 
 
 def differences(
@@ -116,16 +141,16 @@ def differences(
     """
     if first.shape != second.shape or not 0 < len(names) == len(first) <= MOST_DIFFERENCES:
         msg = (
-            f"Parts to compare must have one shape and a name each, for 1 to {MOST_DIFFERENCES} units. "
+            "Parts to compare must have one shape and a name each, "
+            f"for 1 to {MOST_DIFFERENCES} units. "
             f"Got {tuple(first.shape)}, {tuple(second.shape)} and {len(names)} names."
         )
         raise ValueError(msg)
-    panels = [_panels(parts) for parts in (first, second, second - first)]
+    panels = [_drawable_parts(parts) for parts in (first, second, second - first)]
     scales = [Scale.of(panels[0] + panels[1])] * 2 + [Scale.of(panels[2])]
     figure = new_figure(WIDTH, 1.4 + 3 * WIDTH / max(4, len(names)), title)
-    for r, (heading, row, scale) in enumerate(
-        zip((*rows, "difference"), panels, scales, strict=True),
-    ):
+    drawn_rows = zip((*rows, "difference"), panels, scales, strict=True)
+    for r, (heading, row, scale) in enumerate(drawn_rows):
         for c, (name, panel) in enumerate(zip(names, row, strict=True)):
             axes = figure.add_subplot(3, len(names), r * len(names) + c + 1)
             scale.show(axes, panel, name if r == 0 else "", SMALL)
@@ -133,18 +158,17 @@ def differences(
                 cut(axes, biases, panel.shape[1], linewidth=0.3)
             if c == 0:
                 axes.set_ylabel(heading, fontsize=MEDIUM)
+    # bias parts (K, M), or image parts with or without channels
     unit, channels = (UNIT, False) if first.dim() == 2 else (IMAGE_UNIT, panels[0][0].ndim == 3)
     both, own = (scale.words(unit, channels) for scale in scales[1:])
     caption = (
         f"{rows[0]} and {rows[1]} on one scale: {both}; {rows[1]} - {rows[0]} on its own: {own}"
     )
-    numbers = {"first": first, "second": second, "difference": second - first}
-    return finished(
-        figure,
-        {n: t.cpu().numpy() for n, t in numbers.items()} | {"names": np.array(names)},
-        caption,
-    )
+    parts = {"first": first, "second": second, "difference": second - first}
+    numbers = {name: part.cpu().numpy() for name, part in parts.items()}
+    return finished(figure, numbers | {"names": np.array(names)}, caption)
 
 
-def _panels(parts: Tensor) -> list[np.ndarray]:
+def _drawable_parts(parts: Tensor) -> list[np.ndarray]:
+    """Bias parts as near-square images, or image parts as maps."""
     return [near_square(p) for p in parts] if parts.dim() == 2 else list(drawable(parts))

@@ -113,7 +113,10 @@ def save(
     path = Path(path)
     formats = _formats_of(path, drawing) if formats is None else formats
     if not formats or not set(formats) <= set(FORMATS):
-        msg = f"formats must be some of {', '.join(FORMATS)}. Got {', '.join(formats) or 'none'}: choose of these."
+        msg = (
+            f"formats must be some of {', '.join(FORMATS)}. "
+            f"Got {', '.join(formats) or 'none'}: choose of these."
+        )
         raise ValueError(msg)
     figure = drawing.figure if isinstance(drawing, Drawing) else drawing
     if numbers is None and isinstance(drawing, Drawing):

@@ -20,13 +20,13 @@ from adjointbackmap.plots.drawing import (
     new_figure,
     wrapped,
 )
-from adjointbackmap.plots.scale import PIXELS, Scale
+from adjointbackmap.plots.scale import PIXEL_SCALE, Scale
 from adjointbackmap.spectra import LOWEST, RadialProfile, high_share, log_amplitude
 
 CHANNELS = ("red", "green", "blue")
-ABOVE = 0.25  # cycles per pixel
+ABOVE = 0.25  # cycles per pixel, above which the share of the energy is given
 AMPLITUDES = Scale(LOWEST, 0.0, "viridis")
-BAND = (0.1, 0.9)
+BAND = (0.1, 0.9)  # quantiles at the ends of a band around a line
 
 
 def spectra(maps: Mapping[str, Float[Tensor, "3 h w"]], title: str) -> Drawing:
@@ -65,9 +65,9 @@ def spectra(maps: Mapping[str, Float[Tensor, "3 h w"]], title: str) -> Drawing:
             shown[-1].set_xlabel(f"above {ABOVE:g}: {100 * shares[r, c]:.1f} %", fontsize=MEDIUM)
     colour_bar(figure, drawn, shown, "log10(amplitude / largest of the channel)")
     caption = (
-        "spectra without DC on one scale, frequency zero in the middle, half a cycle per pixel at the edges; below each, the "
-        f"share of its energy above {ABOVE:g} cycles per pixel. Maps: images from 0 to 1; signed ones each on its own scale, "
-        "grey is zero"
+        "spectra without DC on one scale, frequency zero in the middle, half a cycle per pixel at "
+        f"the edges; below each, the share of its energy above {ABOVE:g} cycles per pixel. "
+        "Maps: images from 0 to 1; signed ones each on its own scale, grey is zero"
     )
     numbers = {
         "maps": stacked.cpu().numpy(),
@@ -121,10 +121,13 @@ def radial_profiles(profiles: Mapping[str, RadialProfile], title: str) -> Drawin
     axes.set_ylabel("share of the energy in a bin, without DC", fontsize=MEDIUM)
     axes.tick_params(labelsize=SMALL)
     axes.legend(fontsize=MEDIUM)
-    caption = "lines: mean over the maps or channels of each; bands: from the 10 % quantile to the 90 % quantile of these"
+    caption = (
+        "lines: mean over the maps or channels of each; bands: from the 10 % quantile to the 90 % "
+        "quantile of these"
+    )
     return finished(figure, numbers, caption)
 
 
 def _scale_of(part: np.ndarray) -> Scale:
     """The scale of pixels if all numbers are from 0 to 1, otherwise one with zero at its centre."""
-    return PIXELS if part.min() >= 0 and part.max() <= 1 else Scale.of([part])
+    return PIXEL_SCALE if part.min() >= 0 and part.max() <= 1 else Scale.of([part])

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from adjointbackmap.plots.drawing import (
     COLOURS,
@@ -44,7 +45,10 @@ def points(groups: Mapping[str, np.ndarray], title: str, axes: Sequence[str]) ->
     ]
     if wrong or not groups or len(axes) not in (2, 3):
         shapes = ", ".join(wrong) or f"{len(groups)} groups"
-        msg = f"Groups must be points (n, 2) or (n, 3) with a name for each axis. Got {shapes} and axes {list(axes)}."
+        msg = (
+            "Groups must be points (n, 2) or (n, 3) with a name for each axis. "
+            f"Got {shapes} and axes {list(axes)}."
+        )
         raise ValueError(msg)
     figure = new_figure(WIDTH * 0.75, 5.6, title)
     drawn = figure.add_subplot(projection="3d" if len(axes) == 3 else None)
@@ -53,11 +57,9 @@ def points(groups: Mapping[str, np.ndarray], title: str, axes: Sequence[str]) ->
             "color": COLOURS[i % len(COLOURS)],
             "marker": MARKERS[i % len(MARKERS)],
             "s": 36,
-        }
-        look |= {
             "edgecolors": "white",
             "linewidths": 0.4,
-            "zorder": len(groups) - i + 2,
+            "zorder": len(groups) - i + 2,  # the first group on top, all above the axes
             "label": f"{name} ({len(found)})",
         }
         drawn.scatter(*found.T, **look)
@@ -66,13 +68,13 @@ def points(groups: Mapping[str, np.ndarray], title: str, axes: Sequence[str]) ->
     drawn.set_aspect("equal", adjustable="datalim")
     drawn.tick_params(labelsize=SMALL)
     drawn.legend(loc="upper left", fontsize=MEDIUM)
-    caption = "all axes have one scale, so that distances can be compared; numbers in brackets: how many points"
-    numbers = {f"points_{i}": found for i, found in enumerate(groups.values())}
-    return finished(
-        figure,
-        numbers | {"groups": np.array(list(groups)), "axes": np.array(axes)},
-        caption,
+    caption = (
+        "all axes have one scale, so that distances can be compared; "
+        "numbers in brackets: how many points"
     )
+    numbers = {f"points_{i}": found for i, found in enumerate(groups.values())}
+    names = {"groups": np.array(list(groups)), "axes": np.array(axes)}
+    return finished(figure, numbers | names, caption)
 
 
 def by_layer(
@@ -99,18 +101,47 @@ def by_layer(
     """
     layers = list(dict.fromkeys(layer for series in values.values() for layer in series))
     if kind not in ("line", "bar") or not layers:
-        msg = f"by_layer must draw line or bar, of at least one number. Got {kind!r} of {len(layers)} layers."
+        msg = (
+            "by_layer must draw line or bar, of at least one number. "
+            f"Got {kind!r} of {len(layers)} layers."
+        )
         raise ValueError(msg)
     table = {
-        name: np.array([_interval(series.get(layer)) for layer in layers])
+        name: np.array([_with_ends(series.get(layer)) for layer in layers])
         for name, series in values.items()
     }
     figure = new_figure(WIDTH, HEIGHT, title)
     axes = figure.add_subplot()
-    width = 0.8 / len(table)
+    _draw_series(axes, table, kind)
+    rotation = 90 if len(layers) > 10 else 0  # more names do not fit side by side
+    axes.set_xticks(range(len(layers)), layers, fontsize=SMALL, rotation=rotation)
+    # The names of the layers, below the axes, need the rest of the height.
+    axes.set_ylabel(wrapped(quantity, 0.6 * HEIGHT, MEDIUM), fontsize=MEDIUM)
+    axes.tick_params(axis="y", labelsize=SMALL)
+    axes.set_yscale("log" if log else "linear")
+    axes.legend(fontsize=MEDIUM)
+    caption = "layers in the order of execution"
+    if any(np.isfinite(found[:, 1]).any() for found in table.values()):
+        caption += "; whiskers: the interval of each number"
+    numbers = {f"series_{i}": found for i, found in enumerate(table.values())}
+    names = {"series": np.array(list(table)), "layers": np.array(layers)}
+    return finished(figure, numbers | names, caption)
+
+
+def _draw_series(axes: Axes, table: Mapping[str, np.ndarray], kind: str) -> None:
+    """Draw each series, with whiskers for its intervals.
+
+    Args:
+        axes: The axes, with a layer at each whole number.
+        table: Series -> number and ends of its interval for each layer, ``(layers, 3)``.
+        kind: ``"line"`` or ``"bar"``.
+    """
+    width = 0.8 / len(table)  # of a bar; 0.2 are left between two layers
     for i, (name, found) in enumerate(table.items()):
         middle, low, high = found.T
-        beside = (i - (len(table) - 1) / 2) * (width if kind == "bar" else 0.12)
+        # series stand side by side, with the layer's whole number in their middle
+        shift = (i - (len(table) - 1) / 2) * (width if kind == "bar" else 0.12)
+        place = np.arange(len(found)) + shift
         look: dict[str, Any] = {
             "yerr": np.array([middle - low, high - middle]),
             "capsize": 2,
@@ -118,37 +149,13 @@ def by_layer(
             "label": name,
         }
         if kind == "bar":
-            axes.bar(np.arange(len(layers)) + beside, middle, width, ecolor="0.4", **look)
+            axes.bar(place, middle, width, ecolor="0.4", **look)
         else:
-            axes.errorbar(
-                np.arange(len(layers)) + beside,
-                middle,
-                marker=MARKERS[i % len(MARKERS)],
-                markersize=5,
-                **look,
-            )
-    axes.set_xticks(
-        range(len(layers)),
-        layers,
-        fontsize=SMALL,
-        rotation=90 if len(layers) > 10 else 0,
-    )
-    # The names of the layers, below the axes, need the rest of the height.
-    axes.set_ylabel(wrapped(quantity, 0.6 * HEIGHT, MEDIUM), fontsize=MEDIUM)
-    axes.tick_params(axis="y", labelsize=SMALL)
-    axes.set_yscale("log" if log else "linear")
-    axes.legend(fontsize=MEDIUM)
-    given = any(np.isfinite(found[:, 1]).any() for found in table.values())
-    caption = f"layers in the order of execution{'; whiskers: the interval of each number' if given else ''}"
-    numbers = {f"series_{i}": found for i, found in enumerate(table.values())}
-    return finished(
-        figure,
-        numbers | {"series": np.array(list(table)), "layers": np.array(layers)},
-        caption,
-    )
+            marker = MARKERS[i % len(MARKERS)]
+            axes.errorbar(place, middle, marker=marker, markersize=5, **look)
 
 
-def _interval(value: float | Interval | None) -> Sequence[float]:
+def _with_ends(value: float | Interval | None) -> Sequence[float]:
     """A number and the two ends of its interval; NaN for a missing number or end."""
     missing = float("nan")
     if value is None:

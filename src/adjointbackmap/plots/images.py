@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adjointbackmap.plots.drawing import SMALL, WIDTH, Drawing, finished, new_figure
-from adjointbackmap.plots.scale import PIXELS, Scale, drawable
+from adjointbackmap.plots.scale import PIXEL_SCALE, Scale, drawable
 
-COLUMNS = 4
+MAPS_IN_ROW = 4
 
 
 def attacked(
@@ -32,26 +32,34 @@ def attacked(
         ValueError: If the images have different shapes.
     """
     if pixels.shape != adversarial.shape:
-        msg = f"The two images must have one shape. Got {tuple(pixels.shape)} and {tuple(adversarial.shape)}."
+        msg = (
+            "The two images must have one shape. "
+            f"Got {tuple(pixels.shape)} and {tuple(adversarial.shape)}."
+        )
         raise ValueError(msg)
     before = drawable(pixels, 0)
     after = drawable(adversarial, 0)
     noise = after - before
     panels = {
-        labels[0]: (PIXELS, before),
+        labels[0]: (PIXEL_SCALE, before),
         "noise": (Scale(-0.5, 0.5), noise),
         f"noise x {factor:g}": (Scale(-0.5, 0.5), noise * factor),
-        labels[1]: (PIXELS, after),
+        labels[1]: (PIXEL_SCALE, after),
     }
     figure = new_figure(WIDTH, 3.1, title)
     for i, (heading, (scale, panel)) in enumerate(panels.items()):
         scale.show(figure.add_subplot(1, len(panels), i + 1), panel, heading)
-    caption = f"noise: grey is zero, black and white -0.5 and 0.5 of the pixels' [0, 1]; its largest is {np.abs(noise).max():.3g}"
-    return finished(
-        figure,
-        {"pixels": before, "adversarial": after, "noise": noise, "factor": np.array(factor)},
-        caption,
+    caption = (
+        "noise: grey is zero, black and white -0.5 and 0.5 of the pixels' [0, 1]; "
+        f"its largest is {np.abs(noise).max():.3g}"
     )
+    numbers = {
+        "pixels": before,
+        "adversarial": after,
+        "noise": noise,
+        "factor": np.array(factor),
+    }
+    return finished(figure, numbers, caption)
 
 
 def attributions(
@@ -77,20 +85,21 @@ def attributions(
     if unknown:
         msg = f"Numbers must be of the methods {', '.join(maps)}. Got {', '.join(unknown)}."
         raise ValueError(msg)
-    rows = -(-(len(maps) + 1) // COLUMNS)
-    columns = min(len(maps) + 1, COLUMNS)
-    figure = new_figure(WIDTH, 1.0 + rows * (WIDTH / COLUMNS + 0.5), title)
-    PIXELS.show(figure.add_subplot(rows, columns, 1), drawable(pixels, 0), "input")
+    rows = -(-(len(maps) + 1) // MAPS_IN_ROW)
+    columns = min(len(maps) + 1, MAPS_IN_ROW)
+    figure = new_figure(WIDTH, 1.0 + rows * (WIDTH / MAPS_IN_ROW + 0.5), title)
+    PIXEL_SCALE.show(figure.add_subplot(rows, columns, 1), drawable(pixels, 0), "input")
     drawn = {method: drawable(part, 0) for method, part in maps.items()}
     for i, (method, part) in enumerate(drawn.items(), start=2):
         scale = Scale.of([part])
         axes = figure.add_subplot(rows, columns, i)
         scale.show(axes, part, method)
-        axes.set_xlabel(
-            f"±{scale.high:.3g}" + (f"\n{numbers[method]}" if method in numbers else ""),
-            fontsize=SMALL,
-        )
-    caption = "maps: grey is zero, black and white are the numbers ± below each, its own largest magnitude"
+        text = f"\n{numbers[method]}" if method in numbers else ""
+        axes.set_xlabel(f"±{scale.high:.3g}{text}", fontsize=SMALL)
+    caption = (
+        "maps: grey is zero, black and white are the numbers ± below each, "
+        "its own largest magnitude"
+    )
     arrays = {
         "pixels": drawable(pixels, 0),
         "maps": np.stack(list(drawn.values())),

@@ -263,9 +263,9 @@ def _caption(what: str, unit: str, behind: Backdrop) -> str:
     clipped = f"colours end at the {PERCENTILE:g}th percentile of the magnitudes that are not zero"
     if what == "spectrum":
         return (
-            f"{frames}. Spectra without DC on one scale, frequency zero in the middle, half a cycle "
-            f"per pixel at the edges; below each, the share of its energy above {ABOVE:g} cycles "
-            f"per pixel. Hyperplane: {clipped}"
+            f"{frames}. Spectra without DC on one scale, frequency zero in the middle, half a "
+            "cycle per pixel at the edges; below each, the share of its energy above "
+            f"{ABOVE:g} cycles per pixel. Hyperplane: {clipped}"
         )
     signs = "red raises the value, blue lowers it"
     alone = "the colours of its channels, grey is zero"

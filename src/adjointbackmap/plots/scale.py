@@ -40,9 +40,10 @@ class Scale:
                 4.3.1]. Otherwise zero is at the centre.
 
         Example:
-            >>> found = [Scale.of([np.array([-1.0, 3.0])], normalised) for normalised in (False, True)]
-            >>> [(scale.low, scale.high) for scale in found]
-            [(-3.0, 3.0), (-1.0, 3.0)]
+            >>> part = np.array([-1.0, 3.0])
+            >>> signed, normalised = Scale.of([part]), Scale.of([part], normalised=True)
+            >>> signed.low, signed.high, normalised.low, normalised.high
+            (-3.0, 3.0, -1.0, 3.0)
         """
         sized = [p for p in parts if p.size]
         low = min((float(p.min()) for p in sized), default=0.0)
@@ -98,7 +99,7 @@ class Scale:
         return f"{middle} is zero, {ends}" if signed else f"normalised to [0, 1], {ends}"
 
 
-PIXELS = Scale(0.0, 1.0, "gray")
+PIXEL_SCALE = Scale(0.0, 1.0, "gray")
 
 
 def centred(part: Float[Tensor, "c h w"], scale: float) -> np.ndarray:

@@ -20,7 +20,7 @@ from adjointbackmap.plots.scale import Scale, drawable
 
 MOST_PANELS = 64
 OUTLINE = "gold"
-SIDE = 8  # most panels in a row or column; headings of more could not be read
+MOST_IN_ROW = 8  # most panels in a row or column; headings of more could not be read
 
 
 def unit_hyperplanes(
@@ -47,17 +47,12 @@ def unit_hyperplanes(
     """
     shape = planes.units.shape
     units = np.arange(prod(shape))
-    laid_out = (
-        len(shape) == 2 and max(shape) <= SIDE and set(planes.units.names) <= set(planes.units.dims)
-    )
-    return _grid(
-        planes,
-        units.reshape(shape) if laid_out else units[:MOST_PANELS],
-        title,
-        normalised,
-        outline,
-        crop,
-    )
+    has_names = set(planes.units.names) <= set(planes.units.dims)  # not those of arrays of units
+    if has_names and len(shape) == 2 and max(shape) <= MOST_IN_ROW:
+        chosen = units.reshape(shape)
+    else:
+        chosen = units[:MOST_PANELS]
+    return _unit_grid(planes, chosen, title, normalised, outline, crop)
 
 
 def kernel_hyperplanes(
@@ -84,15 +79,16 @@ def kernel_hyperplanes(
     if planes.units.names != ("in_channel", "out_channel"):
         found = ", ".join(planes.units.names) or "none"
         msg = (
-            f"Kernels must have the dimensions in_channel and out_channel. Got {found} in {planes.mode}: choose several of each "
-            "in RM3, or in RM4 at one position."
+            "Kernels must have the dimensions in_channel and out_channel. "
+            f"Got {found} in {planes.mode}: "
+            "choose several of each in RM3, or in RM4 at one position."
         )
         raise ValueError(msg)
     units = np.arange(prod(planes.units.shape)).reshape(planes.units.shape)
-    return _grid(planes, units[:SIDE, :SIDE], title, normalised, outline, crop)
+    return _unit_grid(planes, units[:MOST_IN_ROW, :MOST_IN_ROW], title, normalised, outline, crop)
 
 
-def _grid(
+def _unit_grid(
     planes: Hyperplanes,
     units: np.ndarray,
     title: str,
@@ -105,7 +101,7 @@ def _grid(
     A matrix of indices gives rows and columns; a vector gives panels one after the other.
     """
     chosen = units.flatten()
-    parts, corners = _parts(planes, torch.from_numpy(chosen), crop)
+    parts, corners = _image_parts(planes, torch.from_numpy(chosen), crop)
     image = drawable(parts)
     places = {n: p[0].reshape(-1)[chosen].numpy() for n, p in planes.units.coordinates().items()}
     numbers = {"image": image, "value": planes.value[0].reshape(-1)[chosen].cpu().numpy(), **places}
@@ -114,37 +110,34 @@ def _grid(
     if outline:
         numbers["fields"] = receptive_fields(planes, chosen)
     scale = Scale.of(image, normalised)
-    rows, columns = (
-        units.shape if units.ndim == 2 else (-(-len(chosen) // SIDE), min(len(chosen), SIDE))
-    )
+    rows, columns = _extents(units)
+    # inches of a panel's height: no row is lower than 0.3 of its width
     panel = (WIDTH - 0.5) / max(columns, 4) * min(1.0, max(0.3, image.shape[-2] / image.shape[-1]))
-    figure = new_figure(
-        WIDTH,
-        1.1 + rows * (panel + (0.25 if units.ndim == 2 else 0.4)),
-        _title(title, planes, units),
-    )
+    heading = 0.25 if units.ndim == 2 else 0.4
+    figure = new_figure(WIDTH, 1.1 + rows * (panel + heading), _grid_title(title, planes, units))
     named, headings = _headings(planes, places, units)
     for i, value in enumerate(numbers["value"]):
         axes = figure.add_subplot(rows, columns, i + 1)
-        scale.show(
-            axes,
-            image[i],
-            headings[i] + (f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"),
-            SMALL,
-        )
+        text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+        scale.show(axes, image[i], headings[i] + text, SMALL)
         if units.ndim == 2 and i % columns == 0:
             axes.set_ylabel(_named(planes.units.names[0], places, i), fontsize=SMALL)
         if outline:
             _outline(axes, numbers["fields"][i], corners[i])
     caption = f"headings: {named}{'; outlined: receptive field' if outline else ''}"
-    return finished(
-        figure,
-        numbers,
-        f"{caption}; one scale: {scale.words(IMAGE_UNIT, image.ndim == 4)}",
-    )
+    words = scale.words(IMAGE_UNIT, image.ndim == 4)
+    return finished(figure, numbers, f"{caption}; one scale: {words}")
 
 
-def _parts(planes: Hyperplanes, chosen: Tensor, crop: bool) -> tuple[Tensor, np.ndarray]:
+def _extents(units: np.ndarray) -> tuple[int, int]:
+    """Rows and columns of the panels."""
+    if units.ndim == 2:
+        rows, columns = units.shape
+        return rows, columns
+    return -(-len(units) // MOST_IN_ROW), min(len(units), MOST_IN_ROW)
+
+
+def _image_parts(planes: Hyperplanes, chosen: Tensor, crop: bool) -> tuple[Tensor, np.ndarray]:
     """Image parts ``(k, ...)`` of some units of the first image.
 
     With them come the row and column of their first pixels, ``(k, 2)``.
@@ -152,9 +145,8 @@ def _parts(planes: Hyperplanes, chosen: Tensor, crop: bool) -> tuple[Tensor, np.
     part = planes.image_part
     units = len(planes.units.shape)
     if not isinstance(part, Patches):
-        return part[0].reshape(-1, *part.shape[1 + units :])[chosen], np.zeros(
-            (len(chosen), 2), int
-        )
+        whole = part[0].reshape(-1, *part.shape[1 + units :])[chosen]
+        return whole, np.zeros((len(chosen), 2), int)
     values = part.values[0].reshape(-1, *part.values.shape[1 + units :])[chosen]
     corners = part.corners.reshape(-1, 2)[chosen]
     if crop:
@@ -162,7 +154,8 @@ def _parts(planes: Hyperplanes, chosen: Tensor, crop: bool) -> tuple[Tensor, np.
     return Patches(values[None], corners, part.image).dense()[0], np.zeros_like(corners.numpy())
 
 
-def _title(title: str, planes: Hyperplanes, units: np.ndarray) -> str:
+def _grid_title(title: str, planes: Hyperplanes, units: np.ndarray) -> str:
+    """The title, and which units are drawn if not all are."""
     count = planes.value[0].numel()
     if units.size == count:
         return title
@@ -182,10 +175,9 @@ def _headings(
     """
     if units.ndim == 2:
         across = planes.units.names[1]
-        return "value", [
-            f"{_named(across, places, i)}\n" if i < units.shape[1] else ""
-            for i in range(units.size)
-        ]
+        columns = units.shape[1]
+        first = [f"{_named(across, places, i)}\n" for i in range(columns)]
+        return "value", first + [""] * (units.size - columns)
     differ = {name: p for name, p in places.items() if len(set(p.tolist())) > 1} or places
     names = ", ".join(map(_words, differ))
     return f"{names} and value", [
@@ -194,6 +186,7 @@ def _headings(
 
 
 def _named(dimension: str, places: dict[str, np.ndarray], i: int) -> str:
+    """A dimension and the index of a panel's unit along it."""
     return f"{_words(dimension)} {places[dimension][i]}"
 
 
@@ -203,10 +196,9 @@ def _words(dimension: str) -> str:
 
 
 def _outline(axes: Axes, field: np.ndarray, corner: np.ndarray) -> None:
+    """Draw a receptive field: first row and column, number of rows and columns."""
     (row, column) = field[:2] - corner
     (rows, columns) = field[2:]
-    axes.add_patch(
-        Rectangle(
-            (column - 0.5, row - 0.5), columns, rows, fill=False, edgecolor=OUTLINE, clip_on=False
-        )
-    )
+    start = (column - 0.5, row - 0.5)  # pixels have their centres at whole numbers
+    box = Rectangle(start, columns, rows, fill=False, edgecolor=OUTLINE, clip_on=False)
+    axes.add_patch(box)

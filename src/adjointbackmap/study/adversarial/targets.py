@@ -21,7 +21,7 @@ from adjointbackmap.planes.hyperplane import Hyperplanes, hyperplanes
 from adjointbackmap.plots.biases import UNIT
 from adjointbackmap.plots.classes import IMAGE_UNIT
 from adjointbackmap.plots.drawing import MEDIUM, WIDTH, Drawing, finished, new_figure
-from adjointbackmap.plots.scale import PIXELS
+from adjointbackmap.plots.scale import PIXEL_SCALE
 from adjointbackmap.report.sections import Block, Claim, Picture, Scene, Section, Table
 from adjointbackmap.report.sheets import Sheet
 from adjointbackmap.study.adversarial.spread import (
@@ -425,7 +425,7 @@ def _drawings(name: str, found: Found, arrays: Arrays) -> Iterator[tuple[str, Dr
     caption = "grey is zero, black -0.5 and white 0.5 of the pixels' 0 to 1"
     rows = {
         f"noise x {FACTOR}": (red, noise, plots.Scale(-0.5, 0.5)),
-        "inputs": (red, inputs[:count], PIXELS),
+        "inputs": (red, inputs[:count], PIXEL_SCALE),
     }
     yield "inputs", _panels(title, rows, f"noise x {FACTOR}: {caption}"), published
     valued = [

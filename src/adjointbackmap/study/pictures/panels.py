@@ -10,7 +10,7 @@ from torch import Tensor
 from adjointbackmap import data, plots
 from adjointbackmap.engine.network import Layer, Network
 from adjointbackmap.planes.hyperplane import Hyperplanes, hyperplanes
-from adjointbackmap.plots.units import SIDE
+from adjointbackmap.plots.units import MOST_IN_ROW
 from adjointbackmap.study.setup import SCALE, Trained
 
 Shown = dict[str, str]
@@ -117,7 +117,9 @@ def _modes(
             look,
         ),
         f"RM3: kernels of {name}, positions summed": (
-            hyperplanes(network, x, name, "RM3", (slice(SIDE), slice(SIDE)), scale=SCALE),
+            hyperplanes(
+                network, x, name, "RM3", (slice(MOST_IN_ROW), slice(MOST_IN_ROW)), scale=SCALE
+            ),
             {},
         ),
         f"RM4: kernels of {name} at position ({middle}, {middle})": (
@@ -126,7 +128,7 @@ def _modes(
                 x,
                 name,
                 "RM4",
-                (middle, middle, slice(SIDE), slice(SIDE)),
+                (middle, middle, slice(MOST_IN_ROW), slice(MOST_IN_ROW)),
                 scale=SCALE,
             ),
             look,
@@ -158,7 +160,7 @@ def positions(layer: Layer) -> tuple[slice, slice]:
     Args:
         layer: A convolution.
     """
-    steps = [max(1, -(-extent // SIDE)) for extent in layer.out_shape[1:]]
+    steps = [max(1, -(-extent // MOST_IN_ROW)) for extent in layer.out_shape[1:]]
     return slice(steps[0] // 2, None, steps[0]), slice(steps[1] // 2, None, steps[1])
 
 
