@@ -6,7 +6,9 @@ from adjointbackmap.images import image as image, PreparedImage as PreparedImage
 
 # a module becomes a network
 from adjointbackmap.tracing import trace as trace
-from adjointbackmap.engine.network import Network as Network, Layer as Layer, Biases as Biases
+from adjointbackmap.engine.biases import Biases as Biases
+from adjointbackmap.engine.layers import Layer as Layer
+from adjointbackmap.engine.network import Network as Network
 from adjointbackmap.engine.program import UnsupportedOperation as UnsupportedOperation
 from adjointbackmap.engine.folding import fold as fold, Fold as Fold
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from adjointbackmap.capture.copies import structural_copy
 from adjointbackmap.capture.graph import listening
-from adjointbackmap.engine.network import OUTPUT, Network
+from adjointbackmap.engine.layers import OUTPUT
+from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.operators import LayerOperator
 from adjointbackmap.engine.pattern import check_tensor, pattern_of

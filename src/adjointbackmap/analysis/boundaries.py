@@ -12,7 +12,8 @@ from torch import Tensor
 from adjointbackmap.analysis.crossings import NORMS, Plane, Prepare, Reached, Side, reach
 from adjointbackmap.analysis.kinks import Kink, kink_distances, one_image
 from adjointbackmap.display import Shown, Summary, Table
-from adjointbackmap.engine.network import OUTPUT, Network, check_network
+from adjointbackmap.engine.layers import OUTPUT
+from adjointbackmap.engine.network import Network, check_network
 from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.operators import operator
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.display import ShownFields
-from adjointbackmap.engine.network import OUTPUT, Network
+from adjointbackmap.engine.layers import OUTPUT
+from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.pattern import check_images, record_pattern
 

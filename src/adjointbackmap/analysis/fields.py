@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.display import ShownFields
-from adjointbackmap.engine.network import Layer, Network, check_network, several
+from adjointbackmap.engine.layers import Layer
+from adjointbackmap.engine.network import Network, check_network, several
 from adjointbackmap.engine.patches import Patches
 from adjointbackmap.engine.pattern import ActivationPattern, pattern_of
 from adjointbackmap.engine.sweep import Sweep

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from adjointbackmap.analysis.kinks import one_image, step_names
 from adjointbackmap.analysis.line_walk import Found, Walk
 from adjointbackmap.capture.precision import exact
-from adjointbackmap.engine.network import OUTPUT, Network, check_network
+from adjointbackmap.engine.layers import OUTPUT
+from adjointbackmap.engine.network import Network, check_network
 from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.operators import push
 from adjointbackmap.engine.pattern import pattern_of

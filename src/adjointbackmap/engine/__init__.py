@@ -1,1 +1,1 @@
-"""A module becomes a graph, a graph and an image become one linear map: trace, pattern, operators, sweep."""
+"""From a graph to a network, and from an image to one linear map: pattern, operators, sweep."""

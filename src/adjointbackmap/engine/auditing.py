@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from adjointbackmap.capture.precision import exact
-from adjointbackmap.engine.network import Layer, Network
+from adjointbackmap.engine.layers import Layer
+from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.operators import push
 from adjointbackmap.engine.pattern import check_images, pattern_of

@@ -27,7 +27,8 @@ from adjointbackmap.capture.parametrizations import plain_copy
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.display import ShownFields
 from adjointbackmap.engine.auditing import TOLERANCE
-from adjointbackmap.engine.network import KERNEL_MODULES, check_eval
+from adjointbackmap.engine.layers import KERNEL_MODULES
+from adjointbackmap.engine.network import check_eval
 from adjointbackmap.rules import RULES
 from adjointbackmap.rules.kernels import Kernel
 

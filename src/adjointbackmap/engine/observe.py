@@ -14,7 +14,8 @@ from adjointbackmap.capture.casting import cast
 from adjointbackmap.capture.copies import structural_copy
 from adjointbackmap.capture.graph import call_name, convolution_name, listening, pick
 from adjointbackmap.capture.precision import exact
-from adjointbackmap.engine.network import OUTPUT, Layer, Network
+from adjointbackmap.engine.layers import OUTPUT, Layer
+from adjointbackmap.engine.network import Network
 
 FUNCTIONS = (
     "conv1d",

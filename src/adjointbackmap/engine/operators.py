@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.display import Shown, Summary
 from adjointbackmap.engine import showing
-from adjointbackmap.engine.network import Layer, Network, check_network
+from adjointbackmap.engine.layers import Layer
+from adjointbackmap.engine.network import Network, check_network
 from adjointbackmap.engine.pattern import ActivationPattern, record_pattern
 from adjointbackmap.engine.program import IMAGE, Program, Step
 from adjointbackmap.rules import Value

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 from adjointbackmap.display import Summary, Table, by
 
 if TYPE_CHECKING:
-    from adjointbackmap.engine.network import Biases, Layer, Network
+    from adjointbackmap.engine.biases import Biases
+    from adjointbackmap.engine.layers import Layer
+    from adjointbackmap.engine.network import Network
     from adjointbackmap.engine.operators import LayerOperator
     from adjointbackmap.engine.pattern import ActivationPattern
 

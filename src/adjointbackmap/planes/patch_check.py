@@ -12,7 +12,8 @@ from torch import Tensor
 
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.engine.auditing import TOLERANCE
-from adjointbackmap.engine.network import Layer, Network
+from adjointbackmap.engine.layers import Layer
+from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.operators import pull, push
 from adjointbackmap.engine.pattern import ActivationPattern, pattern_of
 from adjointbackmap.engine.program import IMAGE

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from adjointbackmap.capture.precision import exact
-from adjointbackmap.engine.network import Layer, Network, check_network
+from adjointbackmap.engine.layers import Layer
+from adjointbackmap.engine.network import Network, check_network
 from adjointbackmap.engine.observe import Recorded, record
 from adjointbackmap.engine.pattern import check_images, check_scale
 from adjointbackmap.engine.program import KernelCall, Program

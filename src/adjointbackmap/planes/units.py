@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from adjointbackmap.display import ShownFields
-from adjointbackmap.engine.network import Layer
+from adjointbackmap.engine.layers import Layer
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 # Units in one step of a computation over unit numbers; a step then needs about a megabyte.

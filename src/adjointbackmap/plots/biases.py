@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from adjointbackmap.engine.network import Biases
+from adjointbackmap.engine.biases import Biases
 from adjointbackmap.plots.drawing import (
     MEDIUM,
     SMALL,

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from torch import Tensor
 
-from adjointbackmap.engine.network import Biases
+from adjointbackmap.engine.biases import Biases
 from adjointbackmap.planes.hyperplane import Hyperplanes
 from adjointbackmap.plots.biases import UNIT, cut, described, near_square
 from adjointbackmap.plots.drawing import (

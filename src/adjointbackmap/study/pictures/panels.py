@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adjointbackmap import data, plots
-from adjointbackmap.engine.network import Layer, Network
+from adjointbackmap.engine.layers import Layer
+from adjointbackmap.engine.network import Network
 from adjointbackmap.planes.hyperplane import Hyperplanes, hyperplanes
 from adjointbackmap.plots.units import MOST_IN_ROW
 from adjointbackmap.study.setup import SCALE, Trained
