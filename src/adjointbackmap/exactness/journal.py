@@ -13,8 +13,8 @@ from typing import Any
 from adjointbackmap.files import disk
 from adjointbackmap.files.checked import CHECKSUM, DamagedFileWarning, checksum
 
-MOST_NAMED = 10  # most damaged lines whose numbers are in a warning
-MOST_SHOWN = 40  # most characters of a setting in a message
+MOST_LINES_NAMED = 10  # most damaged lines whose numbers are in a warning
+LONGEST_SETTING = 40  # most characters of a setting in a message
 FIRST_SHOWN = 12  # characters of a longer setting that are shown; enough to identify a checksum
 
 ResultCheck = Callable[[str, Any], None]
@@ -185,8 +185,8 @@ class Record:
         """
         if bad:
             first, reason = next(iter(bad.items()))
-            others = ", ".join(map(str, list(bad)[1:MOST_NAMED]))
-            cut = "..." if len(bad) > MOST_NAMED else ""
+            others = ", ".join(map(str, list(bad)[1:MOST_LINES_NAMED]))
+            cut = "..." if len(bad) > MOST_LINES_NAMED else ""
             more = f" (also line {others}{cut})" if len(bad) > 1 else ""
             msg = (
                 f"{self.path}: line {first} {reason}{more}. It is left out, and its result is "
@@ -251,4 +251,4 @@ def _drop_half_line(path: Path) -> None:
 def _short(value: Any) -> str:
     """A setting in a message; of a long one, such as a checksum, the first characters."""
     text = str(value)
-    return text if len(text) <= MOST_SHOWN else f"{text[:FIRST_SHOWN]}..."
+    return text if len(text) <= LONGEST_SETTING else f"{text[:FIRST_SHOWN]}..."

@@ -191,8 +191,8 @@ def dimension_words(dimension: str) -> str:
     """A dimension of the units in words.
 
     Example:
-        >>> dimension_words("out_col"), dimension_words("in_channel"), dimension_words("out_feature")
-        ('column', 'in-channel', 'output')
+        >>> [dimension_words(name) for name in ("out_col", "in_channel", "out_feature")]
+        ['column', 'in-channel', 'output']
     """
     named = dimension.removeprefix("out_").replace("col", "column").replace("_", "-")
     return "output" if named == "feature" else named

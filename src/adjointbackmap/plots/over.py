@@ -31,7 +31,7 @@ from adjointbackmap.spectra import high_share, log_amplitude
 WHATS = ("hyperplane", "contributions", "channels", "spectrum")
 MOST_UNITS = 4
 MOST_CHANNELS = 4
-COLOURS = ("red", "green", "blue")
+CHANNEL_NAMES = ("red", "green", "blue")
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def _channel_count(chosen: Sequence[SingleHyperplane]) -> int:
 
 
 def _channel_names(count: int) -> Sequence[str]:
-    return COLOURS if count == 3 else [f"channel {i}" for i in range(count)]
+    return CHANNEL_NAMES if count == 3 else [f"channel {i}" for i in range(count)]
 
 
 def _caption(what: str, unit: str, behind: Backdrop) -> str:
