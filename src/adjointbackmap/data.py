@@ -69,6 +69,9 @@ class Dataset:
     md5: str
 
 
+Source = Dataset  # its name before it had this one; it stays for one release
+
+
 SOURCES = {
     "cifar10": Dataset(
         folder="cifar-10-batches-bin",
