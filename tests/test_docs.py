@@ -1,12 +1,15 @@
 """The pages do what they say: their Python blocks run, and the list of operations is complete."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from cyclopts import CycloptsError
 
 from adjointbackmap import models
 from adjointbackmap.capture.decompositions import TAKEN_APART
+from adjointbackmap.cli import app
 from adjointbackmap.rules import RULES
 
 ROOT = Path(__file__).parent.parent
@@ -70,3 +73,25 @@ def test_readme_tells_the_accuracy_of_every_network_that_ships():
     text = (ROOT / "README.md").read_text()
     for name in models.names():
         assert f"| `{name}` | {100 * models.card(name)['test accuracy']:.2f} % |" in text
+
+
+COMMAND = re.compile(r"^ *(?:\S*/)?adjointbackmap ([a-z].*)$", re.MULTILINE)
+COMMANDS = [
+    (page.relative_to(ROOT).as_posix(), line)
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for line in COMMAND.findall(page.read_text())
+]
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_commands_of_the_pages_exist(page, line):
+    """The command line accepts the words of each command that a page shows."""
+    app.parse_args(shlex.split(line, comments=True), exit_on_error=False, print_error=False)
+
+
+def test_a_command_that_does_not_exist_is_found():
+    """The check above sees an option that is wrong."""
+    with pytest.raises(CycloptsError, match=r"--no-such-option"):
+        app.parse_args(
+            ["verify", "vgg7-cifar10", "--no-such-option"], exit_on_error=False, print_error=False
+        )

@@ -297,7 +297,8 @@ def region_line(
         end: Last image.
         memory: Bytes for the values along the segment, or a size such as ``"2GiB"``. Longer
             segments are processed in parts.
-        regions: Number of regions to stop at; ``None`` for all. See :meth:`RegionLine.resume`.
+        regions: Number of regions to stop at; ``None`` for all. See
+            :meth:`adjointbackmap.analysis.lines.RegionLine.resume`.
 
     Returns:
         The line. ``line.complete`` is false if it ends early.
