@@ -338,3 +338,65 @@ def test_biases_may_be_written_to(classifier):
         part.value.add_(1)
     network.biases.vector.add_(1)
     assert torch.equal(abm.hyperplanes(network, x, "3").reconstruct(), before)
+
+
+# variables outside of the model
+
+GAIN = 2.0
+SHIFT = torch.tensor(1.0)
+STEPS = {"first": 1.0, "second": 3.0}
+CALLS = 0
+
+
+def shifted(x):
+    """A function that a forward names, with variables of its own."""
+    return x + STEPS["second"] * SHIFT
+
+
+class Outside(nn.Module):
+    """A forward whose numbers stand in the file, and that counts its calls there."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 2)
+
+    def forward(self, x):
+        global CALLS
+        CALLS += 1
+        return shifted(self.conv(x)) * GAIN
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("GAIN", lambda patch: patch.setitem(globals(), "GAIN", 3.0)),
+        ("SHIFT", lambda patch: patch.setitem(globals(), "SHIFT", torch.tensor(2.0))),
+        ("STEPS", lambda patch: patch.setitem(STEPS, "second", 4.0)),
+        ("shifted", lambda patch: patch.setitem(globals(), "shifted", F.relu)),
+    ],
+)
+def test_a_changed_global_variable_is_found(monkeypatch, name, change):
+    """Also of a function that the forward calls; what the forward itself changes is none."""
+    x = torch.rand(1, 1, 4, 4)
+    network = abm.trace(Outside().eval(), x)
+    abm.reconstruction_test(abm.hyperplanes(network, x, "output"))
+    with monkeypatch.context() as patch:
+        change(patch)
+        with pytest.raises(RuntimeError, match=rf"Changed since: .*\.{name}\b.*: trace it again"):
+            abm.hyperplanes(network, x, "output")
+    abm.hyperplanes(network, x, "output")
+
+
+def test_a_changed_variable_around_the_class_is_found():
+    """A class may be made in a function."""
+    gain = torch.tensor(2.0)
+
+    class Inside(nn.Module):
+        def forward(self, x):
+            return x * gain
+
+    x = torch.rand(1, 1, 4, 4)
+    network = abm.trace(Inside().eval(), x)
+    gain.mul_(2)
+    with pytest.raises(RuntimeError, match=r"Changed since: .*\.gain: trace it again"):
+        abm.hyperplanes(network, x, "output")

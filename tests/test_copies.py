@@ -254,3 +254,65 @@ def test_images_of_six_dimensions_are_labelled(tmp_path):
     stored = abm.save(tmp_path / "planes", planes.network, x, "2", "RM0")
     assert stored.to_xarray()["image"].dims == names
     assert torch.equal(stored.planes(planes.network).image, planes.image)
+
+
+# what cannot be pickled
+
+
+def _local():
+    class Local(nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+    return nn.Sequential(Local())
+
+
+def _hooked():
+    model = nn.Sequential(nn.ReLU())
+    model[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    return model
+
+
+def _held():
+    model = nn.Sequential(nn.ReLU())
+    model[0].own = lambda x: x
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "what"),
+    [
+        (_local, r"the class _local\.<locals>\.Local of 0"),
+        (_hooked, r"the hook _hooked\.<locals>\.<lambda> of 0"),
+        (_held, r"the attribute own of 0"),
+    ],
+)
+def test_what_cannot_be_pickled_is_named(build, what):
+    """In networks and hyperplanes, for pickle and torch.save; a copy is one yet."""
+    model = build().eval()
+    x = torch.rand(1, 1, 2, 2)
+    network = abm.trace(model, x)
+    planes = abm.hyperplanes(network, x, "output")
+    match = rf"A model must be pickled with its network\. Got {what} \(.*\): define it at the top"
+    for held in (network, planes):
+        with pytest.raises(TypeError, match=match):
+            pickle.dumps(held)
+    for same in (copy.deepcopy(network), copy.copy(network)):
+        assert torch.equal(abm.hyperplanes(same, x, "output").value, planes.value)
+
+
+class _Scaled(nn.Module):
+    gain = 2.0
+
+    def forward(self, x):
+        return self.gain * x
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda n: pickle.loads(pickle.dumps(n))])
+def test_a_copy_notices_a_changed_attribute(way):
+    """As the network does that it was made of."""
+    x = torch.rand(1, 1, 2, 2)
+    same = way(abm.trace(_Scaled().eval(), x))
+    same.model.gain = 3.0
+    with pytest.raises(RuntimeError, match="Changed since: gain"):
+        abm.hyperplanes(same, x, "output")

@@ -83,6 +83,16 @@ LEFT = {
         {"conv": nn.Conv2d(1, 2, 3), "bn": nn.BatchNorm2d(2)},
         {"bn": "conv.weight is used elsewhere too"},
     ),
+    "kernel-whose-norm-is-read": (
+        lambda net, x: net.bn(net.conv(x)) * float(net.conv.weight.norm().detach()),
+        {"conv": nn.Conv2d(1, 2, 3), "bn": nn.BatchNorm2d(2)},
+        {"bn": "conv.weight is used elsewhere too"},
+    ),
+    "statistics-that-are-read": (
+        lambda net, x: net.bn(net.conv(x)) * net.bn.running_var.tolist()[0],
+        {"conv": nn.Conv2d(1, 2, 3), "bn": nn.BatchNorm2d(2)},
+        {"bn": "bn.running_var is used elsewhere too"},
+    ),
     "multiplier-after-relu": (
         lambda net, x: F.relu(net.conv(x)) * net.m,
         {"conv": nn.Conv2d(1, 2, 3), "m": parameter()},
@@ -254,6 +264,18 @@ def test_small_resnet_folds_completely():
     }
     assert folded.merged["layer2.0.downsample.1"] == "layer2.0.downsample.0"
     assert not folded.left
+
+
+def test_forward_that_reads_a_merged_module_is_refused():
+    """An identity has no epsilon: one sentence with the line, not an AttributeError."""
+    model = Net(
+        lambda net, x: net.bn(net.conv(x)) * net.bn.eps,
+        conv=nn.Conv2d(1, 2, 3),
+        bn=nn.BatchNorm2d(2),
+    )
+    match = r"The folded model must run on the example. Got AttributeError: .*'eps' at .*with bn merged: write a forward"
+    with pytest.raises(RuntimeError, match=match):
+        abm.fold(model.eval(), torch.rand(1, 1, 4, 4))
 
 
 def test_train_mode_is_refused():

@@ -92,6 +92,47 @@ def test_an_export_that_fixes_the_batch_is_refused_with_what_to_do():
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_an_unflattened_export_that_fixes_the_batch_is_refused():
+    unflattened = torch.export.unflatten(exported(small(), dynamic=False))
+    with pytest.raises(ValueError, match=r"must take any batch size. Got an export that fixes it"):
+        abm.trace(unflattened, X)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_export_with_a_largest_batch_is_traced():
+    """It need not take as many images as we ask of other models."""
+    shapes = ({0: torch.export.Dim("batch", max=99)},)
+    module = torch.export.export(small(), (X,), dynamic_shapes=shapes).module()
+    planes = abm.hyperplanes(abm.trace(module, X), X, "output", "RM0", dtype=torch.float64)
+    assert (planes.reconstruct() - small().double()(X.double())).abs().max() < 1e-13
+
+
+def test_a_batch_that_must_be_even_is_refused_with_what_to_do():
+    model = Net(lambda net, x: x.reshape(-1, 2, 3, 8, 8).flip(1).reshape(-1, 3, 8, 8))
+    with pytest.raises(
+        ValueError, match=r"Got a model that takes only some numbers of images: keep"
+    ):
+        abm.trace(model.eval(), X)
+
+
+def test_weights_that_are_no_numbers_are_named():
+    model = small()
+    model[6].bias.data[0] = torch.nan
+    with pytest.raises(
+        ValueError, match=r"Weights must be numbers\. Got NaN in 6\.bias: load other"
+    ):
+        abm.trace(model, X)
+
+
+def test_parameters_of_two_dtypes_are_named():
+    model = small()
+    model[6].double()
+    match = r"give all parameters one dtype, model\.float\(\), for there are .*float64 in 6\.bias"
+    with pytest.raises(ValueError, match=match):
+        abm.trace(model, X)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_an_exported_train_mode_is_refused_by_its_operations():
     with pytest.raises(
         ValueError,
@@ -145,6 +186,11 @@ KINDS = {
         made_in_inference_mode,
         ValueError,
         r"Got Conv2d with tensors of inference mode at 0: make or load",
+    ),
+    "without values": (
+        lambda: small().to("meta"),
+        ValueError,
+        r"must have values\. Got 0\.weight on the device meta: load it\.",
     ),
     "parallel": (
         on_two_devices,

@@ -201,11 +201,12 @@ def _way(value: Any) -> Callable[[_Copier, Any], Any] | None:
     if kind is MethodType:
         return _Copier.method
     if kind is FunctionType:
-        return None if _of_library(value) or not _refers(value) else _Copier.function
+        return None if is_of_library(value) or not _refers(value) else _Copier.function
     return _Copier.instance if _is_entered(value) else None
 
 
-def _of_library(value: Any) -> bool:
+def is_of_library(value: Any) -> bool:
+    """Whether an object or function is of PyTorch, NumPy or the standard library."""
     return (getattr(value, "__module__", None) or "").partition(".")[0] in SHARED_LIBRARIES
 
 
@@ -233,7 +234,7 @@ def _is_entered(value: Any) -> bool:
         return True
     if kind in NAMESPACES:
         return True
-    if isinstance(value, type | Enum) or _of_library(kind):
+    if isinstance(value, type | Enum) or is_of_library(kind):
         return False
     if kind.__new__ is not object.__new__:  # type: ignore[comparison-overlap]
         return False

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from adjointbackmap.capture.copies import ATOMS, contents_of, structural_copy
+from adjointbackmap.capture.globals_read import globals_read
 
 Names = Mapping[str, frozenset[str]]
-"""Path of a module -> names of attributes."""
+"""Path of a module, or :data:`GLOBALS` -> names of attributes."""
 
+GLOBALS = "global variables"  # the key of what belongs to no module
 # Attributes that every module has: parameters, buffers, submodules and hooks are compared apart.
 INTERNAL = frozenset(nn.Module().__dict__)
 VALUES = (*ATOMS, torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
@@ -60,7 +62,9 @@ def fingerprint(model: nn.Module, read: Names) -> dict[str, Any]:
         if len(hooks) > 1:
             found[f"hooks of {whose}"] = tuple(map(Same, hooks))
         found.update(_attributes(path, module, read.get(path, frozenset()), paths))
-    return found
+    chosen = read.get(GLOBALS, frozenset())
+    states = _global_states(model, paths) if chosen else {}
+    return {**found, **{name: states.get(name) for name in chosen}}
 
 
 def attributes_read(model: nn.Module, x: Tensor) -> Names:
@@ -85,16 +89,24 @@ def attributes_read(model: nn.Module, x: Tensor) -> Names:
         return found
 
     before = now()
+    variables = _global_states(model, {})
     for path, module in modules.items():
         module.__class__ = _spied(type(module), read[path])
     with torch.no_grad():
         copied(x.clone())
     after = now()
     written = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    return {
+    kept = {
         path: frozenset(n for n in names if _attribute_name(path, n) not in written)
         for path, names in read.items()
     }
+    later = _global_states(model, {})
+    return {**kept, GLOBALS: frozenset(n for n in variables if variables[n] == later.get(n))}
+
+
+def _global_states(model: nn.Module, paths: Mapping[int, str]) -> dict[str, Any]:
+    """Name of each global variable that a forward reads -> a comparable state."""
+    return {name: _comparable(v, paths, {}) for name, v in globals_read(model).items()}
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -24,6 +24,10 @@ from adjointbackmap.capture.readings import FixedBatch, ForeignTensor, Readings,
 
 CLONE = "aten.clone.default"
 WRAPPED = "model"  # name of the user's module inside the one that is exported
+FIXED_EXPORT = (
+    "The model must take any batch size. Got an export that fixes it: "
+    "export it with dynamic_shapes for the batch."
+)
 MODULE = "module and call"  # key of a node's meta: the first name of a module with several names
 CALL = re.compile(r":\d+$")
 MADE_IN_FORWARD = "constant"  # name of a tensor that the forward makes from numbers
@@ -48,6 +52,7 @@ class Capture:
             ``MADE_IN_FORWARD``.
         reads_floats: Whether the forward reads floating numbers from constants. Their values depend
             on the dtype of the constants.
+        read: Names of the parameters and buffers from which Python reads numbers.
     """
 
     nodes: tuple[torch.fx.Node, ...]
@@ -58,6 +63,7 @@ class Capture:
     tensors: dict[str, Tensor]
     names: dict[str, str]
     reads_floats: bool
+    read: frozenset[str] = frozenset()
 
 
 def call_name(path: str, call: int) -> str:
@@ -144,10 +150,14 @@ def capture(model: nn.Module, example: Tensor) -> Capture:
     """
     batch = batch_of(example)
     readings = _run(model, example, batch)
+    if is_exported(model) and not takes(model, lambda: torch.cat([batch, batch[:1]])):
+        raise ValueError(FIXED_EXPORT)
     copied = structural_copy(model)  # torch.export puts fake tensors into it
     wrapper = _Listened(copied, readings)
     wrapper.training = model.training
-    shapes = ({0: torch.export.Dim("batch", max=MOST_IMAGES)},)
+    # an export has its own bounds, which PyTorch finds
+    any_number = torch.export.Dim("batch", max=MOST_IMAGES)
+    shapes = ({0: torch.export.Dim.DYNAMIC if is_exported(model) else any_number},)
     try:
         with CAPTURING, exact(batch.device), while_torch_sets(), quiet():
             exported = _exported(wrapper, batch, shapes)
@@ -158,7 +168,7 @@ def capture(model: nn.Module, example: Tensor) -> Capture:
         raise
     except Exception as error:
         raise ValueError(_why_not_captured(model, example, error)) from error
-    return _capture_of(exported, _first_names(model), readings.floats)
+    return _capture_of(exported, _first_names(model), readings)
 
 
 def _why_not_captured(model: nn.Module, example: Tensor, error: Exception) -> str:
@@ -169,10 +179,7 @@ def _why_not_captured(model: nn.Module, example: Tensor, error: Exception) -> st
             "which is one image: pass example[None]."
         )
     if _fixes_batch(error) and is_exported(model):
-        return (
-            "The model must take any batch size. Got an export that fixes it: "
-            "export it with dynamic_shapes for the batch."
-        )
+        return FIXED_EXPORT
     return (
         "The model must be a graph that torch.export can capture for any batch size. "
         f"Got {explained(error)}"
@@ -203,7 +210,8 @@ def _run(model: nn.Module, example: Tensor, batch: Tensor) -> Readings:
     """
     copied = _with_own_buffers(model)
     try:
-        return readings_of(_Listened(copied), all_tensors(copied), batch)
+        named = {**dict(copied.named_parameters()), **dict(copied.named_buffers())}
+        return readings_of(_Listened(copied), all_tensors(copied), batch, named)
     except Exception as error:
         shape = ", ".join(map(str, ("N", *example.shape[1:])))
         reason = explained(error).removesuffix(".")
@@ -226,14 +234,19 @@ def explained(error: Exception) -> str:
     where = _line_of_model(error)
     if _fixes_batch(error):
         return (
-            f"a model that fixes the batch{where}: write x.shape[0] in place of len(x) or a "
-            "number, and give a batch (N, ...)."
+            f"a model that fixes the batch{where}: write x.shape[0] in place of len(x), "
+            "int(x.shape[0]), a loop over the images or a number, and give a batch (N, ...)."
         )
     if isinstance(error, ForeignTensor):
         what = "a number of a tensor that is no parameter, buffer or attribute of a module"
         return f"{what}{where}: register it as a buffer."
     if "data-dependent" in first or "DataDependent" in type(error).__name__:
         return f"a branch or a shape that depends on the data{where}: write it with torch.where."
+    if "Constraints violated" in first:
+        return (
+            "a model that takes only some numbers of images: keep (N, ...) as the first dimension, "
+            "and export a module with dynamic_shapes for any batch."
+        )
     if "not a known type" in first:
         found = first.partition(",")[0].removeprefix("Found ")
         return f"{found}: return a tensor, a tuple, a dict or a dataclass."
@@ -333,14 +346,14 @@ def _name_by_first(nodes: Sequence[torch.fx.Node], first: Mapping[str, str]) -> 
 
 
 def _capture_of(
-    exported: torch.export.ExportedProgram, first: Mapping[str, str], reads_floats: bool
+    exported: torch.export.ExportedProgram, first: Mapping[str, str], readings: Readings
 ) -> Capture:
     """The captured graph, with the names that the model uses.
 
     Args:
         exported: The exported wrapper.
         first: Each name of a module, parameter or buffer -> the first of its names.
-        reads_floats: See :class:`Capture`.
+        readings: What the forward reads from its constants.
 
     Raises:
         ValueError: If the forward changes buffers.
@@ -370,7 +383,8 @@ def _capture_of(
         parameters={n: first.get(_in_model(t), _in_model(t)) for n, t in parameters.items()},
         tensors={name: exported.constants[target] for name, target in lifted.items()},
         names={name: _shown_name(target) for name, target in lifted.items()},
-        reads_floats=reads_floats,
+        reads_floats=readings.floats,
+        read=frozenset(readings.tensors),
     )
 
 

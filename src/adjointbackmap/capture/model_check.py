@@ -45,6 +45,10 @@ def check_kind(model: object) -> None:
             msg = f"The model must be of ordinary modules. Got {what} at {where}: {remedy}."
             raise ValueError(msg)
     tensors = [*model.named_parameters(), *model.named_buffers()]
+    without = [name for name, t in tensors if t.device.type == "meta"]
+    if without:
+        msg = f"Parameters and buffers must have values. Got {without[0]} on the device meta: load it."
+        raise ValueError(msg)
     sparse = [
         f"{name} ({str(t.layout).removeprefix('torch.')})"
         for name, t in tensors
@@ -133,6 +137,10 @@ def advice(model: nn.Module, example: Tensor) -> str:
     for code, changed in likely.items():
         if takes(model, changed):
             return f"pass {code}"
+    dtypes = {str(t.dtype): name for name, t in model.named_parameters() if t.is_floating_point()}
+    if len(dtypes) > 1:
+        found = ", ".join(f"{dtype} in {name}" for dtype, name in dtypes.items())
+        return f"give all parameters one dtype, model.float(), for there are {found}"
     return "pass an example that it takes, or wrap the model in a module of one tensor"
 
 

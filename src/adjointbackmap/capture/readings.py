@@ -5,7 +5,7 @@ values of a buffer, which ``torch.export`` does not know. One run of the model w
 records them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,11 +77,14 @@ class Readings:
 
     Attributes:
         images: Number of images of the run.
+        tensors: Names of the parameters and buffers that were read.
         found: Name of each function that read values, and the values.
     """
 
     images: int
     found: list[tuple[str, Any]] = field(default_factory=list)
+
+    tensors: set[str] = field(default_factory=set)
 
     @property
     def floats(self) -> bool:
@@ -104,7 +107,8 @@ class Readings:
                 return FROM_DATA
             return _for_any_batch(one[1], two[1], self.images, other.images)
 
-        return Readings(self.images, [(one[0], meet(one, two)) for one, two in pairs])
+        found = [(one[0], meet(one, two)) for one, two in pairs]
+        return Readings(self.images, found, self.tensors | other.tensors)
 
 
 def _for_any_batch(one: Any, two: Any, images: int, more: int) -> Any:
@@ -139,17 +143,23 @@ class Reader(TorchFunctionMode):
     Args:
         constants: The parameters, buffers and other tensors of the model.
         images: The images of the run.
+        names: Id of a constant -> its name.
     """
 
-    def __init__(self, constants: Iterable[Tensor], images: Tensor) -> None:
+    def __init__(
+        self, constants: Iterable[Tensor], images: Tensor, names: Mapping[int, str]
+    ) -> None:
         super().__init__()
+        # memory of a constant -> names of the tensors that it was computed from
+        self.made_of: dict[int, frozenset[str]] = {}
         self.readings = Readings(len(images))
         self.made = {_memory(images)}  # memory of data that was seen
         self.has_read_data = False
         # memory of a constant -> a tensor there, which keeps the memory from being used again
         self.known: dict[int, Tensor] = {}
         for constant in constants:
-            self._know(constant)
+            own = {names[id(constant)]} if id(constant) in names else set()
+            self._know(constant, self.made_of.get(_memory(constant), frozenset()) | own)
 
     def __torch_function__(
         self,
@@ -175,7 +185,7 @@ class Reader(TorchFunctionMode):
             self._keep(name, _kept(output), tensors)
         if of_constants:
             for tensor in _tensors_in(output):
-                self._know(tensor)
+                self._know(tensor, self._names_of(tensors))
         else:
             self.made.update(_memory(tensor) for tensor in _tensors_in(output))
             for tensor, version in before:
@@ -189,12 +199,19 @@ class Reader(TorchFunctionMode):
         if unknown:
             value = FROM_DATA if unknown & self.made else FOREIGN
             self.has_read_data = True
+        self.readings.tensors |= self._names_of(read)
         self.readings.found.append((name, value))
 
-    def _know(self, tensor: Tensor) -> None:
+    def _names_of(self, tensors: Iterable[Tensor]) -> frozenset[str]:
+        """Names of all that some tensors were computed from."""
+        each = (self.made_of.get(_memory(tensor), frozenset()) for tensor in tensors)
+        return frozenset[str]().union(*each)
+
+    def _know(self, tensor: Tensor, names: frozenset[str]) -> None:
         memory = _memory(tensor)
         if memory:
             self.known[memory] = tensor
+            self.made_of[memory] = self.made_of.get(memory, frozenset()) | names
 
     def _is_constant(self, name: str, tensors: list[Tensor]) -> bool:
         if self.has_read_data:
@@ -370,7 +387,10 @@ def _kept(value: Any) -> Any:
 
 
 def readings_of(
-    run: Callable[[Tensor], Any], constants: Iterable[Tensor], example: Tensor
+    run: Callable[[Tensor], Any],
+    constants: Iterable[Tensor],
+    example: Tensor,
+    named: Mapping[str, Tensor],
 ) -> Readings:
     """What a model reads from constants, for any number of images.
 
@@ -381,11 +401,13 @@ def readings_of(
         run: Calls the model.
         constants: Its parameters, buffers and other tensors.
         example: A batch of images.
+        named: Name -> parameter or buffer.
     """
     constants = list(constants)
+    names = {id(tensor): name for name, tensor in named.items()}
 
     def once(x: Tensor) -> Readings:
-        with torch.no_grad(), Reader(constants, x) as reader:
+        with torch.no_grad(), Reader(constants, x, names) as reader:
             run(x)
         return reader.readings
 

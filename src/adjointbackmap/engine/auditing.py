@@ -67,6 +67,7 @@ def audit(
             largest = max(largest, SHARE * float(cancelled.max()))
             errors[layer.name] = _difference(ours, theirs, largest)
         if not errors[layer.name] <= limit:
+            _refuse_nan(network)
             made_by = _culprits(network, layer, errors)
             msg = (
                 f"The tangent [x; b] must repeat the model at every layer to {limit:.0e}. Got {errors[layer.name]:.2e} first at "
@@ -74,6 +75,22 @@ def audit(
             )
             raise RuntimeError(msg)
     return errors
+
+
+def _refuse_nan(network: Network) -> None:
+    """Name the weights that are no numbers.
+
+    Raises:
+        ValueError: If there are some.
+    """
+    named = (*network.model.named_parameters(), *network.model.named_buffers())
+    wrong = [n for n, t in named if t.is_floating_point() and bool(t.isnan().any())]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        msg = (
+            f"Weights must be numbers. Got NaN in {', '.join(wrong[:3])}{more}: load other weights."
+        )
+        raise ValueError(msg)
 
 
 def _difference(ours: Tensor | None, theirs: Tensor, largest: float) -> float:

@@ -14,6 +14,7 @@ from adjointbackmap.capture.graph import (
     Capture,
     call_name,
     capture,
+    explained,
     first_input,
     is_getitem,
     listening,
@@ -266,7 +267,8 @@ class _Folding:
         """Nothing else may read what changes."""
         inputs = (*source.all_input_nodes, *factor.node.all_input_nodes)
         names = [self.captured.parameters[n.name] for n in inputs if self._tensor(n) is not None]
-        elsewhere = [name for name in names if len(self.uses[name]) > 1]
+        read = self.captured.read
+        elsewhere = [name for name in names if len(self.uses[name]) > 1 or name in read]
         return f"{', '.join(elsewhere)} is used elsewhere too" if elsewhere else ""
 
     def of_values_between(self, factor: _Factor, source: torch.fx.Node) -> str:
@@ -373,7 +375,7 @@ def _check_same(model: nn.Module, result: Fold, batch: Tensor) -> None:
     with exact(batch.device):
         with listening(model, keep):
             theirs = _values(model(images.clone()))
-        ours = _values(result.model(images.clone()))
+        ours = _outputs(result, images.clone())
     eps = torch.finfo(batch.dtype).eps
     tolerance = TOLERANCE.get(batch.dtype, eps**0.5)
     for i, (mine, expected) in enumerate(zip(ours, theirs, strict=True)):
@@ -385,9 +387,28 @@ def _check_same(model: nn.Module, result: Fold, batch: Tensor) -> None:
                 f"The folded model must repeat the model to {tolerance:.0e} of its output. "
                 f"Got a difference of {difference:.2e} where output {i} reaches {scale:.2e}, with "
                 f"{merged or 'nothing'} merged: the forward computes what the captured graph does "
-                "not show; report this network."
+                "not show, or jumps at a value that rounding moves; give another example, or fold "
+                "the model in float64."
             )
             raise RuntimeError(msg)
+
+
+def _outputs(result: Fold, images: Tensor) -> list[Tensor]:
+    """What the folded model gives.
+
+    Raises:
+        RuntimeError: If it does not run.
+    """
+    try:
+        return _values(result.model(images))
+    except Exception as error:
+        merged = ", ".join(result.merged)
+        msg = (
+            f"The folded model must run on the example. Got {explained(error).removesuffix('.')}, "
+            f"with {merged or 'nothing'} merged: write a forward that only calls the batch norm, "
+            "and reads nothing of it."
+        )
+        raise RuntimeError(msg) from error
 
 
 def _values(result: Any) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """The traced network: its layers, its bias vector, and its steps in each dtype."""
 
+import copy
 import hashlib
 import pickle
 from collections.abc import Callable, Iterable
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 from adjointbackmap.capture.casting import cast
 from adjointbackmap.capture.copies import structural_copy
-from adjointbackmap.capture.fingerprints import Names, fingerprint, named_tensors
+from adjointbackmap.capture.fingerprints import Names, attributes_read, fingerprint, named_tensors
 from adjointbackmap.capture.graph import Capture, ancestors, capture, explained
 from adjointbackmap.capture.model_check import check_kind, in_train_mode
+from adjointbackmap.capture.pickling import check_pickled
 from adjointbackmap.capture.process import CAPTURING
 from adjointbackmap.display import Shown, Summary
 from adjointbackmap.engine import showing
@@ -225,8 +227,25 @@ class Network(Shown):
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy or pickle the model, to trace it again: its graph can be neither copied nor pickled."""
         self.check_unchanged()
+        check_pickled(self.model)
+        return self._again(self.model)
+
+    def __copy__(self) -> "Network":
+        """A network of the same model, traced again."""
+        self.check_unchanged()
+        make, arguments = self._again(self.model)
+        return make(*arguments)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Network":
+        """A copy of the model, traced again; unlike a pickle it may hold local classes and hooks."""
+        self.check_unchanged()
+        make, arguments = self._again(copy.deepcopy(self.model, memo))
+        return make(*arguments)
+
+    def _again(self, model: nn.Module) -> tuple[Any, ...]:
+        """What traces a model as this network's was: a function and its arguments."""
         example = (self.in_shape, self.dtype, self.device)
-        return _traced_again, (self.model, self._planner, *example, self.until, self.output)
+        return _traced_again, (model, self._planner, *example, self.until, self.output)
 
     def check_unchanged(self) -> None:
         """Check that the model is as it was traced.
@@ -291,7 +310,8 @@ def _traced_again(
 ) -> Network:
     """The network of a model from a copy or a pickle."""
     example = torch.zeros(2, *in_shape, dtype=dtype, device=device)
-    return Network(model, capture(model, example), planner, until, output)
+    read = attributes_read(model, example)
+    return Network(model, capture(model, example), planner, until, output, read)
 
 
 def check_eval(model: nn.Module, error: type[Exception]) -> None:

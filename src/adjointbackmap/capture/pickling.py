@@ -1,0 +1,41 @@
+"""What of a model cannot be pickled: named before PyTorch or Python raise errors of their own."""
+
+import pickle
+from typing import Any
+
+from torch import nn
+
+from adjointbackmap.capture.casting import plain_attributes
+
+
+def check_pickled(model: nn.Module) -> None:
+    """Raise where a class, an attribute or a hook of a model cannot be pickled.
+
+    Raises:
+        TypeError: The message names the first.
+    """
+    for path, module in model.named_modules():
+        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        parts: dict[str, Any] = {
+            f"the class {type(module).__qualname__}": type(module),
+            **{f"the attribute {name}": value for name, value in plain_attributes(module).items()},
+            **{f"the hook {getattr(h, '__qualname__', h)}": h for h in hooks},
+        }
+        for what, part in parts.items():
+            reason = _why_not(part)
+            if reason:
+                msg = (
+                    f"A model must be pickled with its network. Got {what} of {path or 'the model'} "
+                    f"({reason}): define it at the top of a file, or save hyperplanes with "
+                    "adjointbackmap.save."
+                )
+                raise TypeError(msg)
+
+
+def _why_not(part: Any) -> str:
+    """Python's reason why something cannot be pickled; empty if it can."""
+    try:
+        pickle.dumps(part)
+    except Exception as error:  # an object may raise anything
+        return " ".join(str(error).split())
+    return ""
