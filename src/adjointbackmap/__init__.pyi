@@ -30,6 +30,9 @@ from adjointbackmap.planes.streaming import iter_hyperplanes as iter_hyperplanes
 from adjointbackmap.planes.storage import save as save, open as open
 from adjointbackmap.planes.stored_planes import StoredPlanes as StoredPlanes
 
+# a model and a picture: all of the above in one call
+from adjointbackmap.explanations import explain as explain, Explanation as Explanation
+
 # exactness
 from adjointbackmap.engine.auditing import audit as audit
 from adjointbackmap.exactness.checks import dot_test as dot_test, dense_test as dense_test

@@ -31,7 +31,7 @@ STYLE = """
 .abm-shown dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1em; margin: .3em 0; }
 .abm-shown dt { opacity: .7; font-weight: 400; } .abm-shown dd { margin: 0; }
 .abm-shown figure { display: inline-block; margin: .3em 1em .3em 0; vertical-align: top; }
-.abm-shown figure img { image-rendering: pixelated; display: block; max-width: 100%; }
+.abm-shown figure img { display: block; max-width: 100%; }
 .abm-shown figcaption { opacity: .7; font-size: 12px; max-width: 24em; }
 </style>
 """

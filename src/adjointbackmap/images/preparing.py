@@ -12,8 +12,6 @@ from adjointbackmap.display import Summary, png_of, shown_html, shown_text
 from adjointbackmap.images.preprocessing import (
     Preparation,
     Preprocessing,
-    checked_numbers,
-    checked_size,
     prepared,
 )
 from adjointbackmap.images.reading import read
@@ -135,12 +133,7 @@ def image(
           picture: 60 x 80
           steps: resized to 32 x 42; cropped at row 0, column 5; normalised by mean 0.5, 0.5, 0.5 and std 0.25, 0.25, 0.25
     """
-    wanted = Preprocessing.of(preprocess).but(
-        size=checked_size(size),
-        resize=_checked_resize(resize),
-        mean=checked_numbers("mean", mean),
-        std=checked_numbers("std", std),
-    )
+    wanted = Preprocessing.of(preprocess).checked(size, mean, std, resize)
     given = max(len(wanted.mean), len(wanted.std))
     channels = channels or (given if given > 1 else 3)
     if channels not in (1, 3):
@@ -149,10 +142,3 @@ def image(
     photo = read(source).with_channels(channels)
     x, done = prepared(photo, wanted)
     return PreparedImage(torch.from_numpy(x)[None], photo.pixels, done)
-
-
-def _checked_resize(resize: int | None) -> int | None:
-    if resize is not None and (not isinstance(resize, int | np.integer) or resize < 1):
-        msg = f"resize must be a number of pixels. Got {resize!r}: give such as 256."
-        raise ValueError(msg)
-    return resize

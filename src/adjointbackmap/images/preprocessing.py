@@ -80,6 +80,22 @@ class Preprocessing:
         )
         raise ValueError(msg)
 
+    def checked(self, size: Any, mean: Any, std: Any, resize: Any) -> "Preprocessing":
+        """The same with the arguments of a user that are not ``None``.
+
+        Raises:
+            ValueError: If one is of another kind.
+        """
+        if resize is not None and (not isinstance(resize, int | np.integer) or resize < 1):
+            msg = f"resize must be a number of pixels. Got {resize!r}: give such as 256."
+            raise ValueError(msg)
+        return self.but(
+            size=checked_size(size),
+            resize=resize,
+            mean=checked_numbers("mean", mean),
+            std=checked_numbers("std", std),
+        )
+
     def but(self, **given: Any) -> "Preprocessing":
         """The same with the arguments that are not ``None``."""
         return replace(self, **{name: part for name, part in given.items() if part is not None})

@@ -165,8 +165,10 @@ def _interval(name: str, run: np.ndarray) -> str:
 def _biases(parts: dict[str, float], most: int) -> Iterator[ReceiptLine]:
     """The parts that add most, in the order of execution, and the others in one line."""
     largest = sorted(parts, key=lambda name: -abs(parts[name]))[:most]
-    if len(parts) == most + 1:  # the last one may as well have its own name
+    if len(parts) <= most + 1:  # a last one may as well have its own name
         largest = list(parts)
+    else:
+        largest = [name for name in largest if parts[name] != 0]
     for name, amount in parts.items():
         if name in largest:
             yield ReceiptLine(name, amount, BIASES)

@@ -192,10 +192,10 @@ def dimension_words(dimension: str) -> str:
 
     Example:
         >>> [dimension_words(name) for name in ("out_col", "in_channel", "out_feature")]
-        ['column', 'in-channel', 'output']
+        ['column', 'in-channel', 'unit']
     """
     named = dimension.removeprefix("out_").replace("col", "column").replace("_", "-")
-    return "output" if named == "feature" else named
+    return "unit" if named == "feature" else named
 
 
 def _number(shape: tuple[int, ...], key: tuple[Any, ...], count: int) -> int:

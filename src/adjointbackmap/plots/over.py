@@ -116,7 +116,7 @@ def over_image(
     rows = len(chosen)
     width = WIDTH / max(3, across)
     tallest = sum(_aspect(plane, behind) for plane in chosen)
-    figure = new_figure(WIDTH, 1.1 + width * tallest + 0.7 * rows, heading)
+    figure = new_figure(WIDTH, 1.1 + width * tallest + 0.55 * rows, heading)
     grid = figure.subplots(rows, across, squeeze=False)
     shown: list[AxesImage] = []
     for axes, plane, signed in zip(grid.tolist(), chosen, drawn, strict=True):

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from adjointbackmap.planes.receipts import BIASES, Receipt
 from adjointbackmap.plots.backdrop import Backdrop, backdrop, frame
@@ -100,15 +100,18 @@ def _draw_image(axes: Axes, found: Receipt, behind: Backdrop) -> None:
     behind.show(axes)
     field = found.plane.field
     assert field is not None
-    frame(axes, behind.box(field))
     axes.set_title("regions" if found.by == "region" else "image", fontsize=MEDIUM)
     for i, line in enumerate(found.lines if found.by == "region" else ()):
         if line.box is None:
             continue
         (row, column), (rows, columns) = line.box
         left, top, width, height = behind.box((row, column, rows, columns))
-        axes.add_patch(
-            Rectangle((left, top), width, height, fill=False, edgecolor="white", linewidth=0.6)
+        frame(
+            axes,
+            (left, top, width, height),
+            edgecolor="white",
+            linewidth=0.7,
+            path_effects=[withStroke(linewidth=1.6, foreground="black")],  # on white photos too
         )
         axes.text(
             left + width / 2,
@@ -120,3 +123,4 @@ def _draw_image(axes: Axes, found: Receipt, behind: Backdrop) -> None:
             color="white",
             bbox={"facecolor": "black", "alpha": 0.5, "pad": 1.0, "linewidth": 0},
         )
+    frame(axes, behind.box(field))
