@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from cyclopts import CycloptsError
 
-from adjointbackmap import models
 from adjointbackmap.capture.decompositions import TAKEN_APART
 from adjointbackmap.cli import app
 from adjointbackmap.rules import RULES
@@ -66,13 +65,6 @@ def test_every_operation_with_a_rule_is_listed():
     assert listed_operations() == {name.split(".")[1] for name in RULES} | {
         name.split(".")[0] for name in TAKEN_APART
     }
-
-
-def test_readme_tells_the_accuracy_of_every_network_that_ships():
-    """As in its card."""
-    text = (ROOT / "README.md").read_text()
-    for name in models.names():
-        assert f"| `{name}` | {100 * models.card(name)['test accuracy']:.2f} % |" in text
 
 
 COMMAND = re.compile(r"^ *(?:\S*/)?adjointbackmap ([a-z].*)$", re.MULTILINE)
