@@ -130,6 +130,22 @@ def test_a_folder_that_is_a_file_is_named(tmp_path):
         disk.write(tmp_path / "a" / "b", "")
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda path: disk.write(path, "a"),
+        lambda path: disk.append(path, "a"),
+        lambda path: Record(path, {}),
+    ],
+)
+def test_a_file_that_is_a_folder_is_named(tmp_path, use):
+    """In one sentence; nothing is left of the new file."""
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"kept must be a file\. Got a folder: remove it"):
+        use(tmp_path / "kept")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
 def test_arrays_are_read_back(tmp_path):
     """The bytes are those of an NPZ file."""
     path = disk.write(tmp_path / "a.npz", disk.npz({"a": np.arange(3)}))

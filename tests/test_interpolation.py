@@ -29,3 +29,4 @@ def test_the_adjoint_is_the_transpose_of_what_was_read(name, factor):
     abm.dot_test(abm.operator(network, x, "after"))
     planes = abm.hyperplanes(network, x, "after", "RM2", method="adjoint")
     assert abm.reconstruction_test(planes)["error"] <= 1e-12
+    abm.dense_test(abm.operator(network, x, "after"), x)

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from collections import namedtuple
 from pathlib import Path
@@ -38,12 +37,24 @@ SELECTIONS = {
     "own-units": ("RM2", torch.tensor([[[0, 0, 0], [1, 2, 3]], [[3, 3, 0], [2, 0, 1]]])),
 }
 PROGRAM = f"""
-import os, sys
+import os, signal, sys
+from pathlib import Path
 os.fsync = lambda file: None
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from cases import make
 import adjointbackmap as abm
 
+name = Path.replace
+
+
+def name_or_die(partial, path):
+    files = sum(file.is_file() for file in Path(sys.argv[1]).rglob("*"))
+    if files >= int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return name(partial, path)
+
+
+Path.replace = name_or_die
 model, x = make({CHAIN!r})
 abm.save(sys.argv[1], abm.trace(model, x), x, {LAYER!r}, "RM4", method="adjoint", memory={MEMORY})
 """
@@ -235,12 +246,13 @@ def test_progress_is_reported(save):
 
 
 def kill_at(count, folder):
-    """Kill the program once it has so many files; return the records and their times."""
-    program = subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder)])
-    while program.poll() is None and sum(path.is_file() for path in folder.rglob("*")) < count:
-        time.sleep(0.0005)
-    program.send_signal(signal.SIGKILL)
-    assert program.wait() == -signal.SIGKILL, "it ended before it was killed"
+    """Run the program, which kills itself while it writes the next of so many files.
+
+    Returns:
+        The records that there are then -> their times.
+    """
+    program = subprocess.run([sys.executable, "-c", PROGRAM, str(folder), str(count)], check=False)
+    assert program.returncode == -signal.SIGKILL
     return {path: path.stat().st_mtime_ns for path in folder.glob("progress/0*.json")}
 
 

@@ -1,4 +1,4 @@
-"""The global variables that a forward reads: numbers and tensors of the file that it is written in."""
+"""The global variables that a forward reads: numbers, tensors and functions of the user's files."""
 
 from collections.abc import Iterator
 from types import CellType, CodeType, FunctionType

@@ -25,8 +25,8 @@ def check_pickled(model: nn.Module) -> None:
             reason = _why_not(part)
             if reason:
                 msg = (
-                    f"A model must be pickled with its network. Got {what} of {path or 'the model'} "
-                    f"({reason}): define it at the top of a file, or save hyperplanes with "
+                    "A model must be pickled with its network. "
+                    f"Got {what} of {path or 'the model'} ({reason}): define it at the top of a file, or save hyperplanes with "
                     "adjointbackmap.save."
                 )
                 raise TypeError(msg)

@@ -1,7 +1,7 @@
-"""Operations that PyTorch computes in a narrower dtype than the network's: they would round, where the network does not.
+"""Operations that PyTorch computes in a narrower dtype than the network's, so that they round.
 
-``0.3 * (x > 0)`` has PyTorch's default dtype, whatever the dtype of ``x`` is. What is computed of masks and of numbers
-with few bits, such as ``1 - mask``, is exact in any dtype.
+``0.3 * (x > 0)`` has PyTorch's default dtype, whatever the dtype of ``x`` is. What is computed of
+masks and of numbers with few bits, such as ``1 - mask``, is exact in any dtype.
 """
 
 from typing import Any

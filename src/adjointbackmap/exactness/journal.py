@@ -56,6 +56,7 @@ class Record:
     def __init__(
         self, path: Path, job: dict[str, Any], check: ResultCheck = lambda name, result: None
     ) -> None:
+        disk.refuse_folder(path)
         self.path = path
         self.job = job
         self._check = check

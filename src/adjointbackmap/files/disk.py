@@ -76,6 +76,7 @@ def write(path: Path, content: bytes | str) -> Path:
     data = content.encode() if isinstance(content, str) else content
     writer = f"{host_name()}.{os.getpid()}.{threading.get_native_id()}"
     partial = path.with_name(f"{path.name}.{writer}{PARTIAL}")
+    refuse_folder(path)
     with naming(path):
         _make(path.parent)
         try:
@@ -100,6 +101,7 @@ def append(path: Path, text: str) -> None:
     Raises:
         OSError: If the disk is full, :class:`DiskFull`, or fails. The file is then as it was.
     """
+    refuse_folder(path)
     with naming(path):
         _make(path.parent)
         new = not path.exists()
@@ -148,6 +150,17 @@ def naming(path: Path) -> Iterator[None]:
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def refuse_folder(path: Path) -> None:
+    """Check that no folder has the name of a file that is to be written.
+
+    Raises:
+        IsADirectoryError: If there is one.
+    """
+    if path.is_dir():
+        msg = f"{path} must be a file. Got a folder: remove it, or name another file."
+        raise IsADirectoryError(msg)
 
 
 def flush_folder(folder: Path) -> None:
