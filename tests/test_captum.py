@@ -1,12 +1,15 @@
 """Captum's dialect, against torch's autograd on the untouched module; captum is not needed."""
 
+import copy
+
 import pytest
 import torch
 from cases import Net, make, not_affine
+from checks import assert_close as close_to
 from torch import nn
 
 import adjointbackmap as abm
-from adjointbackmap import captum
+from adjointbackmap.captum import adjoint
 
 LAYERS = {
     "plain-conv-chain": ["0", "3", "4"],
@@ -216,9 +219,9 @@ def test_inputs_stay_as_they_were(flat, of_classes):
 def traces(monkeypatch):
     """The shapes that were traced."""
     seen = []
-    trace = captum.trace
+    trace = adjoint.trace
     monkeypatch.setattr(
-        captum,
+        adjoint,
         "trace",
         lambda model, x, until: seen.append(tuple(x.shape)) or trace(model, x, until),
     )
@@ -232,11 +235,11 @@ def test_traced_once_for_each_shape(traces):
     for batch, size in ((1, 6), (3, 6), (1, 7), (2, 6)):
         method.attribute(torch.rand(batch, 2, size, size).double(), (0, 0, 0))
     assert traces == [(1, 2, 6, 6), (1, 2, 7, 7)]
-    for size in range(8, 8 + captum.SHAPES_KEPT):
+    for size in range(8, 8 + adjoint.SHAPES_KEPT):
         method.network(torch.rand(1, 2, size, size).double())
-    assert len(traces) == 2 + captum.SHAPES_KEPT
+    assert len(traces) == 2 + adjoint.SHAPES_KEPT
     method.network(torch.rand(1, 2, 6, 6).double())
-    assert len(traces) == 3 + captum.SHAPES_KEPT
+    assert len(traces) == 3 + adjoint.SHAPES_KEPT
 
 
 def test_changed_weights_are_traced_again(traces):
@@ -357,3 +360,76 @@ def test_what_a_network_of_one_image_has_not_is_refused(flat, of_classes, argume
     """By the argument's name."""
     with pytest.raises(ValueError, match=message):
         of_classes.attribute(**{"inputs": flat[1], **arguments})
+
+
+# integrated gradients
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    """A small classifier in float64, and images."""
+    torch.manual_seed(2)
+    layers = [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 4)]
+    return nn.Sequential(*layers).double().eval(), torch.rand(3, 1, 6, 6).double()
+
+
+def test_exact_integrated_gradients_are_those_of_the_library(classifier):
+    """Targets, baselines and outputs as Captum has them; the delta is zero to rounding."""
+    model, x = classifier
+    network = abm.trace(model, x)
+    exact = abm.captum.ExactIntegratedGradients(model)
+    image, delta = exact.attribute(x, 0.25, [1, 0, 3], return_convergence_delta=True)
+    every = abm.integrated_gradients(network, x, 0.25).image
+    close_to(image, every[[0, 1, 2], [1, 0, 3]], rtol=1e-12, atol=1e-14)
+    assert delta.abs().max() < 1e-13
+    (same,) = exact.attribute((x,), (torch.full_like(x, 0.25),), torch.tensor([1, 0, 3]), n_steps=7)
+    close_to(same, image, rtol=0, atol=1e-14)
+    slopes = abm.captum.ExactIntegratedGradients(model, False).attribute(x, 0.25, [1, 0, 3])
+    close_to((x - 0.25) * slopes, image, rtol=0, atol=1e-14)
+    module = abm.captum.ExactIntegratedGradients(model, layer=model[0])
+    hidden = module.attribute(x, target=(2, 1, 0))
+    ours = abm.integrated_gradients(network, x, layer="0", units=(1, 0, 2)).image
+    assert hidden.any()
+    close_to(hidden, ours, rtol=0, atol=1e-14)
+    assert [line.complete for line in exact.lines(x)] == [True] * 3
+
+
+def test_captums_integrated_gradients_come_near_with_more_steps(classifier):
+    pytest.importorskip("captum", reason="the error of Captum's own needs Captum")
+    model, x = classifier
+    exact = abm.captum.ExactIntegratedGradients(model)
+    errors = [
+        exact.sampling_error(x, None, 1, steps, "riemann_middle").pixels for steps in (5, 50, 500)
+    ]
+    assert (errors[2] < errors[1]).all()
+    assert (errors[1] < errors[0]).all()
+    assert errors[2].max() < 0.01
+    found = exact.sampling_error(x, None, 1, 5, "riemann_middle")
+    change = (model(x) - model(0 * x))[:, 1].detach()
+    close_to(found.exact.flatten(1).sum(1), change, rtol=1e-12, atol=1e-12)
+    off = found.sampled.flatten(1).sum(1) - change
+    close_to(found.total, (off / change).abs(), rtol=1e-9, atol=1e-12)
+
+
+def test_exact_integrated_gradients_in_float32(classifier):
+    model, x = classifier
+    with_floats = copy.deepcopy(model).float()
+    exact = abm.captum.ExactIntegratedGradients(with_floats).attribute(x.float(), target=0)
+    assert exact.dtype == torch.float32
+    close_to(
+        exact.double(),
+        abm.captum.ExactIntegratedGradients(model).attribute(x, target=0),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_targets_that_exact_integrated_gradients_refuse(classifier):
+    model, x = classifier
+    exact = abm.captum.ExactIntegratedGradients(model)
+    with pytest.raises(ValueError, match=r"target must choose units\. Got a callable"):
+        exact.attribute(x, target=lambda out: out[:, 0])
+    with pytest.raises(ValueError, match="it chooses 0 units"):
+        exact.attribute(x, target=9)
+    with pytest.raises(ValueError, match="sampling_error is for the model's output"):
+        abm.captum.ExactIntegratedGradients(model, layer=model[0]).sampling_error(x)

@@ -46,6 +46,8 @@ from adjointbackmap.analysis.boundaries import boundary as boundary, Boundary as
 from adjointbackmap.analysis.kinks import kink_distances as kink_distances
 from adjointbackmap.analysis.kinks import KinkDistances as KinkDistances
 from adjointbackmap.analysis.lines import region_line as region_line, RegionLine as RegionLine
+from adjointbackmap.analysis.integrals import integrated_gradients as integrated_gradients
+from adjointbackmap.analysis.integrals import IntegratedGradients as IntegratedGradients
 from adjointbackmap.analysis.fields import effective_fields as effective_fields
 from adjointbackmap.analysis.fields import EffectiveFields as EffectiveFields
 from adjointbackmap.analysis.fields import sparsity as sparsity, Sparsity as Sparsity

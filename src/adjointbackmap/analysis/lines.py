@@ -21,6 +21,7 @@ from adjointbackmap.engine.program import IMAGE
 from adjointbackmap.engine.workspace import bytes_of_vector, held
 from adjointbackmap.planes.hyperplane import Hyperplanes, hyperplanes
 from adjointbackmap.planes.query import bytes_of
+from adjointbackmap.rules import Value
 
 FLOAT64 = torch.float64
 REGIONS_AT_ONCE = 256  # in one pass through the network
@@ -169,9 +170,11 @@ class RegionLine:
         if not self.jumps_anywhere:
             values = record(self.network, self.at(self.t), [chosen]).outputs[chosen.name].detach()
             return torch.stack([values[:-1], values[1:]], 1)
-        return torch.cat(
-            [self._limits(chosen.value, part) for part in self._parts(REGIONS_AT_ONCE)]
-        )
+        return self.limits(chosen.value)
+
+    def limits(self, value: Value) -> Tensor:
+        """Limits of a value of the program at both ends of each region, ``(K, 2, *shape)``."""
+        return torch.cat([self._limits(value, part) for part in self._parts(REGIONS_AT_ONCE)])
 
     @property
     def jumps_anywhere(self) -> bool:
@@ -187,7 +190,7 @@ class RegionLine:
         size = max(1, min(most, self.memory // SHARE // each))
         return [slice(k, k + size) for k in range(0, self.regions, size)]
 
-    def _limits(self, value: Any, part: slice) -> Tensor:
+    def _limits(self, value: Value, part: slice) -> Tensor:
         """Values at both ends of some regions, by the linear map of their middles."""
         with exact(self.t.device):
             pattern = pattern_of(self.network, self.at(self.middles[part]), 1.0)

@@ -107,7 +107,7 @@ class AdjointBackMap:
             ValueError: If the target does not choose units of the layer or is given under both
                 names, the module is called more than once, or the inputs do not fit the model.
         """
-        _refuse_other_inputs(inputs, additional_forward_args, attribute_to_neuron_input)
+        refuse_other_inputs(inputs, additional_forward_args, attribute_to_neuron_input)
         if target is not None and neuron_selector is not None:
             msg = "target and neuron_selector are two names of one argument. Got both: give one."
             raise ValueError(msg)
@@ -118,7 +118,9 @@ class AdjointBackMap:
         network = query.network
         linear = LayerOperator(pattern_of(network, query.images, query.scale), query.layer)
         cotangent = (
-            _slopes_of_target(query, chosen) if callable(chosen) else _indicator(linear, chosen)
+            _slopes_of_target(query, chosen)
+            if callable(chosen)
+            else indicator(network, query.layer.out_shape, chosen, query.images)
         )
         image, bias = linear.pulled(cotangent)
         if self.multiply_by_inputs:
@@ -206,7 +208,7 @@ def _check_called_once(model: nn.Module, path: str, x: Tensor) -> None:
         raise ValueError(msg)
 
 
-def _refuse_other_inputs(
+def refuse_other_inputs(
     inputs: Tensor | tuple[Tensor, ...],
     forward_args: object,
     to_input: bool,
@@ -234,21 +236,25 @@ def _refuse_other_inputs(
         raise ValueError(msg)
 
 
-def _indicator(linear: LayerOperator, target: Target) -> Tensor:
-    """The cotangent that is 1 at the chosen units of each image.
+def indicator(network: Network, shape: tuple[int, ...], target: Target, images: Tensor) -> Tensor:
+    """The cotangent that is 1 at the chosen units of each image, ``(N, *shape)``.
+
+    Args:
+        network: The network.
+        shape: Shape of the layer.
+        target: The units.
+        images: The images.
 
     Raises:
         ValueError: If a target chooses no unit, or several units without a slice.
     """
-    pattern = linear.pattern
-    shape = linear.out_shape
     cotangent = torch.zeros(
-        pattern.images,
+        len(images),
         *shape,
-        dtype=pattern.dtype,
-        device=pattern.network.device,
+        dtype=images.dtype,
+        device=network.device,
     )
-    for row, index in zip(cotangent, _indices(target, pattern.images), strict=True):
+    for row, index in zip(cotangent, _indices(target, len(images)), strict=True):
         try:
             count = row[index].numel()
         except (IndexError, TypeError):
