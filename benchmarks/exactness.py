@@ -10,7 +10,6 @@ network is kept in the file of results, so that a stopped run goes on.
 import argparse
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,27 +19,26 @@ import torch
 from torch import Tensor
 
 import adjointbackmap as abm
-from adjointbackmap import data, models
+from adjointbackmap import data, machine, models
 from adjointbackmap.engine.observe import record, record_call
 from adjointbackmap.files.disk import write
 from adjointbackmap.planes.units import unit_dims
-from adjointbackmap.report.sheets import Place, Sheet
+from adjointbackmap.report.sheets import PagePlace, Sheet
 
 LIMIT = 1e-12  # of each test, as in the functions that raise
 IMAGES = 2
 ROWS = 8  # of a layer's matrix in the dense test: all rows of a first layer take gigabytes
 UNITS = 4  # of each mode of a layer
 TESTS = ("every unit", "modes", "dot", "dense")
-PLACE = Place("<!-- exactness: written by benchmarks/exactness.py -->", "<!-- exactness: end -->")
+PLACE = PagePlace(
+    "<!-- exactness: written by benchmarks/exactness.py -->", "<!-- exactness: end -->"
+)
 
 
 def environment() -> dict[str, Any]:
-    """Where the figures were measured."""
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-    }
+    """What the figures may depend on."""
+    here = machine.environment()
+    return {key: here[key] for key in ("torch", "python", "threads")}
 
 
 # the tests of a layer

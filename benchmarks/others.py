@@ -2,10 +2,10 @@
 
 usage: python benchmarks/others.py --folder FOLDER [--only resnet] [--docs PAGE]
 
-Every unit of every layer is verified on ten images: of the CIFAR-10 sample for the classifiers in
-safetensors, random inputs for the files in ONNX. The folder may stand in ADJOINTBACKMAP_REAL
-instead. Each finished network is kept in the file of results, so that a stopped run goes on.
-docs/networks-of-others.md says what the folder holds and how to make the environment.
+Every unit of every layer is verified on ten images. The classifiers in safetensors get images of
+the CIFAR-10 sample, the files in ONNX random inputs. The folder can also be named by the variable
+ADJOINTBACKMAP_REAL. Finished networks are kept in the file of results, so that a stopped run can
+continue. docs/networks-of-others.md describes the folder and the environment.
 """
 
 import argparse
@@ -30,13 +30,13 @@ import adjointbackmap as abm
 from adjointbackmap import data
 from adjointbackmap.files.disk import write
 from adjointbackmap.files.weights import load_weights, read_safetensors
-from adjointbackmap.report.sheets import Place, Sheet
+from adjointbackmap.report.sheets import PagePlace, Sheet
 
 LIMIT = 1e-12  # scale-aware error, as of our own networks in float64
 CONVERTED = 1e-5  # of the largest output: ONNX's evaluator and the module, both in float32
 IMAGES = 10
 FOLDER = "ADJOINTBACKMAP_REAL"
-PLACE = Place("<!-- others: written by benchmarks/others.py -->", "<!-- others: end -->")
+PLACE = PagePlace("<!-- others: written by benchmarks/others.py -->", "<!-- others: end -->")
 
 
 # CIFAR-10 classifiers in safetensors

@@ -1,10 +1,11 @@
-"""Claim: in float64 the networks of torchvision and timm are reproduced to rounding, or refused with every cause.
+"""Claim: in float64 networks of torchvision and timm are reproduced to rounding, or refused.
 
 usage: python benchmarks/zoo.py [--only resnet] [--out docs/results/zoo.json] [--docs docs/zoo.md]
 
-Random weights, non-trivial batch-norm statistics, one random image: ten units of the output in RM0, then one unit
-of every layer. Each finished network is kept in the file, so that a stopped run goes on. torchvision and timm belong
-in an environment of their own: docs/zoo.md says how to make it.
+A refusal must name every cause. The networks have random weights and non-trivial batch-norm
+statistics. On one random image, ten units of the output (RM0) and one unit of every layer are
+verified. Finished networks are kept in the file, so that a stopped run can continue. torchvision
+and timm need an environment of their own, which docs/zoo.md describes.
 """
 
 import argparse
@@ -27,11 +28,11 @@ import adjointbackmap as abm
 from adjointbackmap.engine.observe import record
 from adjointbackmap.files.disk import write
 from adjointbackmap.planes.hyperplane import relative_error
+from adjointbackmap.report.sheets import PagePlace
 
-LIMIT = 1e-10
+LIMIT = 1e-10  # largest scale-aware error
 OUTPUTS = 10  # units of the output
-BEGIN = "<!-- zoo: written by benchmarks/zoo.py -->"
-END = "<!-- zoo: end -->"
+PLACE = PagePlace("<!-- zoo: written by benchmarks/zoo.py -->", "<!-- zoo: end -->")
 NOT_AFFINE = {  # a product of two values that depend on the image, mul, has no module of its own
     "gelu": nn.GELU,
     "hardswish": nn.Hardswish,
@@ -58,7 +59,8 @@ class Member:
     refused: tuple[str, ...] = ()
 
 
-# As their pretrained weights ask for: the image is scaled anew channel by channel, the auxiliary heads left out.
+# The options that their pretrained weights need: each channel of the image is scaled again, and
+# there are no auxiliary heads.
 INCEPTION = {"transform_input": True, "aux_logits": False, "init_weights": False}
 MEMBERS = {
     "torchvision": (
@@ -98,21 +100,25 @@ ZOO = {
 
 
 def mend_torchvision() -> None:
-    """Declare the two operators without which a torchvision built for CUDA is not imported beside a torch for the CPU."""
+    """Declare two operators that torchvision needs.
+
+    Without them a torchvision for CUDA cannot be imported with a torch for the CPU.
+    """
     try:
         importlib.import_module("torchvision")
     except RuntimeError:
         for name in ("nms", "qnms"):
-            torch.library.define(
-                f"torchvision::{name}",
-                "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-            )
+            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            torch.library.define(f"torchvision::{name}", schema)
     except ImportError:
         return
 
 
 def build(name: str) -> nn.Module:
-    """A network of the zoo in eval mode and float64, with random weights and non-trivial batch norms."""
+    """A network of the zoo in eval mode and float64.
+
+    It has random weights and non-trivial batch norms.
+    """
     mend_torchvision()
     member = ZOO[name]
     if name.startswith("timm/"):
@@ -152,16 +158,15 @@ def image_of(name: str) -> Tensor:
 
 
 def check(name: str) -> dict:
-    """Errors of ten units of the output and of one unit of every layer, and the time that they took."""
+    """Errors of ten units of the output and of one unit of every layer, and the time."""
     model = build(name)
     x = image_of(name)
     started = time.perf_counter()
     network = abm.trace(model, x)
     traced = time.perf_counter()
     errors = {"output in RM0": output_errors(network, x), **layer_errors(network, x)}
-    scaled, relative = torch.tensor(
-        list(errors.values()), dtype=torch.float64
-    ).T  # where there is a NaN, it is the maximum
+    # torch's maximum is NaN if there is one
+    scaled, relative = torch.tensor(list(errors.values()), dtype=torch.float64).T
     return {
         "size": ZOO[name].size,
         "layers": len(errors) - 1,
@@ -177,9 +182,8 @@ def check(name: str) -> dict:
 
 def output_errors(network: abm.Network, x: Tensor) -> tuple[float, float]:
     """Largest scale-aware and relative error of ten units of the output in RM0."""
-    units = torch.randperm(
-        network.layer("output").out_shape[0], generator=torch.Generator().manual_seed(0)
-    )[:OUTPUTS]
+    count = network.layer("output").out_shape[0]
+    units = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:OUTPUTS]
     planes = abm.hyperplanes(network, x, "output", "RM0", units=(units,))
     figures = abm.reconstruction_test(planes, tolerance=float("inf"))
     return figures["error"], figures["relative"]
@@ -187,7 +191,10 @@ def output_errors(network: abm.Network, x: Tensor) -> tuple[float, float]:
 
 @torch.no_grad()
 def layer_errors(network: abm.Network, x: Tensor) -> dict[str, tuple[float, float]]:
-    """Scale-aware and relative error of one unit of every layer: one pattern and one pass of the model serve them all."""
+    """Scale-aware and relative error of one unit of every layer.
+
+    All layers share one activation pattern and one forward pass of the model.
+    """
     layers = network.distinct_layers()
     values = record(network, x, layers).outputs
     pattern = abm.record_pattern(network, x)
@@ -206,18 +213,22 @@ def layer_errors(network: abm.Network, x: Tensor) -> dict[str, tuple[float, floa
 def errors_of(
     value: Tensor, x: Tensor, b: Tensor, image: Tensor, bias: Tensor
 ) -> tuple[float, float]:
-    """Scale-aware and relative error of one hyperplane, as :func:`abm.reconstruction_test` defines them."""
+    """Scale-aware and relative error of one hyperplane, see :func:`abm.reconstruction_test`."""
     products = torch.cat([(x * image).flatten(), (b * bias).flatten()])
     scale = products.abs().sum().clamp_min(torch.finfo(x.dtype).tiny)
-    return float((products.sum() - value).abs() / scale), float(
-        relative_error(products.sum(), value).abs()
-    )
+    total = products.sum()
+    return float((total - value).abs() / scale), float(relative_error(total, value).abs())
 
 
 def drawn(value: Tensor, generator: torch.Generator) -> int:
-    """A random unit of a layer, of those that are not zero where there are any: a unit at zero would show little."""
+    """A random unit of a layer whose value is not zero; unit 0 if there is none.
+
+    A unit at zero would show little.
+    """
     alive = value.nonzero().flatten()
-    return int(alive[torch.randint(len(alive), (), generator=generator)]) if len(alive) else 0
+    if not len(alive):
+        return 0
+    return int(alive[torch.randint(len(alive), (), generator=generator)])
 
 
 def refusal(name: str) -> dict:
@@ -242,7 +253,10 @@ def refusal(name: str) -> dict:
         }
         missing = paths - set(causes.get(op, ()))
         if missing or op not in causes:
-            msg = f"The refusal of {name} must name {op} at {len(paths)} modules. It leaves out {', '.join(sorted(missing))}."
+            msg = (
+                f"The refusal of {name} must name {op} at {len(paths)} modules. "
+                f"It leaves out {', '.join(sorted(missing))}."
+            )
             raise RuntimeError(msg)
     return {
         "size": ZOO[name].size,
@@ -251,10 +265,10 @@ def refusal(name: str) -> dict:
 
 
 def causes_of(message: str) -> dict[str, list[str]]:
-    """Operation -> the module paths at which the message of :class:`abm.UnsupportedOperation` names it.
+    """Operation -> its module paths in a message of :class:`abm.UnsupportedOperation`.
 
     Example:
-        >>> causes_of("Every operation must ... Got gelu at stem.1, mul at se (its factor depends on the image): replace them")
+        >>> causes_of("Every ... Got gelu at stem.1, mul at se (its factor ...): replace them")
         {'gelu': ['stem.1'], 'mul': ['se']}
     """
     listed = message.partition("Got ")[2].rpartition(": ")[0]
@@ -268,9 +282,8 @@ def markdown(found: dict) -> str:
     """The tables of what was checked and what was refused."""
     checked = {name: f for name, f in found["networks"].items() if "refused" not in f}
     refused = {name: f["refused"] for name, f in found["networks"].items() if "refused" in f}
-    lines = [
-        "| network | image | layers | units | length of b | worst scale-aware error | worst relative error | seconds |"
-    ]
+    head = "| network | image | layers | units | length of b | worst scale-aware error "
+    lines = [f"{head}| worst relative error | seconds |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for name, f in checked.items():
         counts = f"{f['size']} x {f['size']} | {f['layers']} | {f['units']} | {f['biases']:,}"
@@ -282,12 +295,6 @@ def markdown(found: dict) -> str:
         listed = ", ".join(f"{op} x {c['calls']} (`{c['first']}`)" for op, c in causes.items())
         lines.append(f"| `{name}` | {listed} |")
     return "\n".join(lines)
-
-
-def write_docs(found: dict, docs: Path) -> None:
-    """Put the tables between the two marks of a page."""
-    before, _, rest = docs.read_text().partition(BEGIN)
-    write(docs, f"{before}{BEGIN}\n\n{markdown(found)}\n\n{END}{rest.partition(END)[2]}")
 
 
 def kept_with(found: dict, name: str, result: dict) -> dict:
@@ -322,10 +329,13 @@ def main() -> None:
             write(arguments.out, json.dumps(found, indent=1) + "\n")
     print(markdown(found))
     if arguments.docs:
-        write_docs(found, arguments.docs)
+        PLACE.fill(arguments.docs, markdown(found))
     failed = [name for name, f in found["networks"].items() if not f.get("error", 0.0) <= LIMIT]
     if failed:
-        msg = f"the worst error must be at most {LIMIT:.0e} of the scale. Got more in {', '.join(failed)}"
+        msg = (
+            f"the worst error must be at most {LIMIT:.0e} of the scale. "
+            f"Got more in {', '.join(failed)}"
+        )
         raise SystemExit(msg)
 
 

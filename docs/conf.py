@@ -1,4 +1,4 @@
-"""The documentation site: pages in Markdown, the reference from the docstrings, equations without a server."""
+"""The documentation site: Markdown pages, a reference from the docstrings, MathML equations."""
 
 import builtins
 import re
@@ -56,9 +56,7 @@ html_show_sphinx = html_show_copyright = False
 html_static_path = ["style", str(files("ziamath") / "fonts")]  # with STIX Two Math
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
-smartquotes_action = (
-    "D"  # dashes between a parameter and its description; quotes stay as they are written
-)
+smartquotes_action = "D"  # only dashes, between a parameter and its description; no quotes
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -76,7 +74,8 @@ linkcheck_ignore = [r"https://doi\.org/"]  # publishers refuse programs
 bibtex_bibfiles = ["bibliography.bib"]
 bibtex_default_style = "keys"
 
-# Citations are written [Wan2022, eq. 3.6] in pages and docstrings, which is plain to read everywhere; here they become links.
+# In pages and docstrings a citation is plain text, such as [Wan2022, eq. 3.6]. Here it becomes a
+# link.
 KEYS = "|".join(re.findall(r"^@\w+\{(\w+),", (HERE / "bibliography.bib").read_text(), re.MULTILINE))
 CITATION = re.compile(rf"\[({KEYS})(?:,\s+([^\]]+))?\](?!\()")
 
@@ -97,7 +96,7 @@ class KeyStyle(UnsortedStyle):
 
 
 def cited(text, role):
-    """A text whose citations are links, by a role of its markup."""
+    """Turn the citations of a text into links, with a role of its markup."""
 
     def link(match):
         place = f"{{{' '.join(match[2].split())}}}" if match[2] else ""
@@ -107,54 +106,60 @@ def cited(text, role):
 
 
 def outside_of_code(text, pattern, by):
-    """A text with what matches a pattern replaced, but for what stands between backticks."""
+    """Replace the matches of a pattern in a text, except between backticks."""
     parts = text.split("`")
     parts[::2] = [re.sub(pattern, by, part) for part in parts[::2]]
     return "`".join(parts)
 
 
 def command_line():
-    """Every command's help as Markdown, from its commands on; options in the text are code."""
-    with patch("sys.argv", ["adjointbackmap"]):  # what usage lines begin with
+    """The help of every command as Markdown; options in the text become code."""
+    with patch("sys.argv", ["adjointbackmap"]):  # usage lines begin with this name
         made = app.generate_docs("markdown")
     return outside_of_code(made[made.index("**Commands**") :], r"--[a-z][a-z0-9-]*", r"`\g<0>`")
 
 
 def prepare_page(sphinx, page, source):
-    """Citations of a Markdown page, and what is made from the code."""
+    """Link the citations of a page, and add the help of the commands to its page."""
     source[0] = cited(source[0], "{cite:p}")
     if page == "reference/command-line":
         source[0] += command_line()
 
 
 def prepare_summary(sphinx, what, name, obj, options, lines):
-    """A property's summary is no ``type: text``, as napoleon would read one that has a colon."""
+    """Keep napoleon from reading a property's summary with a colon as ``type: text``."""
     if what == "property":
         lines.insert(0, "\\ ")
 
 
 def prepare_docstring(sphinx, what, name, obj, options, lines):
-    """Citations of a docstring; bars and stars that are no markup: sums of |x h|, shapes such as 'n *units'."""
+    """Link the citations of a docstring, and escape bars and stars.
+
+    They are no markup in sums of |x h| or in shapes such as 'n *units'.
+    """
     text = cited("\n".join(map(plain, lines)), ":cite:p:")
     lines[:] = text.split("\n")
 
 
 def plain(line):
-    """A line of a docstring in which bars and stars stand for themselves, outside of code and formulas."""
+    """Escape bars and stars of a line, except in code and formulas."""
     if line.lstrip().startswith((">>>", "...")):
         return line
     return outside_of_code(line, r"[|*]" if line.startswith(":vartype") else r"\|", r"\\\g<0>")
 
 
 def hide_construction(sphinx, what, name, obj, options, signature, returns):
-    """A class whose docstring neither has ``Args`` nor makes one is made by the library: how is no matter of its users."""
-    told = obj.__doc__ or ""
-    made_by_users = what != "class" or "Args:" in told or f"{obj.__name__}(" in told
+    """Hide the arguments of a class that only the library constructs.
+
+    Such a class has neither ``Args`` nor an example of its construction in its docstring.
+    """
+    text = obj.__doc__ or ""
+    made_by_users = what != "class" or "Args:" in text or f"{obj.__name__}(" in text
     return (signature, returns) if made_by_users else ("", None)
 
 
 def show_whole_signature(sphinx, obj, bound):
-    """Overloads tell what a type checker wants to know; the reference shows all arguments."""
+    """Show one signature with all arguments; overloads are for type checkers."""
     if obj.__module__.startswith("adjointbackmap"):
         source = ModuleAnalyzer.for_module(obj.__module__)
         source.analyze()
@@ -162,7 +167,7 @@ def show_whole_signature(sphinx, obj, bound):
 
 
 def find_by_last_name(sphinx, env, node, content):
-    """A name in a docstring without its module, when the reference shows it under another one."""
+    """Find a name without its module if the reference lists it under another module."""
     if node.get("refdomain") != "py" or "." in node["reftarget"]:
         return None
     node["refspecific"] = True
@@ -173,47 +178,52 @@ def find_by_last_name(sphinx, env, node, content):
 
 
 def mend_links_to_reference(sphinx, page, template, context, doctree):
-    """From a module's source to its names: viewcode takes all of them to be shown under one module, which some are not."""
+    """Mend the links from a module's source to the reference.
+
+    viewcode assumes that the reference lists all names under their module. Some are listed under
+    the package.
+    """
     module = page.removeprefix("_modules/").replace("/", ".")
     if page.startswith("_modules/adjointbackmap/"):
         shown = sphinx.env.domains.python_domain.objects
 
         def shown_name(match):
             name = match[1].removeprefix(module).removeprefix("adjointbackmap")
-            return f'#{next((n for n in (match[1], module + name, "adjointbackmap" + name) if n in shown), match[1])}"'
+            possible = (match[1], module + name, "adjointbackmap" + name)
+            listed = next((each for each in possible if each in shown), match[1])
+            return f'#{listed}"'
 
         context["body"] = re.sub(r'#(adjointbackmap\.[\w.]+)"', shown_name, context["body"])
 
 
 def inline_equation(self, node):
-    """An equation in a line as MathML, which browsers draw themselves: no script, no server.
+    """Write an equation in a line as MathML, which browsers draw without a script.
 
     Raises:
-        SkipNode: Always, as it is written.
+        SkipNode: Always, since the node is finished.
     """
     self.body.append(tex2mathml(node.astext()))
     raise SkipNode
 
 
 def block_equation(self, node):
-    """An equation of its own as MathML, with its number.
+    """Write an equation on its own line as MathML, with its number.
 
     Raises:
-        SkipNode: Always, as it is written.
+        SkipNode: Always, since the node is finished.
     """
     self.body.append(self.starttag(node, "div", CLASS="math"))
     if node["number"]:
         self.body.append(f'<span class="eqno">({get_node_equation_number(self, node)})')
         self.add_permalink_ref(node, "Link to this equation")
         self.body.append("</span>")
-    self.body.append(
-        f'<div class="formula">{tex2mathml(node.astext(), as_block=True)}</div></div>\n'
-    )
+    formula = tex2mathml(node.astext(), as_block=True)
+    self.body.append(f'<div class="formula">{formula}</div></div>\n')
     raise SkipNode
 
 
 def setup(sphinx):
-    """What the pages need beside the extensions."""
+    """Register the functions of this file."""
     register_plugin("pybtex.style.formatting", "keys", KeyStyle)
     sphinx.add_html_math_renderer("mathml", (inline_equation, None), (block_equation, None))
     sphinx.connect("source-read", prepare_page)

@@ -33,7 +33,7 @@ UNITS = (slice(14, 18), 16, slice(3))  # in the middle, so that receptive fields
 @pytest.fixture(scope="module")
 def subject():
     """A residual block at 32 x 32."""
-    return networks.prepared("depth/1")
+    return networks.benchmark_network("depth/1")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_classes_of_a_peer_are_ours(title):
     """Of a batch of images, each class; Captum's are multiplied by the image."""
     peer = peers.CLASS_PEERS[title]
     skip_missing(peer)
-    vgg7 = networks.prepared("vgg7")
+    vgg7 = networks.benchmark_network("vgg7")
     planes = abm.hyperplanes(vgg7.network, vgg7.x[:3], "fc", "RM0")
     expected = planes.image.flatten(2) * (planes.x.flatten(1)[:, None] if peer.times_image else 1)
     image, bias = peer.call(peers.Work(vgg7.model, ("fc",), vgg7.x[:3]), 3, 2)

@@ -21,9 +21,9 @@ from adjointbackmap.exactness.layer_check import LayerCheck
 from adjointbackmap.files.checked import DamagedFile, DamagedFileWarning, sealed_text
 from adjointbackmap.study import everything, results
 from adjointbackmap.study.adversarial import noise
-from adjointbackmap.study.published.columns import COLUMNS
+from adjointbackmap.study.published.columns import PUBLISHED_COLUMNS
 from adjointbackmap.study.setup import Setup, read_json, write_json
-from adjointbackmap.study.verification import run as verification
+from adjointbackmap.study.verification import results_file
 from adjointbackmap.study.verification.tally import Tally
 from adjointbackmap.training import loop as training
 
@@ -98,7 +98,7 @@ def test_other_content_is_no_checkpoint(tmp_path, content):
     torch.save(content, tmp_path / "checkpoint.pt")
     with (
         pytest.warns(
-            DamagedFileWarning, match=r"checkpoint.pt is damaged, .* is in checkpoint.pt.damaged"
+            DamagedFileWarning, match=r"checkpoint.pt is damaged, .* is now checkpoint.pt.damaged"
         ),
         pytest.raises(KilledError),
     ):
@@ -146,7 +146,9 @@ def test_trained_network_with_a_damaged_log(tmp_path):
 
 # results of the study
 
-NAME = COLUMNS[0] if isinstance(COLUMNS, tuple) else next(iter(COLUMNS))
+NAME = (
+    PUBLISHED_COLUMNS[0] if isinstance(PUBLISHED_COLUMNS, tuple) else next(iter(PUBLISHED_COLUMNS))
+)
 SETTINGS = {"seed": 0, "steps": [0.1, 0.2]}
 
 
@@ -231,7 +233,7 @@ def test_results_of_an_older_version_are_read(tmp_path):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_damaged_verification(tmp_path, seed):
     """A truncated file is made again from the images beside it; other files are refused."""
-    found = verification.Results(tmp_path)
+    found = results_file.Results(tmp_path)
     tally = Tally(LayerCheck("fc"))
     tally.add(LayerCheck("fc", units=10, within=9, within_signed=9, largest=0.1 + 0.2))
     found.network(NAME, "0123")["runs"] = {
@@ -246,7 +248,7 @@ def test_damaged_verification(tmp_path, seed):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            again = verification.Results(tmp_path).found
+            again = results_file.Results(tmp_path).found
         except ValueError as error:
             refusal = str(error)
     if refusal:
@@ -261,7 +263,7 @@ def test_truncated_files_of_ours_are_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(noise, "compute", lambda setup, report: None)
     path = tmp_path / everything.ABOUT
     setup = Setup(tmp_path, (NAME,))
-    everything.run(setup, ["noise"], lambda what, share: None)
+    everything.run_experiments(setup, ["noise"], lambda what, share: None)
     expected = everything.about(tmp_path)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(
@@ -273,23 +275,23 @@ def test_truncated_files_of_ours_are_made_again(tmp_path, monkeypatch):
         DamagedFileWarning,
         match=r"is damaged, so that it is made again; the damaged file is now study.json.damaged",
     ):
-        everything.run(setup, ["noise"], lambda what, share: None)
+        everything.run_experiments(setup, ["noise"], lambda what, share: None)
     assert everything.about(tmp_path) == expected
     (tmp_path / "verification.json").write_text("")
     with pytest.warns(DamagedFileWarning, match="verification.json is damaged"):
-        assert verification.Results(tmp_path).found["networks"] == {}
+        assert results_file.Results(tmp_path).found["networks"] == {}
 
 
 def test_results_that_are_none_are_one_sentence(tmp_path):
     """Also those of an older version, which have no checksum."""
-    path = tmp_path / verification.RESULTS
+    path = tmp_path / results_file.RESULTS
     for networks in (
         {NAME: {"runs": 3}},
         {NAME: {"runs": {"float32": {"fc": {"layers": {"fc": {"units": 3}}}}}}},
         {NAME: {}},
     ):
         path.write_text(
-            json.dumps({"format": verification.FORMAT, "environments": [], "networks": networks})
+            json.dumps({"format": results_file.FORMAT, "environments": [], "networks": networks})
         )
         with pytest.raises(
             ValueError,
@@ -298,7 +300,7 @@ def test_results_that_are_none_are_one_sentence(tmp_path):
                 r"Got .*: delete it or name another"
             ),
         ):
-            verification.read(path)
+            results_file.read_results(path)
     path.unlink()
     (tmp_path / "many").mkdir()
     (tmp_path / "many" / f"{NAME}.json").write_text('{"image": {}}')

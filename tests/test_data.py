@@ -38,7 +38,7 @@ def table_of(source: data.Dataset, sizes: dict[str, int]) -> np.ndarray:
     """Random records whose fine labels go round; a coarse label is never the fine one."""
     generator = np.random.default_rng(0)
     table = generator.integers(
-        0, 256, (sum(sizes.values()), source.label_bytes + data.PIXELS), dtype=np.uint8
+        0, 256, (sum(sizes.values()), source.label_bytes + data.IMAGE_BYTES), dtype=np.uint8
     )
     labels = np.arange(len(table)) % len(source.classes)
     table[:, 0] = (labels + 7) % 20

@@ -1,11 +1,15 @@
 """study all and report: the commands from one end to the other, and what they refuse."""
 
+from dataclasses import replace
+
 import pytest
 from test_cli import run as run  # the fixture
 
 from adjointbackmap import models
 from adjointbackmap.study import everything
 from adjointbackmap.study.adversarial import noise
+from adjointbackmap.study.everything import EXPERIMENTS
+from adjointbackmap.study.published.columns import PUBLISHED_COLUMNS
 from adjointbackmap.study.setup import Setup
 
 NETWORK = "vgg7-nobias-cifar10"
@@ -21,8 +25,10 @@ def measured(monkeypatch):
         seen.append(image.hashes[0])
         return {}, {}
 
-    monkeypatch.setattr(noise, "measured", measure)
-    monkeypatch.setattr(noise, "section", lambda folder: None)
+    monkeypatch.setattr(noise, "measure_noise", measure)
+    monkeypatch.setitem(
+        EXPERIMENTS, "noise", replace(EXPERIMENTS["noise"], section=lambda folder: None)
+    )
     return seen
 
 
@@ -85,6 +91,6 @@ def test_all_networks_with_images_are_taken(monkeypatch):
     from adjointbackmap.study.setup import check_setup
 
     assert check_setup(None, 1, sample=False) == tuple(
-        sorted(models.names(), key=list(everything.page.COLUMNS).index)
+        sorted(models.names(), key=list(PUBLISHED_COLUMNS).index)
     )
     assert all(name.endswith("cifar10") for name in check_setup(None, 1, sample=True))

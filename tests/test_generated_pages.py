@@ -14,7 +14,6 @@ from adjointbackmap import models
 from adjointbackmap.benchmark import runs, table
 from adjointbackmap.files.checked import read_sealed
 from adjointbackmap.report import document
-from adjointbackmap.report.sheets import Place
 from adjointbackmap.study.verification import page
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -23,20 +22,20 @@ RESULTS = DOCS / "results"
 
 def study(found):
     """The tables of the study; ``found`` is read again as sections."""
-    return document.markdown(document.read_summary(RESULTS / "study.json"))
+    return document.study_markdown(document.read_summary(RESULTS / "study.json"))
 
 
 PAGES = {  # results -> page, its marks, what writes the text between them, the command
     "exactness": ("exactness", exactness.PLACE, exactness.markdown, "make exactness"),
     "speed": ("speed", runs.SPEED_PLACE, table.speed_markdown, "make bench"),
-    "study": ("study", document.PLACE, study, "adjointbackmap study all"),
+    "study": ("study", document.STUDY_PLACE, study, "adjointbackmap study all"),
     "verification": (
         "verified-networks",
-        page.PLACE,
-        page.markdown,
+        page.VERIFICATION_PLACE,
+        page.verification_markdown,
         "adjointbackmap study verification",
     ),
-    "zoo": ("zoo", Place(zoo.BEGIN, zoo.END), zoo.markdown, "benchmarks/zoo.py"),
+    "zoo": ("zoo", zoo.PLACE, zoo.markdown, "benchmarks/zoo.py"),
 }  # test_networks_of_others.py has the sixth
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ from adjointbackmap.files import disk
 from adjointbackmap.files.stopping import Stopped, stoppable
 from adjointbackmap.study import everything, setup
 from adjointbackmap.study.adversarial import noise
-from adjointbackmap.study.verification import run as verification
+from adjointbackmap.study.everything import EXPERIMENTS
+from adjointbackmap.study.verification import results_file
 from adjointbackmap.training import loop as training
 
 NETWORK = "vgg7-nobias-cifar10"
@@ -110,9 +112,11 @@ def measured(monkeypatch):
     """An experiment that takes no time: the images that it was run on."""
     seen = []
     monkeypatch.setattr(
-        noise, "measured", lambda trained, image: seen.append(image.hashes[0]) or ({}, {})
+        noise, "measure_noise", lambda trained, image: seen.append(image.hashes[0]) or ({}, {})
     )
-    monkeypatch.setattr(noise, "section", lambda folder: None)
+    monkeypatch.setitem(
+        EXPERIMENTS, "noise", replace(EXPERIMENTS["noise"], section=lambda folder: None)
+    )
     return seen
 
 
@@ -177,10 +181,12 @@ def test_a_mistake_does_not_claim_a_folder(run, tmp_path, measured):
 def test_a_killed_study_has_told_its_settings(run, tmp_path, monkeypatch):
     """Before its first result."""
     told = []
-    monkeypatch.setattr(
-        noise, "compute", lambda setup, report: told.append(everything.about(tmp_path)["settings"])
-    )
-    monkeypatch.setattr(noise, "section", lambda folder: None)
+
+    def compute(setup, report):
+        told.append(everything.about(tmp_path)["settings"])
+
+    experiment = replace(EXPERIMENTS["noise"], compute=compute, section=lambda folder: None)
+    monkeypatch.setitem(EXPERIMENTS, "noise", experiment)
     assert (
         run(
             "study",
@@ -200,7 +206,7 @@ def test_a_killed_study_has_told_its_settings(run, tmp_path, monkeypatch):
 
 def test_verification_of_other_weights_is_refused(tmp_path):
     """What the file has of the network stays."""
-    results = verification.Results(tmp_path)
+    results = results_file.Results(tmp_path)
     results.network(NETWORK, "0" * 64)["accuracy"] = 1
     with pytest.raises(
         ValueError,
@@ -275,8 +281,10 @@ def test_verify_on_a_full_disk(run, small_disk):
 def test_study_on_a_full_disk(run, small_disk, monkeypatch):
     """The experiment before stays; the file that has no room is named, not that of the settings."""
     arrays = {"large": torch.rand(2**17).numpy()}
-    monkeypatch.setattr(noise, "measured", lambda trained, image: ({}, arrays))
-    monkeypatch.setattr(noise, "section", lambda folder: None)
+    monkeypatch.setattr(noise, "measure_noise", lambda trained, image: ({}, arrays))
+    monkeypatch.setitem(
+        EXPERIMENTS, "noise", replace(EXPERIMENTS["noise"], section=lambda folder: None)
+    )
     status, _, err = run(
         "study",
         "all",

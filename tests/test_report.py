@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from adjointbackmap import cli, plots
-from adjointbackmap.report.document import PLACE, markdown, read_summary, write_document
+from adjointbackmap.report.document import STUDY_PLACE, read_summary, study_markdown, write_document
 from adjointbackmap.report.page import render, write_report
 from adjointbackmap.report.sections import Claim, Picture, Scene, Section, Table
 from adjointbackmap.report.sheets import Sheet
@@ -127,7 +127,7 @@ def test_document_has_claims_and_tables_between_its_marks(folder):
     """Bars in cells are no borders; a summary is beside it; the rest of the page stays."""
     page = folder / "docs" / "study.md"
     page.parent.mkdir()
-    page.write_text(f"Above.\n\n{PLACE.begin}\nearlier\n{PLACE.end}\n\nBelow.\n")
+    page.write_text(f"Above.\n\n{STUDY_PLACE.begin}\nearlier\n{STUDY_PLACE.end}\n\nBelow.\n")
     blocks = (
         Claim("|e| is small.", "3 of 4", True),
         Table(Sheet("Losses", ["layer"], [["conv1"]]), "Low is good."),
@@ -154,16 +154,16 @@ def test_page_of_the_study_is_made_of_its_summary():
     docs = Path(__file__).parents[1] / "docs"
     sections = read_summary(docs / "results" / "study.json")
     text = (docs / "study.md").read_text()
-    assert f"{PLACE.begin}\n\n{markdown(sections)}\n\n{PLACE.end}" in text
+    assert f"{STUDY_PLACE.begin}\n\n{study_markdown(sections)}\n\n{STUDY_PLACE.end}" in text
 
 
 def test_command_makes_a_page_of_a_summary(folder, run):
     """The same text as with the results; without a page, or with another file, it is one line."""
     page = folder / "study.md"
-    page.write_text(f"{PLACE.begin}\n{PLACE.end}\n")
+    page.write_text(f"{STUDY_PLACE.begin}\n{STUDY_PLACE.end}\n")
     (_, file) = write_document(folder, [section(Claim("It is.", "1", None))], page)
     text = page.read_text()
-    page.write_text(f"{PLACE.begin}\n{PLACE.end}\n")
+    page.write_text(f"{STUDY_PLACE.begin}\n{STUDY_PLACE.end}\n")
     assert run("report", file, "--docs", page)[0] == 0
     assert page.read_text() == text
     (status, message) = run("report", file)

@@ -16,8 +16,8 @@ from adjointbackmap.engine.folding import fold
 from adjointbackmap.exactness import verification as runs
 from adjointbackmap.exactness.layer_check import LayerCheck
 from adjointbackmap.sources import NetworkOptions, Subject
-from adjointbackmap.study.published.columns import COLUMNS
-from adjointbackmap.study.verification import page
+from adjointbackmap.study.published.columns import PUBLISHED_COLUMNS
+from adjointbackmap.study.verification import outputs, page, results_file
 from adjointbackmap.study.verification import run as verification
 from adjointbackmap.study.verification.run import Counts
 from adjointbackmap.study.verification.summation import orders, outside_alone
@@ -92,7 +92,7 @@ def study(monkeypatch, tmp_path):
 
     def run(counts=FEW, **arguments):
         seen.clear()
-        return verification.run(tmp_path, [NETWORK], counts, **arguments)["networks"][
+        return verification.verify_networks(tmp_path, [NETWORK], counts, **arguments)["networks"][
             NETWORK
         ], list(seen)
 
@@ -126,7 +126,7 @@ def results(layers):
 
 def test_every_column_names_a_network_and_its_layers():
     """Layers of the untrained network, but the first; shares as printed."""
-    for name, column in COLUMNS.items():
+    for name, column in PUBLISHED_COLUMNS.items():
         kernels = [
             n.removesuffix(".weight")
             for n, p in models.build(name).named_parameters()
@@ -135,11 +135,11 @@ def test_every_column_names_a_network_and_its_layers():
         assert list(column.shares) == kernels[1:]
         assert all(99.97 <= share < 100 for share in column.shares.values())
     assert (
-        COLUMNS["resnet20-cifar100"].shares["conv17"]
-        == COLUMNS["resnet20-cifar100"].shares["conv18"]
+        PUBLISHED_COLUMNS["resnet20-cifar100"].shares["conv17"]
+        == PUBLISHED_COLUMNS["resnet20-cifar100"].shares["conv18"]
         == 99.9705
     )
-    assert COLUMNS["vgg7-cifar10"].shares["fc"] == 99.991
+    assert PUBLISHED_COLUMNS["vgg7-cifar10"].shares["fc"] == 99.991
 
 
 def test_interval_of_independent_units_is_that_of_wilson():
@@ -209,7 +209,7 @@ def test_study_verifies_every_arithmetic(study, tmp_path, network):
     assert [row[0] for row in page.sums_rows(entry).rows] == ["conv1", "fc"]
     assert entry["accuracy"]["trained"] == entry["accuracy"]["folded"]
     assert (
-        json.loads((tmp_path / verification.RESULTS).read_text())["networks"][NETWORK]["orders"][
+        json.loads((tmp_path / results_file.RESULTS).read_text())["networks"][NETWORK]["orders"][
             "conv1"
         ]["place"][0]
         in seen
@@ -243,7 +243,7 @@ def test_image_that_is_there_twice_counts_twice(network, tmp_path):
         tmp_path / "kept.jsonl",
     )
     for _ in range(2):
-        assert sorted(name for name, _ in verification.outputs_verified(*arguments)) == sorted(
+        assert sorted(name for name, _ in outputs.outputs_verified(*arguments)) == sorted(
             images.hashes
         )
 
@@ -266,7 +266,7 @@ def test_later_run_only_adds(study):
 def test_results_alone_are_enough_to_go_on(study, tmp_path):
     """Without the files of finished images, only what the results lack is computed again."""
     whole, _ = study(Counts(3, 1, 4))
-    for name in (verification.RESULTS, *(path.name for path in tmp_path.glob("*.jsonl"))):
+    for name in (results_file.RESULTS, *(path.name for path in tmp_path.glob("*.jsonl"))):
         (tmp_path / name).unlink()
     study()
     for path in tmp_path.glob("*.jsonl"):
@@ -282,7 +282,7 @@ def test_machines_are_told_for_each_run(study, monkeypatch):
     """A second machine adds images of the convolutions alone: these were computed on both."""
     study()
     monkeypatch.setattr(
-        verification, "environment", lambda device: {"cpu": "another", "gpu": device}
+        results_file, "environment", lambda device: {"cpu": "another", "gpu": device}
     )
     entry, _ = study(Counts(3, 1, 3))
     ran = {part: run["environments"] for part, run in entry["runs"]["float32"].items()}
@@ -293,7 +293,7 @@ def test_machines_are_told_for_each_run(study, monkeypatch):
 def test_study_on_cuda_is_computed_there(tmp_path, monkeypatch):
     """Float64 exact, the card in the results, the orders of summation of its own worst units."""
     monkeypatch.setattr(data, "load", lambda *arguments: data.sample()[:2])
-    found = verification.run(tmp_path, [NETWORK], Counts(1, 1, 2), device="cuda")
+    found = verification.verify_networks(tmp_path, [NETWORK], Counts(1, 1, 2), device="cuda")
     entry = found["networks"][NETWORK]
     assert found["environments"][0]["gpu"] == torch.cuda.get_device_name()
     assert all(
@@ -317,7 +317,7 @@ def test_interrupt_keeps_finished_images(study, monkeypatch, tmp_path):
         patch.setattr(runs, "verify_images", stopped)
         with pytest.raises(KeyboardInterrupt):
             study()
-    kept = json.loads((tmp_path / verification.RESULTS).read_text())["networks"][NETWORK]["runs"][
+    kept = json.loads((tmp_path / results_file.RESULTS).read_text())["networks"][NETWORK]["runs"][
         "float32"
     ]["convolutions"]
     assert kept["images"] == 1
@@ -347,7 +347,7 @@ def test_unknown_network_is_refused():
 def test_other_files_are_no_results(tmp_path):
     """Neither text nor another JSON."""
     for text in ("no JSON", "[]", '{"format": 0}'):
-        (tmp_path / verification.RESULTS).write_text(text)
+        (tmp_path / results_file.RESULTS).write_text(text)
         with pytest.raises(
             ValueError,
             match=(
@@ -355,7 +355,7 @@ def test_other_files_are_no_results(tmp_path):
                 r"Got .*: delete it or name another"
             ),
         ):
-            verification.run(tmp_path, [])
+            verification.verify_networks(tmp_path, [])
 
 
 def test_orders_of_summation(shipped):
@@ -380,10 +380,9 @@ def test_page_has_tables_and_figures(tmp_path, layers):
     """A short row is marked; the rest of the page stays; results and figures lie beside it."""
     there = tmp_path / "there.md"
     found = results(layers)
-    there.write_text(
-        f"Before.\n\n{page.PLACE.begin}\n\nearlier tables\n\n{page.PLACE.end}\n\nAfter.\n"
-    )
-    file = tmp_path / "run" / verification.RESULTS
+    place = page.VERIFICATION_PLACE
+    there.write_text(f"Before.\n\n{place.begin}\n\nearlier tables\n\n{place.end}\n\nAfter.\n")
+    file = tmp_path / "run" / results_file.RESULTS
     file.parent.mkdir()
     file.write_text(json.dumps(found))
     written = page.write_page(found, file, there)
@@ -401,7 +400,7 @@ def test_page_has_tables_and_figures(tmp_path, layers):
         "2: a card beside a processor, 1 threads"
     ) in text
     assert "| **short** |" in text
-    assert (tmp_path / "results" / verification.RESULTS).read_text() == file.read_text()
+    assert (tmp_path / "results" / results_file.RESULTS).read_text() == file.read_text()
     pictures = [path for path in written if path.suffix == ".png"]
     assert [path.name.rsplit("-", 1)[1] for path in pictures] == ["signed.png", "absolute.png"]
     assert all(path.name in text and path.read_bytes().startswith(b"\x89PNG") for path in pictures)
@@ -433,16 +432,16 @@ def test_command_writes_results_and_page(run, tmp_path):
     there = tmp_path / "docs" / "verified-networks.md"
     out = tmp_path / "out"
     there.parent.mkdir()
-    there.write_text(f"{page.PLACE.begin}\n{page.PLACE.end}\n")
+    there.write_text(f"{page.VERIFICATION_PLACE.begin}\n{page.VERIFICATION_PLACE.end}\n")
     words = ("--images", 1, "--images-float64", 1, "--images-fc", 2, "--out", out, "--docs", there)
     status, text, err = run(*words)
     assert status == 0, err
     assert "vgg7-cifar10, Table 3.3" in text
     assert "verification-vgg7-cifar10-signed.png" in text.replace("\n", "")
     before = there.read_text()
-    there.write_text(f"{page.PLACE.begin}\n{page.PLACE.end}\n")
+    there.write_text(f"{page.VERIFICATION_PLACE.begin}\n{page.VERIFICATION_PLACE.end}\n")
     status, _, err = run(
-        "--results", there.parent / "results" / verification.RESULTS, "--docs", there
+        "--results", there.parent / "results" / results_file.RESULTS, "--docs", there
     )
     assert status == 0, err
     assert there.read_text() == before
@@ -466,11 +465,11 @@ def test_command_stopped_still_writes_the_tables(run, tmp_path, monkeypatch):
 
 def test_command_ends_with_status_2_if_float64_is_off(run, tmp_path, layers):
     """The page is written all the same."""
-    file = tmp_path / "results" / verification.RESULTS
+    file = tmp_path / "results" / results_file.RESULTS
     there = tmp_path / "there.md"
     file.parent.mkdir()
     file.write_text(json.dumps(results(layers)))
-    there.write_text(f"{page.PLACE.begin}\n{page.PLACE.end}\n")
+    there.write_text(f"{page.VERIFICATION_PLACE.begin}\n{page.VERIFICATION_PLACE.end}\n")
     status, _, err = run("--results", file, "--docs", there)
     assert status == 2
     assert "in float64. Got some that are not, in fixup-resnet20-nobias-cifar10" in err
@@ -480,7 +479,9 @@ def test_command_ends_with_status_2_if_float64_is_off(run, tmp_path, layers):
 def test_bad_options_are_one_line(run, tmp_path):
     """Before anything is computed."""
     (tmp_path / "bare.md").write_text("no marks")
-    (tmp_path / "marked.md").write_text(f"{page.PLACE.begin}\n{page.PLACE.end}\n")
+    (tmp_path / "marked.md").write_text(
+        f"{page.VERIFICATION_PLACE.begin}\n{page.VERIFICATION_PLACE.end}\n"
+    )
     for words, message in (
         (("--docs", tmp_path / "bare.md"), "--docs must be a page with the lines"),
         (("--results", tmp_path / "none.json"), "add --docs PAGE"),

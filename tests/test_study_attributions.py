@@ -13,12 +13,12 @@ from adjointbackmap.study.attributions import (
     COMPLETED,
     DIFFERENCE,
     FULLGRAD,
-    IMAGE,
+    IMAGE_AND_BIAS_PARTS,
+    IMAGE_PART,
+    INPUT_X_GRADIENT,
     INTEGRATED,
     OF_MODULES,
-    PRODUCT,
     SALIENCY,
-    WHOLE,
 )
 from adjointbackmap.study.setup import Setup, read_json
 
@@ -32,7 +32,7 @@ def run(tmp_path_factory):
     """The comparison on two networks and four images."""
     setup = Setup(tmp_path_factory.mktemp("study"), (BIASED, PLAIN), images=2, sample=True)
     heard = []
-    attributions.compute(setup, lambda what, share: heard.append((what, share)))
+    attributions.compute_attributions(setup, lambda what, share: heard.append((what, share)))
     return setup, heard
 
 
@@ -56,9 +56,9 @@ def test_sums_are_those_of_a_slow_twin(run, name):
     sums = kept["sums"]
     assert kept["logit"] == pytest.approx(logit.item(), rel=1e-5)
     assert sums[SALIENCY] == pytest.approx(slope.abs().sum().item(), rel=1e-4)
-    assert sums[PRODUCT] == pytest.approx((x * slope).sum().item(), rel=1e-3, abs=1e-3)
-    assert sums[IMAGE] == pytest.approx(sums[PRODUCT], rel=1e-3, abs=1e-3)
-    assert sums[WHOLE] == pytest.approx(kept["logit"], rel=1e-4)
+    assert sums[INPUT_X_GRADIENT] == pytest.approx((x * slope).sum().item(), rel=1e-3, abs=1e-3)
+    assert sums[IMAGE_PART] == pytest.approx(sums[INPUT_X_GRADIENT], rel=1e-3, abs=1e-3)
+    assert sums[IMAGE_AND_BIAS_PARTS] == pytest.approx(kept["logit"], rel=1e-4)
     assert sums[FULLGRAD] == pytest.approx(kept["logit"], rel=1e-4)
     nodes, weights = np.polynomial.legendre.leggauss(attributions.STEPS)
     total = 0.0
@@ -104,10 +104,10 @@ def test_finished_images_are_not_computed_again(run, monkeypatch):
         attributions, "sums", lambda t, u, images: seen.extend(images.hashes) or right(t, u, images)
     )
     monkeypatch.setattr(attributions, "maps", lambda *arguments: pytest.fail("computed again"))
-    attributions.compute(setup, lambda what, share: None)
+    attributions.compute_attributions(setup, lambda what, share: None)
     assert not seen
     assert len(found(setup.folder, BIASED)["images"]) == 4
-    attributions.compute(
+    attributions.compute_attributions(
         Setup(setup.folder, (PLAIN,), images=3, sample=True), lambda what, share: None
     )
     assert len(seen) == 2
@@ -119,7 +119,7 @@ def test_section_needs_the_files_alone(run, monkeypatch):
     setup, _ = run
     monkeypatch.setattr(models, "load", lambda name: pytest.fail("loaded"))
     monkeypatch.setattr(data, "sample", lambda: pytest.fail("loaded"))
-    section = attributions.section(setup.folder)
+    section = attributions.attributions_section(setup.folder)
     claims = [block for block in section.blocks if isinstance(block, Claim)]
     assert [
         claim.holds for claim in claims if "part sum" in claim.text or "FullGrad" in claim.text
@@ -127,7 +127,7 @@ def test_section_needs_the_files_alone(run, monkeypatch):
     assert all(name in claims[0].measured for name in (BIASED, PLAIN))
     tables = [block for block in section.blocks if isinstance(block, Table)]
     assert [row[0] for row in tables[0].sheet.rows].count(DIFFERENCE) == 1
-    assert {row[0]: row[2] for row in tables[0].sheet.rows}[PRODUCT] == "100.0"
+    assert {row[0]: row[2] for row in tables[0].sheet.rows}[INPUT_X_GRADIENT] == "100.0"
     pictures = [block.path.name for block in section.blocks if isinstance(block, Picture)]
     assert pictures == [f"{PLAIN}-maps.png", f"{BIASED}-maps.png", f"{BIASED}-biases.png"]
     assert all(
@@ -144,21 +144,30 @@ def test_errors_are_relative_to_the_logit():
         {
             "logit": v,
             "at zero": 0.5,
-            "sums": {PRODUCT: s, INTEGRATED: v - 0.5, IMAGE: 1.0, WHOLE: 1 + v - s, **others},
+            "sums": {
+                INPUT_X_GRADIENT: s,
+                INTEGRATED: v - 0.5,
+                IMAGE_PART: 1.0,
+                IMAGE_AND_BIAS_PARTS: 1 + v - s,
+                **others,
+            },
         }
         for v, s in {2.0: 2.0, -1.0: 0.0, 4.0: 0.0}.items()
     ]
     errors = attributions.relative_errors(images)
     assert tuple(errors) == attributions.ROWS
-    assert errors[PRODUCT].tolist() == [0, 1, 1]
+    assert errors[INPUT_X_GRADIENT].tolist() == [0, 1, 1]
     assert errors[INTEGRATED].tolist() == [0.25, 0.5, 0.125]
     assert not errors[DIFFERENCE].any()
     assert not errors[COMPLETED].any()
-    claim = attributions.claim_of("It does not.", {"net": errors}, ["net"], PRODUCT, False)
+    claim = attributions.claim_of(
+        attributions.Statement("It does not.", INPUT_X_GRADIENT, False), {"net": errors}, ["net"]
+    )
     assert claim.holds
     assert "net 33.3 %, median 1" in claim.measured
-    assert attributions.claim_of("It does.", {"net": errors}, ["net"], PRODUCT, True).holds is False
+    statement = attributions.Statement("It does.", INPUT_X_GRADIENT)
+    assert attributions.claim_of(statement, {"net": errors}, ["net"]).holds is False
 
 
 def test_no_results_are_no_section(tmp_path):
-    assert attributions.section(tmp_path) is None
+    assert attributions.attributions_section(tmp_path) is None

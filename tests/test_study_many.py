@@ -10,7 +10,7 @@ import torch
 import adjointbackmap as abm
 from adjointbackmap import data, models
 from adjointbackmap.report.sections import Claim, Picture, Table
-from adjointbackmap.study.adversarial import many, noise
+from adjointbackmap.study.adversarial import many, many_report, noise
 from adjointbackmap.study.adversarial.scaled import spread_of
 from adjointbackmap.study.setup import SCALE, Setup
 
@@ -32,7 +32,7 @@ def setup(tmp_path_factory):
     """Two images under both networks."""
     setup = Setup(tmp_path_factory.mktemp("study"), NETWORKS, images=2, sample=True)
     heard = []
-    many.compute(setup, lambda what, share: heard.append(share))
+    many.compute_many(setup, lambda what, share: heard.append(share))
     assert heard[-1] == 1
     assert all(0 <= share <= 1 for share in heard)
     return setup
@@ -49,7 +49,7 @@ def made_up(spread=2.0, **changes):
         f"{before}{m} {part}": spread
         for before in ("", "control ")
         for m in ("distances", "variances")
-        for part in many.PARTS
+        for part in many_report.PARTS
     }
     found = {
         **{
@@ -76,7 +76,7 @@ def test_image_has_the_numbers_of_experiment_1_and_3(setup, name):
     trained = setup.trained(name)
     for image, found in results(setup, name).items():
         one = trained.images[trained.images.hashes.index(image)]
-        alone, _ = noise.measured(trained, one)
+        alone, _ = noise.measure_noise(trained, one)
         assert found["fooled"]
         assert {key: found[key] for key in ("label", "before", "after", "steps")} == {
             "label": alone["label"],
@@ -115,7 +115,7 @@ def test_angles_are_those_between_the_hyperplanes(setup):
         abm.hyperplanes(trained.network, trained.input(x), "fc", "RM0", scale=SCALE)
         for x in (one.unit_interval(), attacked)
     ]
-    for part in many.PARTS:
+    for part in many_report.PARTS:
         before, after = (getattr(p, part)[0].double().flatten(1) for p in planes)
         degrees = torch.nn.functional.cosine_similarity(before, after).arccos().rad2deg()
         assert found["angle"][part] == pytest.approx(float(degrees[found["label"]]), rel=1e-3)
@@ -137,7 +137,7 @@ def test_stopped_run_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(many, "spread_of", spread)
 
     def run(images, seed=0):
-        many.compute(
+        many.compute_many(
             Setup(tmp_path, NETWORKS[:1], images=images, seed=seed, sample=True),
             lambda what, share: None,
         )
@@ -161,7 +161,7 @@ def test_section_is_made_of_the_files_alone(setup, monkeypatch):
 
     for module, name in ((models, "load"), (data, "load"), (data, "sample")):
         monkeypatch.setattr(module, name, none)
-    section = many.section(setup.folder)
+    section = many_report.many_section(setup.folder)
     assert "vgg7-cifar10: 2 of 2 images" in section.ran[1]
     pictures = [block.path for block in section.blocks if isinstance(block, Picture)]
     assert [path.stem for path in pictures] == ["flipped-cifar10", "angles", "spread"]
@@ -201,8 +201,8 @@ def test_table_counts_failures_and_leaves_them_out():
         made_up(spread=None) | {"spread": nothing},
         made_up() | {"spread": few},
     ]
-    rows = dict(many.table({"a network": found}).sheet.rows)
-    assert [rows[row] for row in many.COUNTS] == ["5", "1", "1", "1", "1"]
+    rows = dict(many_report.distribution_table({"a network": found}).sheet.rows)
+    assert [rows[row] for row in many_report.COUNTS] == ["5", "1", "1", "1", "1"]
     assert rows["steps of the attack"] == "2 (2 to 2)"
     assert rows["gates flipped, %"] == "6 (6 to 6)"
     assert rows["spread ratio, distances, image part"] == "2 (2 to 3.8)"
@@ -223,20 +223,22 @@ def test_claims_weigh_most_images():
         )
         for _ in range(20)
     ]
-    assert [claim.holds for claim in many.claims({"a": good})] == [True] * 8
-    assert [claim.holds for claim in many.claims({"a": good, "b": bad})] == [False] * 8
-    assert [claim.holds for claim in many.claims({"a": good + bad})] == [False] + [None] * 7
-    assert [claim.holds for claim in many.claims({"a": [made_up(None, fooled=False)]})] == [
+    assert [claim.holds for claim in many_report.many_claims({"a": good})] == [True] * 8
+    assert [claim.holds for claim in many_report.many_claims({"a": good, "b": bad})] == [False] * 8
+    assert [claim.holds for claim in many_report.many_claims({"a": good + bad})] == [False] + [
         None
-    ] * 4
-    assert "a: 20 of 20 (84 to 100 %)" in list(many.claims({"a": good}))[1].measured
+    ] * 7
+    assert [
+        claim.holds for claim in many_report.many_claims({"a": [made_up(None, fooled=False)]})
+    ] == [None] * 4
+    assert "a: 20 of 20 (84 to 100 %)" in list(many_report.many_claims({"a": good}))[1].measured
 
 
 def test_section_of_nothing_is_none(tmp_path: Path):
     """No results, or none that is finished."""
-    assert many.section(tmp_path) is None
+    assert many_report.many_section(tmp_path) is None
     (tmp_path / many.KEY).mkdir()
     (tmp_path / many.KEY / f"{NETWORKS[0]}.json").write_text(
         '{"job": {}, "asked": 3, "images": {}}'
     )
-    assert many.section(tmp_path) is None
+    assert many_report.many_section(tmp_path) is None

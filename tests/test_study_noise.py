@@ -12,7 +12,7 @@ import adjointbackmap as abm
 from adjointbackmap import data, models
 from adjointbackmap.attacks import basic_iterative, study_attack
 from adjointbackmap.report.sections import Claim, Picture, Table
-from adjointbackmap.study.adversarial import noise
+from adjointbackmap.study.adversarial import noise, noise_report, pairs
 from adjointbackmap.study.adversarial.gates import flipped, gate_counts, near_kinks
 from adjointbackmap.study.adversarial.pairs import angles, relative_change
 from adjointbackmap.study.published.outputs import OUTPUTS
@@ -25,7 +25,7 @@ NETWORKS = ("vgg7-nobias-cifar10", "vgg7-cifar10")
 def setup(tmp_path_factory):
     """The experiment, run over the images that ship."""
     setup = Setup(tmp_path_factory.mktemp("study"), NETWORKS, sample=True)
-    noise.compute(setup, lambda what, share: None)
+    noise.compute_noise(setup, lambda what, share: None)
     return setup
 
 
@@ -39,7 +39,7 @@ def section(setup):
     with pytest.MonkeyPatch.context() as patch:
         for module, name in ((models, "load"), (data, "load"), (data, "sample")):
             patch.setattr(module, name, none)
-        return noise.section(setup.folder)
+        return noise_report.noise_section(setup.folder)
 
 
 @pytest.fixture(params=NETWORKS)
@@ -257,8 +257,10 @@ def test_changes_and_angles():
 def test_second_run_computes_nothing(setup, monkeypatch):
     """Another image is refused before it is computed; what is there stays."""
     calls = []
-    monkeypatch.setattr(noise, "measured", lambda *arguments: calls.append(arguments) or ({}, {}))
-    noise.compute(setup, lambda what, share: None)
+    monkeypatch.setattr(
+        noise, "measure_noise", lambda *arguments: calls.append(arguments) or ({}, {})
+    )
+    noise.compute_noise(setup, lambda what, share: None)
     assert calls == []
     other = Setup(setup.folder, NETWORKS[:1], image="frog", sample=True)
     kept = {path: path.read_bytes() for path in (setup.folder / noise.KEY).glob(f"{NETWORKS[0]}.*")}
@@ -266,7 +268,7 @@ def test_second_run_computes_nothing(setup, monkeypatch):
         ValueError,
         match=r"Got others \(image [0-9a-f]+..., not [0-9a-f]+...\): name another folder",
     ):
-        noise.compute(other, lambda what, share: None)
+        noise.compute_noise(other, lambda what, share: None)
     assert calls == []
     assert all(path.read_bytes() == content for path, content in kept.items())
 
@@ -309,7 +311,7 @@ def test_claims_fail_where_numbers_do(setup):
     found["attack"]["fooled"] = False
     found["changed"] = {"image": [1.0, 1e-6], "bias": [1e-6]}
     found["layers"]["conv1"]["image"] = 0.0
-    assert [claim.holds for claim in noise.claims(NETWORKS[1], found)] == [False] * 7
+    assert [claim.holds for claim in noise_report.noise_claims(NETWORKS[1], found)] == [False] * 7
 
 
 def test_hundred_classes_show_ten(setup):
@@ -317,10 +319,10 @@ def test_hundred_classes_show_ten(setup):
     found = copy.deepcopy(read_json(setup.folder / noise.KEY / f"{NETWORKS[1]}.json"))
     found["classes"] = [str(k) for k in range(100)]
     found["outputs"] = {key: [float(k) for k in range(100)] for key in found["outputs"]}
-    table = noise.output_table("vgg7-cifar100", found)
+    table = noise_report.output_table("vgg7-cifar100", found)
     assert [row[0] for row in table.sheet.rows] == [f"{k} ({k})" for k in range(90, 100)]
     assert table.published is None
-    claims = list(noise.claims("vgg7-cifar100", found))
+    claims = list(noise_report.noise_claims("vgg7-cifar100", found))
     assert all(claim.published == "" for claim in claims)
     assert "another one" in claims[3].text
     assert not claims[3].holds
@@ -328,7 +330,7 @@ def test_hundred_classes_show_ten(setup):
 
 def test_section_of_nothing_is_none(tmp_path: Path):
     """No results."""
-    assert noise.section(tmp_path) is None
+    assert noise_report.noise_section(tmp_path) is None
 
 
 def test_published_tables_are_as_their_captions_say():
@@ -343,9 +345,9 @@ def test_published_tables_are_as_their_captions_say():
         network, adversarial, original = table.numbers
         assert len(network) == 10
         assert (
-            noise.largest_error(adversarial, network)
+            pairs.largest_error(adversarial, network)
             < 3e-4
-            < noise.largest_error(original, network)
+            < pairs.largest_error(original, network)
         )
         shown = tuple(
             data.CIFAR10_CLASSES[int(np.argmax(column))] for column in (network, original)

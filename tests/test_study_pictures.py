@@ -13,7 +13,7 @@ from adjointbackmap.analysis.fields import Sparsity, sparsity
 from adjointbackmap.report.sections import Claim, Picture, Table
 from adjointbackmap.study.pictures import panels, surroundings
 from adjointbackmap.study.pictures import run as pictures
-from adjointbackmap.study.pictures.tables import claims, region_table, sparsity_table
+from adjointbackmap.study.pictures.tables import picture_claims, region_table, sparsity_table
 from adjointbackmap.study.setup import Setup, read_json
 
 BIASED = "vgg7-cifar10"
@@ -50,7 +50,7 @@ def run(tmp_path_factory, fast):
     """Both networks and three images."""
     setup = Setup(tmp_path_factory.mktemp("study"), (BIASED, PLAIN), images=3, sample=True)
     heard = []
-    pictures.compute(setup, lambda what, share: heard.append((what, share)))
+    pictures.compute_pictures(setup, lambda what, share: heard.append((what, share)))
     return setup, heard
 
 
@@ -75,7 +75,7 @@ def test_images_are_the_first_that_every_network_knows(run):
 
 
 def test_too_few_images_are_refused(run, monkeypatch):
-    monkeypatch.setitem(pictures.SHOWN, "cifar10", ("ship",) * 30)
+    monkeypatch.setitem(pictures.SHOWN_CLASSES, "cifar10", ("ship",) * 30)
     with pytest.raises(
         ValueError,
         match=r"There must be 30 test images of a ship that every shipped network knows. Got \d+: ",
@@ -181,13 +181,15 @@ def test_finished_work_is_not_done_again(run, fast, monkeypatch):
     assert all(0 <= share <= 1 for _, share in heard)
     assert fast.count("sparsity") == 2
     assert fast.count("regions") == 6
-    monkeypatch.setattr(pictures, "measured", lambda *arguments: pytest.fail("computed again"))
+    monkeypatch.setattr(
+        pictures, "measure_pictures", lambda *arguments: pytest.fail("computed again")
+    )
     before = kept(run, BIASED)
-    pictures.compute(setup, lambda what, share: None)
+    pictures.compute_pictures(setup, lambda what, share: None)
     assert len(fast) == 8
     assert kept(run, BIASED) == before
     with pytest.raises(ValueError, match=r"Got others \(many .*\): name another folder"):
-        pictures.compute(
+        pictures.compute_pictures(
             Setup(setup.folder, (PLAIN,), images=4, sample=True), lambda what, share: None
         )
 
@@ -197,7 +199,7 @@ def test_section_needs_the_files_alone(run, monkeypatch):
     setup, _ = run
     for module, name in ((models, "load"), (data, "sample"), (data, "load")):
         monkeypatch.setattr(module, name, lambda *arguments: pytest.fail("loaded"))
-    section = pictures.section(setup.folder)
+    section = pictures.pictures_section(setup.folder)
     assert sum(isinstance(block, Claim) for block in section.blocks) == 14
     tables = [block.sheet for block in section.blocks if isinstance(block, Table)]
     assert [len(sheet.rows) for sheet in tables] == [2, 2, 4, 2, 2]
@@ -231,7 +233,7 @@ def test_claims_that_numbers_do_not_bear_out_do_not_hold(run):
         image["found"]["conv1"] |= {"zero": 0, "full": image["found"]["conv1"]["hyperplanes"]}
     for image in found["regions"].values():
         image["found"]["l2"] |= {"kink": 1.0, "boundary": 20.0, "in region": True}
-    told = list(claims(BIASED, found))
+    told = list(picture_claims(BIASED, found))
     assert [claim.holds for claim in told] == [False] * 7
     assert "larger for 33.3 % of 3 images" in told[1].measured
     assert "all-zero RM4 hyperplanes in 0 of 1 layers" in told[5].measured
@@ -261,4 +263,4 @@ def test_tables_count_images_once():
 
 
 def test_no_results_are_no_section(tmp_path):
-    assert pictures.section(tmp_path) is None
+    assert pictures.pictures_section(tmp_path) is None

@@ -26,7 +26,7 @@ def setup(tmp_path_factory):
     made = Setup(tmp_path_factory.mktemp("study"), NETWORKS, sample=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scaled, "PATTERNS", FEW)
-        scaled.compute(made, lambda what, share: None)
+        scaled.compute_scaled(made, lambda what, share: None)
     return made
 
 
@@ -49,7 +49,7 @@ def changed(setup, tmp_path, monkeypatch):
         found = read_json(path)
         change(found)
         write_json(path, found)
-        return scaled.section(tmp_path)
+        return scaled.scaled_section(tmp_path)
 
     return page
 
@@ -223,16 +223,16 @@ def test_results_stay_and_other_settings_are_refused(setup, results, monkeypatch
     def refuse(*arguments):
         raise AssertionError
 
-    monkeypatch.setattr(scaled, "measured", refuse)
+    monkeypatch.setattr(scaled, "measure_scaled", refuse)
     monkeypatch.setattr(scaled, "PATTERNS", FEW)
     heard = []
-    scaled.compute(setup, lambda what, share: heard.append(share))
+    scaled.compute_scaled(setup, lambda what, share: heard.append(share))
     assert heard == [0.0, 0.5, 1.0]
     monkeypatch.setattr(scaled, "PATTERNS", FEW + 1)
     with pytest.raises(
         ValueError, match=rf"Got others \(patterns {FEW}, not {FEW + 1}\): name another"
     ):
-        scaled.compute(setup, lambda what, share: None)
+        scaled.compute_scaled(setup, lambda what, share: None)
 
 
 def test_page_is_made_from_the_files_alone(setup, results, monkeypatch):
@@ -240,7 +240,7 @@ def test_page_is_made_from_the_files_alone(setup, results, monkeypatch):
         monkeypatch.setattr(place, name, None)
     monkeypatch.setattr(setups.Trained, "subject", None)
     monkeypatch.setattr(setups.Trained, "network", None)
-    section = scaled.section(setup.folder)
+    section = scaled.scaled_section(setup.folder)
     assert section.key == scaled.KEY
     assert len(section.ran) == 3
     pictures = [block.path for block in section.blocks if isinstance(block, Picture)]
@@ -274,8 +274,8 @@ def test_what_is_missing_is_told(tmp_path, monkeypatch):
     """No try, no pattern: the page says so and tests nothing."""
     monkeypatch.setattr(scaled, "PATTERNS", FEW)
     monkeypatch.setattr(noise_patterns, "TRIES", 0)
-    scaled.compute(Setup(tmp_path, NETWORKS[1:], sample=True), lambda what, share: None)
-    section = scaled.section(tmp_path)
+    scaled.compute_scaled(Setup(tmp_path, NETWORKS[1:], sample=True), lambda what, share: None)
+    section = scaled.scaled_section(tmp_path)
     claim = next(block for block in section.blocks if isinstance(block, Claim))
     assert (claim.holds, claim.measured) == (
         None,
@@ -288,4 +288,4 @@ def test_what_is_missing_is_told(tmp_path, monkeypatch):
 
 
 def test_there_is_no_page_without_results(tmp_path):
-    assert scaled.section(tmp_path) is None
+    assert scaled.scaled_section(tmp_path) is None

@@ -11,7 +11,7 @@ from adjointbackmap import data, models, plots
 from adjointbackmap.report.sections import Claim, Picture, Scene, Table
 from adjointbackmap.sources import Subject
 from adjointbackmap.study import setup as setups
-from adjointbackmap.study.adversarial import targets
+from adjointbackmap.study.adversarial import targets, targets_report
 from adjointbackmap.study.results import kept
 from adjointbackmap.study.setup import Setup, Trained, read_json, write_json
 
@@ -22,7 +22,7 @@ NETWORKS = ("vgg7-nobias-cifar10", "vgg7-cifar10")
 def setup(tmp_path_factory):
     """Both networks on the images that ship, computed once."""
     made = Setup(tmp_path_factory.mktemp("study"), NETWORKS, sample=True)
-    targets.compute(made, lambda what, share: None)
+    targets.compute_targets(made, lambda what, share: None)
     return made
 
 
@@ -44,7 +44,7 @@ def changed(setup, tmp_path, monkeypatch):
         found = read_json(path)
         change(found)
         write_json(path, found)
-        return targets.section(tmp_path)
+        return targets_report.targets_section(tmp_path)
 
     return page
 
@@ -135,9 +135,9 @@ def test_results_stay_and_other_settings_are_refused(setup, results, monkeypatch
     def refuse(*arguments):
         raise AssertionError
 
-    monkeypatch.setattr(targets, "measured", refuse)
+    monkeypatch.setattr(targets, "measure_targets", refuse)
     heard = []
-    targets.compute(setup, lambda what, share: heard.append(share))
+    targets.compute_targets(setup, lambda what, share: heard.append(share))
     assert heard == [0.0, 0.5, 1.0]
     for other in (
         Setup(setup.folder, NETWORKS[:1], seed=1, sample=True),
@@ -147,7 +147,7 @@ def test_results_stay_and_other_settings_are_refused(setup, results, monkeypatch
             ValueError,
             match=r"must hold results of this run.s settings. Got others .*: name another",
         ):
-            targets.compute(other, lambda what, share: None)
+            targets.compute_targets(other, lambda what, share: None)
 
 
 def test_page_is_made_from_the_files_alone(setup, results, monkeypatch):
@@ -155,7 +155,7 @@ def test_page_is_made_from_the_files_alone(setup, results, monkeypatch):
         monkeypatch.setattr(place, name, None)
     monkeypatch.setattr(setups.Trained, "subject", None)
     monkeypatch.setattr(setups.Trained, "network", None)
-    section = targets.section(setup.folder)
+    section = targets_report.targets_section(setup.folder)
     assert section.key == targets.KEY
     assert all(h[:8] in section.ran[2] for h in results["vgg7-cifar10"][0]["settings"]["others"])
     pictures = [block.path for block in section.blocks if isinstance(block, Picture)]
@@ -201,7 +201,7 @@ def test_claims_follow_the_numbers(changed):
 
 
 def test_there_is_no_page_without_results(tmp_path):
-    assert targets.section(tmp_path) is None
+    assert targets_report.targets_section(tmp_path) is None
 
 
 def test_of_a_hundred_classes_nine_are_drawn():

@@ -22,7 +22,7 @@ from adjointbackmap.display import Shown, Summary, by, png_of
 from adjointbackmap.files.checked import check_file, compare
 
 ENVIRONMENT_VARIABLE = "ADJOINTBACKMAP_DATA"
-PIXELS = 3 * 32 * 32  # bytes of an image
+IMAGE_BYTES = 3 * 32 * 32  # bytes of an image
 MOST_SHOWN = 8  # images in a notebook
 MOST_NAMED = 10  # classes
 VALIDATION_SHARE = 10  # one in ten training images of a class
@@ -284,7 +284,7 @@ def _decode(content: bytes, path: Path, source: Dataset, records: int) -> Images
     Raises:
         ValueError: If the file is truncated or damaged.
     """
-    length = source.label_bytes + PIXELS
+    length = source.label_bytes + IMAGE_BYTES
     if len(content) != records * length:
         expected = f"{records * length:,} bytes ({records:,} records of {length:,})"
         msg = f"{path} must have {expected}, got {len(content):,}: fetch it again."

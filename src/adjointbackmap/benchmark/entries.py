@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import adjointbackmap as abm
-from adjointbackmap.benchmark.networks import kernel_names, prepared
+from adjointbackmap.benchmark.networks import benchmark_network, kernel_names
 from adjointbackmap.benchmark.peers import CLASS_PEERS, PEERS, Work
 from adjointbackmap.benchmark.timing import Counter, time_and_memory
 from adjointbackmap.benchmark.ways import (
@@ -34,8 +34,8 @@ from adjointbackmap.benchmark.ways import (
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.engine.sweep import Sweep
 
-CHANNELS = (32, 64, 96, 128)  # of the plain convolutions
-VALUES = 8192  # images times channels of a plain convolution, so that all have the same size
+RATE_CHANNELS = (32, 64, 96, 128)  # of the plain convolutions
+RATE_VALUES = 8192  # images times channels of a plain convolution, so that all have the same size
 
 
 def layer_entry(name: str, layer: str, settings: Settings) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def layer_entry(name: str, layer: str, settings: Settings) -> dict[str, Any]:
     For a chosen layer it has all methods and peers. For another layer it has the plan's choice and
     jacrev.
     """
-    subject = prepared(name)
+    subject = benchmark_network(name)
     chosen = CHOSEN.get(name, {})
     network = subject.network
     known = subject.network.layer(layer)
@@ -64,8 +64,8 @@ def layer_entry(name: str, layer: str, settings: Settings) -> dict[str, Any]:
 
 def growing_entry(name: str, settings: Settings) -> dict[str, Any]:
     """The last layer of a growing network, and the verification of all its layers."""
-    network = prepared(name).network
-    x = prepared(name).x[:1]
+    network = benchmark_network(name).network
+    x = benchmark_network(name).x[:1]
     last = [layer.name for layer in network.distinct_layers() if layer.kernel is not None][-1]
     entry = layer_entry(name, last, settings)
     verification = partial(abm.verify, network, x)
@@ -75,8 +75,8 @@ def growing_entry(name: str, settings: Settings) -> dict[str, Any]:
 
 def verify_entry(name: str, settings: Settings) -> dict[str, Any]:
     """The verification of every unit of every layer, for one image."""
-    network = prepared(name).network
-    x = prepared(name).x[:1]
+    network = benchmark_network(name).network
+    x = benchmark_network(name).x[:1]
     units = sum(check.units for check in abm.verify(network, x).values())
     way = time_and_memory(partial(abm.verify, network, x), settings.repeats)
     return {"units": units, "ways": {"abm.verify": way}}
@@ -84,7 +84,7 @@ def verify_entry(name: str, settings: Settings) -> dict[str, Any]:
 
 def layers_entry(name: str, settings: Settings) -> dict[str, Any]:
     """All hyperplanes of all layers for one image, and jacfwd with all layers as its output."""
-    subject = prepared(name)
+    subject = benchmark_network(name)
     network = subject.network
     layers = tuple(kernel_names(name))
     units = sum(prod(network.layer(layer).out_shape) for layer in layers)
@@ -100,7 +100,7 @@ def layers_entry(name: str, settings: Settings) -> dict[str, Any]:
 
 def classes_entry(name: str, settings: Settings) -> dict[str, Any]:
     """The RM0 hyperplanes of every class, for a batch of images."""
-    subject = prepared(name)
+    subject = benchmark_network(name)
     network = subject.network
     x = subject.x[: settings.images]
     best = network.plan("fc", "RM0")
@@ -118,8 +118,8 @@ def classes_entry(name: str, settings: Settings) -> dict[str, Any]:
 
 def sweep_entry(name: str, settings: Settings) -> dict[str, Any]:
     """The windowed sweep for all layers of one image, and its rate."""
-    network = prepared(name).network
-    x = prepared(name).x[:1]
+    network = benchmark_network(name).network
+    x = benchmark_network(name).x[:1]
     pattern = abm.record_pattern(network, x)
     targets = [layer.value for layer in network.distinct_layers()]
 
@@ -141,8 +141,8 @@ def rate_entry(settings: Settings) -> dict[str, Any]:
     """GFLOP/s of a large plain convolution, 3 x 3 at 32 x 32, float32, channels last."""
     ways = {}
     layout = torch.channels_last
-    for channels in CHANNELS:
-        x = torch.rand(VALUES // channels, channels, 32, 32).contiguous(memory_format=layout)
+    for channels in RATE_CHANNELS:
+        x = torch.rand(RATE_VALUES // channels, channels, 32, 32).contiguous(memory_format=layout)
         w = torch.rand(channels, channels, 3, 3).contiguous(memory_format=layout)
         with torch.no_grad():
             found = time_and_memory(partial(F.conv2d, x, w, padding=1), settings.repeats)
@@ -181,7 +181,7 @@ def warm_up(settings: Settings) -> None:
 
     Imports and the first use of a kernel then count in no figure.
     """
-    subject = prepared("side/32")
+    subject = benchmark_network("side/32")
     tiny = replace(settings, repeats=1, few=2, some=2)
     units = (0, 0, slice(None))
     for method in able(subject.network, "0"):

@@ -102,7 +102,7 @@ def with_random_weights(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class BenchmarkNetwork:
     """A network, its folded module and its images ``(N, 3, side, side)``."""
 
     network: Network
@@ -129,7 +129,7 @@ def built(name: str) -> tuple[nn.Module, int]:
 
 
 @lru_cache(maxsize=2)
-def prepared(name: str) -> Prepared:
+def benchmark_network(name: str) -> BenchmarkNetwork:
     """A network, folded and traced, and images of the sample.
 
     The images are enlarged if the network takes larger ones.
@@ -139,7 +139,7 @@ def prepared(name: str) -> Prepared:
     pixels = data.sample()[:count].unit_interval()
     x = pixels if side == 32 else F.interpolate(pixels, (side, side), mode="bilinear")
     folded = fold(model, x[:1]).model
-    return Prepared(trace(folded, x[:2]), folded, x)
+    return BenchmarkNetwork(trace(folded, x[:2]), folded, x)
 
 
 def kernel_names(name: str) -> list[str]:

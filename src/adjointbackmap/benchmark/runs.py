@@ -13,10 +13,10 @@ from adjointbackmap.benchmark.ways import QUICK, Settings
 from adjointbackmap.files.checked import DamagedFile, read_or_set_aside, sealed_text
 from adjointbackmap.files.disk import hold_file, write
 from adjointbackmap.machine import environment
-from adjointbackmap.report.sheets import Place
+from adjointbackmap.report.sheets import PagePlace
 
 FORMAT = 2  # of the file; raised when its content changes
-SPEED_PLACE = Place("<!-- speed: written by adjointbackmap bench -->", "<!-- speed: end -->")
+SPEED_PLACE = PagePlace("<!-- speed: written by adjointbackmap bench -->", "<!-- speed: end -->")
 
 
 def settings_for(quick: bool, repeats: int | None) -> Settings:

@@ -36,7 +36,7 @@ def seconds_of(way: dict[str, Any]) -> str:
 
 def mib_of(way: dict[str, Any]) -> str:
     """Peak memory as text."""
-    return "not told" if way.get("mib") is None else f"{way['mib']:,.0f} MiB"
+    return "not measured" if way.get("mib") is None else f"{way['mib']:,.0f} MiB"
 
 
 def products_of(way: dict[str, Any]) -> str:
@@ -147,7 +147,7 @@ def exponent(sizes: list[int], values: Sequence[int | float]) -> str:
 
 def aims(known: Entries) -> Sheet:
     """The aims of the project, and the figures that were reached."""
-    sheet = Sheet("Aims", ["work", "held against", "aim", "measured", "reached"])
+    sheet = Sheet("Aims", ["work", "compared with", "aim", "measured", "reached"])
 
     def add(work: str, against: str, aim: int, value: float, unit: str = "x") -> None:
         figure = "-" if math.isnan(value) else f"{value:.3g} {unit}"

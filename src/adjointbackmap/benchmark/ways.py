@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import adjointbackmap as abm
-from adjointbackmap.benchmark.networks import SAMPLE_IMAGES, Prepared
+from adjointbackmap.benchmark.networks import SAMPLE_IMAGES, BenchmarkNetwork
 from adjointbackmap.benchmark.peers import MEMORY_FORMATS, Peer, Work
 from adjointbackmap.benchmark.timing import clock, extrapolated, time_and_memory, within_memory
 from adjointbackmap.planes.planner import METHODS
@@ -120,7 +120,7 @@ def too_much(cost: int, settings: Settings) -> dict[str, Any]:
 
 
 def ours(
-    subject: Prepared, layer: str, units: Any, method: str, settings: Settings
+    subject: BenchmarkNetwork, layer: str, units: Any, method: str, settings: Settings
 ) -> dict[str, Any]:
     """Measure one of our methods on the units of a layer, for one image.
 
@@ -148,7 +148,7 @@ def ours(
     return {**time_and_memory(partial(call, units=units), settings.repeats), **counts}
 
 
-def our_classes(subject: Prepared, method: str, settings: Settings) -> dict[str, Any]:
+def our_classes(subject: BenchmarkNetwork, method: str, settings: Settings) -> dict[str, Any]:
     """Measure one of our methods on every class.
 
     One image is measured if all images cost too much.
@@ -217,7 +217,9 @@ def difference(peer: Peer, found: Any, ours: tuple[Tensor, Tensor], image: Tenso
     return float(worst / (largest if largest > 0 else 1))  # NaN stays
 
 
-def planes_at(subject: Prepared, layer: str, units: Any, numbers: Tensor) -> tuple[Tensor, Tensor]:
+def planes_at(
+    subject: BenchmarkNetwork, layer: str, units: Any, numbers: Tensor
+) -> tuple[Tensor, Tensor]:
     """Our hyperplanes of some units: ``(units, pixels)`` and ``(units, biases)``.
 
     The method is the one that the plan chooses for all of the work.
@@ -274,7 +276,7 @@ def facts_of(peer: Peer, best: Work, chunk: int, worst: float) -> dict[str, Any]
 
 
 def peer_ways(
-    subject: Prepared,
+    subject: BenchmarkNetwork,
     layer: str,
     units: Any,
     peers: dict[str, Peer],
@@ -302,7 +304,7 @@ def of_peer(peer: Peer, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]
 
 
 def class_peer(
-    peer: Peer, subject: Prepared, planes: abm.Hyperplanes, settings: Settings
+    peer: Peer, subject: BenchmarkNetwork, planes: abm.Hyperplanes, settings: Settings
 ) -> dict[str, Any]:
     """Measure a peer on every class of the images."""
     count = len(planes.x)

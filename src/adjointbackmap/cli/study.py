@@ -53,15 +53,16 @@ def verification(
         RuntimeError: If a unit is off in float64.
         KeyboardInterrupt: On Ctrl-C, after the tables of the finished images.
     """
-    from adjointbackmap.study.verification.page import PLACE, off_in_float64
-    from adjointbackmap.study.verification.run import RESULTS, Counts, check_networks, run
+    from adjointbackmap.study.verification.page import VERIFICATION_PLACE, off_in_float64
+    from adjointbackmap.study.verification.results_file import RESULTS
+    from adjointbackmap.study.verification.run import Counts, check_networks, verify_networks
 
     use_threads(threads)
     chosen = check_networks(network)
     counts = Counts(images, images_float64, images_fc)
     file = results or out / RESULTS
     if docs:
-        PLACE.check(docs)
+        VERIFICATION_PLACE.check(docs)
     elif results:
         msg = f"--results must come with the page to write. Got {results} alone: add --docs PAGE."
         raise ValueError(msg)
@@ -74,7 +75,7 @@ def verification(
                 bar.update(job, completed=share)
 
             try:
-                run(out, chosen, counts, data, workers, report, device=device)
+                verify_networks(out, chosen, counts, data, workers, report, device=device)
             except KeyboardInterrupt:
                 if file.exists():
                     _show_tables(file, docs)
@@ -119,7 +120,7 @@ def everything(
         sample: Use only the 200 test images of CIFAR-10 that ship.
         threads: Number of processor threads.
     """
-    from adjointbackmap.study.everything import check_experiments, run
+    from adjointbackmap.study.everything import check_experiments, run_experiments
     from adjointbackmap.study.setup import Setup, check_setup
 
     use_threads(threads)
@@ -129,7 +130,7 @@ def everything(
         def show(what: str, share: float) -> None:
             bar.update(job, completed=share, description=what)
 
-        run(setup, check_experiments(only), show)
+        run_experiments(setup, check_experiments(only), show)
     report(out)
 
 
@@ -146,12 +147,12 @@ def report(folder: Path, *, docs: Path | None = None) -> None:
     Raises:
         ValueError: If a summary is given without --docs.
     """
-    from adjointbackmap.report.document import PLACE, fill, read_summary, write_document
+    from adjointbackmap.report.document import STUDY_PLACE, fill, read_summary, write_document
     from adjointbackmap.report.page import write_report
     from adjointbackmap.study.everything import about, sections
 
     if docs:
-        PLACE.check(docs)
+        STUDY_PLACE.check(docs)
     if folder.is_file():
         if docs is None:
             msg = (
@@ -172,9 +173,9 @@ def report(folder: Path, *, docs: Path | None = None) -> None:
 def _show_tables(file: Path, docs: Path | None) -> dict[str, Any]:
     """Show the results of a file, write their page, and return the results."""
     from adjointbackmap.study.verification.page import show, write_page
-    from adjointbackmap.study.verification.run import read
+    from adjointbackmap.study.verification.results_file import read_results
 
-    found = read(file)
+    found = read_results(file)
     for sheet in show(found):
         console.print(sheet.rich(TERMINAL_COLUMNS))
     written = write_page(found, file, docs) if docs else [file]

@@ -12,21 +12,22 @@ from adjointbackmap.files.checked import read_sealed, sealed_text
 from adjointbackmap.files.disk import write
 from adjointbackmap.report.page import MARKS
 from adjointbackmap.report.sections import Claim, Section, Table
-from adjointbackmap.report.sheets import Place, Sheet
+from adjointbackmap.report.sheets import PagePlace, Sheet
 
-PLACE = Place("<!-- study: written by adjointbackmap report -->", "<!-- study: end -->")
+STUDY_PLACE = PagePlace("<!-- study: written by adjointbackmap report -->", "<!-- study: end -->")
 APART = "verification"  # the command ``study verification`` writes a page of its own for it
 SUMMARY = "study.json"  # in the folder of a study it has the runs alone
 
 
-def markdown(sections: Sequence[Section]) -> str:
+def study_markdown(sections: Sequence[Section]) -> str:
     """The runs, the claims and the tables of each section. Pictures are only in the report.
 
     Args:
         sections: What the experiments found.
 
     Example:
-        >>> text = markdown([Section("noise", "Noise", ("One image.",), (Claim("It matters.", "3 of 4", True),))])
+        >>> claim = Claim("It matters.", "3 of 4", True)
+        >>> text = study_markdown([Section("noise", "Noise", ("One image.",), (claim,))])
         >>> print(text.splitlines()[-1])
         | It matters. | 3 of 4 |  | holds |
     """
@@ -34,6 +35,7 @@ def markdown(sections: Sequence[Section]) -> str:
 
 
 def _of_section(section: Section) -> Iterator[str]:
+    """The paragraphs and tables of one section."""
     yield f"### {section.title}"
     yield from section.ran
     claims = [block for block in section.blocks if isinstance(block, Claim)]
@@ -43,9 +45,11 @@ def _of_section(section: Section) -> Iterator[str]:
         ]
         yield Sheet("", ["claim", "measured", "published", "verdict"], rows).markdown()
     for table in (block for block in section.blocks if isinstance(block, Table)):
-        yield from (f"*{title}*" for title in (table.sheet.title,) if title)
+        if table.sheet.title:
+            yield f"*{table.sheet.title}*"
         yield Sheet("", table.sheet.head, table.sheet.rows).markdown()
-        yield from (caption for caption in (table.caption,) if caption)
+        if table.caption:
+            yield table.caption
 
 
 def _cell(text: str) -> str:
@@ -55,7 +59,7 @@ def _cell(text: str) -> str:
 
 def fill(page: Path, sections: Sequence[Section]) -> None:
     """Write the claims and tables of some sections into the place of a page."""
-    PLACE.fill(page, markdown(sections))
+    STUDY_PLACE.fill(page, study_markdown(sections))
 
 
 def write_document(folder: Path, sections: Sequence[Section], page: Path) -> list[Path]:
@@ -67,7 +71,7 @@ def write_document(folder: Path, sections: Sequence[Section], page: Path) -> lis
     Args:
         folder: The results.
         sections: The sections that belong to the results.
-        page: A page with the two lines of :data:`PLACE`.
+        page: A page with the two lines of :data:`STUDY_PLACE`.
 
     Returns:
         The page, and the summary.
@@ -75,7 +79,7 @@ def write_document(folder: Path, sections: Sequence[Section], page: Path) -> lis
     Raises:
         ValueError: If the page has no such place.
     """
-    PLACE.check(page)
+    STUDY_PLACE.check(page)
     shown = [section for section in sections if section.key != APART]
     fill(page, shown)
     run = read_sealed(folder / SUMMARY) if (folder / SUMMARY).is_file() else {}

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from adjointbackmap.files.disk import write
 from adjointbackmap.report.scenes import plotly_script, scene_figure
-from adjointbackmap.report.sections import Block, Claim, Scene, Section
+from adjointbackmap.report.sections import Claim, ReportBlock, Scene, Section
 from adjointbackmap.report.sheets import plain
 
 MARKS = {True: "holds", False: "does not hold", None: "cannot tell"}
@@ -46,7 +46,7 @@ def render(folder: Path, sections: Sequence[Section], about: dict[str, Any]) -> 
     )
     env.filters.update(
         plain=plain,
-        inline=lambda path: inline(folder / path),
+        inline=lambda path: data_url(folder / path),
         kind=kind,
         mark=lambda holds: MARKS[holds],
     )
@@ -55,21 +55,21 @@ def render(folder: Path, sections: Sequence[Section], about: dict[str, Any]) -> 
         vector=lambda path: _beside(folder, path, ".svg"),
     )
     claims = [(s, [block for block in s.blocks if isinstance(block, Claim)]) for s in sections]
-    told = [claim.holds for _, of_section in claims for claim in of_section]
+    verdicts = [claim.holds for _, of_section in claims for claim in of_section]
     scenes = [block for section in sections for block in section.blocks if isinstance(block, Scene)]
     return env.get_template("report.html").render(
         sections=sections,
         about=about,
         claims=[(section, of_section) for section, of_section in claims if of_section],
-        held=told.count(True),
-        tested=len(told),
+        held=verdicts.count(True),
+        tested=len(verdicts),
         plotly=Markup(plotly_script()) if scenes else "",
         figures={id(scene): Markup(_for_script(scene_figure(scene))) for scene in scenes},
         identity=id,
     )
 
 
-def kind(block: Block) -> str:
+def kind(block: ReportBlock) -> str:
     """The name of a block's class in lower case. The macro that draws the block has this name.
 
     Example:
@@ -79,14 +79,17 @@ def kind(block: Block) -> str:
     return type(block).__name__.lower()
 
 
-def inline(path: Path) -> str:
+def data_url(path: Path) -> str:
     """A picture as a data URL, which holds the picture itself.
 
     Raises:
         FileNotFoundError: If there is no such file.
     """
     if not path.is_file():
-        msg = f"A picture of the report must be in the folder of the results. Got {path}, which is not there: run the study again."
+        msg = (
+            "A picture of the report must be in the folder of the results. "
+            f"Got {path}, which is not there: run the study again."
+        )
         raise FileNotFoundError(msg)
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from adjointbackmap.report.sections import Scene
 
-COLOURS = ("#c8102e", "#222222", "#1f6fb2", "#2e8b57")
+SCENE_COLOURS = ("#c8102e", "#222222", "#1f6fb2", "#2e8b57")
 
 
 def plotly_script() -> str:
@@ -18,7 +18,8 @@ def scene_figure(scene: Scene) -> dict[str, Any]:
     """A scene as Plotly's data and layout.
 
     Example:
-        >>> figure = scene_figure(Scene({"noise": [[0.0, 1.0, 2.0]]}, {"noise": ["cat"]}, "tSNE", ""))
+        >>> scene = Scene({"noise": [[0.0, 1.0, 2.0]]}, {"noise": ["cat"]}, "tSNE", "")
+        >>> figure = scene_figure(scene)
         >>> figure["data"][0]["name"], figure["data"][0]["z"]
         ('noise', [2.0])
     """
@@ -32,7 +33,7 @@ def scene_figure(scene: Scene) -> dict[str, Any]:
             "textfont": {"size": 10, "color": colour},
             "marker": {"size": 4, "color": colour},
         }
-        for (name, points), colour in zip(scene.groups.items(), COLOURS, strict=False)
+        for (name, points), colour in zip(scene.groups.items(), SCENE_COLOURS, strict=False)
     ]
     axis = {"showticklabels": False, "title": {"text": ""}}
     layout = {

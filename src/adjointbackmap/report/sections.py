@@ -73,7 +73,7 @@ class Scene:
     caption: str
 
 
-Block = Claim | Table | Picture | Scene
+ReportBlock = Claim | Table | Picture | Scene
 
 
 @dataclass(frozen=True)
@@ -90,4 +90,4 @@ class Section:
     key: str
     title: str
     ran: tuple[str, ...]
-    blocks: tuple[Block, ...]
+    blocks: tuple[ReportBlock, ...]

@@ -1,6 +1,6 @@
 """Tables as data, for a Markdown page, the terminal or a report.
 
-A :class:`Place` is where tables go in a page.
+A :class:`PagePlace` is where tables go in a page.
 """
 
 from dataclasses import dataclass, field
@@ -67,7 +67,7 @@ def plain(cell: str) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
+class PagePlace:
     """The place for tables in a page, between two comment lines that a reader does not see.
 
     Attributes:
@@ -84,12 +84,12 @@ class Place:
         Raises:
             ValueError: If the page does not have it.
         """
-        if (
-            not page.is_file()
-            or self.begin not in page.read_text()
-            or self.end not in page.read_text()
-        ):
-            msg = f"--docs must be a page with the lines {self.begin} and {self.end}. Got {page}: add them to it."
+        text = page.read_text() if page.is_file() else ""
+        if self.begin not in text or self.end not in text:
+            msg = (
+                f"--docs must be a page with the lines {self.begin} and {self.end}. "
+                f"Got {page}: add them to it."
+            )
             raise ValueError(msg)
 
     def fill(self, page: Path, text: str) -> None:

@@ -4,8 +4,10 @@ The comparison is how well each method's map sums to the logit of the predicted 
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +20,11 @@ from adjointbackmap.engine.network import Network
 from adjointbackmap.exactness.journal import Record
 from adjointbackmap.exactness.layer_check import SHARE_LIMIT
 from adjointbackmap.planes.hyperplane import hyperplanes
-from adjointbackmap.report.sections import Block, Claim, Picture, Section, Table
+from adjointbackmap.report.sections import Claim, Picture, ReportBlock, Section, Table
 from adjointbackmap.report.sheets import Sheet
 from adjointbackmap.study.pictures.panels import captioned
 from adjointbackmap.study.quantiles import Quantiles
-from adjointbackmap.study.results import Arrays, Found, keep, kept
+from adjointbackmap.study.results import Arrays, Found, keep, kept, save_picture
 from adjointbackmap.study.setup import SCALE, Setup, Trained, read_json, write_json
 
 KEY = "attributions"
@@ -31,20 +33,31 @@ BATCH = 20  # images that are computed and recorded together
 STEPS = 50  # steps of integrated gradients, starting at an input of zeros
 SAMPLES = 200  # points of integrated gradients per forward pass
 
+# Methods, and rows of the table.
 SALIENCY = "saliency"
-PRODUCT = "input x gradient"
+INPUT_X_GRADIENT = "input x gradient"
 INTEGRATED = "integrated gradients"
 FULLGRAD = "FullGrad"
 OF_MODULES = "FullGrad, biases of modules"
-IMAGE = "hyperplane, image part"
-WHOLE = "hyperplane, image and bias parts"
-COMPLETED = f"{PRODUCT}, and the hyperplane's bias part"
+IMAGE_PART = "hyperplane, image part"
+IMAGE_AND_BIAS_PARTS = "hyperplane, image and bias parts"
+COMPLETED = f"{INPUT_X_GRADIENT}, and the hyperplane's bias part"
 DIFFERENCE = f"{INTEGRATED}, beside f(x) - f(0)"
-ROWS = (SALIENCY, PRODUCT, COMPLETED, INTEGRATED, DIFFERENCE, FULLGRAD, OF_MODULES, IMAGE, WHOLE)
-MAPS = (SALIENCY, PRODUCT, INTEGRATED)
+ROWS = (
+    SALIENCY,
+    INPUT_X_GRADIENT,
+    COMPLETED,
+    INTEGRATED,
+    DIFFERENCE,
+    FULLGRAD,
+    OF_MODULES,
+    IMAGE_PART,
+    IMAGE_AND_BIAS_PARTS,
+)
+MAPS = (SALIENCY, INPUT_X_GRADIENT, INTEGRATED)
 
 
-def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
+def compute_attributions(setup: Setup, report: Callable[[str, float], None]) -> None:
     """Compare the methods on every network of a run.
 
     Images that are finished for the same weights are not computed again.
@@ -59,10 +72,8 @@ def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
         images = setup.many(name, min(MOST, 2 * setup.images))
         path = setup.folder / KEY / f"{name}.json"
         settings = {**trained.about, "steps": STEPS, "scale": SCALE}
-        record = Record(
-            path.with_name(f"{name}-{trained.about['weights sha256'][:8]}.jsonl"),
-            settings,
-        )
+        weights = trained.about["weights sha256"][:8]
+        record = Record(path.with_name(f"{name}-{weights}.jsonl"), settings)
         missing = [n for n, hashed in enumerate(images.hashes) if hashed not in record.names]
         for start in range(0, len(missing), BATCH):
             report(f"{name}: attributions", 1 - (len(missing) - start) / len(images))
@@ -77,10 +88,8 @@ def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
             "biases": len(trained.network.biases),
         }
         keep(path, settings, partial(maps, trained, untouched, one))
-        write_json(
-            path,
-            read_json(path) | {"images": {hashed: finished[hashed] for hashed in images.hashes}},
-        )
+        numbers = {hashed: finished[hashed] for hashed in images.hashes}
+        write_json(path, read_json(path) | {"images": numbers})
     report("attributions", 1.0)
 
 
@@ -99,26 +108,19 @@ def sums(trained: Trained, untouched: nn.Module, images: data.Images) -> list[Fo
         scores = untouched(x)
         zero = untouched(torch.zeros_like(x[:1]))[0]
     classes = scores.argmax(1)
-    found = {
-        method: made.flatten(1).sum(1)
-        for method, made in captum_maps(untouched, x, classes).items()
-    }
+    made = captum_maps(untouched, x, classes)
+    found = {method: part.flatten(1).sum(1) for method, part in made.items()}
     slopes, biases = full_gradients(trained.network, x, classes)
     pixels = (x * slopes).flatten(1).sum(1)
-    none = x.new_zeros(len(x))
+    none = x.new_zeros(len(x))  # the sum of no biases
     owned = (part for name, part in biases.items() if is_of_module(trained.network.model, name))
     found[FULLGRAD] = pixels + sum(biases.values(), none)
     found[OF_MODULES] = pixels + sum(owned, none)
-    parts = hyperplanes(
-        trained.network,
-        x,
-        "fc",
-        "RM0",
-        classes[:, None, None],
-        scale=SCALE,
-    ).contributions()
-    found[IMAGE] = parts.image.flatten(1).sum(1)
-    found[WHOLE] = parts.total()[:, 0]
+    units = classes[:, None, None]  # one unit (class,) for each image
+    planes = hyperplanes(trained.network, x, "fc", "RM0", units, scale=SCALE)
+    parts = planes.contributions()
+    found[IMAGE_PART] = parts.image.flatten(1).sum(1)
+    found[IMAGE_AND_BIAS_PARTS] = parts.total()[:, 0]
     return [
         {
             "logit": float(scores[n, c]),
@@ -146,16 +148,11 @@ def captum_maps(
     from captum.attr import InputXGradient, IntegratedGradients, Saliency
 
     inputs = x.detach().clone().requires_grad_()
+    path: dict[str, Any] = {"baselines": 0, "n_steps": STEPS, "internal_batch_size": SAMPLES}
     found = {
         SALIENCY: Saliency(model).attribute(inputs, target=classes),
-        PRODUCT: InputXGradient(model).attribute(inputs, target=classes),
-        INTEGRATED: IntegratedGradients(model).attribute(
-            inputs,
-            baselines=0,
-            target=classes,
-            n_steps=STEPS,
-            internal_batch_size=SAMPLES,
-        ),
+        INPUT_X_GRADIENT: InputXGradient(model).attribute(inputs, target=classes),
+        INTEGRATED: IntegratedGradients(model).attribute(inputs, target=classes, **path),
     }
     return {method: part.detach().to(x) for method, part in found.items()}
 
@@ -201,10 +198,8 @@ def is_of_module(model: nn.Module, parameter: str) -> bool:
     It includes the biases of convolutions, linear layers and batch norms, but no bare parameters.
     """
     owner, _, name = parameter.rpartition(".")
-    return name == "bias" and isinstance(
-        model.get_submodule(owner),
-        nn.Conv2d | nn.Linear | nn.BatchNorm2d,
-    )
+    module = model.get_submodule(owner)
+    return name == "bias" and isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d)
 
 
 def maps(trained: Trained, untouched: nn.Module, image: data.Images) -> tuple[Found, Arrays]:
@@ -232,14 +227,14 @@ def maps(trained: Trained, untouched: nn.Module, image: data.Images) -> tuple[Fo
         "pixels": pixels[0].numpy(),
         **{method: part[0].numpy() for method, part in found.items()},
         "hyperplane": planes.image[0, 0].numpy(),
-        IMAGE: parts.image[0, 0].numpy(),
+        IMAGE_PART: parts.image[0, 0].numpy(),
         "biases": np.array(list(bias), str),
         "bias": np.array(list(bias.values())),
         FULLGRAD: np.array(theirs),
     }
 
 
-def section(folder: Path) -> Section | None:
+def attributions_section(folder: Path) -> Section | None:
     """Build the report section from the result files, and draw its pictures into the folder.
 
     Args:
@@ -267,13 +262,13 @@ def section(folder: Path) -> Section | None:
         f"pattern of {SCALE:g} [x; b].",
     )
     errors = {name: relative_errors(found["images"].values()) for name, found in networks.items()}
-    blocks: list[Block] = [
-        *claims(networks, errors),
-        *(table(name, found) for name, found in errors.items()),
+    blocks: list[ReportBlock] = [
+        *attribution_claims(networks, errors),
+        *(error_table(name, found) for name, found in errors.items()),
     ]
     for result in results:
         blocks += _pictures(folder, *result)
-    return Section(KEY, "Beside the attributions that users know", ran, tuple(blocks))
+    return Section(KEY, "Hyperplanes and common attribution methods", ran, tuple(blocks))
 
 
 def relative_errors(images: Iterable[Found]) -> dict[str, np.ndarray]:
@@ -290,13 +285,13 @@ def relative_errors(images: Iterable[Found]) -> dict[str, np.ndarray]:
     totals = {
         method: np.array([found["sums"][method] for found in every]) for method in every[0]["sums"]
     }
-    totals[COMPLETED] = totals[PRODUCT] + totals[WHOLE] - totals[IMAGE]
+    totals[COMPLETED] = totals[INPUT_X_GRADIENT] + totals[IMAGE_AND_BIAS_PARTS] - totals[IMAGE_PART]
     errors = {method: np.abs(total - logits) / np.abs(logits) for method, total in totals.items()}
     errors[DIFFERENCE] = np.abs(totals[INTEGRATED] - (logits - zeros)) / np.abs(logits - zeros)
     return {method: errors[method] for method in ROWS}
 
 
-def table(name: str, errors: dict[str, np.ndarray]) -> Table:
+def error_table(name: str, errors: dict[str, np.ndarray]) -> Table:
     """Table with a row for each method.
 
     The columns are the quantiles of the relative errors, and the share of images within 1 %.
@@ -305,10 +300,8 @@ def table(name: str, errors: dict[str, np.ndarray]) -> Table:
         name: The network.
         errors: Its errors for each method.
     """
-    sheet = Sheet(
-        f"{name}: how far each method is from the logit",
-        ["method", "relative error %", "within 1 %, %"],
-    )
+    head = ["method", "relative error %", "within 1 %, %"]
+    sheet = Sheet(f"{name}: how far each method is from the logit", head)
     for method, found in errors.items():
         sheet.rows.append([method, str(Quantiles.of(found, 100.0)), f"{_within(found):.1f}"])
     caption = (
@@ -319,85 +312,88 @@ def table(name: str, errors: dict[str, np.ndarray]) -> Table:
     return Table(sheet, caption)
 
 
-def claims(networks: dict[str, Found], errors: dict[str, dict[str, np.ndarray]]) -> Iterator[Claim]:
+def attribution_claims(
+    networks: dict[str, Found], errors: dict[str, dict[str, np.ndarray]]
+) -> Iterator[Claim]:
     """Which methods reproduce the logit, for networks with biases and for those without.
 
     Args:
         networks: Results for each network.
         errors: Errors for each network and method.
     """
+    everyone = list(networks)
     biased = [name for name, found in networks.items() if found["settings"]["biases"]]
     plain = [name for name in networks if name not in biased]
-    everyone = list(networks)
-    yield claim_of(
-        "The hyperplane's image part and bias part sum to the logit.",
-        errors,
-        everyone,
-        WHOLE,
-        True,
-    )
-    yield claim_of(
-        "FullGrad with all biases of the folded network sums to it, too.",
-        errors,
-        everyone,
-        FULLGRAD,
-        True,
-    )
-    if biased:
-        yield claim_of(
-            "Input x gradient alone does not where there are biases.",
-            errors,
-            biased,
-            PRODUCT,
-            False,
-        )
-        yield claim_of(
-            "What it misses is the bias part: with that of the hyperplane it does.",
-            errors,
-            biased,
-            COMPLETED,
-            True,
-        )
-        yield claim_of(
-            "Nor do integrated gradients from zeros, as f(0) is missing.",
-            errors,
-            biased,
-            INTEGRATED,
-            False,
-        )
-    if plain:
-        yield claim_of(
-            "Without biases input x gradient is the image part, and all of the logit.",
-            errors,
-            plain,
-            PRODUCT,
-            True,
-        )
-    text = (
-        f"Integrated gradients reproduce f(x) - f(0), which is what they claim, with {STEPS} steps."
-    )
-    yield claim_of(text, errors, everyone, DIFFERENCE, True)
+    for statement in STATEMENTS:
+        names = {"all": everyone, "biased": biased, "plain": plain}[statement.networks]
+        if names:
+            yield claim_of(statement, errors, names)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A claim about one method.
+
+    Attributes:
+        text: The claim.
+        method: The row of the table that tests it.
+        complete: Whether the claim is that the method reproduces the logits.
+        networks: ``"all"``, ``"biased"`` for those with biases, or ``"plain"`` for those without.
+    """
+
+    text: str
+    method: str
+    complete: bool = True
+    networks: str = "all"
+
+
+STATEMENTS = (
+    Statement("The hyperplane's image part and bias part sum to the logit.", IMAGE_AND_BIAS_PARTS),
+    Statement("FullGrad with all biases of the folded network sums to it, too.", FULLGRAD),
+    Statement(
+        "Input x gradient alone does not where there are biases.", INPUT_X_GRADIENT, False, "biased"
+    ),
+    Statement(
+        "What it misses is the bias part: with that of the hyperplane it does.",
+        COMPLETED,
+        networks="biased",
+    ),
+    Statement(
+        "Nor do integrated gradients from zeros, as f(0) is missing.",
+        INTEGRATED,
+        False,
+        "biased",
+    ),
+    Statement(
+        "Without biases input x gradient is the image part, and all of the logit.",
+        INPUT_X_GRADIENT,
+        networks="plain",
+    ),
+    Statement(
+        "Integrated gradients reproduce f(x) - f(0), which is what they claim, "
+        f"with {STEPS} steps.",
+        DIFFERENCE,
+    ),
+)
 
 
 def claim_of(
-    text: str,
-    errors: dict[str, dict[str, np.ndarray]],
-    names: list[str],
-    method: str,
-    complete: bool,
+    statement: Statement, errors: dict[str, dict[str, np.ndarray]], names: list[str]
 ) -> Claim:
     """A claim about some networks.
 
     If ``complete``, it holds if the method reproduces all logits. Otherwise it holds if the method
     reproduces fewer than half of them.
     """
-    shares = {name: _within(errors[name][method]) for name in names}
-    measured = "; ".join(
-        f"{name} {share:.1f} %, median {np.median(errors[name][method]):.2g}"
-        for name, share in shares.items()
-    )
-    holds = all(share == 100 if complete else share < 50 for share in shares.values())
-    return Claim(text, f"Images within 1 %, and the median relative error: {measured}", holds)
+    words = []
+    holds = True
+    for name in names:
+        found = errors[name][statement.method]
+        share = _within(found)
+        words.append(f"{name} {share:.1f} %, median {np.median(found):.2g}")
+        holds = holds and (share == 100 if statement.complete else share < 50)
+    measured = f"Images within 1 %, and the median relative error: {'; '.join(words)}"
+    return Claim(statement.text, measured, holds)
 
 
 def _within(errors: np.ndarray) -> float:
@@ -408,14 +404,11 @@ def _within(errors: np.ndarray) -> float:
 def _pictures(folder: Path, name: str, found: Found, arrays: Arrays) -> Iterator[Picture]:
     """The maps of one image, and the contribution of each layer's biases if there are biases."""
     of = f"{name}, {found['settings']['class']} {found['settings']['image'][:8]}"
-    shown = {key: torch.from_numpy(arrays[key]) for key in (*MAPS, "hyperplane", IMAGE)}
-    below = {
-        key: f"sum {float(part.double().sum()):.4g}"
-        for key, part in shown.items()
-        if key != "hyperplane"
-    }
-    shown["image part x input"] = shown.pop(IMAGE)
-    below["image part x input"] = f"{below.pop(IMAGE)}, biases {arrays['bias'].sum():.4g}"
+    shown = {key: torch.from_numpy(arrays[key]) for key in (*MAPS, "hyperplane", IMAGE_PART)}
+    sums = {key: float(part.double().sum()) for key, part in shown.items() if key != "hyperplane"}
+    below = {key: f"sum {total:.4g}" for key, total in sums.items()}
+    shown["image part x input"] = shown.pop(IMAGE_PART)
+    below["image part x input"] = f"{below.pop(IMAGE_PART)}, biases {arrays['bias'].sum():.4g}"
     heading = f"{of}: maps of the predicted class's logit, {found['logit']:.4g}"
     drawing = plots.attributions(torch.from_numpy(arrays["pixels"]), shown, below, heading)
     yield _saved(folder, f"{name}-maps", drawing)
@@ -425,15 +418,10 @@ def _pictures(folder: Path, name: str, found: Found, arrays: Arrays) -> Iterator
             "hyperplane, b x H_b": dict(zip(layers, arrays["bias"].tolist(), strict=True)),
             "FullGrad, bias x gradient": dict(zip(layers, arrays[FULLGRAD].tolist(), strict=True)),
         }
-        drawing = plots.by_layer(
-            values,
-            f"{of}: what the biases of each layer add",
-            "what is added to the logit",
-            kind="bar",
-        )
+        title = f"{of}: what the biases of each layer add"
+        drawing = plots.by_layer(values, title, "what is added to the logit", kind="bar")
         yield _saved(folder, f"{name}-biases", drawing)
 
 
 def _saved(folder: Path, stem: str, drawing: plots.Drawing) -> Picture:
-    path = plots.save(drawing, folder / KEY / f"{stem}.png", formats=("png", "svg"))
-    return Picture(path.relative_to(folder), captioned(drawing))
+    return save_picture(folder, f"{KEY}/{stem}", drawing, captioned(drawing))

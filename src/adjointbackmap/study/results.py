@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from adjointbackmap import plots
 from adjointbackmap.exactness.journal import setting_differences
 from adjointbackmap.files import disk
 from adjointbackmap.files.checked import (
@@ -17,7 +18,8 @@ from adjointbackmap.files.checked import (
     sha256_of,
     shortened,
 )
-from adjointbackmap.study.published.columns import COLUMNS
+from adjointbackmap.report.sections import Picture
+from adjointbackmap.study.published.columns import PUBLISHED_COLUMNS
 from adjointbackmap.study.setup import read_json, write_json
 
 ARRAYS = "arrays sha256"  # key of the checksum of the NPZ file
@@ -44,7 +46,10 @@ def keep(path: Path, settings: Found, measure: Callable[[], tuple[Found, Arrays]
     if before is not None:
         other = setting_differences(before["settings"], settings)
         if other:
-            msg = f"{path} must hold results of this run's settings. Got others ({other}): name another folder with --out."
+            msg = (
+                f"{path} must hold results of this run's settings. "
+                f"Got others ({other}): name another folder with --out."
+            )
             raise ValueError(msg)
         return
     found, arrays = measure()
@@ -60,7 +65,7 @@ def kept(folder: Path) -> Iterator[tuple[str, Found, Arrays]]:
     Raises:
         ValueError: If a file is damaged.
     """
-    for path in (folder / f"{name}.json" for name in COLUMNS):
+    for path in (folder / f"{name}.json" for name in PUBLISHED_COLUMNS):
         if path.exists():
             found = read_json(path)
             yield path.stem, found, _arrays(path.with_suffix(".npz"), found)
@@ -105,14 +110,28 @@ def _arrays(path: Path, found: Found) -> Arrays:
         raise DamagedFile(msg) from error
 
 
+def save_picture(
+    folder: Path, stem: str, drawing: plots.Drawing, caption: str, published: str = ""
+) -> Picture:
+    """Save a figure as PNG and SVG into the folder of the results.
+
+    Args:
+        folder: Folder of the results.
+        stem: Path of the files in it, without suffix.
+        drawing: The figure.
+        caption: Caption on the page.
+        published: The figures of the dissertation that it corresponds to.
+    """
+    path = plots.save(drawing, folder / f"{stem}.png", formats=("png", "svg"))
+    return Picture(path.relative_to(folder), caption, published)
+
+
 def run_words(name: str, found: Found) -> str:
     """Describe a run of experiment 2 in words: network, weights, image, class and attack."""
     settings = found["settings"]
-    attack = found["settings"]["attack"]
-    steps = ", ".join(
-        f"{s:.4g}"
-        for s in (attack["step"] if isinstance(attack["step"], list) else [attack["step"]])
-    )
+    attack = settings["attack"]
+    step = attack["step"]
+    steps = ", ".join(f"{s:.4g}" for s in (step if isinstance(step, list) else [step]))
     return (
         f"{name} (weights {settings['weights sha256'][:8]}): image {settings['image'][:8]}, "
         f"{found['classes'][found['label']]}; {attack['iterations']} steps of {steps} in pixels "

@@ -14,7 +14,7 @@ from adjointbackmap.engine.network import Network
 from adjointbackmap.files import disk
 from adjointbackmap.files.checked import read_sealed, sealed_text
 from adjointbackmap.sources import NetworkOptions, Subject, load_subject
-from adjointbackmap.study.published.columns import COLUMNS
+from adjointbackmap.study.published.columns import PUBLISHED_COLUMNS
 
 SCALE = 1 / 8  # the factor k of the pattern
 BATCH = 500  # images per forward pass
@@ -49,7 +49,8 @@ class Setup:
     def settings(self) -> str:
         """The settings needed to repeat the run, without paths of a machine."""
         pool = "the 200 test images that ship" if self.sample else "all test images"
-        return f"image {self.image or 'of the study'}, {self.images} images, seed {self.seed}, drawn from {pool}"
+        image = f"image {self.image or 'of the study'}"
+        return f"{image}, {self.images} images, seed {self.seed}, drawn from {pool}"
 
     def trained(self, name: str) -> "Trained":
         """A network of the run with its test images."""
@@ -66,22 +67,21 @@ class Setup:
         if asked in trained.images.classes:
             found = trained.known_by_all(asked)
         else:
-            found = trained.images[
-                trained.known & torch.tensor([h.startswith(asked) for h in trained.images.hashes])
-            ]
+            named = torch.tensor([h.startswith(asked) for h in trained.images.hashes])
+            found = trained.images[trained.known & named]
         if not len(found):
-            wanted = f"a class, or the first digits of a test image's hash, that {name} classifies correctly"
-            msg = f"--image must be {wanted}. Got {asked!r}: name another."
+            msg = (
+                "--image must be a class, or the first digits of a test image's hash, "
+                f"that {name} classifies correctly. Got {asked!r}: name another."
+            )
             raise ValueError(msg)
         return found[:1]
 
     def many(self, name: str, count: int | None = None) -> data.Images:
         """A seeded draw of images that a network classifies correctly; all if there are fewer."""
         trained = self.trained(name)
-        order = torch.randperm(
-            len(trained.images),
-            generator=torch.Generator().manual_seed(self.seed),
-        )
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(len(trained.images), generator=generator)
         return trained.images[order[trained.known[order]][: count or self.images]]
 
 
@@ -93,14 +93,15 @@ def check_setup(names: Sequence[str] | None, images: int, sample: bool) -> tuple
     Raises:
         ValueError: If a network is not available, or ``images`` is less than 1.
     """
-    able = [
-        n
-        for n in COLUMNS
-        if n in models.names() and not (sample and models.card(n)["dataset"] != "cifar10")
-    ]
+    able = [name for name in PUBLISHED_COLUMNS if name in models.names()]
+    if sample:  # its images are of CIFAR-10
+        able = [name for name in able if models.card(name)["dataset"] == "cifar10"]
     unknown = [name for name in names or () if name not in able]
     if unknown:
-        msg = f"--network must be some of {', '.join(able)}. Got {', '.join(unknown)}: leave it out for all of them."
+        msg = (
+            f"--network must be some of {', '.join(able)}. "
+            f"Got {', '.join(unknown)}: leave it out for all of them."
+        )
         raise ValueError(msg)
     if images < 1:
         msg = f"--images must be at least 1. Got {images}."
@@ -194,7 +195,7 @@ def _known(trained: Trained) -> Tensor:
 def _known_by_all(dataset: str, root: Path | None, sample: bool, word: str) -> data.Images:
     images = _images(dataset, root, sample)
     found = images[images.labels == images.classes.index(word)]
-    for name in COLUMNS:
+    for name in PUBLISHED_COLUMNS:
         if name in models.names() and models.card(name)["dataset"] == dataset and len(found):
             found = found[_right(Trained(name, root, sample), found)]
     return found

@@ -12,7 +12,7 @@ from torch import Tensor
 from adjointbackmap import models
 from adjointbackmap.training import augmentation
 
-PRESETS = ("own", "study")
+RECIPE_PRESETS = ("own", "study")
 AUGMENTATIONS = ("crop", "study")
 Intervals = tuple[tuple[float, int], ...]
 
@@ -164,8 +164,8 @@ def choose_recipe(network: str, dataset: str, preset: str = "own", **changes: An
         >>> choose_recipe("vgg7", "cifar10", "study", batch=128, epochs=None).epochs
         501
     """
-    if preset not in PRESETS:
-        msg = f"The preset must be one of {', '.join(PRESETS)}. Got {preset!r}."
+    if preset not in RECIPE_PRESETS:
+        msg = f"The preset must be one of {', '.join(RECIPE_PRESETS)}. Got {preset!r}."
         raise ValueError(msg)
     recipe = study_recipe(network, dataset) if preset == "study" else Recipe()
     changes = {name: value for name, value in changes.items() if value is not None}

@@ -18,7 +18,7 @@ from adjointbackmap.engine.program import IMAGE, Step
 
 # In float32, rounding moved no activation of VGG7 or ResNet20 by more than 12 eps of the sum of
 # its terms' magnitudes. The limit leaves a margin.
-ROUNDINGS = 16
+KINK_ROUNDINGS = 16
 
 
 def gate_names(network: Network, dtype: torch.dtype | None = None) -> dict[int, str]:
@@ -57,15 +57,14 @@ def flipped(first: ActivationPattern, second: ActivationPattern) -> dict[str, Fl
 
     Example:
         >>> from adjointbackmap import record_pattern, trace
-        >>> network = trace(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()).eval(), torch.zeros(1, 2))
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()).eval()
+        >>> network = trace(model, torch.zeros(1, 2))
         >>> pattern = record_pattern(network, torch.rand(3, 2))
         >>> {layer: share.tolist() for layer, share in flipped(pattern, pattern).items()}
         {'0': [0.0, 0.0, 0.0]}
     """
-    if first.network is not second.network or (first.dtype, first.images) != (
-        second.dtype,
-        second.images,
-    ):
+    kinds = [(pattern.dtype, pattern.images) for pattern in (first, second)]
+    if first.network is not second.network or kinds[0] != kinds[1]:
         msg = (
             "The two patterns must be of one network, dtype and number of images. Got "
             f"{first.images} images in {first.dtype} and {second.images} in {second.dtype}: "
@@ -75,9 +74,8 @@ def flipped(first: ActivationPattern, second: ActivationPattern) -> dict[str, Fl
     names = gate_names(first.network, first.dtype)
     found = dict[str, list[Tensor]]()
     for slot, gates in first.gates.items():
-        differ = torch.stack([a != b for a, b in zip(gates, second.gates[slot], strict=True)]).any(
-            0
-        )
+        pairs = zip(gates, second.gates[slot], strict=True)
+        differ = torch.stack([a != b for a, b in pairs]).any(0)
         found.setdefault(names[slot], []).append(differ.flatten(1))
     return {layer: torch.cat(parts, 1).double().mean(1) for layer, parts in found.items()}
 
@@ -85,7 +83,7 @@ def flipped(first: ActivationPattern, second: ActivationPattern) -> dict[str, Fl
 def near_kinks(
     network: Network,
     x: Tensor,
-    roundings: float = ROUNDINGS,
+    roundings: float = KINK_ROUNDINGS,
 ) -> dict[str, Int64[Tensor, " n"]]:
     r"""Count the activations that are within rounding of a kink, per layer and image.
 

@@ -16,17 +16,17 @@ from torch import Tensor
 
 from adjointbackmap import data, plots
 from adjointbackmap.plots.drawing import MEDIUM
-from adjointbackmap.report.sections import Block, Claim, Picture, Section, Table
+from adjointbackmap.report.sections import Claim, Picture, ReportBlock, Section, Table
 from adjointbackmap.report.sheets import Sheet
 from adjointbackmap.study.adversarial.noise_patterns import PATTERNS, TRIES, Patterns, make_patterns
 from adjointbackmap.study.adversarial.spread import MEASURES, Ratio, factors, spread, spread_ratio
 from adjointbackmap.study.adversarial.targets import PARTS, label_hyperplanes, settings_of
-from adjointbackmap.study.results import Arrays, Found, keep, kept, run_words
+from adjointbackmap.study.results import Arrays, Found, keep, kept, run_words, save_picture
 from adjointbackmap.study.setup import Setup, Trained
 
 KEY = "scaled"
-OTHERS = ("Gaussian", "control")  # adversarial patterns are compared with these
-FACTORS = 2
+OTHER_KINDS = ("Gaussian", "control")  # adversarial patterns are compared with these
+FACTORS = 2  # axes of the pictures
 
 
 def spread_of(
@@ -66,12 +66,11 @@ def spread_of(
         for part in PARTS:
             known = bool(parts) and parts[kind][part].numel() > 0
             for measure in MEASURES:
-                spreads = (
-                    [spread(parts[k][part], measure) for k in ("adversarial", kind)]
-                    if known
-                    else []
-                )
-                found[f"{before}{measure} {part}"] = spreads[0] / spreads[1] if known else None
+                ratio = None
+                if known:
+                    other = spread(parts[kind][part], measure)
+                    ratio = spread(parts["adversarial"][part], measure) / other
+                found[f"{before}{measure} {part}"] = ratio
     return found | {
         "redrawn": sum(made.redrawn.values()),
         "targets": len(made.targets),
@@ -89,16 +88,13 @@ def hyperplane_parts(
     The bias parts have no columns if the network has no biases.
     """
     planes = label_hyperplanes(trained, torch.cat(list(made.images.values())), label)
-    groups = zip(
-        made.images,
-        planes.image.flatten(1).split(made.wanted),
-        planes.bias.split(made.wanted),
-        strict=True,
-    )
+    images = planes.image.flatten(1).split(made.wanted)
+    biases = planes.bias.split(made.wanted)
+    groups = zip(made.images, images, biases, strict=True)
     return {kind: {"image": image, "bias": bias} for kind, image, bias in groups}
 
 
-def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
+def compute_scaled(setup: Setup, report: Callable[[str, float], None]) -> None:
     """Run the experiment on every network of a run.
 
     A network is skipped if the folder has its results for the same weights, image and settings.
@@ -112,15 +108,12 @@ def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
         trained = setup.trained(name)
         image = setup.one(name)
         settings = {**settings_of(trained, image, setup.seed), "patterns": PATTERNS, "tries": TRIES}
-        keep(
-            setup.folder / KEY / f"{name}.json",
-            settings,
-            partial(measured, trained, image, setup.seed),
-        )
+        measure = partial(measure_scaled, trained, image, setup.seed)
+        keep(setup.folder / KEY / f"{name}.json", settings, measure)
     report("adversarial and Gaussian noise", 1.0)
 
 
-def measured(trained: Trained, image: data.Images, seed: int) -> tuple[Found, Arrays]:
+def measure_scaled(trained: Trained, image: data.Images, seed: int) -> tuple[Found, Arrays]:
     """Compute the numbers of one network at one image, and the arrays for its pictures.
 
     Args:
@@ -149,13 +142,13 @@ def measured(trained: Trained, image: data.Images, seed: int) -> tuple[Found, Ar
     parts = hyperplane_parts(trained, made, label)
     for kind, images in made.images.items():
         parts[kind]["noise"] = (images - pixels).flatten(1)
-    found["ratios"] = {kind: {} for kind in OTHERS}
+    found["ratios"] = {kind: {} for kind in OTHER_KINDS}
     arrays = {}
     found["factors"] = {}
     for part, points in parts["adversarial"].items():
         if not points.numel():
             continue
-        for kind in OTHERS:
+        for kind in OTHER_KINDS:
             found["ratios"][kind][part] = _ratios(points, parts[kind][part], seed)
         if part != "noise":
             arrays[part] = factors(torch.cat([points, parts["Gaussian"][part]]), FACTORS, seed)
@@ -165,6 +158,7 @@ def measured(trained: Trained, image: data.Images, seed: int) -> tuple[Found, Ar
 
 
 def _ratios(first: Tensor, second: Tensor, seed: int) -> Found:
+    """The spread of the first points divided by that of the second, in each measure."""
     return {measure: asdict(spread_ratio(first, second, measure, seed)) for measure in MEASURES}
 
 
@@ -178,19 +172,15 @@ def _described(drawn: Tensor, clipped: Tensor) -> Found:
         return {"patterns": 0}
     return {
         "patterns": len(drawn),
-        **{
-            f"mean {when}": float(noise.double().mean())
-            for when, noise in (("drawn", drawn), ("clipped", clipped))
-        },
-        **{
-            f"deviation {when}": float(noise.double().std())
-            for when, noise in (("drawn", drawn), ("clipped", clipped))
-        },
+        "mean drawn": float(drawn.double().mean()),
+        "mean clipped": float(clipped.double().mean()),
+        "deviation drawn": float(drawn.double().std()),
+        "deviation clipped": float(clipped.double().std()),
         "l2": float(clipped.double().flatten(1).norm(dim=1).mean()),
     }
 
 
-def section(folder: Path) -> Section | None:
+def scaled_section(folder: Path) -> Section | None:
     """Build the report section from the result files, and draw its pictures into the folder.
 
     Args:
@@ -199,38 +189,34 @@ def section(folder: Path) -> Section | None:
     results = list(kept(folder / KEY))
     if not results:
         return None
-    blocks: list[Block] = [
+    blocks: list[ReportBlock] = [
         Table(_summary(results), SUMMARY_CAPTION),
         Table(_pattern_rows(results), PATTERNS_CAPTION),
     ]
     for name, found, arrays in results:
         blocks += [*_claims(name, found), *_pictures(folder, name, found, arrays)]
     ran = (RAN, *(f"{run_words(name, found)}." for name, found, _ in results))
-    return Section(
-        KEY,
-        "Experiment 3: scaled-down adversarial noise and Gaussian noise",
-        ran,
-        tuple(blocks),
-    )
+    title = "Experiment 3: scaled-down adversarial noise and Gaussian noise"
+    return Section(KEY, title, ran, tuple(blocks))
 
 
 RAN = (
     "The noises of experiment 2 that reached their targets are scaled down by factors drawn from "
-    f"0 to 1: {PATTERNS} patterns that still deceive the network, as many of each target as it "
-    f"gives. Against them stand {PATTERNS} Gaussian patterns of the mean and the variance of all "
-    "their pixels, under which the network still knows the image; and as a control, Gaussian "
+    f"0 to 1: {PATTERNS} patterns that still deceive the network, the same number for each target "
+    f"if possible. They are compared with {PATTERNS} Gaussian patterns that have the mean and the "
+    "variance of all their pixels and do not change the class, and with a control: Gaussian "
     "patterns with their variance in each pixel. The sum of image and pattern is clipped to "
-    "pixels from 0 to 1. A pattern under which the network says otherwise is drawn again, "
+    "pixels from 0 to 1. A pattern with the wrong effect on the class is drawn again, "
     f"{TRIES} times at most. The hyperplane is that of the label's class (RM0, pattern at 1/8)."
 )
 SUMMARY_CAPTION = (
-    "Spread under adversarial patterns over that under the Gaussian ones or the control: of the "
+    "Spread under adversarial patterns over that under Gaussian ones or the control: of the "
     "patterns themselves (clipped), of the hyperplanes in the original space, and of the points "
-    "in the pictures of two factors; mean pairwise distances, or total variances where it says "
-    "so, with the bootstrap's 95 % interval over patterns. The adversarial ones come from nine "
-    "attacks: the interval tells nothing of other attacks. Factors are the directions that "
-    "patterns share, all else counts as noise: what they leave out is in no picture, and the "
-    "ratio in the original space is the one that tells."
+    "in the pictures of two factors. Columns are mean pairwise distances, or total variances if "
+    "they are named, with the bootstrap's 95 % interval over patterns. The adversarial patterns "
+    "come from nine attacks; the interval does not cover other attacks. Factors are the directions "
+    "that patterns share, and all else counts as noise: the pictures leave it out, so that only "
+    "the ratio in the original space is evidence."
 )
 PATTERNS_CAPTION = (
     "Patterns in pixels from 0 to 1: how many, how many drawn ones did not fit, mean and "
@@ -246,82 +232,63 @@ def _summary(results: Sequence[tuple[str, Found, Arrays]]) -> Sheet:
         head += [f"{part} part", f"{part} part, variances", f"{part} part, two factors"]
     sheet = Sheet("Spread under adversarial patterns over that under others", head)
     for name, found, _ in results:
-        for kind in OTHERS if not found["missing"] else ():
+        for kind in OTHER_KINDS if not found["missing"] else ():
             ratios = found["ratios"][kind]
             placed = found["factors"] if kind == "Gaussian" else {}
             row = [f"`{name}`", found["classes"][found["label"]], kind, _ratio(ratios, "noise")]
             for part in PARTS:
-                row += [
-                    _ratio(ratios, part),
-                    _ratio(ratios, part, "variances"),
-                    _ratio(placed, part),
-                ]
+                row += [_ratio(ratios, part), _ratio(ratios, part, "variances")]
+                row.append(_ratio(placed, part))
             sheet.rows.append(row)
         if found["missing"]:
-            sheet.rows.append(
-                [
-                    f"`{name}`",
-                    found["classes"][found["label"]],
-                    found["missing"],
-                    *[""] * (len(head) - 3),
-                ]
-            )
+            row = [f"`{name}`", found["classes"][found["label"]], found["missing"]]
+            sheet.rows.append(row + [""] * (len(head) - len(row)))
     return sheet
 
 
 def _ratio(ratios: Found, part: str, measure: str = "distances") -> str:
+    """A ratio with its interval; empty if there is none."""
     return str(Ratio(**ratios[part][measure])) if part in ratios else ""
 
 
 def _pattern_rows(results: Sequence[tuple[str, Found, Arrays]]) -> Sheet:
+    """Table with a row for each network and kind of patterns."""
     numbers = ["mean drawn", "mean clipped", "deviation drawn", "deviation clipped", "l2"]
-    sheet = Sheet(
-        "Patterns",
-        ["network", "kind", "patterns", "redrawn", *numbers, "patterns of each target", "factor"],
-    )
+    head = ["network", "kind", "patterns", "redrawn", *numbers]
+    sheet = Sheet("Patterns", [*head, "patterns of each target", "factor"])
     for name, found, _ in results:
-        of = ", ".join(
-            f"{found['classes'][t]} {n}" for t, n in zip(found["targets"], found["of"], strict=True)
-        )
+        targets = zip(found["targets"], found["of"], strict=True)
+        of = ", ".join(f"{found['classes'][target]} {count}" for target, count in targets)
         beta = " to ".join(f"{end:.2f}" for end in found["beta"])
         for kind, noise in found["noise"].items():
             row = [f"`{name}`", kind, str(noise["patterns"]), str(found["redrawn"][kind])]
-            row += (
-                [f"{noise[number]:.5f}" for number in numbers]
-                if noise["patterns"]
-                else [""] * len(numbers)
-            )
+            made = noise["patterns"] > 0
+            row += [f"{noise[number]:.5f}" if made else "" for number in numbers]
             sheet.rows.append([*row, *((of, beta) if kind == "adversarial" else ("", ""))])
     return sheet
 
 
 def _claims(name: str, found: Found) -> Iterator[Claim]:
     """The published claim for each part, in the original space and in the plane of two factors."""
-    sentence = "effective hyperplanes of adversarial cases are significantly more spread out than non-adversarial cases"
+    sentence = (
+        "effective hyperplanes of adversarial cases are significantly more spread out than "
+        "non-adversarial cases"
+    )
     if found["missing"]:
         yield Claim(f"{name}: {sentence}.", found["missing"], None)
         return
     published = f"in a picture: {_published(found)}"
     for part, both in found["factors"].items():
-        ratio, control = (Ratio(**found["ratios"][kind][part]["distances"]) for kind in OTHERS)
+        ratio, control = (Ratio(**found["ratios"][kind][part]["distances"]) for kind in OTHER_KINDS)
         plane = Ratio(**both["distances"])
         noise = _ratio(found["ratios"]["Gaussian"], "noise")
-        measured = f"adversarial / Gaussian, mean pairwise distance: {ratio}; / control: {control}; of the patterns: {noise}"
-        yield Claim(
-            f"{name}, {part} part, in the original space: {sentence}.",
-            measured,
-            ratio.low > 1,
-            published,
-        )
-        measured = (
-            f"adversarial / Gaussian, mean pairwise distance of the points in the picture: {plane}"
-        )
-        yield Claim(
-            f"{name}, {part} part, in the plane of two factors: {sentence}.",
-            measured,
-            plane.low > 1,
-            published,
-        )
+        quotient = "adversarial / Gaussian, mean pairwise distance"
+        measured = f"{quotient}: {ratio}; / control: {control}; of the patterns: {noise}"
+        text = f"{name}, {part} part, in the original space: {sentence}."
+        yield Claim(text, measured, ratio.low > 1, published)
+        measured = f"{quotient} of the points in the picture: {plane}"
+        text = f"{name}, {part} part, in the plane of two factors: {sentence}."
+        yield Claim(text, measured, plane.low > 1, published)
 
 
 def _published(found: Found) -> str:
@@ -332,15 +299,13 @@ def _pictures(folder: Path, name: str, found: Found, arrays: Arrays) -> Iterator
     for part, scores in arrays.items():
         names = ("adversarial noise, misclassified", "Gaussian noise, classified correctly")
         groups = dict(zip(names, np.split(scores, 2), strict=True))
-        drawing = plots.points(
-            groups,
-            f"{name}: factor analysis of {part} parts",
-            ("factor 1", "factor 2"),
-        )
-        drawing.figure.axes[0].legend(
-            loc="best", fontsize=MEDIUM
-        )  # where it hides the fewest points
-        path = plots.save(drawing, folder / KEY / f"{name}-{part}.png", formats=("png", "svg"))
+        title = f"{name}: factor analysis of {part} parts"
+        drawing = plots.points(groups, title, ("factor 1", "factor 2"))
+        # "best" is where the legend hides the fewest points
+        drawing.figure.axes[0].legend(loc="best", fontsize=MEDIUM)
         words = f"black ones (blue in the study): {_ratio(found['factors'], part)}"
-        caption = f"Hyperplanes of one unit; {drawing.caption}. Mean distance of red points over that of {words}."
-        yield Picture(path.relative_to(folder), caption, _published(found))
+        caption = (
+            f"Hyperplanes of one unit; {drawing.caption}. "
+            f"Mean distance of red points over that of {words}."
+        )
+        yield save_picture(folder, f"{KEY}/{name}-{part}", drawing, caption, _published(found))

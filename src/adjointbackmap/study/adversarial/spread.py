@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 MEASURES = ("distances", "variances")
-DRAWS = 2000
+DRAWS = 2000  # of the bootstrap
 PERPLEXITY = 5.0  # of tSNE, suitable for 20 points
-EXAGGERATION = 12.0
-MOST_STEPS = 5000
+EXAGGERATION = 12.0  # early exaggeration of tSNE, scikit-learn's default
+MOST_STEPS = 5000  # limit of tSNE, far above the default of 1,000
 
 
 def spread(points: Float[Tensor, "n d"], measure: str = "distances") -> float:
@@ -81,8 +81,9 @@ def spread_ratio(
             measure is unknown.
 
     Example:
-        >>> ratio = spread_ratio(2 * torch.eye(4), torch.eye(4), "distances")
-        >>> round(ratio.value, 6), round(ratio.low, 6), round(ratio.high, 6)  # all points as far from each other
+        >>> points = torch.eye(4)  # each point is as far from each other point
+        >>> ratio = spread_ratio(2 * points, points, "distances")
+        >>> round(ratio.value, 6), round(ratio.low, 6), round(ratio.high, 6)
         (2.0, 2.0, 2.0)
     """
     value = spread(first, measure)
@@ -183,8 +184,5 @@ def _mean(pairs: Tensor, weights: Float[Tensor, "draws n"]) -> Float[Tensor, " d
 def _resampled(count: int, draws: int, generator: torch.Generator) -> Float[Tensor, "draws n"]:
     """How often each of ``count`` points occurs in each draw."""
     chosen = torch.randint(count, (draws, count), generator=generator)
-    return torch.zeros(draws, count, dtype=torch.float64).scatter_add_(
-        1,
-        chosen,
-        torch.ones(chosen.shape, dtype=torch.float64),
-    )
+    ones = torch.ones(chosen.shape, dtype=torch.float64)
+    return torch.zeros(draws, count, dtype=torch.float64).scatter_add_(1, chosen, ones)

@@ -31,7 +31,8 @@ def mutual_angles(
         others: The same for other units or images.
 
     Example:
-        >>> mutual_angles(torch.eye(2)[:1], torch.tensor([[2.0, 2.0], [0.0, -3.0]])).round().tolist()
+        >>> others = torch.tensor([[2.0, 2.0], [0.0, -3.0]])
+        >>> mutual_angles(torch.eye(2)[:1], others).round().tolist()
         [[45.0, 90.0]]
     """
     first, second = (
@@ -90,7 +91,7 @@ def by_position(trained: Trained, x: Float[Tensor, "1 c h w"], layer: str) -> di
         first, second = torch.triu_indices(len(planes), len(planes), 1)
         found |= {
             "positions": len(planes),
-            "angles": _told(mutual_angles(planes, planes)[first, second]),
+            "angles": _quantiles(mutual_angles(planes, planes)[first, second]),
         }
     return found
 
@@ -132,24 +133,20 @@ def over_many(
         classes"``. The second dictionary has the arrays of the radial profiles.
     """
     x = trained.input(images.unit_interval())
-    planes = hyperplanes(
-        trained.network,
-        x,
-        "fc",
-        "RM0",
-        images.labels[:, None, None],
-        scale=SCALE,
-    ).image[:, 0]
+    units = images.labels[:, None, None]  # one unit (class,) for each image
+    planes = hyperplanes(trained.network, x, "fc", "RM0", units, scale=SCALE).image[:, 0]
     maps = {IMAGES: images.unit_interval(), PLANES: planes}
-    measured = {"high": high_share, "mean": mean_frequency}
     found: dict[str, Any] = {
-        key: {n: of(part).mean(1).tolist() for n, part in maps.items()}
-        for key, of in measured.items()
+        "high": {name: high_share(part).mean(1).tolist() for name, part in maps.items()},
+        "mean": {name: mean_frequency(part).mean(1).tolist() for name, part in maps.items()},
     }
     first, second = torch.triu_indices(len(planes), len(planes), 1)
     same = images.labels[first] == images.labels[second]
     between = mutual_angles(planes, planes)[first, second]
-    found["angles"] = {"one class": _told(between[same]), "two classes": _told(between[~same])}
+    found["angles"] = {
+        "one class": _quantiles(between[same]),
+        "two classes": _quantiles(between[~same]),
+    }
     profiles = {name: radial_energy(part) for name, part in maps.items()}
     arrays = {
         f"profile of {name}": profile.share.mean(1).numpy() for name, profile in profiles.items()
@@ -157,6 +154,6 @@ def over_many(
     return found, {"frequency": profiles[IMAGES].frequency.numpy(), **arrays}
 
 
-def _told(numbers: Tensor) -> dict[str, float]:
+def _quantiles(numbers: Tensor) -> dict[str, float]:
     """The quantiles of some numbers as JSON-compatible values."""
     return asdict(Quantiles.of(numbers.numpy()))

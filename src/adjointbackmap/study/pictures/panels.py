@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from adjointbackmap.planes.hyperplane import Hyperplanes, hyperplanes
 from adjointbackmap.plots.units import MOST_IN_ROW
 from adjointbackmap.study.setup import SCALE, Trained
 
-Shown = dict[str, str]
+PictureFile = dict[str, str]  # file, caption and published figure of a picture
 CLASSES = 10  # most classes in a picture
 RM0_FIGURES = {"vgg7-nobias-cifar10": "Fig. 2.6", "fixup-resnet20-nobias-cifar10": "Fig. 2.7"}
 
@@ -33,12 +34,12 @@ def early_and_late(network: Network) -> tuple[Layer, Layer]:
     return every[1], every[len(every) // 2 + 1]
 
 
-def draw(
+def draw_panels(
     trained: Trained,
     images: data.Images,
     planes: Hyperplanes,
     folder: Path,
-) -> Iterator[Shown]:
+) -> Iterator[PictureFile]:
     """Draw all pictures of a network, and yield file, caption and published figure of each.
 
     Args:
@@ -47,31 +48,20 @@ def draw(
         planes: All RM0 hyperplanes of each image.
         folder: Folder for the files.
     """
-    names = [
-        f"{images.classes[int(label)]} {h[:8]}"
-        for label, h in zip(images.labels, images.hashes, strict=True)
-    ]
+    pairs = zip(images.labels.tolist(), images.hashes, strict=True)
+    names = [f"{images.classes[label]} {hashed[:8]}" for label, hashed in pairs]
     for n, of in enumerate(names):
         chosen = largest(planes.value[n])
         one = hyperplanes(trained.network, planes.x[n], "fc", "RM0", np.array(chosen), scale=SCALE)
-        which = (
-            "all classes"
-            if len(images.classes) == len(chosen)
-            else f"the {len(chosen)} classes with the largest outputs"
-        )
+        which = f"the {len(chosen)} classes with the largest outputs"
+        if len(images.classes) == len(chosen):
+            which = "all classes"
         heading = f"{trained.name}, {of}: hyperplanes of {which} (RM0)"
-        drawing = plots.class_hyperplanes(
-            one,
-            [images.classes[c] for c in chosen],
-            images.unit_interval()[n],
-            heading,
-        )
+        words = [images.classes[c] for c in chosen]
+        drawing = plots.class_hyperplanes(one, words, images.unit_interval()[n], heading)
         published = RM0_FIGURES.get(trained.name, "")
-        yield _saved(
-            drawing,
-            folder / f"{trained.name}-classes-{n}.png",
-            f"{published} ({'abc'[n]})" if published else "",
-        )
+        panel = f"{published} ({'abc'[n]})" if published else ""
+        yield _saved(drawing, folder / f"{trained.name}-classes-{n}.png", panel)
     if len(trained.network.biases):
         yield _bias_parts(trained, images.classes, planes, names[0], folder)
     for layer in early_and_late(trained.network):
@@ -84,7 +74,7 @@ def _bias_parts(
     planes: Hyperplanes,
     of: str,
     folder: Path,
-) -> Shown:
+) -> PictureFile:
     """Bias parts of at most ten classes as near-square images.
 
     They are strips if the number of biases is prime.
@@ -102,7 +92,7 @@ def _modes(
     layer: Layer,
     of: str,
     folder: Path,
-) -> Iterator[Shown]:
+) -> Iterator[PictureFile]:
     """Pictures of the modes RM1 to RM4 of a convolution at one image."""
     network = trained.network
     name = layer.name
@@ -111,34 +101,27 @@ def _modes(
     middle = layer.out_shape[1] // 2
     rows, columns = positions(layer)
     look = {"outline": True, "crop": max(layer.receptive_field) <= x.shape[-1] // 2}
-    found: dict[str, tuple[Hyperplanes, dict[str, bool]]] = {
-        f"RM1: each channel of {name}, positions summed": (summed, {}),
-        f"RM2: channel {strongest} of {name} by position": (
-            hyperplanes(network, x, name, "RM2", (rows, columns, strongest), scale=SCALE),
-            look,
-        ),
-        f"RM3: kernels of {name}, positions summed": (
-            hyperplanes(
-                network, x, name, "RM3", (slice(MOST_IN_ROW), slice(MOST_IN_ROW)), scale=SCALE
-            ),
-            {},
-        ),
-        f"RM4: kernels of {name} at position ({middle}, {middle})": (
-            hyperplanes(
-                network,
-                x,
-                name,
-                "RM4",
-                (middle, middle, slice(MOST_IN_ROW), slice(MOST_IN_ROW)),
-                scale=SCALE,
-            ),
-            look,
-        ),
+    units: dict[str, tuple[Any, ...]] = {
+        "RM2": (rows, columns, strongest),
+        "RM3": (slice(MOST_IN_ROW), slice(MOST_IN_ROW)),
+        "RM4": (middle, middle, slice(MOST_IN_ROW), slice(MOST_IN_ROW)),
     }
-    for heading, (planes, how) in found.items():
-        many = plots.kernel_hyperplanes if planes.mode in ("RM3", "RM4") else plots.unit_hyperplanes
-        drawing = many(planes, f"{trained.name}, {of}: {heading}", **how)
-        yield _saved(drawing, folder / f"{trained.name}-{planes.mode}-{name}.png")
+    found = {"RM1": summed} | {
+        mode: hyperplanes(network, x, name, mode, chosen, scale=SCALE)
+        for mode, chosen in units.items()
+    }
+    headings = {
+        "RM1": f"each channel of {name}, positions summed",
+        "RM2": f"channel {strongest} of {name} by position",
+        "RM3": f"kernels of {name}, positions summed",
+        "RM4": f"kernels of {name} at position ({middle}, {middle})",
+    }
+    for mode, planes in found.items():
+        many = plots.kernel_hyperplanes if mode in ("RM3", "RM4") else plots.unit_hyperplanes
+        title = f"{trained.name}, {of}: {mode}: {headings[mode]}"
+        # only RM2 and RM4 are of single positions, whose receptive fields can be outlined
+        drawing = many(planes, title, **(look if mode in ("RM2", "RM4") else {}))
+        yield _saved(drawing, folder / f"{trained.name}-{mode}-{name}.png")
 
 
 def largest(outputs: Float[Tensor, " classes"]) -> list[int]:
@@ -165,7 +148,8 @@ def positions(layer: Layer) -> tuple[slice, slice]:
     return slice(steps[0] // 2, None, steps[0]), slice(steps[1] // 2, None, steps[1])
 
 
-def _saved(drawing: plots.Drawing, path: Path, published: str = "") -> Shown:
+def _saved(drawing: plots.Drawing, path: Path, published: str = "") -> PictureFile:
+    """Save a figure, and describe it."""
     plots.save(drawing, path, formats=("png", "svg"))
     return {"file": path.name, "caption": captioned(drawing), "published": published}
 
@@ -176,4 +160,5 @@ def captioned(drawing: plots.Drawing) -> str:
     Args:
         drawing: The figure.
     """
-    return f"{' '.join(drawing.figure.get_suptitle().split())}. {drawing.caption[:1].upper()}{drawing.caption[1:]}."
+    heading = " ".join(drawing.figure.get_suptitle().split())
+    return f"{heading}. {drawing.caption[:1].upper()}{drawing.caption[1:]}."

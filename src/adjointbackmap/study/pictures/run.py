@@ -10,7 +10,7 @@ import torch
 
 from adjointbackmap import data, models, plots
 from adjointbackmap.planes.hyperplane import hyperplanes
-from adjointbackmap.report.sections import Block, Picture, Section
+from adjointbackmap.report.sections import Picture, ReportBlock, Section
 from adjointbackmap.spectra import RadialProfile
 from adjointbackmap.study.pictures.likeness import (
     IMAGES,
@@ -20,24 +20,25 @@ from adjointbackmap.study.pictures.likeness import (
     over_many,
     same_class,
 )
-from adjointbackmap.study.pictures.panels import captioned, convolutions, draw
+from adjointbackmap.study.pictures.panels import captioned, convolutions, draw_panels
 from adjointbackmap.study.pictures.surroundings import regions, sparse, sparse_images
 from adjointbackmap.study.pictures.tables import (
-    claims,
     frequency_table,
     likeness_table,
+    picture_claims,
     region_table,
     sparsity_table,
 )
-from adjointbackmap.study.results import Arrays, Found, keep, kept
+from adjointbackmap.study.results import Arrays, Found, keep, kept, save_picture
 from adjointbackmap.study.setup import SCALE, Setup, Trained, read_json, write_json
 
 KEY = "pictures"
-SHOWN = {"cifar10": ("ship", "ship", "frog"), "cifar100": ("apple", "apple", "orange")}
+# Classes of the images in the pictures, two of the same class first [Wan2022, Figs. 2.6-2.10].
+SHOWN_CLASSES = {"cifar10": ("ship", "ship", "frog"), "cifar100": ("apple", "apple", "orange")}
 SPECTRA_FIGURES = ("Fig. 2.8", "Fig. 2.9", "Fig. 2.10")
 
 
-def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
+def compute_pictures(setup: Setup, report: Callable[[str, float], None]) -> None:
     """Draw and measure every network of a run.
 
     A network is skipped if the folder has its results for the same weights, images and settings.
@@ -51,27 +52,16 @@ def compute(setup: Setup, report: Callable[[str, float], None]) -> None:
         shown = shown_images(setup, name)
         many = setup.many(name)
         path = setup.folder / KEY / f"{name}.json"
-        settings = {
-            **trained.about,
-            "scale": SCALE,
-            "images": list(shown.hashes),
-            "many": list(many.hashes),
-        }
+        hashes = {"images": list(shown.hashes), "many": list(many.hashes)}
+        settings = {**trained.about, "scale": SCALE, **hashes}
         report(f"{name}: pictures", 0.0)
-        keep(path, settings, partial(measured, trained, shown, many, path.parent))
+        keep(path, settings, partial(measure_pictures, trained, shown, many, path.parent))
+        of_regions = partial(report, f"{name}: kinks and boundaries")
+        of_sparsity = partial(report, f"{name}: sparsity")
+        few = shown[: sparse_images(trained)]
         around = {
-            "regions": regions(
-                trained,
-                many,
-                path.parent,
-                partial(report, f"{name}: kinks and boundaries"),
-            ),
-            "sparsity": sparse(
-                trained,
-                shown[: sparse_images(trained)],
-                path.parent,
-                partial(report, f"{name}: sparsity"),
-            ),
+            "regions": regions(trained, many, path.parent, of_regions),
+            "sparsity": sparse(trained, few, path.parent, of_sparsity),
         }
         write_json(path, read_json(path) | around)
     report("pictures", 1.0)
@@ -91,20 +81,23 @@ def shown_images(setup: Setup, name: str) -> data.Images:
         ValueError: If a class has too few such images.
     """
     trained = setup.trained(name)
-    words = SHOWN[models.card(name)["dataset"]]
+    words = SHOWN_CLASSES[models.card(name)["dataset"]]
     places: list[int] = []
     for n, wanted in enumerate(words):
         found = trained.known_by_all(wanted)
         earlier = words[:n].count(wanted)
         if len(found) <= earlier:
-            msg = f"There must be {words.count(wanted)} test images of a {wanted} that every shipped network knows. "
-            msg += f"Got {len(found)}: use other images with --data."
+            msg = (
+                f"There must be {words.count(wanted)} test images of a {wanted} "
+                "that every shipped network knows. "
+                f"Got {len(found)}: use other images with --data."
+            )
             raise ValueError(msg)
         places.append(trained.images.hashes.index(found.hashes[earlier]))
     return trained.images[places]
 
 
-def measured(
+def measure_pictures(
     trained: Trained,
     shown: data.Images,
     many: data.Images,
@@ -124,22 +117,21 @@ def measured(
     planes = hyperplanes(trained.network, x, "fc", "RM0", scale=SCALE)
     spectra, arrays = over_many(trained, many)
     layers = [layer.name for layer in convolutions(trained.network)]
+    early_and_middle = (layers[1], layers[len(layers) // 2])
     found = {
         "classes": [shown.classes[label] for label in shown.labels.tolist()],
         "same class": same_class(shown, planes),
-        "positions": [
-            by_position(trained, x[:1], layer) for layer in (layers[1], layers[len(layers) // 2])
-        ],
+        "positions": [by_position(trained, x[:1], layer) for layer in early_and_middle],
         "high by layer": high_by_layer(trained, x),
         "many": spectra,
-        "pictures": list(draw(trained, shown, planes, folder)),
+        "pictures": list(draw_panels(trained, shown, planes, folder)),
     }
     own = planes.image[torch.arange(len(x)), shown.labels]
     return found, {"pixels": shown.unit_interval().numpy(), "planes": own.numpy(), **arrays}
 
 
-def section(folder: Path) -> Section | None:
-    """Build the report section from the result files, and draw the spectra into the folder.
+def pictures_section(folder: Path) -> Section | None:
+    """Build the report section from the result files, and draw_panels the spectra into the folder.
 
     Args:
         folder: Folder of the results.
@@ -153,26 +145,23 @@ def section(folder: Path) -> Section | None:
         return None
     networks = {name: found for name, found, _ in results}
     arrays = {name: shown for name, _, shown in results}
-    blocks: list[Block] = [
-        *(claim for name, found in networks.items() for claim in claims(name, found))
-    ]
+    blocks: list[ReportBlock] = []
+    for name, found in networks.items():
+        blocks += picture_claims(name, found)
     blocks += [likeness_table(networks), frequency_table(networks), region_table(networks)]
     blocks += [sparsity_table(name, found) for name, found in networks.items()]
     blocks += _spectra(folder, networks, arrays)
     blocks.append(_by_layer(folder, networks))
     for found in networks.values():
-        blocks += [
-            Picture(Path(KEY) / p["file"], p["caption"], p["published"]) for p in found["pictures"]
-        ]
-    return Section(
-        KEY,
-        "Hyperplanes in pictures, their spectra, and what surrounds an image",
-        tuple(_ran(networks)),
-        tuple(blocks),
-    )
+        for shown in found["pictures"]:
+            path = Path(KEY) / shown["file"]
+            blocks.append(Picture(path, shown["caption"], shown["published"]))
+    title = "Hyperplanes in pictures, their spectra, and what surrounds an image"
+    return Section(KEY, title, tuple(_ran(networks)), tuple(blocks))
 
 
 def _ran(networks: dict[str, Found]) -> Iterator[str]:
+    """What was run, in words."""
     yield (
         "Hyperplanes are those of the folded networks in their own input, pixels in [0, 1] or "
         f"normalised ones, at the pattern of {SCALE:g} [x; b], in float32. Grids of hyperplanes "
@@ -181,9 +170,8 @@ def _ran(networks: dict[str, Found]) -> Iterator[str]:
     )
     for name, found in networks.items():
         settings = found["settings"]
-        images = ", ".join(
-            f"{c} {h[:8]}" for c, h in zip(found["classes"], settings["images"], strict=True)
-        )
+        pairs = zip(found["classes"], settings["images"], strict=True)
+        images = ", ".join(f"{word} {hashed[:8]}" for word, hashed in pairs)
         beyond = " CIFAR-100 is beyond the study's pictures." if name.endswith("cifar100") else ""
         yield (
             f"{name}: {images}, the first of their classes by hash that every shipped network of "
@@ -197,6 +185,7 @@ def _ran(networks: dict[str, Found]) -> Iterator[str]:
 
 
 def _seconds(images: dict[str, Any]) -> float:
+    """Median processor time of an image."""
     return float(np.median([found["seconds"] for found in images.values()]))
 
 
@@ -213,61 +202,43 @@ def _spectra(
     for name, found in networks.items():
         groups.setdefault(tuple(found["settings"]["images"]), []).append(name)
     for g, (hashes, names) in enumerate(groups.items()):
-        classes = networks[names[0]]["classes"]
+        first = names[0]
         of_study = any(name.endswith("cifar10") for name in names)
-        for n, (word, hashed) in enumerate(zip(classes, hashes, strict=True)):
-            maps = {
-                "image": arrays[names[0]]["pixels"][n],
-                **{name: arrays[name]["planes"][n] for name in names},
-            }
+        for n, (word, hashed) in enumerate(zip(networks[first]["classes"], hashes, strict=True)):
+            maps = {"image": torch.from_numpy(arrays[first]["pixels"][n])}
+            maps |= {name: torch.from_numpy(arrays[name]["planes"][n]) for name in names}
             heading = f"Spectra of {word} {hashed[:8]} and of the hyperplanes of its class"
-            drawing = plots.spectra(
-                {key: torch.from_numpy(part) for key, part in maps.items()},
-                heading,
-            )
-            yield _saved(
-                folder,
-                f"spectra-{g}-{n}",
-                drawing,
-                SPECTRA_FIGURES[n] if of_study else "",
-            )
-        lines = {
-            f"images ({names[0]})": (names[0], IMAGES),
-            **{f"hyperplanes, {name}": (name, PLANES) for name in names},
-        }
-        profiles = {
-            heading: RadialProfile(
-                *(torch.from_numpy(arrays[name][key]) for key in ("frequency", f"profile of {of}"))
-            )
-            for heading, (name, of) in lines.items()
-        }
-        drawing = plots.radial_profiles(
-            profiles,
-            "Energy by frequency: many images, and the hyperplanes of their classes",
-        )
-        yield _saved(folder, f"profiles-{g}", drawing)
+            published = SPECTRA_FIGURES[n] if of_study else ""
+            yield _saved(folder, f"spectra-{g}-{n}", plots.spectra(maps, heading), published)
+        profiles = {f"images ({first})": _profile(arrays[first], IMAGES)}
+        profiles |= {f"hyperplanes, {name}": _profile(arrays[name], PLANES) for name in names}
+        title = "Energy by frequency: many images, and the hyperplanes of their classes"
+        yield _saved(folder, f"profiles-{g}", plots.radial_profiles(profiles, title))
+
+
+def _profile(arrays: Arrays, of: str) -> RadialProfile:
+    """The kept radial profile of the images or of the hyperplanes."""
+    frequency = torch.from_numpy(arrays["frequency"])
+    return RadialProfile(frequency, torch.from_numpy(arrays[f"profile of {of}"]))
 
 
 def _by_layer(folder: Path, networks: dict[str, Found]) -> Picture:
     """Share of high frequencies of RM1 per layer: median and quartiles over channels and images."""
-    values = {
-        name: {
-            layer: _quartiles(shares) for layer, shares in found["high by layer"].items() if shares
-        }
-        for name, found in networks.items()
-    }
-    heading = (
-        "RM1 hyperplanes of the pictures' images: median and quartiles over channels and images"
-    )
+    values = {}
+    for name, found in networks.items():
+        shares = found["high by layer"]
+        values[name] = {layer: _quartiles(of) for layer, of in shares.items() if of}
+    over = "median and quartiles over channels and images"
+    heading = f"RM1 hyperplanes of the pictures' images: {over}"
     drawing = plots.by_layer(values, heading, "share of the energy above 0.25 cycles per pixel")
     return _saved(folder, "high-by-layer", drawing)
 
 
 def _quartiles(shares: list[float]) -> tuple[float, float, float]:
+    """Median, lower and upper quartile."""
     low, middle, high = np.quantile(shares, (0.25, 0.5, 0.75)).tolist()
     return middle, low, high
 
 
 def _saved(folder: Path, stem: str, drawing: plots.Drawing, published: str = "") -> Picture:
-    path = plots.save(drawing, folder / KEY / f"{stem}.png", formats=("png", "svg"))
-    return Picture(path.relative_to(folder), captioned(drawing), published)
+    return save_picture(folder, f"{KEY}/{stem}", drawing, captioned(drawing), published)

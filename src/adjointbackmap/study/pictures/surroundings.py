@@ -13,7 +13,7 @@ from adjointbackmap.analysis.fields import Sparsity, sparsity
 from adjointbackmap.exactness.journal import Record
 from adjointbackmap.study.setup import Trained
 
-Report = Callable[[float], None]
+ShareReport = Callable[[float], None]
 
 
 def sparse_images(trained: Trained) -> int:
@@ -25,7 +25,9 @@ def sparse_images(trained: Trained) -> int:
     return 1 if "resnet20" in trained.name else 3
 
 
-def regions(trained: Trained, images: data.Images, folder: Path, report: Report) -> dict[str, Any]:
+def regions(
+    trained: Trained, images: data.Images, folder: Path, report: ShareReport
+) -> dict[str, Any]:
     """Nearest kink and nearest class boundary of each image in pixels, in float64.
 
     Images in the record are not computed again.
@@ -62,21 +64,23 @@ def beside(found: Analysis) -> dict[str, Any]:
         to either side. ``"in region"`` is whether the boundary lies in the region. ``"changes"``
         is whether the network prefers the other class just behind the boundary.
     """
-    told: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for norm in NORMS:
         kink = found.kinks.get(norm)
         nearest = next(iter(found.boundaries[norm]), None)
-        told[norm] = {
+        result[norm] = {
             "kink": kink.distance if kink else None,
             "ends region": bool(kink and kink.ends_region),
             "boundary": nearest.distance if nearest else None,
             "in region": bool(nearest and nearest.in_region),
             "changes": bool(nearest and nearest.plane.margin(nearest.after) < 0),
         }
-    return told
+    return result
 
 
-def sparse(trained: Trained, images: data.Images, folder: Path, report: Report) -> dict[str, Any]:
+def sparse(
+    trained: Trained, images: data.Images, folder: Path, report: ShareReport
+) -> dict[str, Any]:
     """Counts of the RM4 hyperplanes of every convolution at each image [Wan2022, section 2.5.3].
 
     Images in the record are not computed again.
@@ -118,25 +122,21 @@ def _recorded(
     images: data.Images,
     folder: Path,
     one: Callable[[data.Images], Any],
-    report: Report,
+    report: ShareReport,
 ) -> dict[str, Any]:
     """The result of ``one`` for each image.
 
     Results are read from the record of these weights. Missing ones are computed and recorded.
     """
     about = trained.about
-    record = Record(
-        folder / f"{trained.name}-{what}-{about['weights sha256'][:8]}.jsonl",
-        {**about, "what": what},
-    )
+    path = folder / f"{trained.name}-{what}-{about['weights sha256'][:8]}.jsonl"
+    record = Record(path, {**about, "what": what})
     for n, hashed in enumerate(images.hashes):
         report(n / len(images))
         if hashed not in record.names:
             started = time.process_time()
             found = one(images[n])
-            record.append(
-                hashed,
-                {"seconds": round(time.process_time() - started, 2), "found": found},
-            )
+            seconds = round(time.process_time() - started, 2)
+            record.append(hashed, {"seconds": seconds, "found": found})
     kept = dict(record.results())
     return {hashed: kept[hashed] for hashed in images.hashes}

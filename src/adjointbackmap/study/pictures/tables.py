@@ -16,7 +16,7 @@ from adjointbackmap.study.results import Found
 ALIKE = 30.0
 
 
-def claims(name: str, found: Found) -> Iterator[Claim]:
+def picture_claims(name: str, found: Found) -> Iterator[Claim]:
     """The claims of section 2.5.3 and one of our own, each with the measured numbers.
 
     Args:
@@ -26,11 +26,12 @@ def claims(name: str, found: Found) -> Iterator[Claim]:
     same = found["same class"]
     spectra = found["many"]
     layers = found["high by layer"]
-    first, last = (
-        float(np.median(layers[layer])) for layer in (next(iter(layers)), list(layers)[-1])
-    )
+    names = list(layers)
+    first, last = (float(np.median(layers[layer])) for layer in (names[0], names[-1]))
+    shares = {of: 100 * np.median(spectra["high"][of]) for of in (PLANES, IMAGES)}
     yield Claim(
-        f"{name}: the hyperplanes of a class at two of its images differ significantly (read: by more than {ALIKE:g} degrees).",
+        f"{name}: the hyperplanes of a class at two of its images differ significantly "
+        f"(read: by more than {ALIKE:g} degrees).",
         f"the two images of the class {same['class']}: {_change(same['image'])}; pairs of one "
         f"class among {len(spectra['high'][IMAGES])} images: "
         f"{Quantiles(**spectra['angles']['one class'])} degrees",
@@ -41,15 +42,14 @@ def claims(name: str, found: Found) -> Iterator[Claim]:
         f"{name}: hyperplanes have stronger amplitudes at high frequencies than images (read: a "
         "larger share of the energy above 0.25 cycles per pixel, for 95 % of the images).",
         f"larger for {100 * higher(spectra):.1f} % of {len(spectra['high'][IMAGES])} images; "
-        f"median {100 * np.median(spectra['high'][PLANES]):.3g} % beside "
-        f"{100 * np.median(spectra['high'][IMAGES]):.3g} %",
+        f"median {shares[PLANES]:.3g} % beside {shares[IMAGES]:.3g} %",
         higher(spectra) >= 0.95,
         "seen in Figs. 2.8 to 2.10",
     )
     yield Claim(
         f"{name}: RM1 turns from shapes to irregular pixels as the layer goes high (read: more "
         "energy above 0.25 cycles per pixel in the last convolution than in the first).",
-        f"median share {100 * first:.3g} % in {next(iter(layers))}, {100 * last:.3g} % in {list(layers)[-1]}",
+        f"median share {100 * first:.3g} % in {names[0]}, {100 * last:.3g} % in {names[-1]}",
         last > first,
     )
     for of in (each for each in found["positions"] if each.get("positions", 0) > 1):
@@ -57,7 +57,8 @@ def claims(name: str, found: Found) -> Iterator[Claim]:
         yield Claim(
             f"{name}: the same kernels show different hyperplanes at different positions of "
             f"{of['layer']} (read: by more than {ALIKE:g} degrees).",
-            f"RM2 of channel {of['channel']}, every pair of {of['positions']} positions: {between} degrees",
+            f"RM2 of channel {of['channel']}, every pair of {of['positions']} positions: "
+            f"{between} degrees",
             between.median > ALIKE,
         )
     yield from _sparsity_claims(name, merged(list(found["sparsity"].values())))
@@ -65,37 +66,40 @@ def claims(name: str, found: Found) -> Iterator[Claim]:
 
 
 def _change(part: dict[str, float]) -> str:
+    """Angle and length of a difference, in words."""
     return f"{part['angle']:.3g} degrees, {100 * part['change']:.3g} % of their length"
 
 
 def _sparsity_claims(name: str, layers: dict[str, Any]) -> Iterator[Claim]:
+    """How many kernels use their whole receptive field, and how many use nothing."""
     later = list(layers.values())[1:]
     full = [100 * layer.full_share for layer in later]
     empty = {layer.layer: 100 * layer.zero_share for layer in later if layer.zero}
     yield Claim(
-        f"{name}: few kernels use the whole of their receptive field (read: less than half, in every layer after the first).",
+        f"{name}: few kernels use the whole of their receptive field "
+        "(read: less than half, in every layer after the first).",
         f"{min(full):.3g} to {max(full):.3g} % of the RM4 hyperplanes, by layer",
         max(full) < 50,
     )
-    most = max(empty, key=lambda layer: empty[layer], default="")
-    yield Claim(
-        f"{name}: some layer has a kernel that takes null from the image.",
-        f"all-zero RM4 hyperplanes in {len(empty)} of {len(later)} layers"
-        + (f", most in {most}: {empty[most]:.3g} %" if most else ""),
-        bool(empty),
-    )
+    measured = f"all-zero RM4 hyperplanes in {len(empty)} of {len(later)} layers"
+    if empty:
+        most = max(empty, key=lambda layer: empty[layer])
+        measured += f", most in {most}: {empty[most]:.3g} %"
+    text = f"{name}: some layer has a kernel that takes null from the image."
+    yield Claim(text, measured, bool(empty))
 
 
 def _region_claims(name: str, images: dict[str, Any]) -> Iterator[Claim]:
+    """How far the nearest class boundary is from the end of the linear region."""
     found = [image["found"]["l2"] for image in images.values()]
-    ratios = [
-        each["boundary"] / each["kink"] for each in found if each["kink"] and each["boundary"]
-    ]
+    reached = [each for each in found if each["kink"] and each["boundary"]]
+    ratios = [each["boundary"] / each["kink"] for each in reached]
     inside = sum(each["in region"] for each in found)
     if ratios:
         yield Claim(
             f"{name}: an image's linear region ends long before its nearest class boundary.",
-            f"the boundary is {Quantiles.of(ratios)} times as far in l2; it is in the region for {inside} of {len(found)} images",
+            f"the boundary is {Quantiles.of(ratios)} times as far in l2; "
+            f"it is in the region for {inside} of {len(found)} images",
             inside == 0 and float(np.median(ratios)) > 10,
         )
 
@@ -106,33 +110,21 @@ def likeness_table(networks: dict[str, Found]) -> Table:
     Args:
         networks: Results by network.
     """
-    head = [
-        "network",
-        "class",
-        "angle",
-        "difference %",
-        "bias part: angle",
-        "difference %",
-        "pairs of one class",
-        "of two classes",
-    ]
+    head = ["network", "class", "angle", "difference %", "bias part: angle", "difference %"]
+    head += ["pairs of one class", "of two classes"]
     sheet = Sheet("Hyperplanes of one class at different images", head)
     for name, found in networks.items():
         same = found["same class"]
         between = found["many"]["angles"]
-        parts = [
-            (same[part]["angle"], 100 * same[part]["change"]) if part in same else ("", "")
-            for part in ("image", "bias")
-        ]
-        cells = [f"{number:.3g}" if number != "" else "" for pair in parts for number in pair]
-        sheet.rows.append(
-            [
-                name,
-                same["class"],
-                *cells,
-                *(str(Quantiles(**between[k])) for k in ("one class", "two classes")),
-            ]
-        )
+        row = [name, same["class"]]
+        for part in ("image", "bias"):
+            if part in same:
+                change = 100 * same[part]["change"]
+                row += [f"{same[part]['angle']:.3g}", f"{change:.3g}"]
+            else:
+                row += ["", ""]
+        row += [str(Quantiles(**between[pairs])) for pairs in ("one class", "two classes")]
+        sheet.rows.append(row)
     caption = (
         "Angles in degrees between the hyperplanes of a class at the two images of the pictures; "
         "difference: its length relative to the mean length of the two. Last columns: angles "
@@ -148,26 +140,15 @@ def frequency_table(networks: dict[str, Found]) -> Table:
     Args:
         networks: Results by network.
     """
-    head = [
-        "network",
-        "images",
-        "above 0.25: image %",
-        "hyperplane %",
-        "mean frequency: image",
-        "hyperplane",
-        "higher in, %",
-    ]
+    head = ["network", "images", "above 0.25: image %", "hyperplane %"]
+    head += ["mean frequency: image", "hyperplane", "higher in, %"]
     sheet = Sheet("Spectra of images and of the predicted class's hyperplane", head)
     for name, found in networks.items():
         many = found["many"]
-        cells = [
-            str(Quantiles.of(many[key][of], f))
-            for key, f in (("high", 100.0), ("mean", 1.0))
-            for of in (IMAGES, PLANES)
-        ]
-        sheet.rows.append(
-            [name, str(len(many["high"][IMAGES])), *cells, f"{100 * higher(many):.1f}"]
-        )
+        row = [name, str(len(many["high"][IMAGES]))]
+        row += [str(Quantiles.of(many["high"][of], 100.0)) for of in (IMAGES, PLANES)]
+        row += [str(Quantiles.of(many["mean"][of])) for of in (IMAGES, PLANES)]
+        sheet.rows.append([*row, f"{100 * higher(many):.1f}"])
     caption = (
         "Share of the energy (squared amplitude without DC, mean of the three channels) above "
         "0.25 cycles per pixel, and mean radial frequency in cycles per pixel: median and 5 to "
@@ -182,29 +163,16 @@ def region_table(networks: dict[str, Found]) -> Table:
     Args:
         networks: Results by network.
     """
-    head = [
-        "network",
-        "norm",
-        "images",
-        "nearest kink",
-        "ends the region, %",
-        "nearest boundary",
-        "in the region, %",
-        "changes, %",
-    ]
+    head = ["network", "norm", "images", "nearest kink", "ends the region, %"]
+    head += ["nearest boundary", "in the region, %", "changes, %"]
     sheet = Sheet("Where the linear region of an image ends, and its nearest class boundary", head)
     for name, found in networks.items():
         for norm in next(iter(found["regions"].values()))["found"]:
             every = [image["found"][norm] for image in found["regions"].values()]
-            kink, boundary = (
-                str(Quantiles.of([e[key] for e in every if e[key] is not None]))
-                for key in ("kink", "boundary")
-            )
-            ends, inside, changes = (
-                f"{100 * np.mean([e[key] for e in every]):.1f}"
-                for key in ("ends region", "in region", "changes")
-            )
-            sheet.rows.append([name, norm, str(len(every)), kink, ends, boundary, inside, changes])
+            kink = [_distances(every, "kink"), _percent(every, "ends region")]
+            boundary = [_distances(every, "boundary"), _percent(every, "in region")]
+            changes = _percent(every, "changes")
+            sheet.rows.append([name, norm, str(len(every)), *kink, *boundary, changes])
     caption = (
         "Distances in pixels of [0, 1], median and 5 to 95 % of the images, in float64. Ends the "
         "region: the pattern is the same just before the kink, and another just after. In the "
@@ -212,6 +180,16 @@ def region_table(networks: dict[str, Found]) -> Table:
         "prefers the other class just after it."
     )
     return Table(sheet, caption)
+
+
+def _distances(images: list[dict[str, Any]], key: str) -> str:
+    """Quantiles of the distances that were found."""
+    return str(Quantiles.of([image[key] for image in images if image[key] is not None]))
+
+
+def _percent(images: list[dict[str, Any]], key: str) -> str:
+    """Percentage of the images for which something holds."""
+    return f"{100 * np.mean([image[key] for image in images]):.1f}"
 
 
 def sparsity_table(name: str, found: Found) -> Table:
@@ -226,9 +204,8 @@ def sparsity_table(name: str, found: Found) -> Table:
     sheet = Sheet(f"{name}: sparsity by layer, {count} {'image' if count == 1 else 'images'}", head)
     for layer in merged(list(found["sparsity"].values())).values():
         shares = (layer.zero_share, layer.used_share, layer.full_share)
-        sheet.rows.append(
-            [layer.layer, f"{layer.hyperplanes:,}", *(f"{100 * share:.2f}" for share in shares)]
-        )
+        cells = (f"{100 * share:.2f}" for share in shares)
+        sheet.rows.append([layer.layer, f"{layer.hyperplanes:,}", *cells])
     caption = (
         "Field used: share of the pixels of all receptive fields, as far as they lie inside the "
         "image, where the hyperplane is not zero in at least one channel; whole field used: "

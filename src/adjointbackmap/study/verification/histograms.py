@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from adjointbackmap.exactness.layer_check import HISTOGRAM_EDGES, SHARE_LIMIT, LayerCheck
 
+# Position of the bin that ends at 1 %.
 LIMIT = HISTOGRAM_EDGES.index(SHARE_LIMIT)
 TICKS = (-2, -9)  # powers of ten with a tick label
 
@@ -33,7 +34,7 @@ def histograms(runs: dict[str, dict[str, Any]], title: str, signed: bool) -> Fig
         axes = figure.add_subplot(rows, columns, number)
         for kind, found in runs.items():
             if name in found:
-                _draw(axes, LayerCheck.from_dict(found[name]["check"]), kind, signed)
+                _draw_panel(axes, LayerCheck.from_dict(found[name]["check"]), kind, signed)
         axes.set_title(f"{name}: {runs['float32'][name]['check']['units']:,} units", fontsize=8)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", fontsize=8, ncols=3)
     error = "signed relative error" if signed else "|relative error|"
@@ -42,29 +43,20 @@ def histograms(runs: dict[str, dict[str, Any]], title: str, signed: bool) -> Fig
     return figure
 
 
-def _draw(axes: Axes, check: LayerCheck, kind: str, signed: bool) -> None:
+def _draw_panel(axes: Axes, check: LayerCheck, kind: str, signed: bool) -> None:
+    """One panel: the bins, their ticks, and dotted lines at 1 %."""
     shares, first = _bins(check.signed if signed else check.histogram, signed)
     edges = np.arange(first, first + len(shares) + 1) - 0.5
-    axes.stairs(
-        shares,
-        edges,
-        label=kind,
-        fill=kind == "float32",
-        color="C0" if kind == "float32" else "C1",
-    )
+    single = kind == "float32"
+    axes.stairs(shares, edges, label=kind, fill=single, color="C0" if single else "C1")
     axes.set_yscale("log")
     axes.set_ylim(1e-9, 2)
     places, names = _ticks(signed)
     axes.set_xticks(places, names)
     axes.tick_params(labelsize=7)
     for place in (LIMIT + 0.5, -LIMIT - 0.5) if signed else (LIMIT + 0.5,):
-        axes.axvline(
-            place,
-            color="0.5",
-            linewidth=0.8,
-            linestyle=":",
-            label="1 %" if kind == "float32" and place > 0 else None,
-        )
+        label = "1 %" if single and place > 0 else None  # once in the legend
+        axes.axvline(place, color="0.5", linewidth=0.8, linestyle=":", label=label)
 
 
 def _bins(counts: Sequence[int], signed: bool) -> tuple[np.ndarray, int]:

@@ -4,34 +4,28 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from adjointbackmap import data, models
 from adjointbackmap.engine.network import Network
-from adjointbackmap.exactness.checks import Terms
-from adjointbackmap.exactness.journal import Record
-from adjointbackmap.exactness.layer_check import LayerCheck, checks_of
-from adjointbackmap.exactness.verification import Checks, fits, job_of, terms_of, verified
-from adjointbackmap.files.checked import DamagedFile, read_or_set_aside, read_sealed
+from adjointbackmap.exactness.layer_check import LayerCheck
+from adjointbackmap.exactness.verification import terms_of, verified
 from adjointbackmap.files.disk import hold_folder
-from adjointbackmap.machine import environment
-from adjointbackmap.planes.hyperplane import hyperplanes
 from adjointbackmap.sources import NetworkOptions, Subject, load_subject
-from adjointbackmap.study.published.columns import COLUMNS
-from adjointbackmap.study.setup import SCALE, Setup, write_json
-from adjointbackmap.study.verification.summation import BATCH, orders, outside_alone, products
+from adjointbackmap.study.published.columns import PUBLISHED_COLUMNS
+from adjointbackmap.study.setup import SCALE, Setup
+from adjointbackmap.study.verification.outputs import outputs_verified
+from adjointbackmap.study.verification.results_file import Results, read_results
+from adjointbackmap.study.verification.summation import orders, outside_alone
 from adjointbackmap.study.verification.tally import Tally
 from adjointbackmap.training.loop import accuracy
 
 KEY = "verification"
-FORMAT = 2
-RESULTS = "verification.json"
-ARITHMETIC = {
+ARITHMETICS = {
     "float32": (torch.float32, torch.float32),
     "float64": (torch.float64, torch.float64),
     # The same images as in the next run. Finished images come from the file of "float32".
@@ -40,7 +34,7 @@ ARITHMETIC = {
 }
 """Name -> precision of values and hyperplanes, then precision of the inner products."""
 
-Report = Callable[[str, float], None]
+TaskReport = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,10 @@ class Counts:
         """
         for count in (self.images, self.images_float64, self.images_fc):
             if count is not None and not 0 < count <= available:
-                msg = f"The number of images must be from 1 to {available}. Got {count}: leave it out for that of the study."
+                msg = (
+                    f"The number of images must be from 1 to {available}. "
+                    f"Got {count}: leave it out for that of the study."
+                )
                 raise ValueError(msg)
 
     def of(self, name: str, arithmetic: str) -> int:
@@ -79,99 +76,7 @@ class Counts:
         return self.images_float64 or (200 if small else 50)
 
 
-WANTED = Counts()
-
-
-class Results:
-    """The results so far, in a file that is replaced atomically.
-
-    Attributes:
-        path: The file.
-        found: ``format``, ``environments`` and ``networks``.
-        place: Index of this run's environment in ``environments``.
-
-    Raises:
-        ValueError: If the file is not one of this experiment.
-    """
-
-    def __init__(self, folder: Path, device: str = "cpu") -> None:
-        self.path = folder / RESULTS
-        empty: dict[str, Any] = {"format": FORMAT, "environments": [], "networks": {}}
-        self.found = _before(self.path) or empty
-        here = environment(device)
-        if here not in self.found["environments"]:
-            self.found["environments"].append(here)
-        self.place = self.found["environments"].index(here)
-
-    def network(self, name: str, weights: str) -> dict[str, Any]:
-        """The entry of a network. An empty entry is added if there is none.
-
-        Raises:
-            ValueError: If the entry has results of other weights.
-        """
-        entry = self.found["networks"].setdefault(name, {"weights sha256": weights, "runs": {}})
-        if entry["weights sha256"] != weights:
-            msg = f"{self.path} must have results of the weights {weights[:8]} of {name}. Got those of "
-            msg += f"{entry['weights sha256'][:8]}: name another folder with --out."
-            raise ValueError(msg)
-        return entry
-
-    def write(self) -> None:
-        """Replace the file."""
-        write_json(self.path, self.found)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Read the results from a file.
-
-    Raises:
-        ValueError: If the file has no results of this experiment.
-    """
-    try:
-        return _of_this_experiment(read_sealed(path, "make it again"), path)
-    except FileNotFoundError as error:
-        raise ValueError(_no_results(path)) from error
-
-
-def _before(path: Path) -> dict[str, Any] | None:
-    """The results that a run continues.
-
-    A damaged file is set aside. Its results are then computed again from the finished images.
-
-    Raises:
-        ValueError: If the file is not one of this experiment.
-    """
-    try:
-        found = read_or_set_aside(path, "format")
-    except DamagedFile as error:
-        raise ValueError(_no_results(path)) from error
-    return found and _of_this_experiment(found, path)
-
-
-def _of_this_experiment(found: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the results if they are of this experiment.
-
-    Raises:
-        ValueError: If they are not.
-    """
-    if found.get("format") != FORMAT or "networks" not in found:
-        raise ValueError(_no_results(path))
-    try:
-        for entry in found["networks"].values():
-            for part in (part for parts in entry["runs"].values() for part in parts.values()):
-                for layer in part["layers"].values():
-                    Tally.from_dict(layer)
-    except (
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:  # of an older version, which has no checksum
-        raise ValueError(_no_results(path)) from error
-    return found
-
-
-def _no_results(path: Path) -> str:
-    return f"Results must be a file that study verification wrote. Got {path}: delete it or name another."
+COUNTS_OF_STUDY = Counts()
 
 
 def check_networks(names: Sequence[str] | None) -> list[str]:
@@ -182,21 +87,24 @@ def check_networks(names: Sequence[str] | None) -> list[str]:
     Raises:
         ValueError: If a network is not shipped, or has no published numbers.
     """
-    able = [name for name in COLUMNS if name in models.names()]
+    able = [name for name in PUBLISHED_COLUMNS if name in models.names()]
     unknown = [name for name in names or () if name not in able]
     if unknown:
-        msg = f"--network must be one of {', '.join(able)}. Got {', '.join(unknown)}: leave it out for all of them."
+        msg = (
+            f"--network must be one of {', '.join(able)}. "
+            f"Got {', '.join(unknown)}: leave it out for all of them."
+        )
         raise ValueError(msg)
     return [name for name in able if not names or name in names]
 
 
-def run(
+def verify_networks(
     folder: Path,
     names: Sequence[str],
-    counts: Counts = WANTED,
+    counts: Counts = COUNTS_OF_STUDY,
     root: Path | None = None,
     workers: int | None = None,
-    report: Report = lambda what, share: None,
+    report: TaskReport = lambda what, share: None,
     sample: bool = False,
     device: str = "cpu",
 ) -> dict[str, Any]:
@@ -228,36 +136,28 @@ def run(
         results = Results(folder, device)
         for name in names:
             dataset = models.card(name)["dataset"]
-            images = (
-                data.sample()
-                if sample and dataset == "cifar10"
-                else data.load(dataset, "test", root)
-            ).by_hash()
+            ships = sample and dataset == "cifar10"
+            images = (data.sample() if ships else data.load(dataset, "test", root)).by_hash()
             counts.check(len(images))
-            _Study(name, images, results, counts, workers, report, device).run()
+            NetworkRun(name, images, results, counts, workers, report, device).run()
         results.write()
-        return read(results.path)
+        return read_results(results.path)
 
 
-def compute(setup: Setup, report: Report) -> None:
+def compute_verification(setup: Setup, report: TaskReport) -> None:
     """Verify the networks of a run.
 
     The run's number of images is used in float32, and a tenth of it in float64.
     """
     counts = Counts(setup.images, max(1, setup.images // 10), setup.images)
-    run(
-        setup.folder / KEY,
-        check_networks(setup.networks),
-        counts,
-        setup.root,
-        None,
-        report,
-        setup.sample,
+    names = check_networks(setup.networks)
+    verify_networks(
+        setup.folder / KEY, names, counts, setup.root, report=report, sample=setup.sample
     )
 
 
 @dataclass(frozen=True)
-class _Study:
+class NetworkRun:
     """The verification runs of one network."""
 
     name: str
@@ -265,19 +165,22 @@ class _Study:
     results: Results
     counts: Counts
     workers: int | None
-    report: Report
+    report: TaskReport
     device: str
 
     @cached_property
     def subject(self) -> Subject:
+        """The folded module and the map from pixels to its input."""
         return load_subject(NetworkOptions(self.name, fold=True))
 
     @cached_property
     def network(self) -> Network:
+        """The folded module, traced."""
         return self.subject.trace(self.device)
 
     @cached_property
     def entry(self) -> dict[str, Any]:
+        """The results of the network so far."""
         return self.results.network(self.name, self.network.weights_hash())
 
     def layers(self, part: str) -> list[str]:
@@ -289,16 +192,12 @@ class _Study:
         """Compute accuracy, errors of every unit in each arithmetic, and the summation orders."""
         if self.entry.get("accuracy", {}).get("images") != len(self.images):
             self.report(f"{self.name}: accuracy", 0.0)
-            self.entry["accuracy"] = accuracies(
-                load_subject(NetworkOptions(self.name)),
-                self.subject,
-                self.images,
-                self.device,
-            )
+            trained = load_subject(NetworkOptions(self.name))
+            self.entry["accuracy"] = accuracies(trained, self.subject, self.images, self.device)
             self.results.write()
-        for arithmetic in ARITHMETIC:
+        for arithmetic in ARITHMETICS:
             self.verify(arithmetic, "fc", self.counts.images_fc or len(self.images))
-        for arithmetic in ARITHMETIC:
+        for arithmetic in ARITHMETICS:
             self.verify(arithmetic, "convolutions", self.counts.of(self.name, arithmetic))
         self.entry["orders"] = self.orders()
         self.entry["outside alone"] = self.alone()
@@ -315,30 +214,27 @@ class _Study:
         if asked <= first:
             return
         chosen = self.images[first:asked]
-        (dtype, accumulate) = ARITHMETIC[arithmetic]
+        dtype, accumulate = ARITHMETICS[arithmetic]
         terms = terms_of(self.network, self.layers(part), False, SCALE, dtype, accumulate)
         x = self.subject.prepare(chosen.unit_interval()).to(self.device, dtype)
-        precision = "-".join(
-            str(d).removeprefix("torch.") for d in dict.fromkeys((dtype, accumulate))
-        )
-        keep = self.results.path.parent / f"{self.name}-{part}-{precision}.jsonl"
-        what = f"{self.name}, {part}, {arithmetic}"
-        arguments = (
-            self.network,
-            x,
-            terms,
-            chosen.hashes,
-            lambda share: self.report(what, share),
-            keep,
-        )
+        report = partial(self.report, f"{self.name}, {part}, {arithmetic}")
+        arguments = (self.network, x, terms, chosen.hashes, report, self._file(part, arithmetic))
         with self._kept(run) as tallies:
-            for _, checks in (
-                outputs_verified(*arguments) if part == "fc" else verified(*arguments, self.workers)
-            ):
+            if part == "fc":
+                found = outputs_verified(*arguments)
+            else:
+                found = verified(*arguments, self.workers)
+            for _, checks in found:
                 for name, check in checks.items():
                     tallies.setdefault(name, Tally(LayerCheck(name))).add(check)
         run.pop("first", None)
         self.results.write()
+
+    def _file(self, part: str, arithmetic: str) -> Path:
+        """The file of finished images; runs in the same precision share it."""
+        names = [str(dtype).removeprefix("torch.") for dtype in ARITHMETICS[arithmetic]]
+        precision = "-".join(dict.fromkeys(names))
+        return self.results.path.parent / f"{self.name}-{part}-{precision}.jsonl"
 
     def orders(self) -> dict[str, Any]:
         """For each convolution, sum the terms of its worst float32 unit in several ways."""
@@ -369,10 +265,8 @@ class _Study:
         counted any of its images. Therefore the run also keeps the tallies of the first images
         until it is finished.
         """
-        first = run.setdefault(
-            "first",
-            {key: run[key] for key in ("images", "environments", "layers")},
-        )
+        before = {key: run[key] for key in ("images", "environments", "layers")}
+        first = run.setdefault("first", before)
         started = time.monotonic()
         tallies = {name: Tally.from_dict(entry) for name, entry in first["layers"].items()}
         try:
@@ -396,70 +290,3 @@ def accuracies(
     pair = {"trained": trained, "folded": folded}
     shares = {key: accuracy(s.module.to(device), images, s.prepare) for key, s in pair.items()}
     return {"images": len(images), **shares}
-
-
-def outputs_verified(
-    network: Network,
-    x: Tensor,
-    terms: Terms,
-    names: Sequence[str],
-    report: Callable[[float], None],
-    keep: Path,
-) -> Iterator[tuple[str, Checks]]:
-    """Yield the name and the errors of each image for fully connected layers.
-
-    Their RM0 hyperplanes are computed for many images at once.
-
-    Args:
-        network: Traced network.
-        x: Batch.
-        terms: What is verified.
-        names: Name of each image.
-        report: Called with the finished share.
-        keep: File of finished images.
-    """
-    record = Record(keep, {**job_of(network, terms), "mode": "RM0"}, fits(network, terms))
-    kept = {
-        name: {layer: LayerCheck.from_dict(entry) for layer, entry in found.items()}
-        for name, found in record.results()
-    }
-    yield from ((name, kept[name]) for name in names if name in kept)
-    missing = [n for n, name in enumerate(names) if name not in kept]
-    for start in range(0, len(missing), BATCH):
-        report(1 - (len(missing) - start) / len(names))
-        part = missing[start : start + BATCH]
-        for name, checks in _outputs(network, x[part], terms, [names[n] for n in part]):
-            record.append(name, {layer: check.to_dict() for layer, check in checks.items()})
-            yield name, checks
-    report(1.0)
-
-
-def _outputs(
-    network: Network,
-    x: Tensor,
-    terms: Terms,
-    names: Sequence[str],
-) -> list[tuple[str, Checks]]:
-    """Names and errors of the images of a batch."""
-    found: list[tuple[str, Checks]] = [(name, {}) for name in names]
-    for layer in terms.layers:
-        planes = hyperplanes(
-            network,
-            x,
-            layer,
-            "RM0",
-            None,
-            terms.own_bias,
-            terms.scale,
-            terms.dtype,
-        )
-        parts = products(planes, terms.accumulate)
-        sums = parts.sum(-1)
-        magnitudes = parts.abs().sum(-1)
-        for (_, checks), check in zip(
-            found,
-            checks_of(layer, planes.value, sums, magnitudes, names),
-            strict=True,
-        ):
-            checks[layer] = check
-    return found

@@ -14,7 +14,7 @@ from adjointbackmap.engine.observe import record
 from adjointbackmap.exactness.layer_check import SHARE_LIMIT, UnitOfImage
 from adjointbackmap.planes.hyperplane import Hyperplanes, hyperplanes, relative_error
 
-ORDERS = ("in turn", "by size", "pairwise", "float64 sums", "float64", "network alone")
+SUM_ORDERS = ("in turn", "by size", "pairwise", "float64 sums", "float64", "network alone")
 
 BATCH = 50  # images per forward pass
 
@@ -48,7 +48,7 @@ def orders(
 
     Returns:
         The place, the value, the sum of the terms' magnitudes, and a relative error for each of
-        ``ORDERS``. The first three sum in float32: one term after the other, from the smallest to
+        ``SUM_ORDERS``. The first three sum in float32: one term after the other, from the smallest to
         the largest, and in pairs. ``"float64 sums"`` sums in float64 with the float32 hyperplane.
         ``"float64"`` computes everything in float64. ``"network alone"`` uses no hyperplane: it
         compares the network's float32 value with its float64 value.
@@ -69,15 +69,13 @@ def orders(
         dtype=torch.float64,
     )
     errors = relative_error(sums, value.expand(len(sums))).tolist()
-    errors += [
-        float(relative_error(total, double.value))
-        for total in (double.reconstruct(), planes.value.double())
-    ]
+    for total in (double.reconstruct(), planes.value.double()):
+        errors.append(float(relative_error(total, double.value)))
     return {
         "place": place,
         "value": float(value),
         "magnitude": float(terms.abs().double().sum()),
-        "errors": dict(zip(ORDERS, errors, strict=True)),
+        "errors": dict(zip(SUM_ORDERS, errors, strict=True)),
     }
 
 
@@ -98,13 +96,8 @@ def outside_alone(network: Network, images: Tensor, layers: Sequence[str]) -> di
             single = record(network, part, chosen)
             double = record(network, part.double(), chosen)
             for name in layers:
-                value = (
-                    network.kernel(network.layer(name), torch.float32)
-                    .apply(single.inputs[name])
-                    .double()
-                )
-                right = network.kernel(network.layer(name), torch.float64).apply(
-                    double.inputs[name]
-                )
+                layer = network.layer(name)
+                value = network.kernel(layer, torch.float32).apply(single.inputs[name]).double()
+                right = network.kernel(layer, torch.float64).apply(double.inputs[name])
                 counts[name] += int((relative_error(right, value).abs() > SHARE_LIMIT).sum())
     return counts

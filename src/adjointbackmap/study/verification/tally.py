@@ -41,19 +41,13 @@ class Tally:
     def to_dict(self) -> dict[str, Any]:
         """The counts and their intervals as JSON-compatible values."""
         check = self.check
+        outside = check.units - check.within
+        outside_signed = check.units - check.within_signed
         return {
             **asdict(self),
-            "interval": interval(
-                check.units,
-                check.units - check.within,
-                self.images,
-                self.squares,
-            ),
+            "interval": interval(check.units, outside, self.images, self.squares),
             "interval_signed": interval(
-                check.units,
-                check.units - check.within_signed,
-                self.images,
-                self.squares_signed,
+                check.units, outside_signed, self.images, self.squares_signed
             ),
         }
 
@@ -77,7 +71,9 @@ def interval(units: int, outside: int, images: int, squares: int) -> tuple[float
         >>> low, high = interval(1_000_000, 0, 100, 0)
         >>> f"{low:.7f} {high:.7f}"
         '0.9999962 1.0000000'
-        >>> interval(1_000_000, 100, 100, 10_000)[0] < interval(1_000_000, 100, 100, 100)[0]  # all in one image, or one in each
+        >>> in_one_image = interval(1_000_000, 100, 100, 10_000)
+        >>> one_in_each = interval(1_000_000, 100, 100, 100)
+        >>> in_one_image[0] < one_in_each[0]
         True
     """
     share = 1 - outside / units
@@ -94,7 +90,7 @@ def design_effect(units: int, outside: int, images: int, squares: int) -> float:
     It is at least 1.
 
     Example:
-        >>> design_effect(units=2000, outside=20, images=2, squares=400)  # all of them in one of the two images
+        >>> design_effect(units=2000, outside=20, images=2, squares=400)  # all in one image
         20.2...
     """
     if images < 2 or not 0 < outside < units:
