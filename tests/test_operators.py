@@ -216,7 +216,7 @@ WRONG = {
     ),
     "counts": (
         lambda op: op.forward(draw(2, 3, 2, 6, 6), draw(2, 4, 7)),
-        r"must be as many\. Got 3 and 4",
+        r"as many tangents of the image as of the bias\. Got 3 and 4",
     ),
     "dtype": (
         lambda op: op.forward(draw(2, 2, 6, 6).float()),

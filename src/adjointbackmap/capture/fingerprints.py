@@ -19,8 +19,8 @@ Names = Mapping[str, frozenset[str]]
 GLOBALS = "global variables"  # the key of what belongs to no module
 # Attributes that every module has: parameters, buffers, submodules and hooks are compared apart.
 INTERNAL = frozenset(nn.Module().__dict__)
-VALUES = (*ATOMS, torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
-ONLY_VALUES = frozenset(VALUES) - {float, complex}
+COMPARED_VALUES = (*ATOMS, torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
+ONLY_VALUES = frozenset(COMPARED_VALUES) - {float, complex}
 # Of a longer container only identity and length are compared, because its contents take too long.
 LONGEST = 10_000
 # Bytes of an element -> integer dtype in which its bits are summed.
@@ -163,7 +163,7 @@ def _comparable(value: Any, paths: Mapping[int, str], seen: dict[int, int]) -> A
         seen: Id of a value that was met before -> its number, since contents may lead back to it.
     """
     kind = type(value)
-    if kind in VALUES:
+    if kind in COMPARED_VALUES:
         return kind, repr(value) if kind in (float, complex) else value  # nan is the same as nan
     if kind is tuple and ONLY_VALUES.issuperset(kinds := tuple(map(type, value))):
         return value, kinds  # most attributes are such: kernel sizes, strides, paddings

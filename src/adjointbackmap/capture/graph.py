@@ -149,7 +149,7 @@ def capture(model: nn.Module, example: Tensor) -> Capture:
             it changes its buffers.
     """
     batch = batch_of(example)
-    readings = _run(model, example, batch)
+    readings = _readings_of_run(model, example, batch)
     if is_exported(model) and not takes(model, lambda: torch.cat([batch, batch[:1]])):
         raise ValueError(FIXED_EXPORT)
     copied = structural_copy(model)  # torch.export puts fake tensors into it
@@ -199,7 +199,7 @@ def _exported(wrapper: nn.Module, example: Tensor, shapes: Any) -> torch.export.
             return torch.export.export(wrapper, (example,), dynamic_shapes=shapes, strict=False)
 
 
-def _run(model: nn.Module, example: Tensor, batch: Tensor) -> Readings:
+def _readings_of_run(model: nn.Module, example: Tensor, batch: Tensor) -> Readings:
     """Run a copy of the model on a batch; it has its own buffers, which the forward may change.
 
     Returns:

@@ -47,7 +47,10 @@ def check_kind(model: object) -> None:
     tensors = [*model.named_parameters(), *model.named_buffers()]
     without = [name for name, t in tensors if t.device.type == "meta"]
     if without:
-        msg = f"Parameters and buffers must have values. Got {without[0]} on the device meta: load it."
+        msg = (
+            "Parameters and buffers must have values. "
+            f"Got {without[0]} on the device meta: load it."
+        )
         raise ValueError(msg)
     sparse = [
         f"{name} ({str(t.layout).removeprefix('torch.')})"

@@ -1,4 +1,4 @@
-"""What of a model cannot be pickled: named before PyTorch or Python raise errors of their own."""
+"""A check that a model can be pickled, whose error names the part that cannot."""
 
 import pickle
 from typing import Any
@@ -9,10 +9,10 @@ from adjointbackmap.capture.casting import plain_attributes
 
 
 def check_pickled(model: nn.Module) -> None:
-    """Raise where a class, an attribute or a hook of a model cannot be pickled.
+    """Check that the classes, attributes and hooks of a model can be pickled.
 
     Raises:
-        TypeError: The message names the first.
+        TypeError: If one cannot; the message names the first.
     """
     for path, module in model.named_modules():
         hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
@@ -26,8 +26,8 @@ def check_pickled(model: nn.Module) -> None:
             if reason:
                 msg = (
                     "A model must be pickled with its network. "
-                    f"Got {what} of {path or 'the model'} ({reason}): define it at the top of a file, or save hyperplanes with "
-                    "adjointbackmap.save."
+                    f"Got {what} of {path or 'the model'} ({reason}): define it at the top of a "
+                    "file, or save hyperplanes with adjointbackmap.save."
                 )
                 raise TypeError(msg)
 

@@ -312,10 +312,10 @@ def _read_by(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
         # the first argument is the data; the third one of __setitem__ is data too
         args = args[1:2] if name in INDEXING else args[1:]
     found = _tensors_in((args, kwargs))
-    return [t for t in found if _is_number(t) or (_is_mask(t) and name in INDEXING)] or None
+    return [t for t in found if _is_index_number(t) or (_is_mask(t) and name in INDEXING)] or None
 
 
-def _is_number(tensor: Tensor) -> bool:
+def _is_index_number(tensor: Tensor) -> bool:
     return (
         not tensor.dim()
         and not tensor.is_floating_point()

@@ -1,4 +1,4 @@
-"""One tangent [x; b] against the untouched model, layer by layer: was any bias or operation missed?"""
+"""The audit: one tangent [x; b] is compared with the untouched model, layer by layer."""
 
 import torch
 from torch import Tensor
@@ -10,9 +10,10 @@ from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.operators import push
 from adjointbackmap.engine.pattern import check_images, pattern_of
 from adjointbackmap.engine.program import IMAGE
-from adjointbackmap.engine.rounding import SHARE, path_sizes
+from adjointbackmap.engine.rounding import CANCELLED_SHARE, path_sizes
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-3}
+# Largest relative difference that rounding explains.
+AUDIT_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-3}
 
 
 def audit(
@@ -21,10 +22,11 @@ def audit(
     tolerance: float | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> dict[str, float]:
-    r"""Whether the tangent [x; b] gives, at every layer, what the untouched model computes there.
+    r"""Compare the tangent [x; b] with the untouched model at every layer.
 
-    It finds a bias or an operation that the trace missed or got wrong. It repeats the forward pass, so it proves nothing
-    about the rounding of hyperplanes: :func:`adjointbackmap.verify` does.
+    A bias or an operation that the trace missed or got wrong makes a difference. The audit repeats
+    the forward pass only, so it proves nothing about the rounding of hyperplanes. For that see
+    :func:`adjointbackmap.verify`.
 
     Args:
         network: Traced network.
@@ -33,11 +35,13 @@ def audit(
         dtype: ``torch.float64`` for more than the model's own precision.
 
     Returns:
-        Name of a layer -> largest difference, relative to the layer's largest value, or to what cancelled
-        on the way to it, see :func:`adjointbackmap.engine.rounding.path_sizes`.
+        Name of a layer -> largest difference, relative to the layer's largest value. If larger
+        numbers cancelled on the way to the layer, it is relative to a share of these, see
+        :func:`adjointbackmap.engine.rounding.path_sizes`.
 
     Raises:
-        RuntimeError: If one is larger than ``tolerance``; the message names the first such layer, and its operations.
+        RuntimeError: If a difference is larger than ``tolerance``. The message names the first such
+            layer and its operations.
 
     Example:
         >>> from adjointbackmap import trace
@@ -54,34 +58,35 @@ def audit(
     recorded = record(network, images, layers).outputs
     with exact(images.device):
         values = push(pattern, {IMAGE: images, **entries}, [layer.value for layer in layers])
-    limit = TOLERANCE[images.dtype] if tolerance is None else tolerance
+    limit = AUDIT_TOLERANCE[images.dtype] if tolerance is None else tolerance
     errors: dict[str, float] = {}
     for layer in layers:
         ours = values[layer.value.slot]
         theirs = recorded[layer.name]
         largest = float(theirs.abs().max())
-        errors[layer.name] = _difference(ours, theirs, largest)
+        errors[layer.name] = _difference_relative_to(ours, theirs, largest)
         if not errors[layer.name] <= limit:
-            # the values may be so small because the paths to them cancel
+            # the values may be small because larger numbers cancel on the way to them
             cancelled = path_sizes(pattern, images, [layer.value])[layer.value.slot]
-            largest = max(largest, SHARE * float(cancelled.max()))
-            errors[layer.name] = _difference(ours, theirs, largest)
+            largest = max(largest, CANCELLED_SHARE * float(cancelled.max()))
+            errors[layer.name] = _difference_relative_to(ours, theirs, largest)
         if not errors[layer.name] <= limit:
             _refuse_nan(network)
             made_by = _culprits(network, layer, errors)
             msg = (
-                f"The tangent [x; b] must repeat the model at every layer to {limit:.0e}. Got {errors[layer.name]:.2e} first at "
-                f"{layer.name!r} ({layer.kind}), made by {made_by}: trace it again, or report this network."
+                f"The tangent [x; b] must repeat the model at every layer to {limit:.0e}. "
+                f"Got {errors[layer.name]:.2e} first at {layer.name!r} ({layer.kind}), made by "
+                f"{made_by}: trace it again, or report this network."
             )
             raise RuntimeError(msg)
     return errors
 
 
 def _refuse_nan(network: Network) -> None:
-    """Name the weights that are no numbers.
+    """Check that no weight is NaN.
 
     Raises:
-        ValueError: If there are some.
+        ValueError: If one is, with the names of up to three parameters or buffers.
     """
     named = (*network.model.named_parameters(), *network.model.named_buffers())
     wrong = [n for n, t in named if t.is_floating_point() and bool(t.isnan().any())]
@@ -93,13 +98,13 @@ def _refuse_nan(network: Network) -> None:
         raise ValueError(msg)
 
 
-def _difference(ours: Tensor | None, theirs: Tensor, largest: float) -> float:
-    """Largest difference of a layer's values, relative to a size."""
+def _difference_relative_to(ours: Tensor | None, theirs: Tensor, largest: float) -> float:
+    """Largest difference of a layer's values, relative to ``largest``."""
     return float((theirs - (0 if ours is None else ours)).abs().max()) / (largest or 1.0)
 
 
 def _culprits(network: Network, layer: Layer, seen: dict[str, float]) -> str:
-    """The operations between the layers that agree and the first that does not."""
+    """Names of the operations between the layers that agree and the first that does not."""
     program = network.program()
     agreed = [network.layer(name).value for name in seen if name != layer.name]
     right = {step.output.slot for step in program.upstream(agreed)}

@@ -1,4 +1,7 @@
-"""What a graph computes without the image: constants, each with the tensor of the model or the node that it is made of."""
+"""The constants of a graph: what it computes without the image.
+
+Each constant keeps its source: a tensor of the model, or a node of the graph.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Container, Mapping
@@ -18,7 +21,7 @@ from adjointbackmap.capture.graph import (
 )
 from adjointbackmap.rules import Constant, ConstantSource, Refused
 
-# Operations that only move the elements of a tensor: an entry of b stays known through them.
+# Operations that only move the elements of a tensor, so that the source stays known.
 MOVEMENTS = {
     "aten.alias.default",
     "aten.clone.default",
@@ -40,7 +43,7 @@ MOVEMENTS = {
     "aten.view_as.default",
 }
 
-# The same, with several outputs.
+# Such operations with several outputs.
 DIVISIONS = {
     "aten.chunk.default",
     "aten.split.Tensor",
@@ -48,7 +51,7 @@ DIVISIONS = {
     "aten.unbind.int",
 }
 
-# Changes of dtype, which keep an element what it is where nothing is rounded.
+# Changes of dtype. The source stays known if nothing is rounded.
 CASTS = {
     "aten._to_copy.default",
     "aten.to.device",
@@ -58,20 +61,25 @@ CASTS = {
     "aten.type_as.default",
 }
 
-# Operations that only read the shape of their data: what they give is a constant.
+# Operations that read only the shape of their data, so that their output is a constant.
 SHAPE_ONLY = {
-    *(
-        f"aten.{name}.default"
-        for name in "zeros_like ones_like full_like zero new_zeros new_ones new_full".split()
-    ),
-    *("aten.fill.Scalar", "aten.fill.Tensor"),
+    "aten.fill.Scalar",
+    "aten.fill.Tensor",
+    "aten.full_like.default",
+    "aten.new_full.default",
+    "aten.new_ones.default",
+    "aten.new_zeros.default",
+    "aten.ones_like.default",
+    "aten.zero.default",
+    "aten.zeros_like.default",
 }
 
-# Operations that give what happens to be in memory, for a forward to write into: zeros, which are no entries.
+# Operations whose output is uninitialised memory, for a forward to write into. We make it zeros,
+# which have no entries.
 UNWRITTEN = {"aten.empty.memory_format", "aten.empty_like.default", "aten.new_empty.default"}
 SHAPE_ONLY |= UNWRITTEN
 
-# Operations that only read the shape and the dtype of what comes after their first argument.
+# Operations that read only shape and dtype of the arguments after the first.
 LIKE_SECOND = {
     "aten.type_as.default",
     "aten.to.other",
@@ -80,28 +88,31 @@ LIKE_SECOND = {
     "aten.reshape_as.default",
 }
 
-# Operations that give one number everywhere: one entry of b, not one for each element.
+# Operations whose output is the same number everywhere: one entry of b, not one for each element.
 FILLED = {
     *SHAPE_ONLY,
     *(f"aten.{name}.default" for name in "full ones zeros scalar_tensor".split()),
 }
 
-DTYPE_ASSERTION = "aten._assert_tensor_metadata.default"  # where the model casts; its last argument is the dtype before
+# torch.export puts this operation where the model casts; its last argument is the dtype before.
+DTYPE_ASSERTION = "aten._assert_tensor_metadata.default"
+# Types of numbers that depend on the batch or on data.
 SYMBOLS = torch.SymInt | torch.SymFloat | torch.SymBool
 
 
 class Constants:
-    """The constants of a graph in one dtype, found node by node in the order of execution.
+    """The constants of a graph in one dtype, computed node by node in the order of execution.
 
     Args:
         capture: The captured graph.
-        tensors: Parameters and buffers by the model's names, in the dtype of the capture or to be cast.
-        dtype: Dtype of the parameters and buffers: what is computed from them has the dtype that PyTorch gives it.
-        device: Where they are.
+        tensors: Parameters and buffers by the model's names; they are cast to ``dtype``.
+        dtype: Dtype of the parameters and buffers. A constant that is computed from them has the
+            dtype that PyTorch gives it.
+        device: Device of the constants.
 
     Attributes:
         numbers: Name of a node -> the Python number that it reads from constants.
-        uses: How often a constant is used, less its uses as an entry of b.
+        uses: Source of a constant -> number of its uses, without those as an entry of ``b``.
     """
 
     def __init__(
@@ -119,53 +130,52 @@ class Constants:
         self.numbers: dict[str, Any] = {}
         self.uses: Counter[ConstantSource] = Counter()
         self._known: dict[str, Constant] = {}
-        self._several: dict[str, list[Constant]] = {}  # node with several outputs -> these
+        self._several: dict[str, list[Constant]] = {}  # node with several outputs -> its outputs
 
     def __contains__(self, name: object) -> bool:
         return name in self._known
 
     def get(self, name: str) -> Constant | None:
-        """What a node gives, ``None`` where it is no constant."""
+        """The constant of a node; ``None`` for other nodes."""
         return self._known.get(name)
 
     def take(self, node: torch.fx.Node) -> None:
-        """Take up an input of the graph that is not the image."""
+        """Add an input of the graph that is not the image."""
         name = self.capture.parameters.get(node.name)
-        tensor = self.tensors[name] if name is not None else self.capture.tensors[node.name]
-        source = (
-            ConstantSource(name)
-            if name is not None
-            else ConstantSource(self.capture.names[node.name], node.name)
-        )
-        whole = (
-            tensor.detach().to(self.dtype)
-            if self.is_cast and tensor.is_floating_point()
-            else tensor.detach()
-        )
-        self._known[node.name] = _whole(whole, source)
+        if name is not None:
+            tensor = self.tensors[name]
+            source = ConstantSource(name)
+        else:
+            tensor = self.capture.tensors[node.name]
+            source = ConstantSource(self.capture.names[node.name], node.name)
+        own = tensor.detach()
+        if self.is_cast and own.is_floating_point():
+            own = own.to(self.dtype)
+        self._known[node.name] = _entry_each(own, source)
 
     def read(self, node: torch.fx.Node) -> None:
-        """Keep a number that a node reads from constants; one that hangs on the data or the batch stays a symbol."""
-        if node.all_input_nodes and all(
-            n.name in self._known or n.name in self.numbers for n in node.all_input_nodes
-        ):
+        """Compute a number that a node reads from constants.
+
+        A number that depends on the data or on the batch stays a symbol.
+        """
+        inputs = [n.name for n in node.all_input_nodes]
+        if inputs and all(name in self._known or name in self.numbers for name in inputs):
             args, kwargs = self._arguments(node, ())
             self.numbers[node.name] = cast("Callable[..., Any]", node.target)(*args, **kwargs)
 
     def fold(self, node: torch.fx.Node, data: Container[str]) -> None:
-        """Compute an operation on constants, for a batch of one; a movement keeps track of the elements.
+        """Compute an operation on constants, for a batch of one.
 
         Args:
             node: The operation.
-            data: Names of the nodes that depend on the image: their shape alone is read.
+            data: Names of the nodes that depend on the image; only their shapes are read.
 
         Raises:
             Refused: If it depends on the number of images.
         """
         if is_getitem(node) and first_input(node).name in self._several:
-            self._known[node.name] = self._several[first_input(node).name][
-                cast("int", node.args[1])
-            ]
+            outputs = self._several[first_input(node).name]
+            self._known[node.name] = outputs[cast("int", node.args[1])]
             return
         kind = str(node.target)
         op = cast("Callable[..., Any]", node.target)
@@ -176,25 +186,24 @@ class Constants:
         own = ConstantSource(self._shown(node), node.name)
         if kind in MOVEMENTS:
             first = self._known[first_input(node).name]
-            self._known[node.name] = Constant(
-                made, first.source, first.base, op(first.index, *args[1:], **kwargs)
-            )
+            index = op(first.index, *args[1:], **kwargs)  # moved like the elements
+            self._known[node.name] = Constant(made, first.source, first.base, index)
         elif kind in DIVISIONS:
             whole = self._known[first_input(node).name]
             parts = zip(made, op(whole.index, *args[1:], **kwargs), strict=True)
             self._several[node.name] = [Constant(t, whole.source, whole.base, i) for t, i in parts]
         elif not isinstance(made, Tensor):
             self._several[node.name] = [
-                _whole(part, ConstantSource(own.name, f"{node.name}[{i}]"))
+                _entry_each(part, ConstantSource(own.name, f"{node.name}[{i}]"))
                 for i, part in enumerate(made)
             ]
         elif kind in CASTS and torch.equal(made.to(args[0].dtype), args[0]):
             first = self._known[first_input(node).name]
             self._known[node.name] = Constant(made, first.source, first.base, first.index)
         else:
-            if kind in CASTS:  # it rounds
+            if kind in CASTS:  # it rounds, so the constant is no longer the parameter
                 self.uses[self._known[first_input(node).name].source] += 1
-            self._known[node.name] = (_filled if kind in FILLED else _whole)(made, own)
+            self._known[node.name] = (_one_entry if kind in FILLED else _entry_each)(made, own)
 
     def _shown(self, node: torch.fx.Node) -> str:
         path, call = module_of(node)
@@ -203,21 +212,17 @@ class Constants:
     def _arguments(
         self, node: torch.fx.Node, data: Container[str]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a node with tensors and numbers in the place of nodes.
+        """The arguments of a node, with tensors and numbers in place of nodes.
 
         Raises:
-            Refused: If one depends on the number of images.
+            Refused: If a number depends on the number of images, or on the data.
         """
         moves = str(node.target) in MOVEMENTS | DIVISIONS | CASTS
-        direct = [
-            a for a in (*node.args, *node.kwargs.values()) if isinstance(a, torch.fx.Node)
-        ]  # no part of a shape
-        symbols = [
-            a
-            for a in direct
-            if isinstance(a.meta.get("val"), SYMBOLS) and a.name not in self.numbers
-        ]
-        if symbols and not moves:
+        given = (*node.args, *node.kwargs.values())
+        # a symbol inside of a shape is no argument of its own, and allowed
+        direct = [a for a in given if isinstance(a, torch.fx.Node)]
+        symbols = [a for a in direct if isinstance(a.meta.get("val"), SYMBOLS)]
+        if not moves and any(a.name not in self.numbers for a in symbols):
             msg = "its constant depends on the number of images, or on the data"
             raise Refused(msg)
 
@@ -228,24 +233,23 @@ class Constants:
                 return constant.tensor
             if node.name in data:
                 return self._like(node.meta["val"])
-            return (
-                self.numbers[node.name] if node.name in self.numbers else self._for_one_image(node)
-            )
+            if node.name in self.numbers:
+                return self.numbers[node.name]
+            return self._for_one_image(node)
 
         return torch.fx.map_arg(node.args, argument), torch.fx.map_arg(node.kwargs, argument)
 
     def _like(self, data: Tensor) -> Tensor:
-        """Zeros in the place of data for one image."""
+        """Zeros in place of data, for one image."""
         dtype = self.dtype if self.is_cast and data.is_floating_point() else data.dtype
-        return torch.zeros(
-            [n if isinstance(n, int) else 1 for n in data.shape], dtype=dtype, device=self.device
-        )
+        shape = [n if isinstance(n, int) else 1 for n in data.shape]  # the batch is a symbol
+        return torch.zeros(shape, dtype=dtype, device=self.device)
 
     def _for_one_image(self, node: torch.fx.Node) -> Any:
-        """A symbol, such as an extent, at a batch of one.
+        """The value of a symbol, such as an extent, for a batch of one.
 
         Raises:
-            Refused: If it depends on anything else.
+            Refused: If it depends on anything but the batch.
         """
         symbol = node.meta["val"]
         batch = self.capture.image.meta["val"].shape[0].node.expr
@@ -256,12 +260,16 @@ class Constants:
 
 
 def depends_on_dtype(capture: Capture, wanted: Container[torch.fx.Node]) -> bool:
-    """Whether constants of a graph may have other values in a model of another dtype: it casts, or makes tensors of numbers."""
-    return capture.reads_floats or any(
-        _names_dtype(node, capture)
-        for node in capture.nodes
-        if node in wanted or _asserts(node, wanted)
-    )
+    """Whether constants may have other values if the model has another dtype.
+
+    They may if the forward casts, reads floating numbers, or makes tensors from numbers.
+
+    Args:
+        capture: The captured graph.
+        wanted: The nodes that the network's end depends on.
+    """
+    nodes = [node for node in capture.nodes if node in wanted or _asserts(node, wanted)]
+    return capture.reads_floats or any(_names_dtype(node, capture) for node in nodes)
 
 
 def _asserts(node: torch.fx.Node, wanted: Container[torch.fx.Node]) -> bool:
@@ -269,10 +277,9 @@ def _asserts(node: torch.fx.Node, wanted: Container[torch.fx.Node]) -> bool:
 
 
 def _names_dtype(node: torch.fx.Node, capture: Capture) -> bool:
-    if (
-        capture.names.get(node.name) == MADE_IN_FORWARD
-        and capture.tensors[node.name].is_floating_point()
-    ):
+    """Whether the dtype of a node's output is not that of the model's tensors."""
+    is_made = capture.names.get(node.name) == MADE_IN_FORWARD
+    if is_made and capture.tensors[node.name].is_floating_point():
         return True
     if node.op != "call_function":
         return False
@@ -291,12 +298,13 @@ def _is_floating(node: torch.fx.Node) -> bool:
     return isinstance(made, Tensor) and made.is_floating_point()
 
 
-def _filled(tensor: Tensor, source: ConstantSource) -> Constant:
-    """A tensor of one number everywhere, which is one entry."""
+def _one_entry(tensor: Tensor, source: ConstantSource) -> Constant:
+    """A constant that is the same number everywhere and has one entry."""
     index = torch.zeros(tensor.shape, dtype=torch.int64, device=tensor.device)
     return Constant(tensor, source, tensor.flatten()[:1], index)
 
 
-def _whole(tensor: Tensor, source: ConstantSource) -> Constant:
+def _entry_each(tensor: Tensor, source: ConstantSource) -> Constant:
+    """A constant with an entry for each element."""
     index = torch.arange(tensor.numel(), device=tensor.device).reshape(tensor.shape)
     return Constant(tensor, source, tensor, index)

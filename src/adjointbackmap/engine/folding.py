@@ -27,7 +27,7 @@ from adjointbackmap.capture.model_check import batch_of
 from adjointbackmap.capture.parametrizations import plain_copy
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.display import ShownFields
-from adjointbackmap.engine.auditing import TOLERANCE
+from adjointbackmap.engine.auditing import AUDIT_TOLERANCE
 from adjointbackmap.engine.layers import KERNEL_MODULES
 from adjointbackmap.engine.network import check_eval
 from adjointbackmap.rules import RULES
@@ -35,8 +35,9 @@ from adjointbackmap.rules.kernels import Kernel
 
 BATCH_NORM = "aten._native_batch_norm_legit_no_training.default"
 LINEAR = "aten.linear.default"
-PRODUCT = "aten.mul.Tensor"
-ROUNDINGS = 100  # of the largest value on the way: what may be left where the output cancels
+MULTIPLICATION = "aten.mul.Tensor"
+# If the output cancels, differences may be this many roundings of the largest value on the way.
+ROUNDINGS_LEFT = 100
 
 KernelModule = nn.modules.conv._ConvNd | nn.Linear
 
@@ -50,8 +51,8 @@ class Fold(ShownFields):
             identity, a merged multiplier is 1, and the convolution has the kernel and the bias of
             the equivalent network. Weights that a parametrization or pruning computes are plain
             parameters.
-        merged: Batch norm or multiplier -> the layer that took it.
-        left: Batch norm or multiplier that could not be merged -> why.
+        merged: Batch norm or multiplier -> the layer that it was merged into.
+        left: Batch norm or multiplier that could not be merged -> the reason.
     """
 
     model: nn.Module
@@ -63,13 +64,13 @@ def fold(model: nn.Module, example: Tensor) -> Fold:
     r"""Merge batch norm and scalar multipliers into the kernels before them.
 
     :math:`w' = s w` and :math:`b' = \beta + s (b - \mu)` with
-    :math:`s = \gamma / \sqrt{\sigma^2 + \epsilon}` [Wan2022, eq. 3.6]. Only what the captured graph
-    shows to be a layer's own kernel and a plain batch norm is merged; the rest is left, with a
-    reason. A scalar that is added stays a scalar. The folded model is compared with the model on
-    the example, and on a random input, before it is returned.
+    :math:`s = \gamma / \sqrt{\sigma^2 + \epsilon}` [Wan2022, eq. 3.6]. A factor is merged only if
+    the captured graph shows a plain batch norm or multiplier on a layer's own kernel. Others are
+    left, with a reason. A scalar that is added stays a scalar. Before it is returned, the folded
+    model is compared with the model on the example and on a random input.
 
     Args:
-        model: Module in eval mode; it is left as it was.
+        model: Module in eval mode; it is not changed.
         example: A batch as for :func:`trace`.
 
     Returns:
@@ -101,7 +102,10 @@ def fold(model: nn.Module, example: Tensor) -> Fold:
 
 
 def _lend_biases(model: nn.Module) -> set[KernelModule]:
-    """Give every kernel without a bias one of zeros: the graph shows whether it is added."""
+    """Give every kernel without a bias a bias of zeros.
+
+    The graph then shows whether the forward would add it. Returns the modules that got one.
+    """
     lent: set[KernelModule] = set()
     for module in model.modules():
         if not isinstance(module, KERNEL_MODULES) or module.bias is not None:
@@ -115,7 +119,13 @@ def _lend_biases(model: nn.Module) -> set[KernelModule]:
 
 @dataclass(frozen=True)
 class _Factor:
-    """A batch norm or a multiplier: its name, its operation, and the value that it multiplies."""
+    """A batch norm or a multiplier.
+
+    Attributes:
+        name: Name of the batch norm's module, or of the multiplier's parameter.
+        node: The operation.
+        data: The value that it multiplies.
+    """
 
     name: str
     node: torch.fx.Node
@@ -127,7 +137,7 @@ class _Factor:
 
 
 class _Folding:
-    """A fold in the making: the graph of the copy, and what became of its factors."""
+    """Merges the factors of a graph one by one, and notes the results."""
 
     def __init__(self, captured: Capture, result: Fold) -> None:
         self.captured = captured
@@ -136,8 +146,9 @@ class _Folding:
         parameters = self.model.named_parameters(remove_duplicate=False)
         buffers = self.model.named_buffers(remove_duplicate=False)
         self.tensors: dict[str, Tensor] = {**dict(parameters), **dict(buffers)}
-        self.given: set[KernelModule] = set()  # kernels that took a bias
+        self.given: set[KernelModule] = set()  # kernels whose bias is used now
         outputs = {id(leaf) for leaf in pytree.tree_leaves(captured.outputs)}
+        # the capture copies the output of every layer; such a copy is no use of a value
         self.copies = {node for node in captured.layers.values() if id(node) not in outputs}
         self.uses: dict[str, list[torch.fx.Node]] = defaultdict(list)  # by a parameter's first name
         for node in captured.nodes:
@@ -157,7 +168,7 @@ class _Folding:
                     name = call_name(stem, functions[stem])
                     functions[stem] += 1
                 yield _Factor(name, node, first_input(node))
-            elif str(node.target) == PRODUCT and len(node.all_input_nodes) == 2:
+            elif str(node.target) == MULTIPLICATION and len(node.all_input_nodes) == 2:
                 scalars = [n for n in node.all_input_nodes if self._is_scalar(n)]
                 if len(scalars) == 1:
                     data = next(n for n in node.all_input_nodes if n is not scalars[0])
@@ -167,7 +178,7 @@ class _Folding:
         return node.name in self.captured.parameters and node.meta["val"].numel() == 1
 
     def _tensor(self, node: object) -> Tensor | None:
-        """The parameter or buffer that a node stands for."""
+        """The parameter or buffer of a node; ``None`` for other nodes."""
         name = self.captured.parameters.get(getattr(node, "name", ""))
         return None if name is None else self.tensors.get(name)
 
@@ -176,17 +187,17 @@ class _Folding:
         return [user for user in node.users if user not in self.copies]
 
     def _before(self, node: torch.fx.Node) -> torch.fx.Node:
-        """The value that a factor multiplies, or that an operation takes first."""
+        """The value that a factor multiplies, or the first argument of another operation."""
         return self.factors[node].data if node in self.factors else first_input(node)
 
     def source(self, node: torch.fx.Node) -> torch.fx.Node:
-        """The node that made a value, through batch norms, products and copies."""
+        """The node that a value starts from, before batch norms, products and copies."""
         while node in self.factors or is_getitem(node) or str(node.target) == CLONE:
             node = self._before(node)
         return node
 
     def fold(self, factor: _Factor) -> None:
-        """Merge one factor, or note why not."""
+        """Merge one factor, or note why it is left."""
         source = self.source(factor.data)
         reason = (
             self.of_kernel(source)
@@ -204,14 +215,14 @@ class _Folding:
         else:
             multiplier = self.tensors[factor.name]
             _scale(module, multiplier.detach())
-            # not in place: its memory may be a part of another tensor
+            # not in place, because its memory may be a part of another tensor
             multiplier.data = torch.ones_like(multiplier)
         self.result.merged[factor.name] = path
 
-    # why a factor cannot be merged: empty if it can
+    # Each of these methods gives the reason why a factor cannot be merged; empty if it can.
 
     def of_kernel(self, source: torch.fx.Node) -> str:
-        """The kernel in use must be the module's own parameter, for one call of one module."""
+        """The kernel must be the module's own parameter, and the module called once."""
         path = module_of(source)[0]
         module = self.model.get_submodule(path)
         if not isinstance(module, KERNEL_MODULES) or not _is_kernel_call(source):
@@ -231,7 +242,7 @@ class _Folding:
         )
 
     def of_norm(self, factor: _Factor, source: torch.fx.Node) -> str:
-        """The module must compute a batch norm of constants over features, and nothing else."""
+        """The module must compute a batch norm over features, from constants, and nothing else."""
         path = module_of(factor.node)[0]
         module = self.model.get_submodule(path)
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
@@ -249,7 +260,7 @@ class _Folding:
         )
 
     def _is_plain(self, path: str) -> bool:
-        """Whether all that a module computes is one batch norm, which is what it returns."""
+        """Whether a module computes one batch norm, returns it, and computes nothing else."""
         inside = [n for n in self.captured.nodes if f"{module_of(n)[0]}.".startswith(f"{path}.")]
         norm = [n for n in inside if str(n.target) == BATCH_NORM or is_getitem(n)]
         others = set(inside) - set(norm) - self.copies
@@ -257,14 +268,14 @@ class _Folding:
         return not others and end in norm
 
     def of_multiplier(self, factor: _Factor) -> str:
-        """It must be a real number."""
+        """The multiplier must be a real number that is used once."""
         return _first(
             (self.calls[factor.name] > 1, "it is used more than once"),
             (self.tensors[factor.name].is_complex(), "it is a complex number"),
         )
 
     def of_uses(self, factor: _Factor, source: torch.fx.Node) -> str:
-        """Nothing else may read what changes."""
+        """Nothing else may read the parameters that would change."""
         inputs = (*source.all_input_nodes, *factor.node.all_input_nodes)
         names = [self.captured.parameters[n.name] for n in inputs if self._tensor(n) is not None]
         read = self.captured.read
@@ -272,7 +283,7 @@ class _Folding:
         return f"{', '.join(elsewhere)} is used elsewhere too" if elsewhere else ""
 
     def of_values_between(self, factor: _Factor, source: torch.fx.Node) -> str:
-        """The values between a factor and the kernel must be free to change."""
+        """Nothing else may read the values between kernel and factor, which would change."""
         current = factor.node
         while current is not source:
             before = self.factors.get(current)
@@ -293,8 +304,9 @@ class _Folding:
     # merging
 
     def _merge_norm(self, module: KernelModule, factor: _Factor) -> None:
-        """Put a batch norm into kernel and bias, and an identity under each of its names."""
+        """Merge a batch norm into kernel and bias, and replace it by an identity."""
         gamma, beta, mean, variance = (self._tensor(n) for n in factor.node.args[1:5])
+        # the last argument of the operation is epsilon
         scale = torch.rsqrt(_double(variance, 1.0) + cast("float", factor.node.args[6]))
         scale = scale * _double(gamma, 1.0)
         _scale(module, scale)
@@ -312,14 +324,14 @@ class _Folding:
 
 
 def _double(tensor: Tensor | None, default: float) -> Tensor:
-    """A parameter in double precision; the number that stands for one that is not there."""
+    """A parameter in double precision, or the default if there is none."""
     if tensor is None:
         return torch.tensor(default, dtype=torch.float64)
     return tensor.detach().double()
 
 
 def _first(*cases: tuple[bool, str]) -> str:
-    """The reason of the first case that holds."""
+    """The reason of the first case that is true; empty if none is."""
     return next((reason for holds, reason in cases if holds), "")
 
 
@@ -329,14 +341,14 @@ def _is_kernel_call(node: torch.fx.Node) -> bool:
 
 
 def _out_channels(module: KernelModule) -> int:
-    """Read off the kernel: a transposed one is ``(in, out / groups, ...)``."""
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+    """Number of out-channels, from the kernel."""
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):  # (in, out / groups, ...)
         return module.weight.shape[1] * module.groups
     return module.weight.shape[0]
 
 
 def _scale(module: KernelModule, scale: Tensor) -> None:
-    """Multiply the kernel's out-channels, and the bias, by a factor each."""
+    """Multiply the kernel's out-channels, and the bias, by one factor each."""
     scale = scale.double().reshape(-1)
     weight = module.weight
     bias = cast("Tensor", module.bias)
@@ -345,11 +357,11 @@ def _scale(module: KernelModule, scale: Tensor) -> None:
 
 
 def _along_kernel(module: KernelModule, scale: Tensor) -> Tensor:
-    """A factor for each out-channel, or one for all, where the kernel has it."""
+    """Factors of the out-channels (one each, or one for all), shaped to multiply the kernel."""
     axes = (1,) * (module.weight.dim() - 2)
     if not isinstance(module, nn.modules.conv._ConvTransposeNd):
         return scale.view(-1, 1, *axes)
-    # a transposed kernel is (in, out / groups, ...): every in-channel of a group has the same row
+    # a transposed kernel is (in, out / groups, ...): all in-channels of a group have the same row
     of_groups = scale.expand(_out_channels(module)).view(module.groups, -1)
     channels = module.weight.shape[0]
     return of_groups.repeat_interleave(channels // module.groups, 0).view(channels, -1, *axes)
@@ -374,14 +386,14 @@ def _check_same(model: nn.Module, result: Fold, batch: Tensor) -> None:
 
     with exact(batch.device):
         with listening(model, keep):
-            theirs = _values(model(images.clone()))
+            theirs = _real_tensors(model(images.clone()))
         ours = _outputs(result, images.clone())
     eps = torch.finfo(batch.dtype).eps
-    tolerance = TOLERANCE.get(batch.dtype, eps**0.5)
+    tolerance = AUDIT_TOLERANCE.get(batch.dtype, eps**0.5)
     for i, (mine, expected) in enumerate(zip(ours, theirs, strict=True)):
-        difference = _difference(mine, expected)
+        difference = _largest_difference(mine, expected)
         scale = _largest(expected)
-        if not difference <= tolerance * scale + ROUNDINGS * eps * max(largest):
+        if not difference <= tolerance * scale + ROUNDINGS_LEFT * eps * max(largest):
             merged = ", ".join(f"{name} into {path}" for name, path in result.merged.items())
             msg = (
                 f"The folded model must repeat the model to {tolerance:.0e} of its output. "
@@ -394,13 +406,13 @@ def _check_same(model: nn.Module, result: Fold, batch: Tensor) -> None:
 
 
 def _outputs(result: Fold, images: Tensor) -> list[Tensor]:
-    """What the folded model gives.
+    """The tensors that the folded model returns.
 
     Raises:
-        RuntimeError: If it does not run.
+        RuntimeError: If the folded model raises an error.
     """
     try:
-        return _values(result.model(images))
+        return _real_tensors(result.model(images))
     except Exception as error:
         merged = ", ".join(result.merged)
         msg = (
@@ -411,22 +423,22 @@ def _outputs(result: Fold, images: Tensor) -> list[Tensor]:
         raise RuntimeError(msg) from error
 
 
-def _values(result: Any) -> list[Tensor]:
-    """Every tensor of what a model returns, as real numbers in double precision."""
+def _real_tensors(result: Any) -> list[Tensor]:
+    """All tensors that a model returns, as real numbers in double precision."""
     leaves: Iterable[Any] = pytree.tree_leaves(list(named(result).values()))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     return [(torch.view_as_real(t) if t.is_complex() else t).double() for t in tensors]
 
 
 def _largest(value: object) -> float:
-    """The largest finite number of a tensor, without its sign; 0 for anything else."""
+    """The largest finite absolute number of a tensor; 0 for anything else."""
     if not isinstance(value, Tensor) or not value.numel() or not value.is_floating_point():
         return 0.0
     return float(value.detach().nan_to_num(0, 0, 0).abs().max())
 
 
-def _difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference; equal infinities, and NaN at the same places, are none."""
+def _largest_difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference; equal infinities, and NaN at the same place, make none."""
     if ours.shape != theirs.shape:
         return float("inf")
     same = (ours == theirs) | (ours.isnan() & theirs.isnan())

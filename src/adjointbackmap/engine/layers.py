@@ -151,7 +151,7 @@ def _kernel_nodes(
         yield node, module_call, functional, f"{inside}:{seen[inside]}"
 
 
-def layers_of(
+def layers_in_graph(
     model: nn.Module, captured: Capture, target: torch.fx.Node, program: Program, is_cut: bool
 ) -> dict[str, Layer]:
     """The layers that a network's end depends on, by name, in the order of execution.

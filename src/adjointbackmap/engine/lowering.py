@@ -20,6 +20,13 @@ from adjointbackmap.capture.graph import (
     op_name,
     source_of,
 )
+from adjointbackmap.engine.batch_size import (
+    has_batch_first,
+    has_unknown_numbers,
+    outputs_of,
+    takes_count,
+    without_batch,
+)
 from adjointbackmap.engine.constants import (
     DTYPE_ASSERTION,
     LIKE_SECOND,
@@ -49,9 +56,6 @@ from adjointbackmap.rules.linear import Add, Masked, PlacedEntry
 # all refused operations.
 REFUSED = -1
 
-# Types of arguments that an operation computes with. Extents have other types.
-NUMBERS_TAKEN = {"Tensor", "number", "Optional[number]"}
-
 # Why common operations have no rule.
 STATISTICS = "its statistics depend on the image"
 REASONS = {
@@ -60,20 +64,6 @@ REASONS = {
     "aten.rms_norm.default": STATISTICS,
     "aten._native_batch_norm_legit.no_stats": STATISTICS,
     "aten._native_batch_norm_legit_functional.default": STATISTICS,
-}
-
-# Operations in which a number is a value, not an index or an extent.
-COMPUTES_WITH_NUMBERS = {
-    "add",
-    "sub",
-    "rsub",
-    "mul",
-    "div",
-    "clamp",
-    "clamp_min",
-    "clamp_max",
-    "masked_fill",
-    "where",
 }
 
 
@@ -106,6 +96,7 @@ class _Lowering:
         self.tensors = tensors
         self.dtype = dtype
         self.device = next((t.device for t in tensors.values()), capture.image.meta["val"].device)
+        self._images = capture.image.meta["val"].shape[0]  # the number of images, a symbol
         image = Value(IMAGE, tuple(capture.image.meta["val"].shape[1:]))
         self.program = Program(image, self.device)
         self.own = capture.image.meta["val"].dtype  # the dtype that the model was captured in
@@ -193,7 +184,7 @@ class _Lowering:
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        return [_without_batch(t) for t in _outputs_of(self.node)]
+        return [without_batch(t) for t in outputs_of(self.node)]
 
     @property
     def path(self) -> str:
@@ -298,7 +289,7 @@ class _Lowering:
             self.constants.take(node)
         elif isinstance(node.meta.get("val"), SYMBOLS):
             self.constants.read(node)
-        elif _takes_count(node, self.capture.image.meta["val"].shape[0]):
+        elif takes_count(node, self._images):
             reason = "its numbers depend on how many images there are: write a number"
             self._refuse(node, reason)
             self.found[node.name] = Value(REFUSED, self.shape)
@@ -354,7 +345,7 @@ class _Lowering:
                 raise
             built = Value(REFUSED, self.shape)
         self.found[node.name] = built
-        is_layer = node in self.ends and _outputs_of(node)[0].is_floating_point()
+        is_layer = node in self.ends and outputs_of(node)[0].is_floating_point()
         if isinstance(built, Mask) and is_layer:
             self.numbers_of[node.name] = self.as_numbers(built)
 
@@ -381,10 +372,10 @@ class _Lowering:
         rule = RULES.get(str(node.target))
         if rule is None:
             raise Refused(REASONS.get(str(node.target), ""))
-        if not self._has_batch_first(_outputs_of(node)[0]):
+        if not has_batch_first(node, self._images):
             msg = "it moves the batch out of the first dimension"
             raise Refused(msg)
-        if self.op in COMPUTES_WITH_NUMBERS and self._has_unknown_numbers(node):
+        if has_unknown_numbers(node, self.constants.numbers):
             msg = "a number in it is that of the images of a batch, or read from the data"
             raise Refused(msg)
 
@@ -398,19 +389,6 @@ class _Lowering:
         if why:
             self._refuse(node, why)
         return built
-
-    def _has_batch_first(self, output: Tensor) -> bool:
-        """Whether an output has the batch as its first dimension, and nowhere else."""
-        batch = self.capture.image.meta["val"].shape[0]
-        if not output.dim() or output.shape[0] != batch:
-            return False
-        return not any(isinstance(n, torch.SymInt) for n in output.shape[1:])
-
-    def _has_unknown_numbers(self, node: torch.fx.Node) -> bool:
-        """Whether an argument is a number that is not read from constants."""
-        given = [a for a in node.args if isinstance(a, torch.fx.Node)]
-        symbols = [a for a in given if isinstance(a.meta.get("val"), SYMBOLS)]
-        return any(a.name not in self.constants.numbers for a in symbols)
 
     def _argument(self, node: torch.fx.Node, rule: type[Operation]) -> Any:
         """What a rule gets for a node.
@@ -479,38 +457,6 @@ class _Lowering:
         return f"{op}{where}" + (f" ({reason})" if reason else "")
 
 
-def _takes_count(node: torch.fx.Node, images: int | torch.SymInt) -> bool:
-    """Whether an operation computes with the number of images.
-
-    Shapes may depend on it, but numbers may not.
-    """
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    arguments = node.target._schema.arguments
-    by_place = list(zip(arguments, node.args, strict=False))
-    by_name = [(a, node.kwargs[a.name]) for a in arguments if a.name in node.kwargs]
-    given = by_place + by_name
-    taken = [v for a, v in given if isinstance(v, torch.fx.Node) and str(a.type) in NUMBERS_TAKEN]
-    return any(_symbols(node.meta.get("val")) & _symbols(images) for node in taken)
-
-
 def _moved(rule: Rule, mask: Mask, shape: tuple[int, ...]) -> Mask:
     """A mask after a rule that moves its elements and has no gates."""
     return replace(mask, test=lambda k, *t: rule.forward((), mask.test(k, *t)), shape=shape)
-
-
-def _symbols(number: Any) -> set[Any]:
-    """The symbols that a number depends on; none if it is known."""
-    if not isinstance(number, torch.SymInt | torch.SymFloat):
-        return set()
-    return number.node.expr.free_symbols
-
-
-def _outputs_of(node: torch.fx.Node) -> list[Tensor]:
-    value = node.meta["val"]
-    return list(value) if isinstance(value, tuple | list) else [value]
-
-
-def _without_batch(tensor: Tensor) -> tuple[int, ...]:
-    """Shape without the batch; an extent that depends on the batch, which is refused, as 1."""
-    return tuple(n if isinstance(n, int) else 1 for n in tensor.shape[1:])

@@ -1,7 +1,7 @@
 """Operations that PyTorch computes in a narrower dtype than the network's, so that they round.
 
-``0.3 * (x > 0)`` has PyTorch's default dtype, whatever the dtype of ``x`` is. What is computed of
-masks and of numbers with few bits, such as ``1 - mask``, is exact in any dtype.
+``0.3 * (x > 0)`` has PyTorch's default dtype, whatever the dtype of ``x``. Masks and numbers with
+few bits, as in ``1 - mask``, are exact in any dtype.
 """
 
 from typing import Any
@@ -12,7 +12,9 @@ from torch import Tensor
 from adjointbackmap.capture.graph import op_name
 from adjointbackmap.rules import Constant, Mask
 
-FEW_BITS = 2.0**10  # sums and products of some such numbers are exact in torch.float16 too
+# Numbers up to this, in steps of its inverse: their sums and products are exact in float16 too.
+FEW_BITS = 2.0**10
+# Operations that multiply by the inverse of a number.
 INVERTED = {"div", "true_divide"}
 
 
@@ -20,9 +22,9 @@ def rounding(node: torch.fx.Node, arguments: tuple[Any, ...], dtype: torch.dtype
     """Why an operation on data rounds more than the network does; empty if it does not.
 
     Args:
-        node: The operation, of a graph that was captured in the network's dtype.
-        arguments: What its rule took.
-        dtype: The network's.
+        node: The operation, in a graph that was captured in the network's dtype.
+        arguments: The arguments of its rule.
+        dtype: The network's dtype.
     """
     made = node.meta.get("val")
     own = made.dtype if isinstance(made, Tensor) else dtype
@@ -36,7 +38,7 @@ def rounding(node: torch.fx.Node, arguments: tuple[Any, ...], dtype: torch.dtype
     if op in {"mean", *INVERTED}:
         given = 1 / given
     if op == "mul" and any(isinstance(argument, Mask) for argument in arguments):
-        exact = given.to(own).double() == given  # a product with 0 or 1
+        exact = given.to(own).double() == given  # a mask is 0 or 1, so the product is exact
     else:
         exact = (given.abs() <= FEW_BITS) & ((given * FEW_BITS).frac() == 0)
     if exact.all():
@@ -46,7 +48,7 @@ def rounding(node: torch.fx.Node, arguments: tuple[Any, ...], dtype: torch.dtype
 
 
 def _numbers(argument: Any) -> Tensor | None:
-    """The numbers that an argument holds, in float64."""
+    """The numbers of a constant argument, in float64; ``None`` for data."""
     if isinstance(argument, Constant):
         return argument.tensor.detach().flatten().double().cpu()
     if isinstance(argument, int | float):
@@ -55,6 +57,6 @@ def _numbers(argument: Any) -> Tensor | None:
 
 
 def _averaged(node: torch.fx.Node) -> int:
-    """How many elements a mean goes over."""
+    """Number of elements that a mean averages."""
     whole = node.all_input_nodes[0].meta["val"].shape[1:].numel()
     return whole // max(node.meta["val"].shape[1:].numel(), 1)

@@ -28,7 +28,7 @@ from adjointbackmap.engine.layers import (
     end_node,
     ends_of,
     layer_of_module,
-    layers_of,
+    layers_in_graph,
 )
 from adjointbackmap.engine.lowering import lower
 from adjointbackmap.engine.plans import Plan
@@ -76,7 +76,9 @@ class Network(Shown):
         self._read = read
         self._seen = fingerprint(model, read)
         is_cut = self.until is not None
-        self.layers: dict[str, Layer] = layers_of(model, captured, target, self.program(), is_cut)
+        self.layers: dict[str, Layer] = layers_in_graph(
+            model, captured, target, self.program(), is_cut
+        )
 
     def _summary(self) -> Summary:
         return showing.of_network(self)
@@ -202,7 +204,7 @@ class Network(Shown):
         own_bias: bool | None = None,
         method: str | None = None,
     ) -> Plan:
-        """How the hyperplanes of some units of one image are computed, see :func:`adjointbackmap.plan`.
+        """How hyperplanes of one image are computed, see :func:`adjointbackmap.plan`.
 
         Example:
             >>> from adjointbackmap import trace
@@ -225,7 +227,7 @@ class Network(Shown):
         return digest.hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy or pickle the model, to trace it again: its graph can be neither copied nor pickled."""
+        """Copy or pickle the model and trace it again: a graph cannot be copied or pickled."""
         self.check_unchanged()
         check_pickled(self.model)
         return self._again(self.model)
@@ -237,7 +239,7 @@ class Network(Shown):
         return make(*arguments)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Network":
-        """A copy of the model, traced again; unlike a pickle it may hold local classes and hooks."""
+        """A copy of the model, traced again; it may have local classes and hooks."""
         self.check_unchanged()
         make, arguments = self._again(copy.deepcopy(self.model, memo))
         return make(*arguments)

@@ -1,4 +1,4 @@
-"""What the untouched model computes: inputs and outputs of its layers, from one forward pass of the module itself."""
+"""Inputs and outputs of layers, recorded in a forward pass of the untouched model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from adjointbackmap.capture.precision import exact
 from adjointbackmap.engine.layers import OUTPUT, Layer
 from adjointbackmap.engine.network import Network
 
+# PyTorch's names of the convolution and linear calls.
 FUNCTIONS = (
     "conv1d",
     "conv2d",
@@ -26,12 +27,17 @@ FUNCTIONS = (
     "conv_transpose3d",
     "linear",
 )
-IMAGES_AT_ONCE = 64  # in one call of the model
+IMAGES_AT_ONCE = 64  # largest batch in one call of the model
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """Inputs of the layers' convolution or linear calls, and the layers' outputs, by name, each ``(N, ...)``."""
+    """Tensors of layers by name, each ``(N, ...)``.
+
+    Attributes:
+        inputs: Inputs of the layers' convolution or linear calls.
+        outputs: Outputs of the layers.
+    """
 
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
@@ -40,11 +46,11 @@ class Recorded:
 def record(
     network: Network, images: Tensor, layers: Sequence[Layer], at_once: int = IMAGES_AT_ONCE
 ) -> Recorded:
-    """Run the untouched model and keep what goes into and comes out of layers.
+    """Run the untouched model and keep inputs and outputs of layers.
 
-    Nothing of the trace is used but the layers' names: a change of the model's forward shows here. The model's own code runs
-    on a copy of its structure, so that hooks and casts reach no other thread. Whether the model is as it was traced is for
-    the caller to check, once for a call.
+    Only the layers' names are taken from the trace, so a wrong trace cannot hide here. The model's
+    own code runs on a copy of its structure, so that other threads see no hooks or casts. The
+    caller checks that the model is as it was traced.
 
     Args:
         network: Traced network.
@@ -73,14 +79,14 @@ def record_call(
     layers: Sequence[Layer],
     tensors: Mapping[str, Tensor] | None = None,
 ) -> Recorded:
-    """One call of the model, see :func:`record`.
+    """Record in one call of the model, see :func:`record`.
 
     Args:
         network: Traced network.
         x: Batch ``(N, *in_shape)`` in the dtype of the pass.
         layers: Layers to keep.
-        tensors: Parameters and buffers to run it on, by the first name of each; by default the model's
-            own, cast for a dtype other than the model's.
+        tensors: Parameters and buffers to run it on, by the first name of each; by default the
+            model's own, cast to the dtype of the pass.
 
     Returns:
         What was recorded.
@@ -88,22 +94,19 @@ def record_call(
     Raises:
         RuntimeError: If the model did not call a layer.
     """
-    recorded = _recorded(network, x, layers, tensors)
-    if len(x) == 1 and any(
-        recorded.outputs[layer.name].shape != (1, *layer.out_shape) for layer in layers
-    ):
-        # a forward that squeezes has dropped the batch of one: two copies of the image keep theirs
-        twice = _recorded(network, x.expand(2, *x.shape[1:]), layers, tensors)
-        return Recorded(
-            *({name: t[:1] for name, t in kept.items()} for kept in (twice.inputs, twice.outputs))
-        )
-    return recorded
+    recorded = _recorded_in_one_call(network, x, layers, tensors)
+    outputs = recorded.outputs
+    if len(x) > 1 or all(outputs[each.name].shape == (1, *each.out_shape) for each in layers):
+        return recorded
+    # a forward that squeezes has dropped the batch of one: it keeps a batch of two copies
+    twice = _recorded_in_one_call(network, x.expand(2, *x.shape[1:]), layers, tensors)
+    inputs = {name: t[:1] for name, t in twice.inputs.items()}
+    return Recorded(inputs, {name: t[:1] for name, t in twice.outputs.items()})
 
 
-def _recorded(
+def _recorded_in_one_call(
     network: Network, x: Tensor, layers: Sequence[Layer], tensors: Mapping[str, Tensor] | None
 ) -> Recorded:
-    """What one call of the module gives."""
     kept = Recorded({}, {})
     names = {layer.name for layer in layers}
     wanted = [*layers, network.layers[network.until]] if network.until else layers
@@ -111,11 +114,11 @@ def _recorded(
     heard = {layer.module: layer.name for layer in wanted if layer.module is not None}
     model = structural_copy(network.model, _replacement(network, x.dtype, tensors))
 
+    # clones, because a later operation in place would change the tensors
+
     def function(call: str, x: Tensor, output: Tensor) -> None:
         if call in calls:
-            kept.inputs[calls[call].name] = (
-                x.clone()
-            )  # a later operation in place does not reach it
+            kept.inputs[calls[call].name] = x.clone()
             if calls[call].module is None:
                 kept.outputs[calls[call].name] = output.clone()
 
@@ -124,39 +127,38 @@ def _recorded(
             kept.outputs[heard[name]] = output.clone()
 
     with _module_stack(model) as stack, listening(model, module), _Kernels(stack, function):
-        output = model(x.clone(memory_format=torch.contiguous_format))  # it may write into it
+        output = model(x.clone(memory_format=torch.contiguous_format))
     _check_called(kept, wanted)
-    if OUTPUT in names:
-        kept.outputs[OUTPUT] = (
-            kept.outputs[network.until] if network.until else pick(output, network.output)
-        )
+    if OUTPUT in names and network.until:
+        kept.outputs[OUTPUT] = kept.outputs[network.until]
+    elif OUTPUT in names:
+        kept.outputs[OUTPUT] = pick(output, network.output)
     return kept
 
 
 def _check_called(kept: Recorded, layers: Sequence[Layer]) -> None:
-    """Raise where the model, or a part of it that no hook reaches, did otherwise than when it was traced.
+    """Check that the model called all layers, as it did when it was traced.
 
     Raises:
         RuntimeError: If a layer was not called, or did not call its kernel.
     """
-    names = [
-        layer.name
-        for layer in layers
-        if (layer.module or layer.call) is not None and layer.name not in kept.outputs
-    ]
-    names += [
-        layer.name for layer in layers if layer.call is not None and layer.name not in kept.inputs
-    ]
+    heard = [layer for layer in layers if (layer.module or layer.call) is not None]
+    names = [layer.name for layer in heard if layer.name not in kept.outputs]
+    with_kernel = [layer for layer in layers if layer.call is not None]
+    names += [layer.name for layer in with_kernel if layer.name not in kept.inputs]
     if names:
         missing = ", ".join(dict.fromkeys(names))
-        msg = f"The model must call each layer as when it was traced. Got no call of {missing}: trace it again."
+        msg = (
+            "The model must call each layer as when it was traced. "
+            f"Got no call of {missing}: trace it again."
+        )
         raise RuntimeError(msg)
 
 
 def _replacement(
     network: Network, dtype: torch.dtype, tensors: Mapping[str, Tensor] | None
 ) -> Callable[[Tensor], Tensor] | None:
-    """What takes the place of each of the model's tensors; ``None`` where each stays."""
+    """A function that gives the tensor to use for each of the model's; ``None`` to keep all."""
     if tensors is not None:
         named = [*network.model.named_parameters(), *network.model.named_buffers()]
         new = {id(own): tensors[name] for name, own in named}
@@ -166,7 +168,7 @@ def _replacement(
 
 @contextmanager
 def _module_stack(model: nn.Module) -> Iterator[list[str]]:
-    """The names of the module calls that are running, innermost last."""
+    """The names of the module calls that are running, the innermost one last."""
     stack: list[str] = [""]
     calls: dict[str, int] = {}
     handles = []
@@ -193,7 +195,10 @@ def _module_stack(model: nn.Module) -> Iterator[list[str]]:
 
 
 class _Kernels(TorchFunctionMode):
-    """Sees every convolution and linear call, functional ones too, with the module that makes it."""
+    """Calls ``hear(name, input, output)`` after every convolution and linear call.
+
+    The name has the module that makes the call, the operation, and its number in the module's call.
+    """
 
     def __init__(self, stack: list[str], hear: Callable[[str, Tensor, Tensor], None]) -> None:
         super().__init__()

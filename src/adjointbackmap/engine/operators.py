@@ -1,4 +1,4 @@
-"""A pattern and a layer -> the linear map from [x; b] to the layer: tangents forward, cotangents back."""
+"""The linear map from [x; b] to a layer at an activation pattern, and its adjoint."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,9 +27,15 @@ if TYPE_CHECKING:
 def push(
     pattern: ActivationPattern, tangents: dict[int, Tensor], targets: Iterable[Value]
 ) -> dict[int, Tensor | None]:
-    """Forward: tangents of the image and of entries by slot, folded ``(N * K, ...)``, to those of the targets.
+    """Forward: from tangents of the image and of entries to tangents of the targets.
 
-    What is missing among the tangents is zero, and a target that nothing reaches is ``None``.
+    Args:
+        pattern: The activation pattern.
+        tangents: Slot -> tangents, folded ``(N * K, ...)``; missing ones are zero.
+        targets: The values to compute.
+
+    Returns:
+        Slot of a target -> its tangents; ``None`` if no given tangent reaches it.
     """
     targets = list(targets)
     steps = pattern.program.upstream(targets)
@@ -38,7 +44,7 @@ def push(
     values: dict[int, Tensor | None] = dict(tangents)
     for n, step in enumerate(steps):
         inputs = [values.get(i.slot) for i in step.inputs]
-        if inputs:  # an infinite constant has none, and keeps what it is given
+        if inputs:  # an infinite constant has none: its value is given, see pattern_of
             values[step.output.slot] = _forward(pattern, step, inputs)
         for i in step.inputs:
             if last[i.slot] == n and i.slot not in kept:
@@ -61,7 +67,15 @@ def _forward(pattern: ActivationPattern, step: Step, inputs: list[Tensor | None]
 def pull(
     pattern: ActivationPattern, cotangents: dict[int, Float[Tensor, "batch *_"]]
 ) -> tuple[Float[Tensor, "batch *in"], Float[Tensor, "batch m"]]:
-    """Adjoint: cotangents by slot, folded ``(N * K, *shape)``, to image ``(N * K, C, H, W)`` and bias ``(N * K, M)``."""
+    """Adjoint: from cotangents of values to those of the image and of the bias vector.
+
+    Args:
+        pattern: The activation pattern.
+        cotangents: Slot -> cotangents, folded ``(N * K, *shape)``.
+
+    Returns:
+        Cotangents of the image, ``(N * K, C, H, W)``, and of the bias vector, ``(N * K, M)``.
+    """
     program = pattern.program
     sums = dict(cotangents)
     batch, like = next((len(c), c) for c in cotangents.values())
@@ -70,26 +84,31 @@ def pull(
         if cotangent is None:
             continue
         shapes = [i.shape for i in step.inputs]
-        parts = step.rule.adjoint(
-            pattern.gates.get(step.output.slot, ()), laid_out(cotangent), shapes
-        )
+        gates = pattern.gates.get(step.output.slot, ())
+        parts = step.rule.adjoint(gates, laid_out(cotangent), shapes)
         for i, part in zip(step.inputs, parts, strict=True):
             if part is not None:
                 sums[i.slot] = sums[i.slot] + part if i.slot in sums else part
     image = sums.get(IMAGE)
     image = like.new_zeros(batch, *program.image.shape) if image is None else image
-    bias = [
-        sums[e.slot].reshape(batch, -1)
-        if e.slot in sums
-        else like.new_zeros(batch, e.value.numel())
-        for e in program.entries
-    ]
-    return image, torch.cat(bias, 1) if bias else like.new_zeros(batch, 0)
+    bias = [like.new_zeros(batch, 0)]
+    for entry in program.entries:
+        cotangent = sums.get(entry.slot)
+        if cotangent is None:
+            cotangent = like.new_zeros(batch, entry.value.numel())
+        bias.append(cotangent.reshape(batch, -1))
+    return image, torch.cat(bias, 1)
 
 
 @dataclass(frozen=True)
 class Basis:
-    """Some unit tangents of the extended input: positions ``start`` to ``stop`` of ``[x; b]``, by slot."""
+    """Some unit tangents of the extended input.
+
+    Attributes:
+        start: Position of the first one in ``[x; b]``.
+        stop: Position after the last one.
+        tangents: Slot -> tangents.
+    """
 
     start: int
     stop: int
@@ -97,12 +116,15 @@ class Basis:
 
 
 def basis(pattern: ActivationPattern, upstream: set[int]) -> Iterator[Basis]:
-    """All unit tangents of [x; b] that can reach a layer, in chunks; a bias tangent starts at its own layer."""
+    """All unit tangents of [x; b] that can reach a layer, in chunks.
+
+    Args:
+        pattern: The activation pattern.
+        upstream: Slots of the image and the entries that the layer depends on.
+    """
     program = pattern.program
-    parts = [
-        (IMAGE, program.image.shape),
-        *((e.slot, tuple(e.value.shape)) for e in program.entries),
-    ]
+    parts = [(IMAGE, program.image.shape)]
+    parts += [(e.slot, tuple(e.value.shape)) for e in program.entries]
     start = 0
     for slot, shape in parts:
         size = prod(shape)
@@ -118,17 +140,16 @@ def basis(pattern: ActivationPattern, upstream: set[int]) -> Iterator[Basis]:
 def reached(program: Program, targets: Iterable[Value]) -> set[int]:
     """Slots of the image and the entries that the targets depend on."""
     targets = list(targets)
-    return {t.slot for t in targets} | {
-        i.slot for step in program.upstream(targets) for i in step.inputs
-    }
+    read = {i.slot for step in program.upstream(targets) for i in step.inputs}
+    return {t.slot for t in targets} | read
 
 
 @dataclass(frozen=True, repr=False)
 class LayerOperator(Shown):
-    r"""The linear map :math:`J` from [x; b] to a layer's output at an activation pattern, for N images.
+    r"""The linear map :math:`J` from [x; b] to a layer at an activation pattern, for N images.
 
-    :meth:`forward` computes :math:`J [\dot x; \dot b]` and :meth:`adjoint` :math:`J^* g`; both take any
-    number K of vectors for each image, with the gates of an image shared by all of them.
+    :meth:`forward` computes :math:`J [\dot x; \dot b]` and :meth:`adjoint` :math:`J^* g`. Both take
+    any number K of vectors for each image; all of them share the gates of the image.
 
     Attributes:
         pattern: The activation pattern.
@@ -162,7 +183,7 @@ class LayerOperator(Shown):
         """Tangents of the layer.
 
         Args:
-            image: Tangents ``(N, K, C, H, W)``, or ``(N, C, H, W)`` for one each; zero if left out.
+            image: Tangents ``(N, K, C, H, W)``, or ``(N, C, H, W)`` for K = 1; zero if left out.
             bias: Tangents ``(N, K, M)`` or ``(N, M)``; zero if left out.
 
         Returns:
@@ -172,11 +193,8 @@ class LayerOperator(Shown):
             ValueError: If both are left out, or a shape or dtype does not fit.
         """
         self.pattern.network.check_unchanged()
-        given = [
-            (n, t, s)
-            for n, t, s in (("image", image, self.in_shape), ("bias", bias, (self.bias_length,)))
-            if t is not None
-        ]
+        both = (("image", image, self.in_shape), ("bias", bias, (self.bias_length,)))
+        given = [(name, tensor, shape) for name, tensor, shape in both if tensor is not None]
         if not given:
             msg = (
                 "forward needs tangents of the image, of the bias vector, or of both. Got neither."
@@ -185,7 +203,8 @@ class LayerOperator(Shown):
         stacked = {name: self._stacked(name, tensor, shape) for name, tensor, shape in given}
         counts = {t.shape[1] for t in stacked.values()}
         if len(counts) > 1:
-            msg = f"The tangents of image and bias must be as many. Got {' and '.join(map(str, sorted(counts)))}."
+            got = " and ".join(map(str, sorted(counts)))
+            msg = f"There must be as many tangents of the image as of the bias. Got {got}."
             raise ValueError(msg)
         step = self.pattern.chunk
         parts = [
@@ -201,7 +220,7 @@ class LayerOperator(Shown):
         """Cotangents of the image and of the bias vector.
 
         Args:
-            cotangent: ``(N, K, *out_shape)``, or ``(N, *out_shape)`` for one each.
+            cotangent: ``(N, K, *out_shape)``, or ``(N, *out_shape)`` for K = 1.
 
         Returns:
             ``(N, K, C, H, W)`` and ``(N, K, M)``, or the same without K.
@@ -213,7 +232,7 @@ class LayerOperator(Shown):
         return self.pulled(cotangent)
 
     def pulled(self, cotangent: Tensor) -> tuple[Float[Tensor, "n *k_in"], Float[Tensor, "n *k m"]]:
-        """What :meth:`adjoint` gives, where the model was checked before."""
+        """The same as :meth:`adjoint`, without a check of the model."""
         stacked = self._stacked("cotangent", cotangent, self.out_shape)
         step = self.pattern.chunk
         slot = self.layer.value.slot
@@ -221,25 +240,21 @@ class LayerOperator(Shown):
         with exact(cotangent.device):
             for k in range(0, stacked.shape[1], step):
                 part = _folded(stacked[:, k : k + step])
-                parts.append(
-                    [
-                        t.unflatten(0, (self.pattern.images, -1))
-                        for t in pull(self.pattern, {slot: part})
-                    ]
-                )
+                pulled = pull(self.pattern, {slot: part})
+                parts.append([t.unflatten(0, (self.pattern.images, -1)) for t in pulled])
         image, bias = (torch.cat(p, 1) for p in zip(*parts, strict=True))
-        return (
-            (image, bias)
-            if cotangent.dim() == len(self.out_shape) + 2
-            else (image[:, 0], bias[:, 0])
-        )
+        has_k = cotangent.dim() == len(self.out_shape) + 2
+        return (image, bias) if has_k else (image[:, 0], bias[:, 0])
 
     def dense(self) -> tuple[Float[Tensor, "n *out_in"], Float[Tensor, "n *out m"]]:
-        """The whole matrix, one row per unit: image part ``(N, *out_shape, C, H, W)``, bias part ``(N, *out_shape, M)``."""
+        """The whole matrix, with one row per unit.
+
+        Returns:
+            Image part ``(N, *out_shape, C, H, W)`` and bias part ``(N, *out_shape, M)``.
+        """
         units = prod(self.out_shape)
-        eye = torch.eye(units, dtype=self.pattern.dtype, device=self.pattern.network.device).view(
-            1, units, *self.out_shape
-        )
+        eye = torch.eye(units, dtype=self.pattern.dtype, device=self.pattern.network.device)
+        eye = eye.view(1, units, *self.out_shape)
         image, bias = self.adjoint(eye.expand(self.pattern.images, *eye.shape[1:]))
         return image.unflatten(1, self.out_shape), bias.unflatten(1, self.out_shape)
 
@@ -251,7 +266,10 @@ class LayerOperator(Shown):
             ImportError: If SciPy is not installed.
         """
         if self.pattern.images != 1:
-            msg = f"as_scipy needs the operator of one image. Got {self.pattern.images}: make one operator per image."
+            msg = (
+                f"as_scipy needs the operator of one image. Got {self.pattern.images}: "
+                "make one operator per image."
+            )
             raise ValueError(msg)
         try:
             from scipy.sparse.linalg import LinearOperator
@@ -262,16 +280,16 @@ class LayerOperator(Shown):
         dtype = self.pattern.dtype
         device = self.pattern.network.device
 
+        # SciPy's vectors are columns; K counts them here
+
         def matmat(vectors: np.ndarray) -> np.ndarray:
             v = torch.as_tensor(vectors.T.copy(), dtype=dtype, device=device)
             out = self.forward(v[None, :, :pixels].unflatten(2, self.in_shape), v[None, :, pixels:])
             return out[0].flatten(1).T.cpu().numpy()
 
         def rmatmat(vectors: np.ndarray) -> np.ndarray:
-            g = torch.as_tensor(vectors.T.copy(), dtype=dtype, device=device).view(
-                1, -1, *self.out_shape
-            )
-            image, bias = self.adjoint(g)
+            g = torch.as_tensor(vectors.T.copy(), dtype=dtype, device=device)
+            image, bias = self.adjoint(g.view(1, -1, *self.out_shape))
             return torch.cat([image[0].flatten(1), bias[0]], 1).T.cpu().numpy()
 
         shape = (prod(self.out_shape), pixels + self.bias_length)
@@ -294,21 +312,21 @@ class LayerOperator(Shown):
         given = tuple(tensor.shape)
         if tensor.dim() == len(shape) + 1:
             tensor = tensor.unsqueeze(1)
-        if (
-            tensor.dim() != len(shape) + 2
-            or len(tensor) != n
-            or tuple(tensor.shape[2:]) != shape
-            or not tensor.shape[1]
-        ):
+        fits = tensor.dim() == len(shape) + 2 and tuple(tensor.shape[2:]) == shape
+        if not fits or len(tensor) != n or not tensor.shape[1]:
             inner = ", ".join(map(str, shape))
             msg = f"{name} must have shape ({n}, K, {inner}) or ({n}, {inner}). Got {given}."
             raise ValueError(msg)
         if tensor.dtype != self.pattern.dtype:
-            msg = f"{name} must be {self.pattern.dtype} as the pattern. Got {tensor.dtype}: convert it with .to()."
+            msg = (
+                f"{name} must be {self.pattern.dtype} as the pattern. "
+                f"Got {tensor.dtype}: convert it with .to()."
+            )
             raise ValueError(msg)
         return tensor.detach()
 
     def _push(self, stacked: dict[str, Tensor]) -> Tensor:
+        """Tangents of the layer, ``(N, K, *out_shape)``, from those of image and bias."""
         program = self.pattern.program
         tangents = {}
         if "image" in stacked:
@@ -316,22 +334,19 @@ class LayerOperator(Shown):
         if "bias" in stacked:
             sizes = [e.value.numel() for e in program.entries]
             parts = _folded(stacked["bias"]).split(sizes, 1) if sizes else ()
-            tangents |= {
-                e.slot: p.reshape(-1, *e.value.shape)
-                for e, p in zip(program.entries, parts, strict=True)
-            }
+            for entry, part in zip(program.entries, parts, strict=True):
+                tangents[entry.slot] = part.reshape(-1, *entry.value.shape)
         count = next(iter(stacked.values())).shape[1]
         with exact(self.pattern.network.device):
             out = push(self.pattern, tangents, [self.layer.value])[self.layer.value.slot]
         if out is None:
             out = torch.zeros((), dtype=self.pattern.dtype, device=self.pattern.network.device)
-        return out.expand(self.pattern.images * count, *self.out_shape).unflatten(
-            0, (self.pattern.images, count)
-        )
+        n = self.pattern.images
+        return out.expand(n * count, *self.out_shape).unflatten(0, (n, count))
 
 
 def _folded(stacked: Tensor) -> Tensor:
-    """``(N, K, *shape)`` as one batch."""
+    """``(N, K, *shape)`` as one batch ``(N * K, *shape)``."""
     return laid_out(stacked.flatten(0, 1))
 
 
@@ -344,8 +359,9 @@ def operator(
 ) -> LayerOperator:
     r"""The linear map [x; b] -> layer at the activation pattern of ``x``.
 
-    For any cotangent g of the layer, ``adjoint(g)`` is the effective hyperplane of :math:`\langle g | layer \rangle`:
-    a margin between two classes, a probe, one unit.
+    For any cotangent g of the layer, ``adjoint(g)`` is the effective hyperplane of
+    :math:`\langle g | layer \rangle`. Examples are a margin between two classes, a probe, or one
+    unit.
 
     Args:
         network: Traced network.
@@ -360,7 +376,8 @@ def operator(
     Example:
         >>> import torch
         >>> from adjointbackmap import trace
-        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3), torch.nn.ReLU()).eval()
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU()).eval()
         >>> x = torch.rand(1, 1, 2, 2)
         >>> network = trace(model, x)
         >>> op = operator(network, x, "2")

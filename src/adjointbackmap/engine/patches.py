@@ -1,4 +1,4 @@
-"""Image parts of hyperplanes in compact form: each only on the pixels that its unit can depend on."""
+"""Image parts of hyperplanes in compact form: only on the pixels that a unit can depend on."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adjointbackmap.display import ShownFields
 
-BLOCK = 2**22  # numbers in a block of an inner product
+BLOCK = 2**22  # numbers in a block of an inner product, which bounds its memory
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,7 +39,15 @@ class Patches(ShownFields):
         return whole.view(n, *units, channels, *self.image)
 
     def inner(self, x: Tensor, of: Callable[[Tensor], Tensor] = torch.positive) -> Tensor:
-        """Sum over each patch of ``of(x * value)`` for images ``(N, C, rows, columns)``: ``(N, *units)``."""
+        """Sum of ``of(x * value)`` over each patch.
+
+        Args:
+            x: Images ``(N, C, rows, columns)``.
+            of: What is summed: the products, or for example their absolute values.
+
+        Returns:
+            ``(N, *units)``.
+        """
         units = self.corners.shape[:-1]
         flat = self.values.flatten(1, len(units)) if units else self.values[:, None]
         places = self._places().to(x.device)
@@ -47,16 +55,20 @@ class Patches(ShownFields):
         sums = []
         for start in range(0, flat.shape[1], step):
             block = flat[:, start : start + step]
-            pixels = (
-                x.flatten(2)[:, :, places[start : start + step]].movedim(1, 2).reshape(block.shape)
-            )
+            # (N, C, units, h * w) -> (N, units, C, h, w)
+            seen = x.flatten(2)[:, :, places[start : start + step]]
+            pixels = seen.movedim(1, 2).reshape(block.shape)
             sums.append(of(block * pixels).sum((2, 3, 4)))
         return torch.cat(sums, 1).view(len(x), *units)
 
     def _places(self) -> Tensor:
-        """Number of each patch pixel in the image, ``(units, h * w)``; of those outside, of a pixel at the edge."""
+        """Number of each patch pixel in the image, ``(units, h * w)``.
+
+        Outside pixels are clamped to the border; their values are zero.
+        """
         axes = []
         for axis, extent in enumerate(self.image):
             steps = torch.arange(self.values.shape[-2 + axis])
             axes.append((self.corners[..., axis].reshape(-1, 1) + steps).clamp(0, extent - 1))
+        # row * columns + column
         return (axes[0][:, :, None] * self.image[1] + axes[1][:, None, :]).flatten(1)

@@ -1,4 +1,4 @@
-"""A network and images -> the activation pattern: gates and winners of one forward pass at k [x; b]."""
+"""The activation pattern: gates and winners of one forward pass at k [x; b]."""
 
 import math
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ from adjointbackmap.rules.infinite import Infinite, finite
 
 
 class InfiniteValue(ValueError):
-    """At these images, a value is infinite that must not be."""
+    """A value that must be finite is infinite at these images."""
 
 
 @dataclass(frozen=True, repr=False)
 class ActivationPattern(Shown):
-    """The gates of every operation at some images: with them the network is one linear map of [x; b].
+    """The gates of all operations at some images, with which the network is linear in [x; b].
 
     Attributes:
         network: The traced network.
         dtype: The dtype that it was recorded in.
         images: Number of images N.
         gates: Slot of a step's output -> gates, each ``(N, *shape)``.
-        most: Largest batch of tangents or cotangents, of all images together; ``None`` for the
-            one that is fast.
+        most: Largest batch of tangents or cotangents, of all images together; ``None`` for no
+            limit other than speed.
     """
 
     network: Network
@@ -50,17 +50,16 @@ class ActivationPattern(Shown):
 
     @property
     def chunk(self) -> int:
-        """Tangents or cotangents for each image that are computed as one batch."""
+        """Number of tangents or cotangents per image that are computed as one batch."""
         fast = self.program.chunk
         return max(1, (fast if self.most is None else min(fast, self.most)) // self.images)
 
     def equal(self, other: "ActivationPattern") -> bool:
         """Whether every gate and every winner is the same, bit for bit."""
-        return self.gates.keys() == other.gates.keys() and all(
-            torch.equal(a, b)
-            for slot in self.gates
-            for a, b in zip(self.gates[slot], other.gates[slot], strict=True)
-        )
+        if self.gates.keys() != other.gates.keys():
+            return False
+        pairs = [zip(self.gates[slot], other.gates[slot], strict=True) for slot in self.gates]
+        return all(torch.equal(a, b) for pair in pairs for a, b in pair)
 
 
 def record_pattern(
@@ -68,8 +67,8 @@ def record_pattern(
 ) -> ActivationPattern:
     r"""Record the activation pattern at :math:`z = k [x; b]` [Wan2022, eqs. 2.3 and 3.2].
 
-    ``k`` multiplies the image, every entry of ``b`` and every kink's place, so that a power of two
-    gives bitwise the pattern of ``k = 1``, underflow apart.
+    ``k`` multiplies the image, every entry of ``b`` and the position of every kink. So a power of
+    two gives bitwise the pattern of ``k = 1``, unless numbers underflow.
 
     Args:
         network: Traced network.
@@ -78,7 +77,8 @@ def record_pattern(
         dtype: Dtype of the forward pass, by default the model's.
 
     Raises:
-        ValueError: If ``x`` does not fit the network, k is not positive, or a maximum has nothing but infinite constants.
+        ValueError: If ``x`` does not fit the network, k is not positive, or a maximum is over
+            infinite constants only.
         RuntimeError: If the model was changed since the trace.
 
     Example:
@@ -98,7 +98,7 @@ def record_pattern(
 def pattern_of(
     network: Network, images: Tensor, scale: float, most: int | None = None
 ) -> ActivationPattern:
-    """The pattern of :func:`record_pattern`, where the model, the images and k were checked before."""
+    """The same as :func:`record_pattern`, without checks of model, images and k."""
     program = network.program(images.dtype)
     gates: dict[int, Gates] = {}
     with exact(images.device):
@@ -113,7 +113,7 @@ def pattern_of(
 
 
 def extended_input(program: Program, images: Tensor, scale: float = 1.0) -> dict[int, Tensor]:
-    """The image and the entries at k, each for every image, by slot."""
+    """Slot -> k times the image, or k times an entry, repeated for every image."""
     values = {IMAGE: scale * laid_out(images)}
     for entry in program.entries:
         values[entry.slot] = (scale * entry.value).expand(len(images), *entry.value.shape)
@@ -123,13 +123,14 @@ def extended_input(program: Program, images: Tensor, scale: float = 1.0) -> dict
 def value_of(
     program: Program, step: Step, gates: Gates, inputs: Sequence[Tensor], images: int
 ) -> Tensor:
-    """What a step computes; the linear map never meets an infinity, for zero times infinity is no number.
+    """The output of a step.
 
-    Where an input may be infinite, its finite part and the signs of its infinities go through the map apart.
+    If an input may be infinite, its finite part and the signs of its infinities go through the
+    linear map separately, because zero times infinity is not a number.
 
     Raises:
-        InfiniteValue: If an infinite constant is chosen by what chooses something finite wherever it can, such as a maximum,
-            or reaches the output.
+        InfiniteValue: If an infinity is left in a value that must be finite. Such a value is the
+            output, or a maximum over infinite constants only.
     """
     if isinstance(step.rule, Infinite):
         return step.rule.value.expand(images, *step.output.shape)
@@ -139,47 +140,53 @@ def value_of(
     signs = step.rule.forward(gates, *(t.sign() * t.isinf() for t in inputs))
     if step.output.slot not in program.infinite and bool(signs.any()):
         msg = (
-            f"Every value of {step.op} must be finite. Got windows or masks that leave infinite constants only: widen them, or "
-            "cut the network before it with until=."
+            f"Every value of {step.op} must be finite. Got windows or masks that leave infinite "
+            "constants only: widen them, or cut the network before it with until=."
         )
         raise InfiniteValue(msg)
     return torch.where(signs == 0, out, signs * torch.inf)
 
 
 def check_scale(scale: float | str) -> float:
-    """The factor k as a number: ``1 / 8``, or ``"1/8"``.
+    """The factor k as a number, from a number or from text such as ``"1/8"``.
 
     Raises:
-        ValueError: If it is none, or not positive.
+        ValueError: If it is no positive number.
     """
     try:
         number = float(Fraction(scale)) if isinstance(scale, str) else float(scale)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         number = math.nan
     if not 0 < number < math.inf:
-        msg = f"scale must be a positive number, such as 1/8. Got {scale!r}: give one, a power of two to keep every bit."
+        msg = (
+            f"scale must be a positive number, such as 1/8. Got {scale!r}: "
+            "give one, a power of two to keep every bit."
+        )
         raise ValueError(msg)
     return number
 
 
 def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A dtype by itself or by its name, such as ``"float64"``.
+    """A dtype, from the dtype or its name, such as ``"float64"``.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is no dtype.
     """
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if dtype is None or isinstance(found, torch.dtype):
         return found
-    msg = f"dtype must be torch.float32 or torch.float64. Got {dtype!r}: give one of these, or leave it out."
+    msg = (
+        f"dtype must be torch.float32 or torch.float64. Got {dtype!r}: "
+        "give one of these, or leave it out."
+    )
     raise ValueError(msg)
 
 
 def check_tensor(x: object) -> None:
-    """Raise where an image must be a tensor and is a picture of another kind.
+    """Check that an image is a tensor.
 
     Raises:
-        TypeError: If it is no tensor.
+        TypeError: If it is no tensor; the message says how to convert it.
     """
     if isinstance(x, Tensor):
         return
@@ -194,7 +201,7 @@ def check_images(network: Network, x: Tensor, dtype: torch.dtype | str | None = 
 
     Raises:
         TypeError: If ``network`` is no traced network, or ``x`` no tensor.
-        ValueError: If its shape, dtype or device is not the network's, or it has NaN or infinities.
+        ValueError: If the shape, dtype or device is not the network's, or values are not finite.
     """
     check_network(network)
     check_tensor(x)
@@ -202,23 +209,36 @@ def check_images(network: Network, x: Tensor, dtype: torch.dtype | str | None = 
     if tuple(x.shape) == network.in_shape:
         x = x[None]
     if tuple(x.shape[1:]) != network.in_shape or not len(x):
-        msg = f"x must have shape ({shape}) or (N, {shape}). Got {tuple(x.shape)}: resize it, or trace the model at its size."
+        msg = (
+            f"x must have shape ({shape}) or (N, {shape}). Got {tuple(x.shape)}: "
+            "resize it, or trace the model at its size."
+        )
         raise ValueError(msg)
     dtype = dtype_of(dtype)
     wanted = dtype or network.dtype
     if not wanted.is_floating_point or wanted.itemsize < 4:
-        msg = f"dtype must be torch.float32 or torch.float64. Got {wanted}: convert the model with model.float()."
+        msg = (
+            f"dtype must be torch.float32 or torch.float64. Got {wanted}: "
+            "convert the model with model.float()."
+        )
         raise ValueError(msg)
     if x.dtype != wanted and not (dtype is not None and x.dtype.is_floating_point):
-        msg = f"x must be {network.dtype} as the model. Got {x.dtype}: convert it with x.to({network.dtype}), or pass dtype=."
+        msg = (
+            f"x must be {network.dtype} as the model. Got {x.dtype}: "
+            f"convert it with x.to({network.dtype}), or pass dtype=."
+        )
         raise ValueError(msg)
     if x.device != network.device:
-        msg = f"x must be on {network.device} as the model. Got {x.device}: move it with x.to({str(network.device)!r})."
+        msg = (
+            f"x must be on {network.device} as the model. Got {x.device}: "
+            f"move it with x.to({str(network.device)!r})."
+        )
         raise ValueError(msg)
     if x.layout != torch.strided:
         msg = f"x must be a dense tensor. Got {x.layout}: convert it with x.to_dense()."
         raise ValueError(msg)
     if not x.isfinite().all():
-        msg = f"x must be finite. Got {int((~x.isfinite()).sum())} values that are NaN or infinite: mend the image."
+        count = int((~x.isfinite()).sum())
+        msg = f"x must be finite. Got {count} values that are NaN or infinite: mend the image."
         raise ValueError(msg)
     return x.detach().to(wanted)

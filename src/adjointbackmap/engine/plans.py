@@ -1,4 +1,4 @@
-"""How some hyperplanes are computed, and what that costs."""
+"""The plan of a computation of hyperplanes: its method and its cost."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,11 @@ class Plan(Shown):
 
     Attributes:
         method: ``"adjoint"``, ``"basis"``, ``"coloured"`` or ``"windowed"``.
-        vectors: Cotangents or tangents.
-        multiply_adds: Of the convolutions and products.
+        vectors: Number of cotangents or tangents.
+        multiply_adds: Multiply-adds of the convolutions and products.
         bytes: Size of the result.
-        workspace: Bytes that the largest batch takes while it is computed, about.
-        cost: Multiply-adds, and what steps and numbers take beside them, in the same unit.
+        workspace: Estimate of the bytes that the largest batch takes while it is computed.
+        cost: Multiply-adds, plus the time of steps and numbers in the same unit.
     """
 
     method: str

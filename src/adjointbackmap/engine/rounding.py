@@ -1,4 +1,4 @@
-"""How large the numbers were that a unit's value was summed from: the scale of its rounding."""
+"""The scale of a unit's rounding: the size of the numbers that its value is summed from."""
 
 from collections.abc import Iterable
 
@@ -10,8 +10,10 @@ from adjointbackmap.engine.program import IMAGE
 from adjointbackmap.rules import Value
 from adjointbackmap.rules.base import laid_out
 
-DRAWS = 8  # of random factors: their mean square is within a factor of ten of what it estimates
-SHARE = 1e-2  # of what came along the paths: below it the terms of a hyperplane have cancelled
+# Random factors per estimate; their mean square is within a factor of ten of its expectation.
+GAUSSIAN_DRAWS = 8
+# If a unit's terms sum to less than this share of its paths' size, the terms have cancelled.
+CANCELLED_SHARE = 1e-2
 
 
 def path_sizes(
@@ -20,14 +22,14 @@ def path_sizes(
     targets: Iterable[Value],
     bias: Tensor | None = None,
 ) -> dict[int, Tensor]:
-    r"""Size of what is summed along the paths to every unit, whether it cancels or not.
+    r"""Size of the numbers that are summed along the paths to every unit, even if they cancel.
 
-    Each value is taken as the root of the sum of squares :math:`\sum_j L_{ij}^2 s_j^2` of its inputs'
-    sizes :math:`s_j`, where :math:`L` is the operation's linear map at the pattern. The sum is
-    estimated from ``DRAWS`` seeded Gaussian factors, so that it holds for any rule.
+    The size of a value is :math:`\sqrt{\sum_j L_{ij}^2 s_j^2}` for the sizes :math:`s_j` of its
+    inputs, where :math:`L` is the operation's linear map at the pattern. The sum is estimated from
+    ``GAUSSIAN_DRAWS`` seeded Gaussian factors, which works for any rule.
 
-    Where two paths cancel exactly, as in ``min(a, b)`` built of ReLUs, the hyperplane is zero but the
-    value is a rounding error of this size.
+    If two paths cancel exactly, as in ``min(a, b)`` built of ReLUs, the hyperplane is zero, but the
+    value is a rounding error relative to this size.
 
     Args:
         pattern: Activation pattern of N images.
@@ -52,13 +54,13 @@ def path_sizes(
         start = stop
     generator = torch.Generator().manual_seed(0)
     for n, step in enumerate(steps):
-        if not step.inputs:  # an infinite constant is no term of any sum
+        if not step.inputs:  # an infinite constant is a term of no sum
             sizes[step.output.slot] = x.new_zeros(len(x), *step.output.shape)
             continue
         draws = [drawn(sizes[value.slot], generator) for value in step.inputs]
         inputs = [laid_out(draw.flatten(0, 1)) for draw in draws]
         out = step.rule.forward(pattern.gates.get(step.output.slot, ()), *inputs)
-        squares = out.unflatten(0, (len(x), DRAWS)).square()  # (image, draw, *shape)
+        squares = out.unflatten(0, (len(x), GAUSSIAN_DRAWS)).square()  # (image, draw, *shape)
         sizes[step.output.slot] = squares.mean(1).sqrt()
         for value in step.inputs:
             if last[value.slot] == n and value.slot not in kept:
@@ -67,12 +69,12 @@ def path_sizes(
 
 
 def drawn(size: Tensor, generator: torch.Generator) -> Tensor:
-    """Sizes ``(N, *shape)`` times Gaussian factors, ``(N, DRAWS, *shape)``."""
-    shape = (len(size), DRAWS, *size.shape[1:])
+    """Sizes ``(N, *shape)`` times Gaussian factors: ``(N, GAUSSIAN_DRAWS, *shape)``."""
+    shape = (len(size), GAUSSIAN_DRAWS, *size.shape[1:])
     factors = torch.randn(shape, generator=generator, dtype=size.dtype).to(size.device)
     return factors * size.unsqueeze(1)
 
 
 def scale_of_rounding(terms: Tensor, paths: Tensor) -> Tensor:
-    """The sum of a unit's absolute terms, or a share of what came along its paths if that is more."""
-    return torch.maximum(terms, SHARE * paths)
+    """The sum of a unit's absolute terms; for a unit that cancelled, a share of its paths' size."""
+    return torch.maximum(terms, CANCELLED_SHARE * paths)

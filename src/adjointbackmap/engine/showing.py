@@ -61,7 +61,7 @@ def of_operator(operator: "LayerOperator") -> Summary:
     facts = {
         "from": f"[x; b] with x of {by(operator.in_shape)} and M = {operator.bias_length:,}",
         "to": f"{operator.layer.name} of {by(operator.out_shape)}",
-        "at": f"the activation pattern of {_images(pattern.images)}, {_dtype(pattern.dtype)}",
+        "at": f"the activation pattern of {_counted(pattern.images)}, {_dtype(pattern.dtype)}",
         "methods": "forward, adjoint, dense, as_scipy",
     }
     return Summary("LayerOperator", facts)
@@ -71,7 +71,7 @@ def of_pattern(pattern: "ActivationPattern") -> Summary:
     """How many gates and winners the pattern has."""
     count = sum(gate.numel() for gates in pattern.gates.values() for gate in gates)
     facts = {
-        "of": f"{_images(pattern.images)}, {_dtype(pattern.dtype)}",
+        "of": f"{_counted(pattern.images)}, {_dtype(pattern.dtype)}",
         "gates and winners": f"{count:,} numbers of {len(pattern.gates)} operations",
         "network": f"{type(pattern.network.model).__name__}",
     }
@@ -102,7 +102,7 @@ def _kernels(network: "Network") -> int:
     return sum(layer.kernel is not None for layer in network.layers.values())
 
 
-def _images(count: int) -> str:
+def _counted(count: int) -> str:
     return f"{count} image" if count == 1 else f"{count} images"
 
 

@@ -1,7 +1,8 @@
-"""The geometry of windows: which pixels go together, where their windows lie on a map, and in which patches they end.
+"""The geometry of windows: groups of pixels, their windows on maps, and the patches they belong to.
 
-Pixels that are congruent modulo the network's total stride have windows of one geometry on every map. Such a group is one
-ordinary batch: along each axis the window of its n-th pixel is interval n of one :class:`Span`.
+Pixels that are congruent modulo the network's total stride have windows of one geometry on every
+map. Such a group is one ordinary batch. Along each axis, the window of its n-th pixel is interval n
+of one :class:`Span`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,9 +20,10 @@ from adjointbackmap.rules.base import channels_last
 
 @dataclass(frozen=True)
 class Span:
-    """Intervals along one axis, one for each number: interval ``n`` has ``size`` elements from ``first + n * step`` on.
+    """Equally spaced intervals along one axis.
 
-    The patches of a layer's positions on the image, and the windows of positions that pixels reach, are such intervals.
+    Interval ``n`` has ``size`` elements from ``first + n * step`` on. The patches of a layer's
+    positions are such intervals on the image. The windows of pixels are such intervals on a map.
 
     Example:
         >>> Span(-1, 3, 2).last, Span(-1, 3, 2).firsts(range(1, 3)).tolist()
@@ -34,56 +36,58 @@ class Span:
 
     @property
     def last(self) -> int:
-        """The last element of interval 0."""
+        """Last element of interval 0."""
         return self.first + self.size - 1
 
     def firsts(self, numbers: range) -> Tensor:
-        """First element of each of some intervals."""
+        """First elements of a range of intervals."""
         return self.first + self.step * torch.arange(numbers.start, numbers.stop)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Pixels whose windows have one geometry: all combinations of a range of rows and a range of columns.
+    """Pixels whose windows have one geometry: all combinations of some rows and some columns.
 
     Attributes:
-        pixels: The range along each axis of the image; its step is the stride.
+        pixels: The pixels along each axis of the image; the step of a range is the stride.
     """
 
     pixels: tuple[range, ...]
 
     @classmethod
     def of_one(cls, strides: Sequence[int]) -> "Group":
-        """The first pixel alone, with the strides of a larger group."""
+        """A group of the first pixel only, with the strides of a larger group."""
         return cls(tuple(range(0, stride, stride) for stride in strides))
 
     @property
     def count(self) -> tuple[int, ...]:
-        """Pixels along each axis."""
+        """Number of pixels along each axis."""
         return tuple(map(len, self.pixels))
 
     def spans(self, field: Field) -> list[Span] | None:
-        """Where the group's pixels reach a value with a field; ``None`` for whole maps."""
+        """The group's windows on a map with the given receptive field; ``None`` for whole maps."""
         if not field:
             return None
         spans = []
         for axis, pixels in zip(field, self.pixels, strict=True):
-            # Position o reads pixels from o * step + low to o * step + high: solved for the o that read the first pixel.
+            # Position o reads pixels o * step + low to o * step + high. Solved for o, the positions
+            # that read pixel p are ceil((p - high) / step) to floor((p - low) / step).
             first = -int((axis.high - pixels.start) // axis.step)
             last = int((pixels.start - axis.low) // axis.step)
             spans.append(Span(first, last - first + 1, int(pixels.step // axis.step)))
         return spans
 
     def places(self) -> Tensor:
-        """The pixels, ``(count, axes)``."""
-        return _grid([torch.arange(p.start, p.stop, p.step) for p in self.pixels])
+        """Coordinates of the pixels on the image, ``(count, axes)``."""
+        return _combinations([torch.arange(p.start, p.stop, p.step) for p in self.pixels])
 
     def numbers(self) -> Tensor:
-        """Number of each pixel along each axis of the group, ``(count, axes)``."""
-        return _grid([torch.arange(n) for n in self.count])
+        """Coordinates of the pixels inside of the group, ``(count, axes)``."""
+        return _combinations([torch.arange(n) for n in self.count])
 
 
-def _grid(axes: list[Tensor]) -> Tensor:
+def _combinations(axes: list[Tensor]) -> Tensor:
+    """All combinations of one element per axis, the last axis fastest: ``(count, axes)``."""
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
 
 
@@ -93,7 +97,7 @@ class Windows:
 
     Attributes:
         tensor: ``(images * pixels * in-channels, channels, *sizes)``.
-        spans: Where the windows lie along each axis of the map.
+        spans: The windows along each axis of the map; interval n belongs to the n-th pixel.
         clean: Whether the tangents are zero outside the map.
     """
 
@@ -103,11 +107,14 @@ class Windows:
 
 
 Tangents = Windows | Tensor | None
-"""On windows, on whole maps, or zero."""
+"""Tangents on windows, on whole maps (a tensor), or zero (``None``)."""
 
 
 def strides_of(fields: Iterable[Field], axes: int) -> tuple[int, ...]:
-    """The least strides of pixels whose windows have one geometry in every map."""
+    """The smallest strides of pixels whose windows have one geometry on every map.
+
+    A field with step ``n / d`` needs a stride that is a multiple of ``n``.
+    """
     known = [field for field in fields if field]
     return tuple(lcm(*(Fraction(field[a].step).numerator for field in known)) for a in range(axes))
 
@@ -116,12 +123,12 @@ def strides_of(fields: Iterable[Field], axes: int) -> tuple[int, ...]:
 
 
 def covers(spans: list[Span], shape: tuple[int, ...]) -> bool:
-    """Whether windows are as large as the map."""
+    """Whether windows have at least as many elements as the map."""
     return prod(s.size for s in spans) >= prod(shape[1:])
 
 
 def needed(rule: Rule, spans: list[Span]) -> list[Span]:
-    """The positions of its input that a rule reads for windows of its output."""
+    """The windows of its input that a rule reads for windows of its output."""
     read = []
     for span, stride, low, high in zip(spans, *(rule.reach() or ()), strict=True):
         first = ceil(span.first * stride + low)
@@ -131,30 +138,40 @@ def needed(rule: Rule, spans: list[Span]) -> list[Span]:
 
 
 def padding(have: list[Span], want: list[Span]) -> list[int]:
-    """What to add around windows, from the last axis on, as ``F.pad`` takes it; negative to cut."""
+    """Padding that turns the windows ``have`` into ``want``, for ``F.pad``; negative to cut."""
     pad: list[int] = []
-    for h, w in reversed(list(zip(have, want, strict=True))):
+    for h, w in reversed(list(zip(have, want, strict=True))):  # F.pad begins with the last axis
         pad += [h.first - w.first, w.last - h.last]
     return pad
 
 
 def fitted(value: Windows, spans: list[Span]) -> Tensor:
-    """Windows at other positions of the same map, zeros where there was nothing."""
+    """Windows cut or padded with zeros to other windows of the same map."""
     pad = padding(value.spans, spans)
     return F.pad(value.tensor, pad) if any(pad) else value.tensor
 
 
 def seen_by(group: Group, maps: Tensor, spans: list[Span]) -> Tensor:
-    """Parts ``(images * pixels, channels, *sizes)`` of maps ``(images, channels, *shape)``, one for each pixel's window."""
+    """The parts of maps that the windows of a group cover.
+
+    Args:
+        group: The pixels.
+        maps: ``(images, channels, *shape)``.
+        spans: The group's windows.
+
+    Returns:
+        ``(images * pixels, channels, *sizes)``, with zeros outside of the maps.
+    """
     pad = []
     for span, count, extent in reversed(list(zip(spans, group.count, maps.shape[2:], strict=True))):
-        pad += [-span.first, span.last + (count - 1) * span.step + 1 - extent]
+        after_last = span.last + (count - 1) * span.step + 1
+        pad += [-span.first, after_last - extent]
     parts = F.pad(maps, pad)
-    for a, span in enumerate(spans):
-        parts = parts.unfold(2 + a, span.size, span.step)
+    for axis, span in enumerate(spans):
+        parts = parts.unfold(2 + axis, span.size, span.step)
     # now (images, channels, *pixels, *sizes)
     axes = len(spans)
-    if axes == 2 and channels_last(maps):  # in one copy
+    if axes == 2 and channels_last(maps):  # one copy gives the channels-last layout
         return parts.movedim(1, -1).flatten(0, 2).movedim(-1, 1)
     return parts.movedim(1, 1 + axes).flatten(0, axes)
 
@@ -169,13 +186,14 @@ def put(
     patches: Sequence[Span],
     positions: Sequence[range],
 ) -> None:
-    """Put a group's tangents into the patches that hold its pixels.
+    """Write a group's tangents into the patches that contain its pixels.
 
     Args:
-        whole: The patches ``(rows, columns, patch rows, patch columns, in-channels, out-channels)``, written into.
+        whole: The patches, which are written into: ``(rows, columns, patch rows, patch columns,
+            in-channels, out-channels)``.
         group: The pixels, of one image.
-        tangents: What they leave at every position that they reach.
-        patches: Along each axis, interval ``u`` is the patch of position ``u``.
+        tangents: Their tangents at a layer.
+        patches: The patches along each axis; interval n is the patch of the layer's position n.
         positions: The positions along each axis that ``whole`` has.
     """
     if tangents is None:
@@ -189,9 +207,8 @@ def put(
     # (pixel rows, pixel columns, window rows, window columns, in-channels, out-channels)
     rows = tensor.movedim(1, -1).unflatten(0, (*group.count, -1)).movedim(2, 4)
     lines = [_Line(*along) for along in zip(group.pixels, spans, patches, positions, strict=True)]
-    down, across = (
-        [(p, line.view(p, whole, a)) for p in line.pieces()] for a, line in enumerate(lines)
-    )
+    down = [(piece, lines[0].view(piece, whole, 0)) for piece in lines[0].pieces()]
+    across = [(piece, lines[1].view(piece, whole, 1)) for piece in lines[1].pieces()]
     for r, by_row in down:
         for c, by_column in across:
             part = rows[r.pixels, c.pixels, r.window, c.window]
@@ -200,7 +217,12 @@ def put(
 
 @dataclass(frozen=True)
 class _Piece:
-    """Pixels of a group whose windows reach the wanted positions with the same part of the window."""
+    """Pixels of a group along one axis, and the part of their windows that is needed.
+
+    Attributes:
+        pixels: Consecutive pixels of the group for which this part is the same.
+        window: The part of their windows.
+    """
 
     pixels: slice
     window: slice
@@ -208,12 +230,12 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _View:
-    """Where a piece lies along one axis of the patches, in elements of their memory.
+    """The place of a piece along one axis of the patches, in elements of their memory.
 
     Attributes:
-        offset: Of its first pixel at its first position.
-        sizes: Pixels and positions.
-        strides: From one pixel to the next, and from one position to the next.
+        offset: Offset of its first pixel at its first position.
+        sizes: Number of pixels and of positions.
+        strides: Distance from one pixel to the next, and from one position to the next.
     """
 
     offset: int
@@ -223,9 +245,16 @@ class _View:
 
 @dataclass(frozen=True)
 class _Line:
-    """One axis: the pixels of a group, the windows of positions that they reach, and the patches that are wanted.
+    """One axis of the geometry of :func:`put`.
 
-    Where a tangent belongs is linear in the number of its pixel and in its position in the window, so pieces are strided views.
+    The place of a tangent is linear in the number of its pixel and in its position in the window.
+    So a piece is a strided view of the patches.
+
+    Attributes:
+        pixels: The pixels of the group.
+        windows: Their windows on the layer.
+        patches: The patches of the layer's positions.
+        positions: The wanted positions of the layer.
     """
 
     pixels: range
@@ -234,7 +263,7 @@ class _Line:
     positions: range
 
     def pieces(self) -> list[_Piece]:
-        """The part of each window that lies at the wanted positions and inside their patches."""
+        """The parts of the windows to be written, with neighbouring pixels joined."""
         pieces: list[_Piece] = []
         for n in range(len(self.pixels)):
             window = self._part(n)
@@ -247,14 +276,19 @@ class _Line:
         return pieces
 
     def _part(self, n: int) -> slice | None:
-        """Which part of pixel ``n``'s window that is."""
+        """The part of pixel ``n``'s window at wanted positions whose patches contain the pixel.
+
+        It is ``None`` if there is none.
+        """
         position = self._position(n)
         within = self._within(n)
         low = max(0, -position)
         high = min(self.windows.size, len(self.positions) - position)
         size = self.patches.size
         step = self.patches.step
-        if step:  # the patch of the window's next position starts `step` pixels later: 0 <= within - step * i < size
+        if step:
+            # The patch of position i of the window begins i * step pixels later. The pixel is
+            # inside of it if 0 <= within - i * step < size.
             low = max(low, (within - size) // step + 1)
             high = min(high, within // step + 1)
         elif not 0 <= within < size:
@@ -262,19 +296,20 @@ class _Line:
         return slice(low, high) if low < high else None
 
     def _position(self, n: int) -> int:
-        """First position of a pixel's window, counted from the first that is wanted."""
+        """First position of a pixel's window, counted from the first wanted position."""
         return self.windows.first + n * self.windows.step - self.positions.start
 
     def _within(self, n: int) -> int:
-        """Where a pixel is in the patch of the first position of its window."""
-        return (
-            self.pixels[n]
-            - self.patches.first
-            - self.patches.step * (self.windows.first + n * self.windows.step)
-        )
+        """Place of a pixel in the patch of the first position of its window."""
+        position = self.windows.first + n * self.windows.step
+        return self.pixels[n] - (self.patches.first + self.patches.step * position)
 
     def view(self, piece: _Piece, whole: Tensor, axis: int) -> _View:
-        """Where a piece lies in patches whose positions are dimension ``axis`` and whose pixels are two further."""
+        """The place of a piece in the patches along one axis.
+
+        The positions are dimension ``axis`` of ``whole``, the patches' pixels dimension
+        ``2 + axis``.
+        """
         by_position = whole.stride(axis)
         by_pixel = whole.stride(2 + axis)
         first = piece.pixels.start
@@ -282,6 +317,8 @@ class _Line:
         count = piece.window.stop - low
         position = self._position(first) + low
         within = self._within(first) - self.patches.step * low
+        # The next pixel's window begins `windows.step` positions later. The place in the patch
+        # moves by the distance of the pixels, less the distance of the patches.
         moved = self.pixels.step - self.patches.step * self.windows.step
         next_pixel = self.windows.step * by_position + moved * by_pixel
         next_position = by_position - self.patches.step * by_pixel if count > 1 else 0
@@ -290,7 +327,11 @@ class _Line:
 
 
 def _strided(whole: Tensor, rows: _View, columns: _View) -> Tensor:
-    """Pieces along both axes: ``(pixel rows, pixel columns, window rows, window columns, in-channels, out-channels)``."""
+    """A view of the patches at a piece of rows and a piece of columns.
+
+    Its shape is ``(pixel rows, pixel columns, window rows, window columns, in-channels,
+    out-channels)``.
+    """
     (n, u) = rows.sizes
     (m, v) = columns.sizes
     (by_n, by_u) = rows.strides

@@ -1,4 +1,4 @@
-"""What a batch of vectors takes on its way through a network: batches shrink with the memory."""
+"""The memory that a batch of vectors takes in a network, and how many vectors fit."""
 
 from collections.abc import Callable, Collection, Sequence
 from math import prod
@@ -8,20 +8,20 @@ from adjointbackmap.engine.windows import Group
 from adjointbackmap.rules import Field, Value
 
 # An operation copies its inputs and its output: padded, in another layout, or times a gate.
-# Two copies of everything is what the peak memory of a process shows, see tests/test_memory.py.
-COPIES = 2
+# Measured as the peak memory of a process: two copies of everything, see tests/test_memory.py.
+COPIES_OF_VALUES = 2
 
 Size = Callable[[Value], int]
-"""Numbers of one vector at a value."""
+"""Value -> count of numbers that one vector has there."""
 
 
 def whole(value: Value) -> int:
-    """Numbers of a whole map."""
+    """Count of numbers in a whole map."""
     return prod(value.shape)
 
 
 def on_windows(fields: dict[int, Field], strides: Sequence[int]) -> Size:
-    """Numbers of the window of one pixel on each map.
+    """Count of numbers in the window of one pixel on each map.
 
     Args:
         fields: Receptive field of every value.
@@ -31,7 +31,7 @@ def on_windows(fields: dict[int, Field], strides: Sequence[int]) -> Size:
 
     def size(value: Value) -> int:
         field = fields.get(value.slot, ())
-        if field == ():  # a constant, which no pixel changes
+        if field == ():  # no pixel changes a constant
             return 0
         spans = pixel.spans(field)
         if spans is None:
@@ -42,11 +42,13 @@ def on_windows(fields: dict[int, Field], strides: Sequence[int]) -> Size:
 
 
 def held(steps: Sequence[Step], size: Size = whole, kept: Collection[int] = ()) -> int:
-    """Largest count of numbers that one vector has in memory, if values are freed after their last use.
+    """Largest count of numbers that one vector has in memory.
+
+    Values are freed after their last use.
 
     Args:
         steps: The steps that the vector takes, in order.
-        size: Numbers of the vector at a value.
+        size: Value -> count of numbers.
         kept: Slots of values that are not freed.
 
     Example:
@@ -69,16 +71,16 @@ def held(steps: Sequence[Step], size: Size = whole, kept: Collection[int] = ()) 
 
 def bytes_of_vector(numbers: int, itemsize: int) -> int:
     """Bytes that one vector of a batch takes, from :func:`held`."""
-    return COPIES * numbers * itemsize
+    return COPIES_OF_VALUES * numbers * itemsize
 
 
 def vectors_within(room: int | None, numbers: int, itemsize: int) -> int | None:
-    """Largest batch that fits into some bytes, one vector at least; ``None`` without a bound."""
+    """Largest batch that fits into ``room`` bytes, at least one; ``None`` without a bound."""
     return None if room is None else max(1, room // bytes_of_vector(numbers, itemsize))
 
 
 def block_shape(shape: Sequence[int], most: int) -> tuple[int, ...]:
-    """The largest block of at most ``most`` elements that takes the last dimensions whole.
+    """The largest block of at most ``most`` elements; it takes whole last dimensions first.
 
     Example:
         >>> block_shape((32, 32, 4), 300), block_shape((32, 32, 4), 10), block_shape((2, 3), 1)

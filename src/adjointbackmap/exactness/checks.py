@@ -12,7 +12,7 @@ from adjointbackmap.engine.observe import Recorded, record, record_call
 from adjointbackmap.engine.operators import Basis, LayerOperator, basis, push, reached
 from adjointbackmap.engine.pattern import ActivationPattern, check_images, check_scale, pattern_of
 from adjointbackmap.engine.program import IMAGE
-from adjointbackmap.engine.rounding import SHARE, drawn, path_sizes, scale_of_rounding
+from adjointbackmap.engine.rounding import CANCELLED_SHARE, drawn, path_sizes, scale_of_rounding
 from adjointbackmap.engine.sweep import Sweep, sums_of_products
 from adjointbackmap.engine.workspace import held, vectors_within
 from adjointbackmap.exactness.layer_check import SHARE_LIMIT, LayerCheck, checks_of, larger
@@ -75,7 +75,7 @@ def dot_test(
     if not error <= _limit(dtype, tolerance):
         # paths to the layer may cancel, so that the output is little more than their rounding
         summed = _paths_of_tangent(operator, image, bias)
-        scale = max(scale, SHARE * float(summed.double().norm() * v.double().norm()))
+        scale = max(scale, CANCELLED_SHARE * float(summed.double().norm() * v.double().norm()))
         error = abs(forward - adjoint) / scale
     figures = {"forward": forward, "adjoint": adjoint, "error": error}
     return _judged(figures, dtype, tolerance, "The dot test")
@@ -236,7 +236,7 @@ def verify_images(
 
     Args:
         network: Traced network.
-        images: Batch, see :func:`adjointbackmap.engine.sweep.images_at_once`.
+        images: Batch, see :func:`adjointbackmap.engine.sweep.images_per_sweep`.
         names: Name of each image.
         terms: The layers and the arithmetic.
         report: Called with the finished share.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from adjointbackmap.engine.network import Network, check_network, several
 from adjointbackmap.engine.pattern import check_images, check_scale, dtype_of
-from adjointbackmap.engine.sweep import images_at_once
+from adjointbackmap.engine.sweep import images_per_sweep
 from adjointbackmap.exactness.checks import Terms, verify_images
 from adjointbackmap.exactness.journal import Record
 from adjointbackmap.exactness.layer_check import LayerCheck
@@ -292,7 +292,7 @@ def _image_batches(network: Network, images: dict[str, Tensor], terms: Terms) ->
     """Batches of images that are computed together, with their names."""
     program = network.program(terms.dtype)
     names = list(images)
-    size = images_at_once(program, terms.memory, terms.dtype.itemsize)
+    size = images_per_sweep(program, terms.memory, terms.dtype.itemsize)
     for start in range(0, len(names), size):
         part = names[start : start + size]
         yield part, torch.stack([images[name] for name in part])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adjointbackmap.capture.precision import exact
-from adjointbackmap.engine.auditing import TOLERANCE
+from adjointbackmap.engine.auditing import AUDIT_TOLERANCE
 from adjointbackmap.engine.layers import Layer
 from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.operators import pull, push
@@ -60,7 +60,7 @@ def check_patches(network: Network, x: Tensor) -> dict[str, float]:
             errors = _pixel_errors(pattern, layers)
             for name, error in _unit_errors(pattern, layers).items():
                 errors[name] = _larger(errors[name], error)
-    limit = TOLERANCE[x.dtype]
+    limit = AUDIT_TOLERANCE[x.dtype]
     for name, error in errors.items():
         if not error <= limit:
             size = network.layer(name).receptive_field

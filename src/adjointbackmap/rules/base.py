@@ -179,7 +179,10 @@ class Builder(Protocol):
         """A mask as a value: the mask times an entry whose value is 1."""
 
     def as_factor(self, value: Value | Mask) -> Mask | None:
-        """What is constant on a piece, as a factor of data that k leaves alone; ``None`` for what is not."""
+        """A value that is constant on each piece, as a mask that multiplies data.
+
+        It is ``None`` for other values. The scale k does not change the mask.
+        """
 
     def place(self, constant: Any, shape: Shape) -> Value | None:
         """A constant as a value of the given shape without the batch.
@@ -231,7 +234,13 @@ class Rule(Operation):
     subclass gives ``forward``. Its ``adjoint`` is derived, because the vector-Jacobian product of a
     linear map is exact at any point. It is written by hand only where that is faster. An input
     that only the gates read has the cotangent ``None``.
+
+    Attributes:
+        may_leave_out: Whether the data decide which infinities of the inputs reach the output, as
+            in a mask. Then they are looked for at each image.
     """
+
+    may_leave_out: ClassVar[bool] = False
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Any:
@@ -261,8 +270,6 @@ class Rule(Operation):
         zeros = [cotangent.new_zeros(len(cotangent), *shape) for shape in shapes]
         pull_back = torch.func.vjp(lambda *tangents: self.forward(gates, *tangents), *zeros)[1]
         return pull_back(cotangent)
-
-    may_leave_out: ClassVar[bool] = False  # infinities that it moves or masks, as the data says
 
     def infinities(self, *inputs: Signs) -> Signs:
         """The infinities that the output can hold; by default those of all inputs."""

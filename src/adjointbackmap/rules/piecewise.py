@@ -233,7 +233,10 @@ class Clamp(PiecewiseAffine):
         x = args[0]
         low, high = (v if v is None else float(v) for v in _bounds(builder, *args[1:], **kwargs))
         if low is not None and high is not None and low > high:
-            msg = f"its lower bound {low:g} is above its upper one {high:g}, so that it gives {high:g} alone: write that"
+            msg = (
+                f"its lower bound {low:g} is above its upper one {high:g}, "
+                f"so that it gives {high:g} alone: write that"
+            )
             raise Refused(msg)
         if low == torch.inf or high == -torch.inf:
             msg = "nothing is between its bounds: leave an infinite bound out"

@@ -373,7 +373,7 @@ class MaxPooling(Rule):
         return torch.where(inside.reshape(flat.shape), flat + channel, -1).flatten(0, 1)
 
     def places(self, axis: int, extent: int) -> Tensor:
-        """Places of every window's elements along an axis, ``(positions, elements)``; -1 outside."""
+        """Places of each window's elements along an axis, ``(positions, elements)``; -1 outside."""
         size, stride, padding, dilation = (
             values[axis] for values in (self.size, self.stride, self.padding, self.dilation)
         )
@@ -428,7 +428,7 @@ class AdaptiveMaxPooling(MaxPooling):
         return (pool(inputs[0], list(self.out_size), return_indices=True)[1],)
 
     def places(self, axis: int, extent: int) -> Tensor:
-        """Places of every window's elements along an axis, ``(positions, elements)``; -1 outside."""
+        """Places of each window's elements along an axis, ``(positions, elements)``; -1 outside."""
         count = self.out_size[axis]
         position = torch.arange(count)
         first = position * extent // count
