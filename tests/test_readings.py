@@ -71,6 +71,13 @@ def written(net: nn.Module, x: Tensor) -> Tensor:
     return net.conv(x) * first + scales[0].item()
 
 
+def after_a_mask(net: nn.Module, x: Tensor) -> Tensor:
+    """A constant that is read after an assignment through a mask of the data."""
+    y = net.conv(x)
+    y[y < 0] = 0
+    return y * net.a.item()
+
+
 READ = {
     "item": lambda net, x: net.conv(x) * net.a.item() + float(net.a),
     "item of a parameter": lambda net, x: net.conv(x) * net.p.item() + float(net.p),
@@ -94,6 +101,7 @@ READ = {
     "loop": loop,
     "loop over numbers": loop_over_numbers,
     "written": written,
+    "after a mask": after_a_mask,
 }
 
 

@@ -34,7 +34,8 @@ PLACES = {"nonzero", "argwhere"}
 
 # Functions that take numbers, which may come as tensors without dimensions: x[self.place],
 # x.view(self.n, -1).
-INDEXING = {"__getitem__", "__setitem__"}
+ASSIGNMENT = "__setitem__"
+INDEXING = {"__getitem__", ASSIGNMENT}
 FACTORIES = {"arange", "zeros", "ones", "full", "empty", "linspace"}
 NEW = {"new_zeros", "new_ones", "new_full"}
 SHAPING = set(
@@ -198,7 +199,8 @@ class Reader(TorchFunctionMode):
         unknown = {_memory(tensor) for tensor in read} - self.known.keys()
         if unknown:
             value = FROM_DATA if unknown & self.made else FOREIGN
-            self.has_read_data = True
+            # an assignment through a mask gives Python no number and no shape
+            self.has_read_data |= name != ASSIGNMENT
         self.readings.tensors |= self._names_of(read)
         self.readings.found.append((name, value))
 
