@@ -99,7 +99,7 @@ def test_batches_change_nothing(traced_case, monkeypatch):
     """One pixel's row at a time gives what all at once give."""
     traced = traced_case(CHAIN)
     expected = abm.hyperplanes(traced.network, traced.x, "4", "RM2", method="windowed")
-    monkeypatch.setattr(sweeping, "BATCH", 1)
+    monkeypatch.setattr(sweeping, "BATCH_NUMBERS", 1)
     assert_same(abm.hyperplanes(traced.network, traced.x, "4", "RM2", method="windowed"), expected)
 
 

@@ -123,7 +123,7 @@ def test_altered_model_is_found(monkeypatch):
 def test_images_may_be_computed_at_once(traced, monkeypatch):
     """What one batch of images gives is what each image alone gives."""
     alone = abm.verify(traced.network, traced.x)
-    monkeypatch.setattr(runs, "images_at_once", lambda *given: len(traced.x))
+    monkeypatch.setattr(runs, "images_per_sweep", lambda *given: len(traced.x))
     for name, check in abm.verify(traced.network, traced.x).items():
         assert (check.units, check.within, check.zero) == (
             alone[name].units,
