@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from cases import CASES, OPERATIONS, make, operation_case
+from cases import CASES, LARGER, OPERATIONS, make, operation_case
 from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
@@ -38,14 +38,16 @@ class Traced:
 
 @pytest.fixture(scope="session")
 def traced_case():
-    """Trace a network or an operation of the catalogue by its name, once."""
+    """Trace a network or an operation of the catalogue, or a larger network, by its name, once."""
     from adjointbackmap import trace  # not above: pytest's option for the shapes must come first
 
     seen: dict[str, Traced] = {}
 
     def get(name: str) -> Traced:
         if name not in seen:
-            model, x = make(name if name in CASES else lambda: operation_case(name))
+            model, x = make(
+                name if name in CASES else LARGER.get(name, lambda: operation_case(name))
+            )
             seen[name] = Traced(name, model, x, trace(model, x))
         return seen[name]
 

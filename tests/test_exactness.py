@@ -6,7 +6,7 @@ from math import prod
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import Net, make, small_resnet
+from cases import Net, make
 from checks import assert_close, assert_modes_are_sums, assert_untouched, snapshot
 from torch import nn
 
@@ -66,10 +66,10 @@ def test_every_mode_of_a_kernel_was_met(traced_case):
     assert met == {True: ["RM2", "RM1"], False: ["RM4", "RM3", "RM2", "RM1"]}
 
 
-def test_small_resnet_is_exact():
+def test_small_resnet_is_exact(traced_case):
     """A ResNet-18: every unit of every layer, and the three tests on some layers."""
-    model, x = make(small_resnet, images=1)
-    network = abm.trace(model, x)
+    network = traced_case("small-resnet").network
+    x = traced_case("small-resnet").x[:1]
     checks = abm.verify(network, x)
     assert {name for name in checks if "conv" in name} >= {
         "conv1",

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import MAP, OPERATIONS, make, operation_case
+from cases import LARGER, MAP, OPERATIONS, make, operation_case
 
 import adjointbackmap as abm
 from adjointbackmap.engine import sweep as sweeping
@@ -56,18 +56,16 @@ def test_methods_agree_on_every_network(traced):
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_methods_agree_on_every_operation(name):
+def test_methods_agree_on_every_operation(traced_case, name):
     """The same on single operations: strides, dilation, pooling, transposed kernels, slices."""
-    model, x = make(lambda: operation_case(name), images=1)
-    assert compare(abm.trace(model, x, audit=False), x)
+    traced = traced_case(name)
+    assert compare(traced.network, traced.x[:1])
 
 
-def test_methods_agree_on_a_residual_network():
+def test_methods_agree_on_a_residual_network(traced_case):
     """The same through strides, shortcuts and pooling, in float32 too."""
-    from cases import small_resnet
-
-    model, x = make(small_resnet, images=1)
-    network = abm.trace(model, x)
+    network = traced_case("small-resnet").network
+    model, x = make(LARGER["small-resnet"], images=1)
     for layer in ("layer1.0.conv2", "layer2.0.conv1", "layer2.0.downsample.0"):
         assert_same(
             abm.hyperplanes(network, x, layer, "RM2", method="windowed"),

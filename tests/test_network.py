@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import Net, make, not_affine, parameter, small_resnet
+from cases import Net, make, not_affine, parameter
 from torch import nn
 
 import adjointbackmap as abm
@@ -481,10 +481,10 @@ def test_example_of_one_image_is_enough():
     assert abm.reconstruction_test(planes)["error"] <= 1e-12
 
 
-def test_small_resnet_has_the_layers_of_torchvision():
+def test_small_resnet_has_the_layers_of_torchvision(traced_case):
     """A ResNet-18: names, receptive fields of the stem, and a bias entry for each shift."""
-    model, x = make(small_resnet)
-    network = abm.trace(model, x)
+    model = traced_case("small-resnet").model
+    network = traced_case("small-resnet").network
     assert [n for n in network.layers if "." not in n] == [
         *(
             "conv1",
