@@ -102,7 +102,11 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 def check_image(network: abm.Network, x: Tensor) -> dict[str, dict[str, Any]]:
-    """The four tests of every layer on one image: layer -> units, how many are within 1 %, errors."""
+    """The four tests of every layer on one image.
+
+    Returns:
+        Layer -> number of units, number of units within 1 %, and the errors.
+    """
     checks = abm.verify(network, x)
     layers = network.distinct_layers()
     with torch.no_grad():
@@ -126,7 +130,10 @@ def check_image(network: abm.Network, x: Tensor) -> dict[str, dict[str, Any]]:
 
 
 def check(name: str) -> dict[str, Any]:
-    """The four tests of every layer of a shipped network: sums and largest errors over the images."""
+    """The four tests of every layer of a shipped network.
+
+    Units are added up over the images; errors are the largest of all images.
+    """
     model = models.load(name).double()
     x = models.preprocessing(name)(images().unit_interval().double())
     network = abm.trace(model, x[:1])

@@ -10,8 +10,8 @@ from adjointbackmap.cli.frame import NO_NETWORK, app, console, progress, use_thr
 from adjointbackmap.sources import NetworkOptions, load_subject
 
 if TYPE_CHECKING:
-    from adjointbackmap.training import loop as training
     from adjointbackmap.training.recipes import Recipe
+    from adjointbackmap.training.task import Progress
 
 
 @Parameter(name="*")
@@ -92,8 +92,8 @@ def train(
         device: Where to train.
         threads: Number of processor threads.
     """
-    from adjointbackmap.training.loop import Task
     from adjointbackmap.training.loop import train as run
+    from adjointbackmap.training.task import Task
 
     use_threads(threads)
     recipe = options.recipe(network, dataset, preset)
@@ -101,7 +101,7 @@ def train(
     folder = out or Path("runs") / f"{network}-{dataset}-{seed}"
     with progress(f"{network} on {dataset}") as (bar, job):
 
-        def report(now: "training.Progress") -> None:
+        def report(now: "Progress") -> None:
             known = "" if now.validation is None else f", validation {100 * now.validation:.1f} %"
             description = f"{network} on {dataset}: loss {now.loss:.3f}{known}"
             bar.update(job, completed=now.step / now.steps, description=description)
@@ -132,7 +132,7 @@ def evaluate(
         threads: Number of processor threads.
     """
     from adjointbackmap import data as sets
-    from adjointbackmap.training.loop import accuracy
+    from adjointbackmap.training.evaluation import accuracy
 
     use_threads(threads)
     subject = load_subject(source)

@@ -43,8 +43,8 @@ def verification(
             names, or a download.
         workers: Number of processes that share the images. With --device cuda, they share the GPUs.
         device: Where to compute.
-        docs: Page to write the tables into, such as docs/verified-networks.md. Results and figures go
-            into folders next to it.
+        docs: Page to write the tables into, such as docs/verified-networks.md. Results and figures
+            go into folders next to it.
         results: An earlier verification.json. Its page is made, and nothing is computed.
         threads: Number of processor threads. Workers share them.
 

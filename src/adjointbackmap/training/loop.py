@@ -20,13 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adjointbackmap import data, models
-from adjointbackmap.capture.precision import exact
 from adjointbackmap.files import disk
 from adjointbackmap.files.checked import OF_FILE, read_sealed, sealed_text, set_aside
 from adjointbackmap.files.stopping import undivided
 from adjointbackmap.files.weights import load_weights, read_torch, read_weights, torch_bytes
 from adjointbackmap.machine import has_bfloat16, machine_in_words
+from adjointbackmap.training.evaluation import accuracy
 from adjointbackmap.training.recipes import Recipe
+from adjointbackmap.training.task import Progress, Setting, Task
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
@@ -35,47 +36,6 @@ MEASURED_STEPS = 3  # per setting, after one step that warms up
 ORDER, AUGMENTATION = 0, 1  # the two streams of random numbers of a seed
 # A prime larger than any number of steps or epochs: no two streams share a seed.
 NUMBERS_PER_STREAM = 10_000_019
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How a step is computed: memory layout and the precision of the autocast."""
-
-    channels_last: bool
-    bfloat16: bool
-
-    @property
-    def layout(self) -> torch.memory_format:
-        """The memory format of images and kernels."""
-        return torch.channels_last if self.channels_last else torch.contiguous_format
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is trained. A checkpoint continues only the task that began it."""
-
-    network: str
-    dataset: str
-    seed: int = 0
-    recipe: Recipe = field(default_factory=Recipe)
-    start: str | None = None  # weights to begin from: the safetensors file of an earlier run
-
-
-@dataclass(frozen=True)
-class Progress:
-    """State after a step.
-
-    Attributes:
-        step: Number of finished steps.
-        steps: Number of all steps.
-        loss: Loss of the step.
-        validation: Last validation accuracy; ``None`` before the first one.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    validation: float | None
 
 
 @dataclass(frozen=True)
@@ -211,33 +171,6 @@ def _check_free(task: Task, out: Path) -> None:
             f"Got {weights.name} without its {CHECKPOINT}: name another folder."
         )
         raise ValueError(msg)
-
-
-def accuracy(model: nn.Module, images: data.Images, prepare: nn.Module, batch: int = 500) -> float:
-    """Share of images whose largest output is their label, in float32 and eval mode.
-
-    The mode of the model is restored.
-
-    Args:
-        model: Network of class scores.
-        images: Images with labels.
-        prepare: Map from pixels in [0, 1] to the network's input.
-        batch: Images per forward pass.
-    """
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
-        right = 0
-        with exact(device):
-            for start in range(0, len(images), batch):
-                part = images[start : start + batch]
-                x = prepare(part.unit_interval().to(device))
-                scores = model(x.contiguous(memory_format=torch.channels_last))
-                right += int((scores.argmax(1).cpu() == part.labels).sum())
-    finally:
-        model.train(was_training)
-    return right / len(images)
 
 
 def _batches(task: Task, step: int, images: int) -> Iterator[Tensor]:

@@ -185,8 +185,8 @@ def layer_table(name: str, found: Found) -> Table:
         "Relative change |H_adv - H| / |H| of all hyperplanes of a layer together (RM1 of "
         "convolutions, RM0 of fc, without the layer's own bias); gates are those after the "
         "layer, so they bear on later layers. Near: gates within rounding of their kink "
-        f"({KINK_ROUNDINGS} float32 eps of the sum of the terms' magnitudes), which another machine "
-        "may set otherwise."
+        f"({KINK_ROUNDINGS} float32 eps of the sum of the terms' magnitudes), which another "
+        "machine may set otherwise."
     )
     return Table(sheet, caption)
 

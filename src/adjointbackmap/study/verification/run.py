@@ -22,7 +22,7 @@ from adjointbackmap.study.verification.outputs import outputs_verified
 from adjointbackmap.study.verification.results_file import Results, read_results
 from adjointbackmap.study.verification.summation import orders, outside_alone
 from adjointbackmap.study.verification.tally import Tally
-from adjointbackmap.training.loop import accuracy
+from adjointbackmap.training.evaluation import accuracy
 
 KEY = "verification"
 ARITHMETICS = {
