@@ -50,8 +50,8 @@ def orders(
         The place, the value, the sum of the terms' magnitudes, and a relative error for each of
         ``SUM_ORDERS``. The first three sum in float32: one term after the other, from the smallest
         to the largest, and in pairs. ``"float64 sums"`` sums in float64 with the float32
-        hyperplane. ``"float64"`` computes everything in float64. ``"network alone"`` uses no hyperplane: it
-        compares the network's float32 value with its float64 value.
+        hyperplane. ``"float64"`` computes everything in float64. ``"network alone"`` uses no
+        hyperplane: it compares the network's float32 value with its float64 value.
     """
     channel, row, column = place[1]
     arguments = (network, image, layer, "RM2", (row, column, channel), False, scale)
