@@ -1,5 +1,7 @@
 """The command line: each command at work, and one line with exit status 2 for each bad input."""
 
+import csv
+import io
 import json
 import re
 import sys
@@ -9,11 +11,19 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from PIL import Image
+from rich.console import Console
 from torch import nn
 
 import adjointbackmap as abm
 from adjointbackmap import cli, data, plots
+from adjointbackmap.cli import frame, lines
+from adjointbackmap.cli.output import TABLES
+from adjointbackmap.cli.tables import check_table
 from adjointbackmap.exactness import verification as runs
+from adjointbackmap.exactness.layer_check import LayerCheck
+from adjointbackmap.images import PRESETS
+from adjointbackmap.sources import NetworkOptions, load_subject
 
 SHIPPED = "vgg7-cifar10"
 
@@ -378,6 +388,30 @@ def test_train_and_start_again(run, tmp_path, monkeypatch):
 
 
 BAD_INPUT = {
+    "pictures of a shipped network": (
+        ("layers", SHIPPED, "--size", "64", "--std", "0.5"),
+        "--size, --std must come with --model. Got vgg7-cifar10, which has its own",
+    ),
+    "two sizes": (
+        ("layers", *TINY, "--size", "9"),
+        r"--shape and --size must agree. Got \(8, 8\) and \(9, 9\)",
+    ),
+    "means of other channels": (
+        ("layers", *TINY, "--mean", "0.1", "0.2"),
+        "--mean must have a number for each of 3 channels, or one. Got 2",
+    ),
+    "no file of classes": (
+        ("layers", *TINY, "--classes", "nowhere.txt"),
+        "--classes must be a text file with a name on each line. Got nowhere.txt",
+    ),
+    "classes that are not the outputs": (
+        ("layers", *TINY, "--classes", __file__),
+        "--classes must have a line for each of the 2 outputs. Got",
+    ),
+    "images of another size": (
+        ("verify", *TINY, "--images", "2"),
+        r"--images are pictures of shape \(3, 32, 32\). Got a network of \(3, 8, 8\)",
+    ),
     "no network": (("layers",), "Name a shipped network .* Got neither"),
     "two networks": (("layers", SHIPPED, "--model", "a:b"), "Got both"),
     "unknown network": (("layers", "vgg9"), "must be one of .*vgg7-cifar10.* Got 'vgg9'"),
@@ -417,7 +451,7 @@ BAD_INPUT = {
     ),
     "no such picture": (
         ("verify", SHIPPED, "--image", "nowhere.png"),
-        "or a picture file of 32 x 32 pixels. Got nowhere.png",
+        "a sample image, or a picture file. Got nowhere.png",
     ),
     "too many images": (
         ("verify", SHIPPED, "--images", "201"),
@@ -465,10 +499,179 @@ def test_bad_input_is_one_line_and_status_2(run, case):
     assert re.search(message, lines[0]), lines[0]
 
 
-def test_a_picture_of_another_size_is_refused(run, tmp_path):
-    """It is not resized behind the user's back."""
+def test_a_picture_of_another_size_is_resized_and_said_so(run, tmp_path):
+    """As abm.image does it; the record and the output have what was done."""
     picture = tmp_path / "large.png"
-    imsave(picture, np.zeros((40, 32, 3)))
-    status, _, err = run("verify", SHIPPED, "--image", str(picture))
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
+    imsave(picture, pixels)
+    out = tmp_path / "planes"
+    words = ("--layer", "fc", "--mode", "RM0", "--image", str(picture), "--out", str(out))
+    status, text, err = run("map", SHIPPED, *words)
+    assert status == 0, err
+    assert "large.png (resized to 32 x 51, cropped at row 0, column 10)" in text
+    expected = abm.models.load(SHIPPED)(abm.image(pixels, size=32))
+    stored = abm.open(tmp_path / "planes.zarr").value
+    torch.testing.assert_close(stored, expected.detach(), rtol=1e-4, atol=1e-5)
+    record = json.loads((tmp_path / "planes.json").read_text())
+    assert record["image"] == str(picture)
+    assert "resized to 32 x 51" in record["image as the network took it"]
+    assert f"Written: {out} with the endings .zarr, .png, .npz, .json" in text
+
+
+OWN_PICTURES = ("--mean", "0.4", "0.5", "0.6", "--std", "0.2")
+
+
+@pytest.mark.parametrize("image", [None, "ship", "grey.png"])
+def test_own_network_is_given_pictures_of_its_size_and_normalisation(run, tmp_path, image):
+    """A sample image, the default, and a grey picture; normalised as the options say."""
+    grey = np.random.default_rng(0).integers(0, 256, (30, 20), dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    sample = data.sample()
+    ship = sample.pixels[int((sample.labels == 8).nonzero()[0])]
+    source = {None: sample.pixels[0], "ship": ship, "grey.png": grey}[image]
+    classes = tmp_path / "classes.txt"
+    classes.write_text("cat\ndog\n")
+    words = ["map", *TINY[:2], "--size", "8", *OWN_PICTURES, "--layer", "3", "--mode", "RM0"]
+    words += ["--classes", str(classes), "--out", str(tmp_path / "planes")]
+    if image:
+        words += ["--image", str(tmp_path / image) if "." in image else image]
+    status, _, err = run(*words)
+    assert status == 0, err
+    x = abm.image(source, size=8, mean=(0.4, 0.5, 0.6), std=0.2)
+    expected = tiny_network()(x).detach()
+    stored = abm.open(tmp_path / "planes.zarr").value
+    torch.testing.assert_close(stored, expected, rtol=1e-4, atol=1e-5)
+    record = json.loads((tmp_path / "planes.json").read_text())
+    assert record["mean"] == [0.4, 0.5, 0.6]
+    assert record["classes"] == ["cat", "dog"]
+
+
+def test_presets_have_size_and_normalisation():
+    own = NetworkOptions(model=f"{__name__}:tiny_network", preprocess="imagenet")
+    subject = load_subject(own)
+    assert subject.shape == (3, 224, 224)
+    pixels = torch.rand(3, 224, 224)
+    preset = PRESETS["imagenet"]
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in (preset.mean, preset.std))
+    assert torch.equal(subject.prepare(pixels), (pixels - mean) / std)
+    photo = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    found = abm.image(photo, preprocess="imagenet")
+    assert found.preparation.resized == (256, 341)
+
+
+def test_default_name_has_network_layer_and_image(run, tmp_path, monkeypatch):
+    """A second map of another image does not meet the first one."""
+    monkeypatch.chdir(tmp_path)
+    for image in ("ship", "frog"):
+        words = ("--layer", "fc", "--mode", "RM0", "--units", "0", "--image", image)
+        assert run("map", SHIPPED, *words)[0] == 0
+    names = {path.name for path in tmp_path.glob("*.zarr")}
+    assert names == {f"hyperplanes-{SHIPPED}-fc-RM0-0-{image}.zarr" for image in ("ship", "frog")}
+    words = ("--layer", "fc", "--mode", "RM0", "--units", "0", "--out", "a", "--image")
+    assert run("map", SHIPPED, *words, "ship")[0] == 0
+    status, _, err = run("map", SHIPPED, *words, "frog")
     assert status == 2
-    assert "must have shape (3, 32, 32). Got (3, 40, 32)" in err
+    assert "--out must be a store of the same hyperplanes" in err
+    assert "choose another --out" in err
+
+
+def test_evaluate_refuses_a_network_of_other_classes(run):
+    status, _, err = run("evaluate", *TINY_CIFAR, "--dataset", "sample")
+    assert status == 2
+    assert "an output for each of the 10 classes of sample. Got outputs of shape (2,)" in err
+
+
+def test_missing_libraries_are_named_before_any_work(run, monkeypatch, tmp_path):
+    """With the command that installs them: brackets are no markup."""
+    monkeypatch.setattr(frame, "_is_installed", lambda module: False)
+    for words, extra in (
+        (("verify", SHIPPED, "--workers", "2"), "cluster"),
+        (("study", "verification", "--workers", "2"), "cluster"),
+        (("study", "all", "--sample", "--out", str(tmp_path / "s")), "study"),
+    ):
+        status, out, err = run(*words)
+        assert status == 2
+        assert err.strip().endswith(f"pip install 'adjointbackmap[{extra}]'.")
+        assert not out
+    assert not (tmp_path / "s").exists()
+    assert "Jinja2 and Plotly and Captum and scikit-learn" in err
+
+
+def test_report_of_an_unfinished_study_is_refused(run, tmp_path):
+    status, _, err = run("report", str(tmp_path))
+    assert status == 2
+    assert "must hold the results of adjointbackmap study all" in err
+    (tmp_path / "study.json").write_text("{}")
+    status, _, err = run("report", str(tmp_path))
+    assert status == 2
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    "words", [("verify", SHIPPED), ("train", "vgg7"), ("study", "verification")], ids=" ".join
+)
+def test_device_that_is_not_there_is_one_line(run, words):
+    status, _, err = run(*words, "--device", "cuda")
+    assert status == 2
+    assert "--device cuda needs a GPU that PyTorch can use. Got PyTorch" in err
+
+
+# tables
+
+
+@pytest.mark.parametrize("kind", ["--json", "--csv"])
+def test_tables_are_for_programs_too(run, kind):
+    """The same cells as in the table for people; other lines go to standard error."""
+    status, out, err = run("layers", SHIPPED, kind)
+    assert status == 0
+    assert "384 biases" in err
+    if kind == "--json":
+        (document,) = json.loads(out)
+        rows = document["rows"]
+    else:
+        rows = list(csv.DictReader(io.StringIO(out)))
+    conv3 = next(row for row in rows if row["layer"] == "conv3")
+    assert conv3["output"] == "64x16x16"
+    assert conv3["hyperplanes"] == "16,384 in RM2"
+
+
+def test_two_tables_of_numbers_are_refused_together(run):
+    status, _, err = run("layers", SHIPPED, "--json", "--csv")
+    assert status == 2
+    assert "--json or --csv" in err
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_narrow_terminals_show_whole_numbers(width):
+    """A table that does not fit becomes several, with the first column in each."""
+    check = LayerCheck("layer1.0.conv2", units=16_384_000, within=16_384_000)
+    check.within_signed = 16_384_000
+    console = Console(width=width, file=io.StringIO())
+    TABLES.tables(console, check_table({check.layer: check}))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert "…" not in text
+    for cell in ("16,384,000", "100.0000", "0.0e+00", "0 (0)"):
+        assert cell in text
+    assert sum("layer1.0.conv2" in line for line in lines) > 1
+
+
+def test_progress_is_lines_where_there_is_no_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(lines, "SECONDS", 0.0)
+    bar = lines.LinesOfProgress("a")
+    for share in (0.05, 0.1, 0.15, 0.3):
+        bar.update(bar.job, completed=share)
+    bar.update(bar.job, completed=0.3, description="b")
+    bar.reset(bar.job, description="c")
+    assert bar.tasks[bar.job].description == "c"
+    err = capsys.readouterr().err.splitlines()
+    assert err == ["a (10 % done)", "a (30 % done)", "b (30 % done)", "c (0 % done)"]
+
+
+def test_help_has_no_options_for_empty_lists(run):
+    for words in (("layers", "--help"), ("verify", "--help"), ("study", "all", "--help")):
+        status, out, _ = run(*words)
+        assert status == 0
+        assert "--empty" not in out

@@ -95,6 +95,14 @@ def test_opacity_mixes_with_white(kind):
     )
 
 
+def test_opaque_pictures_with_an_alpha_channel_are_only_colours():
+    pixels = np.dstack([colours(), np.full((30, 41), 255, np.uint8)])
+    for source in (pixels, Image.fromarray(pixels), pixels / 255):
+        x = abm.image(source)
+        torch.testing.assert_close(x.detach(), unit(pixels[..., :3]), rtol=0, atol=1e-7)
+        assert x.preparation.notes == ()
+
+
 def test_grey_with_opacity_stays_grey():
     pixels = np.stack([np.full((2, 3), 100), np.full((2, 3), 0)], -1).astype(np.uint8)
     x = abm.image(Image.fromarray(pixels, "LA"), channels=1)

@@ -7,7 +7,7 @@ the count. The tables list one more activation after ``fc``; our networks return
 from which every published value is taken.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import as_file, files
 from importlib.resources.abc import Traversable
 from typing import Any
@@ -168,16 +168,20 @@ class FixupResNet20(nn.Module):
 class Normalise(nn.Module):
     """Map pixels in [0, 1] to zero mean and unit variance per channel.
 
-    The constants are those of the study.
+    Args:
+        mean: Mean of each channel, or one for all. The default is the study's.
+        std: Standard deviation of each channel, or one for all.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self) -> None:
+    def __init__(
+        self, mean: Sequence[float] = CIFAR_MEAN, std: Sequence[float] = CIFAR_STD
+    ) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(CIFAR_MEAN).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(CIFAR_STD).view(3, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalise ``(..., 3, H, W)``."""

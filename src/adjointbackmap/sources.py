@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from adjointbackmap.engine.network import Network
+    from adjointbackmap.images.preprocessing import Preprocessing
 
+SEVERAL = Parameter(consume_multiple=True)
 
 CIFAR_SHAPE = (3, 32, 32)
 
@@ -29,16 +31,31 @@ class NetworkOptions:
         model: module:function that returns a module, instead of a shipped name.
         weights: Weights for --model: a safetensors file, or one that torch.load can read with
             weights_only.
-        shape: Shape of one input of --model.
+        shape: Shape of one input of --model: channels, rows and columns. The default is 3 channels
+            of --size, otherwise 3 32 32.
         fold: Merge batch norm and multipliers into the kernels first.
+        preprocess: How --model wants its pictures: imagenet (224 pixels of 256, ImageNet's mean and
+            std), cifar10 (32 pixels, the mean and std of CIFAR-10), or none (pixels from 0 to 1).
+            The options below change its parts.
+        size: Rows and columns of the pictures.
+        resize: Shorter side of a picture before its centre is cropped to --size.
+        mean: Mean of each channel of the pixels from 0 to 1, or one number.
+        std: Standard deviation of each channel, or one number.
+        classes: Text file with the names of the outputs, one a line.
     """
 
     name: str | None = None
     _: KW_ONLY
     model: str | None = None
     weights: Path | None = None
-    shape: tuple[int, int, int] = CIFAR_SHAPE
+    shape: tuple[int, int, int] | None = None
     fold: bool = False
+    preprocess: Literal["imagenet", "cifar10", "none"] | None = None
+    size: int | None = None
+    resize: int | None = None
+    mean: Annotated[tuple[float, ...] | None, SEVERAL] = None
+    std: Annotated[tuple[float, ...] | None, SEVERAL] = None
+    classes: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,7 @@ class Subject:
         classes: Names of its classes; empty if they are not known.
         title: Its name for titles and files.
         shape: Shape of one input ``(C, H, W)``.
+        wanted: How it wants its pictures; ``None`` for pixels in [0, 1] of its shape.
     """
 
     module: "nn.Module"
@@ -58,6 +76,13 @@ class Subject:
     classes: tuple[str, ...]
     title: str
     shape: tuple[int, ...]
+    wanted: "Preprocessing | None" = None
+
+    def preprocessing(self) -> "Preprocessing":
+        """How it wants its pictures."""
+        from adjointbackmap.images.preprocessing import Preprocessing
+
+        return self.wanted or Preprocessing(size=(self.shape[1], self.shape[2]))
 
     def trace(self, device: str = "cpu") -> "Network":
         """Move the module to a device and trace it."""
@@ -65,7 +90,24 @@ class Subject:
 
         from adjointbackmap.tracing import trace
 
-        return trace(self.module.to(device), torch.zeros(1, *self.shape, device=device))
+        network = trace(self.module.to(device), torch.zeros(1, *self.shape, device=device))
+        shape = network.layers["output"].out_shape
+        if self.classes and len(shape) == 1:
+            self.check_classes(shape[0])
+        return network
+
+    def check_classes(self, outputs: int) -> None:
+        """Raise if the names of the classes are not as many as the outputs.
+
+        Raises:
+            ValueError: If they are not.
+        """
+        if self.classes and len(self.classes) != outputs:
+            msg = (
+                f"--classes must have a line for each of the {outputs} outputs. "
+                f"Got {len(self.classes)} lines: mend the file."
+            )
+            raise ValueError(msg)
 
     def trace_in_pixels(self) -> "Network":
         """Trace a float64 copy of the module that takes pixels.
@@ -87,19 +129,21 @@ def load_subject(source: NetworkOptions) -> Subject:
         ValueError: If they name no network, or two.
     """
     import torch
-    from torch import nn
 
     from adjointbackmap import data, models
     from adjointbackmap.engine.folding import fold
+    from adjointbackmap.images.preprocessing import Preprocessing
 
     if source.model is not None and source.name is None:
-        module = _built(source.model, source.weights)
-        subject = Subject(module, nn.Identity(), (), source.model, source.shape)
+        subject = _own_subject(source)
     elif source.name is not None and source.model is None:
+        _refuse_own_pictures(source)
         classes = data.SOURCES[models.card(source.name)["dataset"]].classes
         module = models.load(source.name)
         prepare = models.preprocessing(source.name)
-        subject = Subject(module, prepare, classes, source.name, CIFAR_SHAPE)
+        own = "cifar10" if isinstance(prepare, models.Normalise) else "none"
+        wanted = Preprocessing.of(own).but(size=CIFAR_SHAPE[1:])
+        subject = Subject(module, prepare, classes, source.name, CIFAR_SHAPE, wanted)
     else:
         given = "neither" if source.model is None else "both"
         shipped = ", ".join(models.names())
@@ -109,6 +153,78 @@ def load_subject(source: NetworkOptions) -> Subject:
         return subject
     folded = fold(subject.module, torch.zeros(1, *subject.shape)).model
     return replace(subject, module=folded, title=f"{subject.title} (folded)")
+
+
+def _own_subject(source: NetworkOptions) -> Subject:
+    """The user's own network, with what the options say of its pictures.
+
+    Raises:
+        ValueError: If the options contradict each other.
+    """
+    from torch import nn
+
+    from adjointbackmap.images.preprocessing import Preprocessing
+    from adjointbackmap.models import Normalise
+
+    assert source.model is not None
+    wanted = Preprocessing.of(source.preprocess)
+    wanted = wanted.checked(source.size, source.mean, source.std, source.resize)
+    shape = source.shape or (3, *(wanted.size or CIFAR_SHAPE[1:]))
+    if wanted.size not in (None, shape[1:]):
+        msg = f"--shape and --size must agree. Got {shape[1:]} and {wanted.size}: leave one out."
+        raise ValueError(msg)
+    for name, numbers in (("--mean", wanted.mean), ("--std", wanted.std)):
+        if len(numbers) not in (1, shape[0]):
+            msg = (
+                f"{name} must have a number for each of {shape[0]} channels, or one. "
+                f"Got {len(numbers)}: give {shape[0]}, or another --shape."
+            )
+            raise ValueError(msg)
+    is_plain = set(wanted.mean) == {0.0} and set(wanted.std) == {1.0}
+    prepare = nn.Identity() if is_plain else Normalise(wanted.mean, wanted.std)
+    wanted = wanted.but(size=shape[1:])
+    module = _built(source.model, source.weights)
+    return Subject(module, prepare, _class_names(source.classes), source.model, shape, wanted)
+
+
+def _refuse_own_pictures(source: NetworkOptions) -> None:
+    """Raise if options for the pictures of --model are given for a shipped network.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    names = ("shape", "preprocess", "size", "resize", "mean", "std", "classes")
+    given = [f"--{name}" for name in names if getattr(source, name) is not None]
+    if given:
+        msg = (
+            f"{', '.join(given)} must come with --model. Got {source.name}, which has its own: "
+            "leave them out."
+        )
+        raise ValueError(msg)
+
+
+def _class_names(file: Path | None) -> tuple[str, ...]:
+    """The lines of a file of classes.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no text, or has no line.
+    """
+    if file is None:
+        return ()
+    if not file.is_file():
+        msg = f"--classes must be a text file with a name on each line. Got {file}, which is none."
+        raise FileNotFoundError(msg)
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        msg = f"--classes must be a text file in UTF-8. Got {file}: write it again."
+        raise ValueError(msg) from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        msg = f"--classes must have a name on each line. Got {file}, which is empty."
+        raise ValueError(msg)
+    return names
 
 
 def _built(model: str, weights: Path | None) -> "nn.Module":
@@ -159,17 +275,19 @@ def _weights(weights: Path) -> dict[str, "Tensor"]:
 def find_image(image: str, subject: Subject) -> tuple["Tensor", str]:
     """Pixels in [0, 1] of one image, and a description of it.
 
-    The image is a sample image by number or class, or a picture file.
+    The image is a sample image by number or class, or a picture file. Where its size is not that of
+    the network, it is resized and its centre is cropped; the description says so.
 
     Raises:
-        ValueError: If there is no such image.
+        ValueError: If there is no such image, or it cannot be read.
+        FileNotFoundError: If there is no such file.
     """
     from adjointbackmap import data
 
     sample = data.sample()
     if image in sample.classes:
         image = str(int((sample.labels == sample.classes.index(image)).nonzero()[0]))
-    if image.isdigit() and subject.shape == CIFAR_SHAPE:
+    if image.isdigit():
         if int(image) >= len(sample):
             msg = (
                 f"--image must be from 0 to {len(sample) - 1}, a class, or a picture file. "
@@ -178,8 +296,17 @@ def find_image(image: str, subject: Subject) -> tuple["Tensor", str]:
             raise ValueError(msg)
         chosen = sample[[int(image)]]
         name = sample.classes[int(chosen.labels)]
-        return chosen.unit_interval()[0], f"sample image {image} ({name}, {chosen.hashes[0][:8]})"
-    return _picture(Path(image), subject.shape), Path(image).name
+        pixels, steps = _fitted(chosen.pixels, subject)
+        return pixels, f"sample image {image} ({name}, {chosen.hashes[0][:8]}{steps})"
+    if not Path(image).expanduser().is_file():
+        msg = (
+            "--image must be the number or class of a sample image, or a picture file. "
+            f"Got {image}."
+        )
+        raise FileNotFoundError(msg)
+    pixels, steps = _fitted(Path(image), subject)
+    name = Path(image).name
+    return pixels, f"{name} ({steps.removeprefix(', ')})" if steps else name
 
 
 def chosen_images(
@@ -188,10 +315,17 @@ def chosen_images(
     """Pixels ``(N, C, H, W)`` of one image, or of ``count`` images of a data set.
 
     Raises:
-        ValueError: If there is no such image, or there are fewer than ``count``.
+        ValueError: If there is no such image, there are fewer than ``count``, or the network takes
+            others.
     """
     if count is None:
         return find_image(image, subject)[0][None]
+    if subject.shape != CIFAR_SHAPE:
+        msg = (
+            f"--images are pictures of shape {CIFAR_SHAPE}. "
+            f"Got a network of {subject.shape}: give --image FILE."
+        )
+        raise ValueError(msg)
     return find_images(count, dataset, root)
 
 
@@ -212,43 +346,25 @@ def find_images(count: int, dataset: str, root: Path | None) -> "Tensor":
     return images[:count].unit_interval()
 
 
-def _picture(path: Path, shape: tuple[int, ...]) -> "Tensor":
-    """Pixels in [0, 1] of a picture file, which is not resized.
+def _fitted(picture: "Path | Tensor", subject: Subject) -> tuple["Tensor", str]:
+    """Pixels in [0, 1] of a picture in the shape of the network, and what was done, in words.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it has another shape, or cannot be read.
+        ValueError: If the network's input is no picture, or the file cannot be read.
     """
-    import torch
-    from matplotlib.image import imread
+    from adjointbackmap.images import image
 
-    from adjointbackmap.files.checked import shortened
-
-    if not path.is_file():
-        size = f"{shape[2]} x {shape[1]} pixels"
+    channels = subject.shape[0]
+    if channels not in (1, 3):
         msg = (
-            f"--image must be the number or class of a sample image, or a picture file of {size}. "
-            f"Got {path}."
-        )
-        raise FileNotFoundError(msg)
-    try:
-        pixels = torch.as_tensor(imread(path).copy())
-    except Exception as error:  # each format has errors of its own
-        msg = (
-            f"--image must be a picture file. {path} could not be read ({shortened(error)}): "
-            "write it again."
-        )
-        raise ValueError(msg) from error
-    pixels = pixels.float() / 255 if not pixels.is_floating_point() else pixels
-    # Files have (H, W, channels), or (H, W) if they are grey. An alpha channel is dropped.
-    pixels = pixels[None] if pixels.dim() == 2 else pixels.movedim(-1, 0)[: shape[0]]
-    if tuple(pixels.shape) != shape:
-        msg = (
-            f"The picture must have shape {shape}. "
-            f"Got {tuple(pixels.shape)} in {path}: resize it first."
+            "A picture must have 1 or 3 channels. "
+            f"Got a network of {channels}: use the package instead of the command line."
         )
         raise ValueError(msg)
-    return pixels
+    plain = subject.preprocessing().but(mean=(0.0,), std=(1.0,))  # prepare normalises
+    found = image(picture, preprocess=plain, channels=channels)
+    steps = "".join(f", {step}" for step in found.preparation.steps())
+    return found.detach()[0], steps
 
 
 def parse_units(text: str | None) -> Any:

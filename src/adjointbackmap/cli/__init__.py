@@ -9,6 +9,7 @@ import warnings
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from adjointbackmap.cli import attack, bench, checking, looking, networks, study
 from adjointbackmap.cli.frame import app, console
@@ -29,9 +30,9 @@ def main() -> None:
         with stoppable():
             app()
     except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
-        Console(stderr=True).print(
-            f"[bold red]adjointbackmap:[/bold red] {error}", highlight=False, soft_wrap=True
-        )
+        # a Text, for the brackets of adjointbackmap[cluster] are no markup
+        line = Text.assemble(("adjointbackmap:", "bold red"), f" {error}")
+        Console(stderr=True).print(line, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         Console(stderr=True).print(str(stop) or "stopped; finished work is kept")

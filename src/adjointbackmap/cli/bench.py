@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from adjointbackmap.cli.frame import app, console, progress, use_threads
+from adjointbackmap.cli.output import TABLES, Output
 
 
 @app.command
@@ -14,6 +15,7 @@ def bench(
     out: Path | None = None,
     docs: Path | None = None,
     threads: int | None = None,
+    output: Output = TABLES,
 ) -> None:
     """Measure time and memory of this package and of other libraries on an idle machine.
 
@@ -28,6 +30,7 @@ def bench(
             with --quick.
         docs: Page to write the tables into, such as docs/speed.md.
         threads: Number of processor threads.
+        output: How tables are printed.
 
     Raises:
         RuntimeError: If the plan's choice is much slower than the fastest method.
@@ -51,13 +54,12 @@ def bench(
             bar.update(job, completed=share, description=name)
 
         found = run_benchmark(file, only, quick, repeats, report)
-    console.print(where_measured(found), highlight=False)
-    for sheet in short(found["entries"]):
-        console.print(sheet.rich())
+    output.text(console, where_measured(found))
+    output.tables(console, *(sheet.rich() for sheet in short(found["entries"])))
     if docs:
         SPEED_PLACE.fill(docs, speed_markdown(found))
     page = f" and {docs}" if docs else ""
-    console.print(f"Written: {file}{page}")
+    output.text(console, f"Written: {file}{page}")
     far = defects(found)
     if far:
         msg = (

@@ -10,10 +10,13 @@ from adjointbackmap.cli.frame import (
     NOT_KEPT,
     STUDY_SCALE,
     app,
+    check_device,
+    check_extra,
     console,
     progress,
     use_threads,
 )
+from adjointbackmap.cli.output import TABLES, Output
 from adjointbackmap.cli.tables import check_table, distance_table, field_table
 from adjointbackmap.sources import NetworkOptions, chosen_images, find_images, load_subject
 
@@ -44,6 +47,7 @@ def verify(
     cluster: str | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     threads: int | None = None,
+    output: Output = TABLES,
 ) -> None:
     """Compare every unit of every layer with its explicit hyperplane.
 
@@ -68,6 +72,7 @@ def verify(
         cluster: Address of a Dask scheduler whose workers share the images.
         device: Where to compute.
         threads: Number of processor threads. Workers share them.
+        output: How tables are printed.
 
     Raises:
         ValueError: If there are fewer images than --images, or both --workers and --cluster are
@@ -80,6 +85,9 @@ def verify(
     from adjointbackmap.exactness.verification import image_hash, terms_of
 
     use_threads(threads)
+    check_device(device)
+    if workers is not None or cluster is not None:
+        check_extra("--workers" if cluster is None else "--cluster", "cluster", distributed="Dask")
     if workers is not None and cluster is not None:
         msg = (
             "The images must be shared by --workers or by --cluster. "
@@ -92,7 +100,7 @@ def verify(
     network = subject.trace(device)
     terms = terms_of(network, layer, own_bias, scale, x.dtype, getattr(torch, accumulate or dtype))
     names = [image_hash(bytes_) for bytes_ in (255 * pixels).round().to(torch.uint8)]
-    checks = _verified(network, x, terms, names, keep, cluster or workers)
+    checks = _verified(network, x, terms, names, keep, cluster or workers, output)
     if any(check.share < 1 for check in checks.values()) and dtype == "float64":
         msg = "Every unit must be within 1 % in float64. Got some that are not: see the table."
         raise RuntimeError(msg)
@@ -105,6 +113,7 @@ def _verified(
     names: list[str],
     keep: Path | None,
     workers: int | str | None,
+    output: Output,
 ) -> dict[str, "LayerCheck"]:
     """Verify the images and print the table of the finished ones, also if the run is stopped.
 
@@ -115,11 +124,11 @@ def _verified(
     try:
         show_verified(checks, network, x, terms, names, keep, workers)
     except KeyboardInterrupt as stop:
-        console.print(check_table(checks))
+        output.tables(console, check_table(checks))
         if not keep:
             stop.args = (NOT_KEPT,)
         raise
-    console.print(check_table(checks))
+    output.tables(console, check_table(checks))
     return checks
 
 
@@ -132,6 +141,7 @@ def analyse(
     data: Path | None = None,
     sparse: int = 1,
     threads: int | None = None,
+    output: Output = TABLES,
 ) -> None:
     """Measure the distance to the nearest kink and class boundary, and sparsity by layer.
 
@@ -145,6 +155,7 @@ def analyse(
             names, or a download.
         sparse: How many of these images to use for the sparsity table (slow); 0 for none.
         threads: Number of processor threads.
+        output: How tables are printed.
 
     Raises:
         ValueError: If there are fewer images than --images, or --sparse is larger than --images.
@@ -158,17 +169,19 @@ def analyse(
     subject = load_subject(source)
     pixels = find_images(images, dataset, data)
     found = _analysed(subject.trace_in_pixels(), pixels)
-    console.print(distance_table(found))
-    if found[0].unmeasured:
-        left_out = ", ".join(found[0].unmeasured)
-        console.print(f"Kinks that are not measured, so that regions may end earlier: {left_out}")
+    tables = [distance_table(found)]
     if sparse:
         with progress("sparsity of every layer") as (bar, job):
             x = subject.prepare(pixels[:sparse])
             counts = sparsity(
                 subject.trace(), x, report=lambda share: bar.update(job, completed=share)
             )
-        console.print(field_table(counts))
+        tables.append(field_table(counts))
+    output.tables(console, *tables)
+    if found[0].unmeasured:
+        left_out = ", ".join(found[0].unmeasured)
+        words = f"Kinks that are not measured, so that regions may end earlier: {left_out}"
+        output.text(console, words)
 
 
 def _analysed(network: "Network", pixels: "Tensor") -> list["Analysis"]:

@@ -1,6 +1,9 @@
 """Commands that look at a network: demo, layers, map."""
 
+import json
+import re
 import time
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -9,13 +12,15 @@ from rich.table import Table
 
 from adjointbackmap.cli.checking import show_verified
 from adjointbackmap.cli.frame import NO_NETWORK, STUDY_SCALE, app, console, progress, use_threads
+from adjointbackmap.cli.output import TABLES, Output
 from adjointbackmap.cli.tables import check_table, class_table, unit_table
-from adjointbackmap.sources import NetworkOptions, find_image, load_subject, parse_units
+from adjointbackmap.sources import NetworkOptions, Subject, find_image, load_subject, parse_units
 
 if TYPE_CHECKING:
     from adjointbackmap.engine.network import Network
     from adjointbackmap.exactness.layer_check import LayerCheck
     from adjointbackmap.planes.stored_planes import StoredPlanes
+    from adjointbackmap.planes.streaming import Stream
 
 
 DEMO_NETWORK = "vgg7-cifar10"
@@ -23,7 +28,11 @@ DEMO_NETWORK = "vgg7-cifar10"
 
 @app.command
 def demo(
-    *, image: str = "ship", out: Path = Path("adjointbackmap-demo"), threads: int | None = None
+    *,
+    image: str = "ship",
+    out: Path = Path("adjointbackmap-demo"),
+    threads: int | None = None,
+    output: Output = TABLES,
 ) -> None:
     """Show prediction and hyperplanes for one sample image, and verify every unit of every layer.
 
@@ -31,6 +40,7 @@ def demo(
         image: A sample image by number, 0 to 199, or the first sample image of a class.
         out: Folder for the picture. Its name ends in the value of --image.
         threads: Number of processor threads.
+        output: How tables are printed.
     """
     from adjointbackmap import plots
     from adjointbackmap.exactness.verification import terms_of
@@ -44,30 +54,37 @@ def demo(
     network = subject.trace()
     planes = hyperplanes(network, x, "fc", "RM0", scale=STUDY_SCALE)
     best = subject.classes[int(planes.value[0].argmax())]
-    console.print(f"[bold]{subject.title}[/bold] sees {described}: it says [bold]{best}[/bold].")
-    console.print(
-        "Every output is an inner product of the image and the network's biases with a hyperplane, "
-        "computed here:\n"
+    output.text(
+        console, f"[bold]{subject.title}[/bold] sees {described}: it says [bold]{best}[/bold]."
     )
-    console.print(class_table(planes, subject.classes))
-    console.print(unit_table(network, x, STUDY_SCALE))
+    output.text(
+        console,
+        "Every output is an inner product of the image and the network's biases with a hyperplane, "
+        "computed here:\n",
+    )
+    tables = [class_table(planes, subject.classes), unit_table(network, x, STUDY_SCALE)]
+    if output == TABLES:  # what is finished is shown before the verification begins
+        output.tables(console, *tables)
+        tables = []
     checks: dict[str, LayerCheck] = {}
     show_verified(checks, network, x[None], terms_of(network), [described])
-    console.print(check_table(checks))
+    output.tables(console, *tables, check_table(checks))
     title = f"{subject.title}: {described}, seen as {best}"
     figure = plots.class_hyperplanes(planes, subject.classes, pixels, title)
     picture = plots.save(figure, out / f"hyperplanes-{Path(image).stem}.png")
-    console.print(f"Picture: [bold]{picture}[/bold]")
+    numbers = picture.with_suffix(".npz").name
+    output.text(console, f"Picture: [bold]{picture}[/bold], its numbers: {numbers} beside it")
     seconds = time.monotonic() - started
-    console.print(f"{seconds:.0f} s in all. Next: adjointbackmap layers {DEMO_NETWORK}")
+    output.text(console, f"{seconds:.0f} s in all. Next: adjointbackmap layers {DEMO_NETWORK}")
 
 
 @app.command
-def layers(source: NetworkOptions = NO_NETWORK) -> None:
+def layers(source: NetworkOptions = NO_NETWORK, *, output: Output = TABLES) -> None:
     """List the layers of a network with shape, receptive field, modes and number of hyperplanes.
 
     Args:
         source: The network.
+        output: How tables are printed.
     """
     from adjointbackmap.planes.units import unit_dims
 
@@ -82,9 +99,9 @@ def layers(source: NetworkOptions = NO_NETWORK) -> None:
         first = layer.modes[0]
         modes = first if len(layer.modes) == 1 else f"{first} to {layer.modes[-1]}"
         table.add_row(layer.name, layer.kind, shape, field, modes, f"{units:,} in {mode}")
-    console.print(table)
+    output.tables(console, table)
     parts = network.biases.names
-    console.print(f"{len(network.biases)} biases in {len(parts)} parts: {', '.join(parts)}")
+    output.text(console, f"{len(network.biases)} biases in {len(parts)} parts: {', '.join(parts)}")
 
 
 @app.command(name="map")
@@ -99,7 +116,7 @@ def map_units(
     scale: float = 1.0,
     dtype: Literal["float32", "float64"] | None = None,
     memory: str = "2GiB",
-    out: Path = Path("hyperplanes"),
+    out: Path | None = None,
     threads: int | None = None,
 ) -> None:
     """Compute hyperplanes of chosen units into a store on disk, and draw the first ones.
@@ -118,14 +135,15 @@ def map_units(
         dtype: Precision. The default is the precision of the model.
         memory: Memory for one block of hyperplanes and its computation. Blocks are written to disk
             one after the other.
-        out: Name of the store (a folder .zarr) and of the picture (.png), without these endings.
+        out: Name of the store (a folder .zarr), of the picture (.png), its numbers (.npz), and of
+            the record of what was computed (.json), without these endings. The default is
+            hyperplanes with the names of network, layer, mode, units and image.
         threads: Number of processor threads.
 
     Raises:
         ValueError: If the picture exists, but the store does not.
     """
     from adjointbackmap.planes.query import Query
-    from adjointbackmap.planes.storage import write_store
     from adjointbackmap.planes.streaming import stream
 
     use_threads(threads)
@@ -135,6 +153,9 @@ def map_units(
     x = subject.prepare(pixels)
     chosen = parse_units(units)
     work = stream(Query.of(network, x, layer, mode, chosen, own_bias, scale, dtype, memory=memory))
+    out = out or Path(
+        _file_name("hyperplanes", subject.title, layer, mode, units, Path(image).stem)
+    )
     folder = out.with_name(f"{out.name}.zarr")
     picture = out.with_name(f"{out.name}.png")
     if picture.exists() and not folder.exists():
@@ -145,10 +166,65 @@ def map_units(
         raise ValueError(msg)
     console.print(f"{work} on disk in {folder}")
     with progress(f"hyperplanes of {layer}") as (bar, job):
-        stored = write_store(folder, work, lambda share: bar.update(job, completed=share))
+        stored = _written(folder, work, lambda share: bar.update(job, completed=share))
     console.print(f"hyperplanes of {layer} ({mode}) for {described}: {_errors(stored)}")
     _first_units(stored, network, f"{subject.title}, {layer}, {mode}, {described}", picture)
-    console.print(f"Written: {folder} and {picture}")
+    _record(out, subject, image, described, layer, mode, units)
+    endings = ", ".join(f".{kind}" for kind in ("zarr", "png", "npz", "json"))
+    console.print(f"Written: {out} with the endings {endings}")
+
+
+def _file_name(*parts: str | None) -> str:
+    """A file name of some words."""
+    return "-".join(re.sub(r"[^\w.]+", "-", part).strip("-") for part in parts if part)
+
+
+def _written(folder: Path, work: "Stream", report: Callable[[float], None]) -> "StoredPlanes":
+    """Write the store, or name the option where its folder has another one.
+
+    Raises:
+        ValueError: If the folder has a store of other hyperplanes.
+    """
+    from adjointbackmap.planes.storage import write_store
+
+    try:
+        return write_store(folder, work, report)
+    except ValueError as error:
+        words = str(error)
+        if not words.startswith("path must be a store"):
+            raise
+        msg = words.replace("path must", "--out must", 1).replace("another path", "another --out")
+        raise ValueError(msg) from error
+
+
+def _record(
+    out: Path,
+    subject: Subject,
+    image: str,
+    described: str,
+    layer: str,
+    mode: str,
+    units: str | None,
+) -> None:
+    """Write what was computed, and how the picture became the network's input."""
+    from adjointbackmap.files import disk
+
+    wanted = subject.preprocessing()
+    record = {
+        "network": subject.title,
+        "layer": layer,
+        "mode": mode,
+        "units": units,
+        "image": image,
+        "image as the network took it": described,
+        "shape": subject.shape,
+        "resize": wanted.resize,
+        "mean": wanted.mean,
+        "std": wanted.std,
+        "classes": subject.classes,
+    }
+    text = json.dumps(record, indent=1) + "\n"
+    disk.write(out.with_name(f"{out.name}.json"), text.encode())
 
 
 def _errors(stored: "StoredPlanes") -> str:

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
+from rich.table import Table
 
-from adjointbackmap.cli.frame import NO_NETWORK, app, console, progress, use_threads
-from adjointbackmap.sources import NetworkOptions, load_subject
+from adjointbackmap.cli.frame import NO_NETWORK, app, check_device, console, progress, use_threads
+from adjointbackmap.cli.output import TABLES, Output
+from adjointbackmap.sources import CIFAR_SHAPE, NetworkOptions, load_subject
 
 if TYPE_CHECKING:
+    from adjointbackmap.sources import Subject
     from adjointbackmap.training.recipes import Recipe
     from adjointbackmap.training.task import Progress
 
@@ -96,6 +99,7 @@ def train(
     from adjointbackmap.training.task import Task
 
     use_threads(threads)
+    check_device(device)
     recipe = options.recipe(network, dataset, preset)
     task = Task(network, dataset, seed, recipe, str(start) if start else None)
     folder = out or Path("runs") / f"{network}-{dataset}-{seed}"
@@ -119,6 +123,7 @@ def evaluate(
     split: Literal["test", "validation", "train"] = "test",
     data: Path | None = None,
     threads: int | None = None,
+    output: Output = TABLES,
 ) -> None:
     """Compute the accuracy of a network on a data set.
 
@@ -130,6 +135,7 @@ def evaluate(
         data: Folder of the official binary files. If left out: the folder that ADJOINTBACKMAP_DATA
             names, or a download.
         threads: Number of processor threads.
+        output: How tables are printed.
     """
     from adjointbackmap import data as sets
     from adjointbackmap.training.evaluation import accuracy
@@ -139,6 +145,37 @@ def evaluate(
     trained_on = "cifar100" if source.name and source.name.endswith("cifar100") else "cifar10"
     chosen = dataset or trained_on
     images = sets.sample() if chosen == "sample" else sets.load(chosen, split, data)
+    _check_outputs(subject, len(images.classes), chosen)
     share = accuracy(subject.module, images, subject.prepare)
     which = "the sample" if chosen == "sample" else f"{chosen} {split}"
-    console.print(f"{subject.title}: {100 * share:.2f} % of {len(images):,} images ({which})")
+    if output == TABLES:
+        console.print(f"{subject.title}: {100 * share:.2f} % of {len(images):,} images ({which})")
+        return
+    table = Table("network", "data", "images", "accuracy in %")
+    table.add_row(subject.title, which, str(len(images)), f"{100 * share:.2f}")
+    output.tables(console, table)
+
+
+def _check_outputs(subject: "Subject", classes: int, dataset: str) -> None:
+    """Raise if a network does not have an output for each class of the data.
+
+    Raises:
+        ValueError: If it does not take these images, or has another number of outputs.
+    """
+    import torch
+
+    if subject.shape != CIFAR_SHAPE:
+        msg = (
+            f"The network must take the images of {dataset}, {CIFAR_SHAPE}. "
+            f"Got one of {subject.shape}: evaluate it in Python."
+        )
+        raise ValueError(msg)
+    with torch.no_grad():
+        outputs = subject.module(torch.zeros(1, *subject.shape))
+    if outputs.shape[1:] != (classes,):
+        msg = (
+            f"The network must have an output for each of the {classes} classes of {dataset}. "
+            f"Got outputs of shape {tuple(outputs.shape[1:])}: choose another --dataset."
+        )
+        raise ValueError(msg)
+    subject.check_classes(classes)

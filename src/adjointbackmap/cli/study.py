@@ -1,11 +1,20 @@
 """Commands that repeat the experiments of the dissertation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from adjointbackmap.cli.frame import app, console, progress, study_commands, use_threads
+from adjointbackmap.cli.frame import (
+    app,
+    check_device,
+    check_extra,
+    console,
+    progress,
+    study_commands,
+    use_threads,
+)
 
 TERMINAL_COLUMNS = 7  # more do not fit into a terminal
 
@@ -58,6 +67,9 @@ def verification(
     from adjointbackmap.study.verification.run import Counts, check_networks, verify_networks
 
     use_threads(threads)
+    check_device(device)
+    if workers is not None:
+        check_extra("--workers", "cluster", distributed="Dask")
     chosen = check_networks(network)
     counts = Counts(images, images_float64, images_fc)
     file = results or out / RESULTS
@@ -124,6 +136,7 @@ def everything(
     from adjointbackmap.study.setup import Setup, check_setup
 
     use_threads(threads)
+    _check_study(check_experiments(only))
     setup = Setup(out, check_setup(network, images, sample), image, images, seed, data, sample)
     with progress("study") as (bar, job):
 
@@ -145,11 +158,11 @@ def report(folder: Path, *, docs: Path | None = None) -> None:
             folder results next to it.
 
     Raises:
-        ValueError: If a summary is given without --docs.
+        ValueError: If a summary is given without --docs, or no experiment has results.
     """
     from adjointbackmap.report.document import STUDY_PLACE, fill, read_summary, write_document
     from adjointbackmap.report.page import write_report
-    from adjointbackmap.study.everything import about, sections
+    from adjointbackmap.study.everything import EXPERIMENTS, about, sections
 
     if docs:
         STUDY_PLACE.check(docs)
@@ -162,12 +175,29 @@ def report(folder: Path, *, docs: Path | None = None) -> None:
         fill(docs, read_summary(folder))
         console.print(f"Written: {docs}")
         return
+    _check_study(())
     told = about(folder)
+    if not any((folder / key).is_dir() for key in EXPERIMENTS):
+        msg = (
+            "The folder must hold the results of an experiment. "
+            f"Got {folder}, where none was finished: run study all again."
+        )
+        raise ValueError(msg)
     found = sections(folder)
     written = [write_report(folder, found, told)]
     if docs:
         written += write_document(folder, found, docs)
     console.print(f"Written: {', '.join(map(str, written))}")
+
+
+def _check_study(experiments: Sequence[str]) -> None:
+    """Raise before any work if a library is missing that experiments or the page need."""
+    needed = {"jinja2": "Jinja2", "plotly": "Plotly"}
+    if "attributions" in experiments:
+        needed["captum"] = "Captum"
+    if {"targets", "scaled"} & set(experiments):
+        needed["sklearn"] = "scikit-learn"
+    check_extra("The study", "study", **needed)
 
 
 def _show_tables(file: Path, docs: Path | None) -> dict[str, Any]:

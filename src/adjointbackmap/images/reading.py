@@ -11,6 +11,7 @@ from torch import Tensor
 
 ORIENTATION = 0x0112  # EXIF tag: how the camera was held; 1 is upright
 SIXTEEN_BITS = 65535
+ON_WHITE = "transparent parts on white"
 CHANNELS = (1, 3, 4)
 GREY_MODES = ("1", "L", "LA", "La")
 # Weights of red, green and blue in the brightness of a pixel: ITU-R BT.601, as Pillow uses them.
@@ -112,21 +113,22 @@ def _of_pil(image: Image.Image) -> Photo:
         return Photo(_in_unit_interval(np.asarray(image))[:, :, None], tuple(notes))
     grey = image.mode in GREY_MODES
     if image.has_transparency_data:
-        image = _on_white(image)
-        notes.append("transparent parts on white")
+        image, is_changed = _on_white(image)
+        notes += [ON_WHITE] if is_changed else []
     elif image.mode not in ("1", "L", "P", "RGB"):
         notes.append(f"{image.mode} converted to RGB")
     pixels = np.asarray(image.convert("L" if grey else "RGB"))
     return Photo(pixels.reshape(*pixels.shape[:2], -1), tuple(notes))
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    """A picture with transparency as a page shows it: on white."""
+def _on_white(image: Image.Image) -> tuple[Image.Image, bool]:
+    """A picture with transparency as a page shows it, on white; and whether that changes it."""
     if image.mode == "La":  # Pillow converts it to LA only
         image = image.convert("LA")
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image)
+    least_opaque, _ = image.getchannel("A").getextrema()
+    return Image.alpha_composite(white, image), least_opaque != 255
 
 
 def _of_integers(pixels: np.ndarray, notes: tuple[str, ...]) -> Photo:
@@ -205,9 +207,11 @@ def _composited(pixels: np.ndarray, notes: tuple[str, ...] = ()) -> Photo:
     """Pixels of 1, 3 or 4 channels; the fourth is opacity, and what lies behind is white."""
     if pixels.shape[2] < 4:
         return Photo(pixels, notes)
-    notes = (*notes, "transparent parts on white")
-    if pixels.dtype == np.uint8:
-        return Photo(np.asarray(_on_white(Image.fromarray(pixels)).convert("RGB")), notes)
     colour = pixels[:, :, :3]
     opacity = pixels[:, :, 3:]
+    if pixels.dtype == np.uint8:
+        picture, is_changed = _on_white(Image.fromarray(pixels))
+        notes = (*notes, ON_WHITE) if is_changed else notes
+        return Photo(np.asarray(picture.convert("RGB")), notes)
+    notes = (*notes, ON_WHITE) if opacity.min() < 1 else notes
     return Photo(colour * opacity + (1 - opacity), notes)
