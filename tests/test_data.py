@@ -171,13 +171,25 @@ def test_missing_files_are_named(official, tmp_path):
         FileNotFoundError,
         match=r"cifar-10-batches-bin must hold .* data_batch_3\.bin, .*cifar-10-binary\.tar\.gz",
     ):
-        data.load("cifar10", "test", tmp_path)
+        data.load("cifar10", "train", tmp_path)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_a_split_needs_only_its_own_files(official, tmp_path, dataset, split):
+    """Without the files of the other splits the same images come."""
+    source = data.SOURCES[dataset]
+    folder = copy_of(official, tmp_path, dataset)
+    for name in source.train_files if split == "test" else source.test_files:
+        folder.joinpath(name).unlink()
+    found = data.load(dataset, split, tmp_path)
+    assert found.hashes == data.load(dataset, split, official).hashes
 
 
 def test_missing_root_is_named(tmp_path):
     with pytest.raises(
         FileNotFoundError,
-        match=r"nowhere.cifar-100-binary must hold the official binary files train\.bin, test\.bin",
+        match=r"nowhere.cifar-100-binary must hold the official binary files test\.bin; unpack",
     ):
         data.load("cifar100", "test", tmp_path / "nowhere")
 

@@ -438,6 +438,32 @@ def test_a_run_stopped_in_its_first_epoch_has_no_curves(tmp_path, monkeypatch):
     assert not (tmp_path / "curves.png").exists()
 
 
+def test_the_folder_has_a_checkpoint_before_the_first_step(tmp_path, monkeypatch):
+    """What a power cut in the first step leaves is a run that begins with it."""
+    seen = []
+
+    def killed(*args):
+        seen.append((tmp_path / "checkpoint.pt").is_file())
+        raise KilledError
+
+    monkeypatch.setattr(training, "_step", killed)
+    with pytest.raises(KilledError):
+        training.train(task(), tmp_path)
+    assert seen == [True]
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert content["step"] == 0
+
+
+def test_a_run_stopped_before_its_first_step_says_so(tmp_path, monkeypatch):
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "fastest_setting", stopped)
+    with pytest.raises(KeyboardInterrupt, match="before the first step; nothing is kept"):
+        training.train(task(), tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
 def test_curves_leave_out_epochs_without_validation():
     drawing = plots.training_curves(
         [row(1, 2.0, None), row(2, 1.5, 0.5), row(3, 1.2, None), row(4, 1.0, 0.5)], "title"

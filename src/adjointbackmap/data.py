@@ -170,9 +170,9 @@ def load(dataset: str, split: str, root: str | os.PathLike[str] | None = None) -
     Args:
         dataset: ``"cifar10"`` or ``"cifar100"``.
         split: ``"train"`` (45,000 images), ``"validation"`` (5,000) or ``"test"`` (10,000).
-        root: The official binary folder, or the folder that it is in. The default is the
-            environment variable ``ADJOINTBACKMAP_DATA``. Without both, the archive is downloaded
-            once.
+        root: The official binary folder, or the folder that it is in. It needs only the files of
+            this split. The default is the environment variable ``ADJOINTBACKMAP_DATA``. Without
+            both, the archive is downloaded once.
 
     Returns:
         Images with the fine labels.
@@ -189,10 +189,11 @@ def load(dataset: str, split: str, root: str | os.PathLike[str] | None = None) -
         )
         raise ValueError(msg)
     source = SOURCES[dataset]
-    folder = _find(source, root or os.environ.get(ENVIRONMENT_VARIABLE))
+    needed = source.test_files if split == "test" else source.train_files
+    folder = _find(source, needed, root or os.environ.get(ENVIRONMENT_VARIABLE))
+    images = _read([folder / name for name in needed], source)
     if split == "test":
-        return _read([folder / name for name in source.test_files], source)
-    images = _read([folder / name for name in source.train_files], source)
+        return images
     return images[_is_validation(images) if split == "validation" else ~_is_validation(images)]
 
 
@@ -219,20 +220,19 @@ def encode(images: Images) -> bytes:
     return torch.cat([labels, images.pixels.flatten(1)], dim=1).numpy().tobytes()
 
 
-def _find(source: Dataset, root: str | os.PathLike[str] | None) -> Path:
-    """The folder of the official binary files.
+def _find(source: Dataset, needed: tuple[str, ...], root: str | os.PathLike[str] | None) -> Path:
+    """The folder of the official binary files that are needed.
 
     Raises:
         FileNotFoundError: If ``root`` lacks them.
     """
     if not root:
         return _download(source)
-    wanted = (*source.train_files, *source.test_files)
     for folder in (Path(root) / source.folder, Path(root)):
-        if all((folder / name).is_file() for name in wanted):
+        if all((folder / name).is_file() for name in needed):
             return folder
     msg = (
-        f"{Path(root) / source.folder} must hold the official binary files {', '.join(wanted)}; "
+        f"{Path(root) / source.folder} must hold the official binary files {', '.join(needed)}; "
         f"unpack {source.url} there."
     )
     raise FileNotFoundError(msg)

@@ -33,6 +33,10 @@ CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
 CHECKPOINT_SECONDS = 60  # a killed run loses at most about this much time
 MEASURED_STEPS = 3  # per setting, after one step that warms up
+# Enough to tell the settings apart. A whole batch takes a minute on a busy machine, and nothing of it
+# can be kept.
+MEASURED_IMAGES = 32
+NOTHING_KEPT = "stopped before the first step; nothing is kept"
 ORDER, AUGMENTATION = 0, 1  # the two streams of random numbers of a seed
 # A prime larger than any number of steps or epochs: no two streams share a seed.
 NUMBERS_PER_STREAM = 10_000_019
@@ -119,10 +123,18 @@ def _train(
     device: str,
     report: Callable[[Progress], None],
 ) -> dict[str, Any]:
-    """Train in a folder that no other process writes to."""
+    """Train in a folder that no other process writes to.
+
+    Raises:
+        KeyboardInterrupt: As it came; before the first checkpoint it says that nothing is kept.
+    """
     _check_free(task, out)
     images = _Data.load(task, root, device)
-    state = _resume(task, out, device) or _begin(task, images, device)
+    try:
+        state = _resume(task, out, device) or _begin(task, images, device)
+    except KeyboardInterrupt as stop:
+        stop.args = (NOTHING_KEPT,)
+        raise
     if not state.step:
         _save(state, task, out)  # at once, so that the folder belongs to this run
     try:
@@ -235,8 +247,9 @@ def _end_epoch(state: _State, recipe: Recipe, images: _Data, epoch: int) -> None
 def _begin(task: Task, images: _Data, device: str) -> _State:
     """The state before the first step, with the fastest setting."""
     classes = len(data.SOURCES[task.dataset].classes)
-    pixels = images.pixels[: task.recipe.batch]
-    labels = images.labels[: task.recipe.batch]
+    count = min(task.recipe.batch, MEASURED_IMAGES)
+    pixels = images.pixels[:count]
+    labels = images.labels[:count]
     setting = fastest_setting(task, classes, images.prepare, pixels, labels, device)
     state = _fresh(task, classes, setting, device)
     if task.start is not None:
@@ -285,8 +298,8 @@ def fastest_setting(
         task: What is trained.
         classes: Number of classes.
         prepare: Map from pixels in [0, 1] to the network's input.
-        pixels: Bytes of one batch.
-        labels: Labels of the batch.
+        pixels: Bytes of some images.
+        labels: Their labels.
         device: Where to train.
     """
     precisions = (False, True) if has_bfloat16(device) else (False,)
