@@ -25,9 +25,14 @@ def results(name):
 # speed.json
 
 
+def measured(entry, way):
+    """What the benchmark measured of one way to compute."""
+    return results("speed")["entries"][entry]["ways"][way]
+
+
 def seconds(entry, way):
     """Median time of a way to compute an entry of the benchmark."""
-    return results("speed")["entries"][entry]["ways"][way]["seconds"]
+    return measured(entry, way)["seconds"]
 
 
 def ratio(layer, peer, ours="windowed"):
@@ -190,7 +195,10 @@ FIGURES = [
     ),
     (
         "docs/speed.md",
-        r"`InputXGradient` \| (\S+) x \(VGG7\), (\S+) x \(ResNet20\) \| FullGrad takes (\S+) and (\S+)",
+        (
+            r"`InputXGradient` \| (\S+) x \(VGG7\), (\S+) x \(ResNet20\) \| FullGrad takes "
+            r"(\S+) and (\S+)"
+        ),
         lambda: [
             f"{classes(network, peer):.2f}"
             for peer in ("Captum InputXGradient", "FullGrad")
@@ -219,7 +227,7 @@ FIGURES = [
         "docs/speed.md",
         r"VGG7's sweep does (\S+) G multiply-adds\.",
         lambda: [
-            f"{results('speed')['entries']['vgg7/sweep']['ways']['sweep']['multiply_adds'] / 1e9:.1f}"
+            f"{measured('vgg7/sweep', 'sweep')['multiply_adds'] / 1e9:.1f}",
         ],
     ),
     (

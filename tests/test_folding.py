@@ -273,7 +273,10 @@ def test_forward_that_reads_a_merged_module_is_refused():
         conv=nn.Conv2d(1, 2, 3),
         bn=nn.BatchNorm2d(2),
     )
-    match = r"The folded model must run on the example. Got AttributeError: .*'eps' at .*with bn merged: write a forward"
+    match = (
+        r"The folded model must run on the example. Got AttributeError: .*'eps' at "
+        r".*with bn merged: write a forward"
+    )
     with pytest.raises(RuntimeError, match=match):
         abm.fold(model.eval(), torch.rand(1, 1, 4, 4))
 

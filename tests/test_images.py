@@ -1,4 +1,4 @@
-"""Pictures of any kind become inputs: compared pixel by pixel with what Pillow and arithmetic give."""
+"""Pictures of any kind become inputs, compared pixel by pixel with Pillow and arithmetic."""
 
 import copy
 import io

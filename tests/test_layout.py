@@ -18,14 +18,8 @@ import adjointbackmap as abm
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(abm.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+WIDEST = 100  # characters in a line
 LONGEST = 45  # lines of code in a function
-# longer ones that are still to be divided
-LONG = {
-    "plots/groups.py": {"by_layer"},
-    "study/adversarial/noise.py": {"claims"},
-    "study/adversarial/targets.py": {"_drawings"},
-    "study/attributions.py": {"claims"},
-}
 LAYERS = PROJECT["tool"]["importlinter"]["contracts"][0]["layers"]
 # Hyperplanes draw themselves when they are asked to; matplotlib is loaded then.
 DRAWN = {("planes", "plots")}
@@ -91,19 +85,27 @@ def test_no_part_imports_one_that_imports_it():
 
 
 def long_functions(path):
-    """Functions of a module that are too long, those apart that are known to be."""
+    """Functions of a module that are too long."""
     lines = path.read_text().splitlines()
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
     functions = [node for node in ast.walk(tree(path)) if isinstance(node, kinds)]
     counts = {function.name: lines_of_code(function, lines) for function in functions}
     name = path.relative_to(SOURCE).as_posix()
-    known = LONG.get(name, set())
-    return [(name, f, n) for f, n in counts.items() if n > LONGEST and f not in known]
+    return [(name, f, n) for f, n in counts.items() if n > LONGEST]
 
 
 def test_functions_are_short():
     """At most as many lines of code as fit on a screen."""
     assert [found for path in MODULES for found in long_functions(path)] == []
+
+
+def test_lines_are_short():
+    """Those of code, tests, benchmarks and the site's settings; marks for tools not counted."""
+    folders = ("src", "tests", "benchmarks", "docs")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    lines = [(path.name, line) for path in paths for line in path.read_text().splitlines()]
+    text = [(name, line.split("  # type:")[0].split("  # noqa")[0]) for name, line in lines]
+    assert [found for found in text if len(found[1]) > WIDEST] == []
 
 
 def test_types_are_shipped():

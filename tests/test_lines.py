@@ -1,4 +1,4 @@
-"""Linear regions on a segment: against dense samples, an independent slow walk, and the model itself."""
+"""Linear regions on a segment, against dense samples, a slow walk, and the model itself."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_line_of_every_network(traced_case, name):
 
 
 def test_line_in_parts_is_the_whole_line(traced_case):
-    """Little memory, and a number of regions after the other, give the same breakpoints and flips."""
+    """Little memory, or few regions at a time, give the same breakpoints and flips."""
     traced = traced_case("max-pool-with-overlap-padding-and-ceil")
     start, end = dense_ends(traced)
     whole = abm.region_line(traced.network, start, end)

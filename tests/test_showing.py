@@ -1,4 +1,4 @@
-"""Objects show themselves in a few lines, and in a notebook as a small page. None prints a tensor."""
+"""Objects show themselves in a few lines, or as a small page; none prints a tensor."""
 
 import re
 from functools import cache

@@ -90,8 +90,10 @@ def shown_value(value: Any) -> str:
 
     Example:
         >>> import torch
-        >>> shown_value(torch.tensor([[1.0, 4.0]])), shown_value({"fc": 1, "conv": 2}), shown_value(0.5)
-        ('1 x 2 float32, 1 to 4', '2: fc, conv', '0.5')
+        >>> shown_value(torch.tensor([[1.0, 4.0]])), shown_value({"fc": 1, "conv": 2})
+        ('1 x 2 float32, 1 to 4', '2: fc, conv')
+        >>> shown_value(0.5)
+        '0.5'
     """
     if isinstance(value, Tensor):
         return f"{by(value.shape)} {str(value.dtype).removeprefix('torch.')}, {range_of(value)}"

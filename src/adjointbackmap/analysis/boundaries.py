@@ -108,7 +108,10 @@ def boundaries(
     count = _classes(network)
     wrong = [c for c in (first, *others) if not 0 <= c < count]
     if wrong or first in others:
-        msg = f"Two classes must be different, from 0 to {count - 1}. Got {first} and {', '.join(map(str, others))}."
+        msg = (
+            f"Two classes must be different, from 0 to {count - 1}. Got {first} and "
+            f"{', '.join(map(str, others))}."
+        )
         raise ValueError(msg)
     given = x.detach().double().reshape(-1, *x.shape[-len(network.in_shape) :]) if prepare else x
     images = one_image(network, prepare(given) if prepare else x, torch.float64)
@@ -135,7 +138,10 @@ def _classes(network: Network) -> int:
     check_network(network)
     shape = network.layers[OUTPUT].out_shape
     if len(shape) != 1:
-        msg = f"The output must be one number for each class. Got shape {shape}: cut the network with until=."
+        msg = (
+            f"The output must be one number for each class. Got shape {shape}: cut the "
+            "network with until=."
+        )
         raise ValueError(msg)
     return shape[0]
 
@@ -162,7 +168,10 @@ def _in_pixels(made: list[Boundary], prepare: Prepare, pixels: Tensor) -> list[B
         old = before.value
         new = after.value
         if abs(new - old) > AFFINE * scale:
-            msg = f"prepare must be an affine map of the pixels. Got a margin of {new:.3g}, not {old:.3g}: trace it with the model."
+            msg = (
+                f"prepare must be an affine map of the pixels. Got a margin of {new:.3g}, not "
+                f"{old:.3g}: trace it with the model."
+            )
             raise ValueError(msg)
     return found
 
@@ -226,7 +235,8 @@ def analyse(network: Network, x: Tensor, most: int | None = None) -> Analysis:
 
     Example:
         >>> from adjointbackmap import trace
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+        >>> layers = torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+        >>> model = torch.nn.Sequential(*layers).eval()
         >>> found = analyse(trace(model, torch.zeros(1, 4)), torch.rand(4))
         >>> found.kinks["l2"].ends_region, len(found.boundaries["l2"])
         (True, 2)

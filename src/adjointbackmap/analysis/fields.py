@@ -55,10 +55,13 @@ def effective_fields(planes: Hyperplanes) -> EffectiveFields:
     Example:
         >>> from adjointbackmap import hyperplanes, trace
         >>> model = torch.nn.Conv2d(1, 1, 3, padding=1).eval()
-        >>> planes = hyperplanes(trace(model, torch.zeros(1, 1, 5, 5)), torch.rand(1, 5, 5), "output", "RM2")
+        >>> network = trace(model, torch.zeros(1, 1, 5, 5))
+        >>> planes = hyperplanes(network, torch.rand(1, 5, 5), "output", "RM2")
         >>> fields = effective_fields(planes)
-        >>> fields.theoretical[0, 0, 0].tolist(), fields.effective[0, 0, 0, 0].tolist(), float(fields.used.min())
-        ([2, 2], [2, 2], 1.0)
+        >>> fields.theoretical[0, 0, 0].tolist(), fields.effective[0, 0, 0, 0].tolist()
+        ([2, 2], [2, 2])
+        >>> float(fields.used.min())
+        1.0
     """
     theoretical = _theoretical(planes)
     used = _used(planes)
@@ -97,7 +100,10 @@ def _theoretical(planes: Hyperplanes) -> Tensor:
     """
     image = planes.network.in_shape[1:]
     if not image:
-        msg = f"Receptive fields must be those of images with positions. Got images of shape {planes.network.in_shape}."
+        msg = (
+            "Receptive fields must be those of images with positions. Got images of shape "
+            f"{planes.network.in_shape}."
+        )
         raise ValueError(msg)
     extents = torch.tensor(image).expand(*planes.units.shape, len(image)).clone()
     places = planes.units.coordinates()
@@ -211,7 +217,8 @@ def sparsity(
 
     Example:
         >>> from adjointbackmap import trace
-        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.Conv2d(2, 2, 3)).eval()
+        >>> layers = torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.Conv2d(2, 2, 3)
+        >>> model = torch.nn.Sequential(*layers).eval()
         >>> _ = model[0].bias.data.fill_(-100.0)
         >>> found = sparsity(trace(model, torch.zeros(1, 1, 6, 6)), torch.rand(1, 6, 6))
         >>> {name: (layer.zero_share, layer.used_share) for name, layer in found.items()}

@@ -1,4 +1,4 @@
-"""Integrated gradients without sampling: the hyperplane of every region on the segment, weighted."""
+"""Integrated gradients without sampling: the weighted hyperplanes of the regions on a segment."""
 
 from dataclasses import dataclass
 from math import prod
@@ -117,7 +117,8 @@ def integrated_gradients(
         >>> model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU()).eval()
         >>> _ = model[0].weight.data.copy_(torch.tensor([[1.0, 1.0]]))
         >>> network = trace(model, torch.zeros(1, 2))
-        >>> found = integrated_gradients(network, torch.tensor([1.0, 2.0]), torch.tensor([-3.0, 0.0]))
+        >>> x, baseline = torch.tensor([[1.0, 2.0], [-3.0, 0.0]])
+        >>> found = integrated_gradients(network, x, baseline)
         >>> found.image.tolist(), found.total().tolist(), found.regions.tolist()
         ([[[2.0, 1.0]]], [[3.0]], [2])
     """

@@ -381,7 +381,8 @@ def kink_distances(
         >>> from adjointbackmap import trace
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False), torch.nn.ReLU()).eval()
         >>> _ = model[0].weight.data.copy_(torch.tensor([[3.0, 4.0]]))
-        >>> kink_distances(trace(model, torch.zeros(1, 2)), torch.tensor([1.0, 1.0])).distances["1"].tolist()
+        >>> found = kink_distances(trace(model, torch.zeros(1, 2)), torch.tensor([1.0, 1.0]))
+        >>> found.distances["1"].tolist()
         [[1.4], [1.0]]
     """
     dtype = dtype_of(dtype) or torch.float64
@@ -429,7 +430,10 @@ def one_image(network: Network, x: Tensor, dtype: torch.dtype, name: str = "x") 
     """
     images = check_images(network, x, dtype)
     if len(images) != 1:
-        msg = f"{name} must be one image: each has a linear region of its own. Got {len(images)}: call it for each."
+        msg = (
+            f"{name} must be one image: each has a linear region of its own. Got "
+            f"{len(images)}: call it for each."
+        )
         raise ValueError(msg)
     return images.clone()  # results keep it, and the caller may write into x
 

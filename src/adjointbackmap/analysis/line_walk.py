@@ -43,7 +43,7 @@ NUMBERS = 2**25
 
 @dataclass(frozen=True)
 class FlipRecord:
-    """Gates of one step that change at points: place on the segment, unit, gate before and after."""
+    """Gates of one step that change: place on the segment, unit, gate before and after."""
 
     step: int
     t: Tensor

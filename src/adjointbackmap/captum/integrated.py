@@ -189,7 +189,10 @@ class ExactIntegratedGradients:
         """
         network, images, start = self._ends(x, baselines)
         if callable(target):
-            msg = "target must choose units. Got a callable: wrap the model in a module that gives it."
+            msg = (
+                "target must choose units. Got a callable: wrap the model in a module that "
+                "gives it."
+            )
             raise ValueError(msg)
         layer = network.layers[OUTPUT]
         seeds = indicator(network, layer.out_shape, target, images)

@@ -128,10 +128,10 @@ def image(
 
     Example:
         >>> photo = np.zeros((60, 80, 3), np.uint8)
-        >>> image(photo, size=32, mean=0.5, std=0.25)
+        >>> image(photo, size=32)
         PreparedImage 1 x 3 x 32 x 32 float32
           picture: 60 x 80
-          steps: resized to 32 x 42; cropped at row 0, column 5; normalised by mean 0.5, 0.5, 0.5 and std 0.25, 0.25, 0.25
+          steps: resized to 32 x 42; cropped at row 0, column 5
     """
     wanted = Preprocessing.of(preprocess).checked(size, mean, std, resize)
     given = max(len(wanted.mean), len(wanted.std))

@@ -251,7 +251,10 @@ def checked_numbers(name: str, given: Any) -> tuple[float, ...] | None:
         msg = f"{name} must be {kind}, one for each channel. Got {given!r:.60}: give such as 0.5."
         raise ValueError(msg)
     if name == "mean" and max(found) > 1:
-        msg = f"mean must be that of pixels from 0 to 1. Got {max(found):g}: divide mean and std by 255."
+        msg = (
+            f"mean must be that of pixels from 0 to 1. Got {max(found):g}: divide mean and "
+            "std by 255."
+        )
         raise ValueError(msg)
     return found
 

@@ -196,7 +196,8 @@ def _channels_last(array: np.ndarray, first: bool) -> np.ndarray:
 def _in_unit_interval(pixels: np.ndarray) -> np.ndarray:
     if not (pixels.min() >= 0 and pixels.max() <= 1):  # false for NaN too
         msg = (
-            f"Floating pixels must be from 0 to 1. Got {pixels.min():g} to {pixels.max():g}: divide "
+            "Floating pixels must be from 0 to 1. "
+            f"Got {pixels.min():g} to {pixels.max():g}: divide "
             "them by their largest possible value, or pass normalised input to hyperplanes itself."
         )
         raise ValueError(msg)
