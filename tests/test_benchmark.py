@@ -323,3 +323,13 @@ def test_a_file_from_elsewhere_is_refused(file, tmp_path):
         runs.run_benchmark(copy, "side", quick=True)
     with pytest.raises(ValueError, match="must be measured with the same quick"):
         runs.run_benchmark(file, "side")
+
+
+def test_a_quick_look_has_no_aims():
+    """It measures too little to say whether they are reached."""
+    entry = {"ways": {"a": {"seconds": 1.0}, "b": {"seconds": 2.0, "peer": True}}, "plan": "a"}
+    entry |= {"size": 8}
+    known = {"vgg7/conv1": entry}
+    found = [table.short({"entries": known, "quick": quick}) for quick in (False, True)]
+    titles = [[sheet.title for sheet in sheets] for sheets in found]
+    assert titles[0] == ["Aims", *titles[1]]

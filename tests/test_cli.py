@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import sys
 
 import numpy as np
@@ -675,3 +676,47 @@ def test_help_has_no_options_for_empty_lists(run):
         status, out, _ = run(*words)
         assert status == 0
         assert "--empty" not in out
+
+
+# the help
+
+
+def commands(program, words=()):
+    """Each command by its words; those with commands of their own by these."""
+    for name in program:
+        if name.startswith("-"):
+            continue
+        inner = dict(commands(program[name], (*words, name)))
+        yield from inner.items() if inner else [((*words, name), program[name])]
+
+
+COMMANDS = {" ".join(words): command for words, command in commands(cli.app)}
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_help_of_each_command_has_examples_that_parse(words):
+    shown = COMMANDS[words].help_epilogue
+    lines = [line for line in shown.splitlines() if line.startswith("adjointbackmap")]
+    assert lines
+    for line in lines:
+        assert line.startswith(f"adjointbackmap {words}")
+        cli.app.parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_help_shows_its_examples_and_no_option_that_says_nothing(run, words):
+    status, out, _ = run(*words.split(), "--help")
+    assert status == 0
+    assert f"adjointbackmap {words}" in out.split("Examples:")[1]
+    negative = set(re.findall(r"--no-[\w-]+", out))
+    # these two have a third state, in which the command decides
+    assert negative <= {"--no-own-bias", "--no-until-success"}
+
+
+def test_attack_prints_its_table_for_programs(run, tmp_path):
+    words = ("attack", *TINY_CIFAR, "--iterations", "1", "--out", str(tmp_path), "--json")
+    status, out, err = run(*words)
+    assert status == 0, err
+    (table,) = json.loads(out)
+    assert table["rows"][0]["fooled"] in {"yes", "no"}
+    assert "Written:" in err

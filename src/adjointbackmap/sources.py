@@ -21,6 +21,10 @@ SEVERAL = Parameter(consume_multiple=True)
 CIFAR_SHAPE = (3, 32, 32)
 
 
+# An option that is given or left out; --no-fold would say what its absence says.
+Switch = Annotated[bool, Parameter(negative=())]
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class NetworkOptions:
@@ -49,7 +53,7 @@ class NetworkOptions:
     model: str | None = None
     weights: Path | None = None
     shape: tuple[int, int, int] | None = None
-    fold: bool = False
+    fold: Switch = False
     preprocess: Literal["imagenet", "cifar10", "none"] | None = None
     size: int | None = None
     resize: int | None = None

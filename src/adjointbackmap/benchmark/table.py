@@ -352,16 +352,26 @@ def all_ways(known: Entries) -> Sheet:
     return sheet
 
 
-def short(known: Entries) -> list[Sheet]:
-    """The tables for the terminal, without empty ones."""
-    grown = growing(known, "side", SIDES), growing(known, "depth", DEPTHS)
-    all_of_them = (aims(known), plan_and_peers(known), totals(known), rates(known), *grown)
-    return [sheet for sheet in all_of_them if sheet.rows]
+def short(found: dict[str, Any]) -> list[Sheet]:
+    """The tables for the terminal, without empty ones.
+
+    A quick look measures too little to compare it with the aims.
+    """
+    known = found["entries"]
+    first = [] if found["quick"] else [aims(known)]
+    return [sheet for sheet in (*first, *_measured(known)) if sheet.rows]
+
+
+def _measured(known: Entries) -> list[Sheet]:
+    """The tables of time and memory."""
+    grown = [growing(known, "side", SIDES), growing(known, "depth", DEPTHS)]
+    return [plan_and_peers(known), totals(known), rates(known), *grown]
 
 
 def sheets(known: Entries) -> list[Sheet]:
     """All tables."""
-    return [*short(known), *(sheet for sheet in (peers(known), all_ways(known)) if sheet.rows)]
+    found = (aims(known), *_measured(known), peers(known), all_ways(known))
+    return [sheet for sheet in found if sheet.rows]
 
 
 def where_measured(found: dict[str, Any]) -> str:

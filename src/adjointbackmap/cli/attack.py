@@ -18,9 +18,11 @@ from adjointbackmap.cli.frame import (
     NOT_KEPT,
     app,
     console,
+    help_examples,
     progress,
     use_threads,
 )
+from adjointbackmap.cli.output import TABLES, Output
 from adjointbackmap.files.checked import OF_FILE, read_or_set_aside, sealed_text
 from adjointbackmap.files.disk import hold_file, hold_folder, write
 from adjointbackmap.sources import NetworkOptions, Subject, chosen_images, load_subject
@@ -36,10 +38,14 @@ RESULTS_FILE = "attack.json"
 IMAGES_FILE = "attack.safetensors"
 ROWS_SHOWN = 20  # images in the table of the terminal
 PICTURES = 4  # images that are drawn
+ATTACK_EXAMPLES = help_examples(
+    "adjointbackmap attack vgg7-cifar10 --image horse",
+    "adjointbackmap attack vgg7-cifar10 --images 20 --method targeted --target cat --keep done",
+)
 SHORT_HASH = 8  # digits of an image's hash in the table and in names of pictures
 
 
-@app.command
+@app.command(help_epilogue=ATTACK_EXAMPLES)
 def attack(
     source: NetworkOptions = NO_NETWORK,
     *,
@@ -57,6 +63,7 @@ def attack(
     keep: Path | None = None,
     out: Path = Path("adjointbackmap-attack"),
     threads: int | None = None,
+    output: Output = TABLES,
 ) -> None:
     """Attack images and measure the results.
 
@@ -86,6 +93,7 @@ def attack(
         out: Folder for the images (attack.safetensors), their numbers (attack.json) and pictures
             of the first four.
         threads: Number of processor threads.
+        output: How tables are printed.
 
     Raises:
         ValueError: If --target is not a class, comes without --method targeted, or is missing with
@@ -109,7 +117,7 @@ def attack(
             _check_kept(out, job, pixels)
             with _advice_when_stopped(keep):
                 found = _attacked(attempt, keep)
-        _show_and_write(found, subject, goal, job, out)
+        _show_and_write(found, subject, goal, job, out, output)
 
 
 @dataclass(frozen=True)
@@ -351,13 +359,18 @@ def _names(pixels: "Tensor") -> list[str]:
 
 
 def _show_and_write(
-    found: "Attacked", subject: Subject, goal: int | None, job: dict[str, Any], out: Path
+    found: "Attacked",
+    subject: Subject,
+    goal: int | None,
+    job: dict[str, Any],
+    out: Path,
+    output: Output,
 ) -> None:
     """Show the first images, and write all of them, their numbers and some pictures."""
     from safetensors.torch import save
 
     images = _rows(found, goal)
-    console.print(_table(images, subject))
+    output.tables(console, _table(images, subject))
     tensors = {"pixels": found.pixels.contiguous(), "adversarial": found.adversarial.contiguous()}
     content = save(tensors)
     numbers = {**job, "images": images, OF_FILE: hashlib.sha256(content).hexdigest()}
@@ -365,7 +378,7 @@ def _show_and_write(
     write(out / IMAGES_FILE, content)
     _draw(images[:PICTURES], found, subject, out)
     pictures = f"{min(len(images), PICTURES)} picture(s)"
-    console.print(f"Written: {out / IMAGES_FILE}, {out / RESULTS_FILE} and {pictures}")
+    output.text(console, f"Written: {out / IMAGES_FILE}, {out / RESULTS_FILE} and {pictures}")
 
 
 def _draw(rows: list[dict[str, Any]], found: "Attacked", subject: Subject, out: Path) -> None:

@@ -2,16 +2,19 @@
 
 from pathlib import Path
 
-from adjointbackmap.cli.frame import app, console, progress, use_threads
+from adjointbackmap.cli.frame import app, console, help_examples, progress, use_threads
 from adjointbackmap.cli.output import TABLES, Output
+from adjointbackmap.sources import Switch
 
 
-@app.command
+@app.command(
+    help_epilogue=help_examples("adjointbackmap bench --quick", "adjointbackmap bench --only conv3")
+)
 def bench(
     *,
     only: str = "",
     repeats: int | None = None,
-    quick: bool = False,
+    quick: Switch = False,
     out: Path | None = None,
     docs: Path | None = None,
     threads: int | None = None,
@@ -55,7 +58,7 @@ def bench(
 
         found = run_benchmark(file, only, quick, repeats, report)
     output.text(console, where_measured(found))
-    output.tables(console, *(sheet.rich() for sheet in short(found["entries"])))
+    output.tables(console, *(sheet.rich() for sheet in short(found)))
     if docs:
         SPEED_PLACE.fill(docs, speed_markdown(found))
     page = f" and {docs}" if docs else ""

@@ -13,12 +13,13 @@ from adjointbackmap.cli.frame import (
     check_device,
     check_extra,
     console,
+    help_examples,
     progress,
     use_threads,
 )
 from adjointbackmap.cli.output import TABLES, Output
 from adjointbackmap.cli.tables import check_table, distance_table, field_table
-from adjointbackmap.sources import NetworkOptions, chosen_images, find_images, load_subject
+from adjointbackmap.sources import NetworkOptions, Switch, chosen_images, find_images, load_subject
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,8 +29,14 @@ if TYPE_CHECKING:
     from adjointbackmap.exactness.checks import Terms
     from adjointbackmap.exactness.layer_check import LayerCheck
 
+VERIFY_EXAMPLES = help_examples(
+    "adjointbackmap verify vgg7-cifar10 --image ship --csv",
+    "adjointbackmap verify vgg7-cifar10 --fold --images 3 --keep done",
+)
+ANALYSE_EXAMPLES = help_examples("adjointbackmap analyse vgg7-cifar10 --images 3 --sparse 0")
 
-@app.command
+
+@app.command(help_epilogue=VERIFY_EXAMPLES)
 def verify(
     source: NetworkOptions = NO_NETWORK,
     *,
@@ -38,7 +45,7 @@ def verify(
     dataset: Literal["sample", "cifar10", "cifar100"] = "sample",
     data: Path | None = None,
     layer: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
-    own_bias: bool = False,
+    own_bias: Switch = False,
     scale: float = STUDY_SCALE,
     dtype: Literal["float32", "float64"] = "float32",
     accumulate: Literal["float32", "float64"] | None = None,
@@ -132,7 +139,7 @@ def _verified(
     return checks
 
 
-@app.command
+@app.command(help_epilogue=ANALYSE_EXAMPLES)
 def analyse(
     source: NetworkOptions = NO_NETWORK,
     *,

@@ -91,6 +91,11 @@ def _is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
+def help_examples(*lines: str) -> str:
+    """Command lines that ``--help`` shows below the options."""
+    return "\n".join(["Examples:", "", "```bash", *lines, "```"])
+
+
 @contextmanager
 def progress(description: str) -> Iterator[tuple[Any, Any]]:
     """A progress bar and its task, whose ``completed`` goes from 0 to 1.

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Literal
 from rich.table import Table
 
 from adjointbackmap.cli.checking import show_verified
-from adjointbackmap.cli.frame import NO_NETWORK, STUDY_SCALE, app, console, progress, use_threads
+from adjointbackmap.cli.frame import (
+    NO_NETWORK,
+    STUDY_SCALE,
+    app,
+    console,
+    help_examples,
+    progress,
+    use_threads,
+)
 from adjointbackmap.cli.output import TABLES, Output
 from adjointbackmap.cli.tables import check_table, class_table, unit_table
 from adjointbackmap.sources import NetworkOptions, Subject, find_image, load_subject, parse_units
@@ -24,9 +32,17 @@ if TYPE_CHECKING:
 
 
 DEMO_NETWORK = "vgg7-cifar10"
+LAYERS_EXAMPLES = help_examples(
+    "adjointbackmap layers vgg7-cifar10",
+    "adjointbackmap layers --model mine:build --shape 3 64 64 --json",
+)
+MAP_EXAMPLES = help_examples(
+    "adjointbackmap map vgg7-cifar10 --layer conv3 --mode RM2 --units 8,8,: --image ship",
+    "adjointbackmap map vgg7-cifar10 --layer fc --mode RM0 --units predicted --image photo.jpg",
+)
 
 
-@app.command
+@app.command(help_epilogue=help_examples("adjointbackmap demo --image frog"))
 def demo(
     *,
     image: str = "ship",
@@ -78,7 +94,7 @@ def demo(
     output.text(console, f"{seconds:.0f} s in all. Next: adjointbackmap layers {DEMO_NETWORK}")
 
 
-@app.command
+@app.command(help_epilogue=LAYERS_EXAMPLES)
 def layers(source: NetworkOptions = NO_NETWORK, *, output: Output = TABLES) -> None:
     """List the layers of a network with shape, receptive field, modes and number of hyperplanes.
 
@@ -104,7 +120,7 @@ def layers(source: NetworkOptions = NO_NETWORK, *, output: Output = TABLES) -> N
     output.text(console, f"{len(network.biases)} biases in {len(parts)} parts: {', '.join(parts)}")
 
 
-@app.command(name="map")
+@app.command(name="map", help_epilogue=MAP_EXAMPLES)
 def map_units(
     source: NetworkOptions = NO_NETWORK,
     *,

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from rich.table import Table
 
-from adjointbackmap.cli.frame import NO_NETWORK, app, check_device, console, progress, use_threads
+from adjointbackmap.cli.frame import (
+    NO_NETWORK,
+    app,
+    check_device,
+    console,
+    help_examples,
+    progress,
+    use_threads,
+)
 from adjointbackmap.cli.output import TABLES, Output
 from adjointbackmap.sources import CIFAR_SHAPE, NetworkOptions, load_subject
 
@@ -60,9 +68,17 @@ class RecipeOptions:
 
 
 OWN_RECIPE = RecipeOptions()
+TRAIN_EXAMPLES = help_examples(
+    "adjointbackmap train vgg7 --data FOLDER",
+    "adjointbackmap train resnet20 cifar100 --preset study --out runs/study",
+)
+EVALUATE_EXAMPLES = help_examples(
+    "adjointbackmap evaluate vgg7-cifar10 --dataset sample",
+    "adjointbackmap evaluate vgg7-cifar10 --data FOLDER --json",
+)
 
 
-@app.command
+@app.command(help_epilogue=TRAIN_EXAMPLES)
 def train(
     network: str,
     dataset: Literal["cifar10", "cifar100"] = "cifar10",
@@ -115,7 +131,7 @@ def train(
     console.print(f"test accuracy {accuracy}, kept epoch {card['kept epoch']}; written to {folder}")
 
 
-@app.command
+@app.command(help_epilogue=EVALUATE_EXAMPLES)
 def evaluate(
     source: NetworkOptions = NO_NETWORK,
     *,

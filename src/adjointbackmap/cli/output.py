@@ -12,6 +12,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from adjointbackmap.sources import Switch
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Output:
         csv: Print the tables as CSV, an empty line between two, and nothing else on standard output.
     """
 
-    json: bool = False
-    csv: bool = False
+    json: Switch = False
+    csv: Switch = False
 
     def __post_init__(self) -> None:
         if self.json and self.csv:

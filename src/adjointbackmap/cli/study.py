@@ -11,15 +11,25 @@ from adjointbackmap.cli.frame import (
     check_device,
     check_extra,
     console,
+    help_examples,
     progress,
     study_commands,
     use_threads,
 )
+from adjointbackmap.cli.output import TABLES, Output
+from adjointbackmap.sources import Switch
 
 TERMINAL_COLUMNS = 7  # more do not fit into a terminal
+VERIFICATION_EXAMPLES = help_examples(
+    "adjointbackmap study verification --network vgg7-cifar10 --images 100",
+)
+ALL_EXAMPLES = help_examples(
+    "adjointbackmap study all --sample --images 20 --out study",
+    "adjointbackmap study all --only noise --network vgg7-cifar10 --data FOLDER",
+)
 
 
-@study_commands.command
+@study_commands.command(help_epilogue=VERIFICATION_EXAMPLES)
 def verification(
     *,
     network: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
@@ -33,6 +43,7 @@ def verification(
     docs: Path | None = None,
     results: Path | None = None,
     threads: int | None = None,
+    output: Output = TABLES,
 ) -> None:
     """Verify every unit of every layer of the shipped networks over the test images.
 
@@ -56,6 +67,7 @@ def verification(
             go into folders next to it.
         results: An earlier verification.json. Its page is made, and nothing is computed.
         threads: Number of processor threads. Workers share them.
+        output: How tables are printed.
 
     Raises:
         ValueError: If --results is given without --docs.
@@ -90,9 +102,9 @@ def verification(
                 verify_networks(out, chosen, counts, data, workers, report, device=device)
             except KeyboardInterrupt:
                 if file.exists():
-                    _show_tables(file, docs)
+                    _show_tables(file, docs, output)
                 raise
-    off = off_in_float64(_show_tables(file, docs))
+    off = off_in_float64(_show_tables(file, docs, output))
     if off:
         msg = (
             "Every unit must be within 1 % in float64. "
@@ -101,7 +113,7 @@ def verification(
         raise RuntimeError(msg)
 
 
-@study_commands.command(name="all")
+@study_commands.command(name="all", help_epilogue=ALL_EXAMPLES)
 def everything(
     *,
     out: Path = Path("study"),
@@ -111,7 +123,7 @@ def everything(
     images: int = 100,
     seed: int = 0,
     data: Path | None = None,
-    sample: bool = False,
+    sample: Switch = False,
     threads: int | None = None,
 ) -> None:
     """Run all experiments of the dissertation on the shipped networks, and write one page.
@@ -147,7 +159,7 @@ def everything(
     report(out)
 
 
-@app.command
+@app.command(help_epilogue=help_examples("adjointbackmap report study"))
 def report(folder: Path, *, docs: Path | None = None) -> None:
     """Make the page of a study again from its results: figures, tables, claims.
 
@@ -200,14 +212,14 @@ def _check_study(experiments: Sequence[str]) -> None:
     check_extra("The study", "study", **needed)
 
 
-def _show_tables(file: Path, docs: Path | None) -> dict[str, Any]:
+def _show_tables(file: Path, docs: Path | None, output: Output) -> dict[str, Any]:
     """Show the results of a file, write their page, and return the results."""
     from adjointbackmap.study.verification.page import show, write_page
     from adjointbackmap.study.verification.results_file import read_results
 
     found = read_results(file)
-    for sheet in show(found):
-        console.print(sheet.rich(TERMINAL_COLUMNS))
+    columns = TERMINAL_COLUMNS if output == TABLES else None
+    output.tables(console, *(sheet.rich(columns) for sheet in show(found)))
     written = write_page(found, file, docs) if docs else [file]
-    console.print(f"Written: {', '.join(map(str, written))}")
+    output.text(console, f"Written: {', '.join(map(str, written))}")
     return found
