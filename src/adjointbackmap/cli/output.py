@@ -22,7 +22,7 @@ class Output:
 
     Attributes:
         json: Print the tables as one JSON document, and nothing else on standard output.
-        csv: Print the tables as CSV, an empty line between two, and nothing else on standard output.
+        csv: Print the tables as CSV with an empty line between two, and nothing else on stdout.
     """
 
     json: Switch = False

@@ -33,8 +33,8 @@ CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
 CHECKPOINT_SECONDS = 60  # a killed run loses at most about this much time
 MEASURED_STEPS = 3  # per setting, after one step that warms up
-# Enough to tell the settings apart. A whole batch takes a minute on a busy machine, and nothing of it
-# can be kept.
+# Enough to tell the settings apart. A whole batch takes a minute on a busy machine, and nothing of
+# it can be kept.
 MEASURED_IMAGES = 32
 NOTHING_KEPT = "stopped before the first step; nothing is kept"
 ORDER, AUGMENTATION = 0, 1  # the two streams of random numbers of a seed
