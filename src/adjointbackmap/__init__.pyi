@@ -48,6 +48,7 @@ from adjointbackmap.analysis.kinks import KinkDistances as KinkDistances
 from adjointbackmap.analysis.lines import region_line as region_line, RegionLine as RegionLine
 from adjointbackmap.analysis.integrals import integrated_gradients as integrated_gradients
 from adjointbackmap.analysis.integrals import IntegratedGradients as IntegratedGradients
+from adjointbackmap.analysis.walks import region_walk as region_walk, RegionWalk as RegionWalk
 from adjointbackmap.analysis.fields import effective_fields as effective_fields
 from adjointbackmap.analysis.fields import EffectiveFields as EffectiveFields
 from adjointbackmap.analysis.fields import sparsity as sparsity, Sparsity as Sparsity

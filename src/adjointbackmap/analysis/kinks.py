@@ -107,8 +107,13 @@ class Extended(ActivationPattern):
         )
 
 
-class _Watch:
-    """One pass over the steps of a pattern that collects the values with kinks."""
+class Watch:
+    """One pass over the steps of a pattern that collects the values with kinks.
+
+    Attributes:
+        found: The values with kinks.
+        unmeasured: Names of the operations whose kinks are not measured.
+    """
 
     def __init__(self, pattern: ActivationPattern) -> None:
         own = pattern.program
@@ -125,10 +130,12 @@ class _Watch:
             self.visit(step)
 
     def extended(self) -> Extended:
+        """The pattern, with steps that compute these values."""
         pattern = self.pattern
         return Extended(pattern.network, pattern.dtype, pattern.images, self.gates, self.program)
 
     def visit(self, step: Step) -> None:
+        """Watch what one step compares."""
         kinks = step.rule.kinks()
         if kinks is None:
             if step.output.slot in self.gates:
@@ -196,9 +203,11 @@ class _Watch:
         return self.put(Slice(len(shape) - 1, rule.dim, start, stop, 1), (value,), shape)
 
     def name(self, step: Step) -> str:
+        """Name of an operation."""
         return step_name(self.names, step)
 
     def put(self, rule: Rule, inputs: tuple[Value, ...], shape: Shape, gates: Gates = ()) -> Value:
+        """Add a step, and return its output."""
         self.slots += 1
         output = Value(self.slots, shape)
         self.program.steps.append(Step(rule, inputs, output, "gap"))
@@ -207,6 +216,7 @@ class _Watch:
         return output
 
     def keep(self, name: str, value: Value, kinks: tuple[float, ...] = (0.0,)) -> None:
+        """Watch a value."""
         taken = sum(w.name.partition("#")[0] == name for w in self.found)
         self.found.append(Watched(f"{name}#{taken}" if taken else name, value, kinks))
 
@@ -389,7 +399,7 @@ def kink_distances(
     swept_in = dtype_of(sweep)
     images = one_image(network, x, dtype)
     network.check_unchanged()
-    watch = _Watch(pattern_of(network, images, 1.0))
+    watch = Watch(pattern_of(network, images, 1.0))
     pattern = watch.extended()
     targets = [w.value for w in watch.found]
     with exact(images.device):
