@@ -81,7 +81,8 @@ class ShownFields(Shown):
     """A dataclass that shows its fields in words: of tensors the shape and the range."""
 
     def _summary(self) -> Summary:
-        facts = {part.name: shown_value(getattr(self, part.name)) for part in fields(self)}  # type: ignore[arg-type]
+        of_class: Any = self  # mypy: only those that inherit from this are dataclasses
+        facts = {part.name: shown_value(getattr(self, part.name)) for part in fields(of_class)}
         return Summary(type(self).__name__, facts)
 
 

@@ -230,7 +230,11 @@ def sparsity(
     images = swept[0].images.split(1) if swept else ()
     for n, image in enumerate(images):
         pattern = pattern_of(network, image, 1.0)
-        found = _used_by_sweep(swept, pattern, lambda share, n=n: report((n + share) / len(images)))  # type: ignore[misc]
+
+        def report_image(share: float, n: int = n) -> None:
+            report((n + share) / len(images))
+
+        found = _used_by_sweep(swept, pattern, report_image)
         for query, used in zip(swept, found, strict=True):
             counts[query.layer.name].add(used, _pixels(query))
     for query in queries:

@@ -79,7 +79,8 @@ class Work:
     def module(self) -> UpTo:
         """The network up to the layers; its kernels need no gradients."""
         model = copy.deepcopy(self.model).requires_grad_(False)
-        return UpTo(model.to(memory_format=MEMORY_FORMATS[self.memory_format]), self.layers)  # type: ignore[call-overload]
+        laid_out: Any = {"memory_format": MEMORY_FORMATS[self.memory_format]}
+        return UpTo(model.to(**laid_out), self.layers)
 
     @cached_property
     def images(self) -> Tensor:

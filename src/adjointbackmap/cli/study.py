@@ -104,7 +104,15 @@ def verification(
                 if file.exists():
                     _show_tables(file, docs, output)
                 raise
-    off = off_in_float64(_show_tables(file, docs, output))
+    _check_float64(off_in_float64(_show_tables(file, docs, output)))
+
+
+def _check_float64(off: Sequence[str]) -> None:
+    """Check what is left of the float64 part.
+
+    Raises:
+        RuntimeError: If a network has units that are off.
+    """
     if off:
         msg = (
             "Every unit must be within 1 % in float64. "

@@ -232,7 +232,9 @@ class Split(Slice):
     """A tensor in several parts along a dimension."""
 
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> list[Value | Mask]:  # type: ignore[override]
+    def build(  # type: ignore[override]
+        cls, builder: Builder, *args: Any, **kwargs: Any
+    ) -> list[Value | Mask]:
         x = args[0]
         (dim,) = keep_batch([args[2] if len(args) > 2 else kwargs.get("dim", 0)], x)
         axes = len(x.shape) - 1

@@ -134,7 +134,9 @@ class RReLUInPlace(RReLU):
     """
 
     @classmethod
-    def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> list[Value]:  # type: ignore[override]
+    def build(  # type: ignore[override]
+        cls, builder: Builder, *args: Any, **kwargs: Any
+    ) -> list[Value]:
         return [super().build(builder, args[0], *args[2:])]
 
 

