@@ -595,7 +595,7 @@ def test_missing_libraries_are_named_before_any_work(run, monkeypatch, tmp_path)
         assert err.strip().endswith(f"pip install 'adjointbackmap[{extra}]'.")
         assert not out
     assert not (tmp_path / "s").exists()
-    assert "Jinja2 and Plotly and Captum and scikit-learn" in err
+    assert "needs Jinja2, Plotly, Captum, scikit-learn. Got an installation without" in err
 
 
 def test_report_of_an_unfinished_study_is_refused(run, tmp_path):

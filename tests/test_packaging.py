@@ -146,6 +146,8 @@ def test_wheel_works_where_there_is_no_checkout(wheel, tmp_path):
     pictures = {path.name for path in (here / "adjointbackmap-demo").iterdir()}
     assert {"hyperplanes-ship.png", "hyperplanes-ship.npz"} <= pictures
     study = (binaries / "adjointbackmap", "study", "all", "--sample")
-    ran = subprocess.run(list(map(str, study)), cwd=here, capture_output=True, text=True)
+    ran = subprocess.run(
+        list(map(str, study)), cwd=here, capture_output=True, text=True, timeout=300
+    )
     assert ran.returncode == 2
     assert ran.stderr.strip().endswith("pip install 'adjointbackmap[study]'.")

@@ -81,7 +81,7 @@ def check_extra(what: str, extra: str, **libraries: str) -> None:
     missing = [name for module, name in libraries.items() if not _is_installed(module)]
     if missing:
         msg = (
-            f"{what} needs {' and '.join(missing)}, which is not installed: "
+            f"{what} needs {', '.join(missing)}. Got an installation without: "
             f"pip install 'adjointbackmap[{extra}]'."
         )
         raise ImportError(msg)
