@@ -35,6 +35,7 @@ AT_ONCE = 16  # walls of one operation that are added in one round
 BEHIND = (1e-9, 1e-7, 1e-5)
 # A value is behind its kink if it is further than this share of the operation's largest value.
 ROUNDING = 1e-11
+OVERSHOOT = 1.02  # of a way, so that it crosses the boundary that it is aimed at
 # A walk ends where another region brings it nearer by less than this share.
 GAIN = 1e-9
 
@@ -86,16 +87,17 @@ def region_walk(
     network: Network,
     x: Tensor,
     norm: str = "l2",
-    regions: int = 200,
+    regions: int = 1000,
     bounds: Bounds | None = None,
 ) -> RegionWalk:
     r"""Walk through linear regions to a near point of another class [Croce2020].
 
     In each region the network is affine. From the image, the walk goes towards the nearest class
-    boundary until it leaves the region, and goes on in the next one. In the first region with a
-    boundary on the way, the point of the boundary that is nearest to the image is computed exactly:
-    a quadratic program in l2, a linear one in l-infinity, with the kinks of all units as
-    constraints. It goes on through the walls that bound this point, as long as it comes nearer.
+    boundary of the image's region, through all regions on the way, and is aimed again where it
+    ends. In the first region that holds a boundary, the point of the boundary that is nearest to
+    the image is computed exactly: a quadratic program in l2, a linear one in l-infinity, with the
+    kinks of all units as constraints. The walk goes on through the walls that bound this point, as
+    long as it comes nearer.
     All numbers are float64.
 
     Args:
@@ -190,26 +192,28 @@ class _Walker:
             self.finished = inside is None
 
     def reach_boundary(self) -> Tensor | None:
-        """A point in the first region with a boundary on the way, from wall to wall."""
+        """A point in the first region on the way that holds a boundary.
+
+        The way goes to the nearest plane of the region where it starts, through all regions in
+        between, and is aimed again where it ends.
+        """
         here = self.x
-        last = torch.zeros_like(here)
         while self.visited < self.most:
-            self.visited += 1
             planes = boundaries(self.network, here, self.predicted, self.others)
-            steps = [(self.length(s), s) for s in map(self.step_onto, planes) if s is not None]
+            steps = [step for step in map(self.step_onto, planes) if step is not None]
             if not steps:
+                self.visited += 1
                 return None
-            step = min(steps, key=lambda pair: pair[0])[1]
-            if float((step * last).sum()) < 0:  # back across the wall: go along it instead
-                step = step + last * (step.norm() / last.norm())
-            last = step
-            # a little further than the boundary, so that it is crossed
-            line = region_line(self.network, here, here + 1.000001 * step, regions=2)
-            if self.class_at(line.at(line.middles[0])) != self.predicted or line.regions == 1:
-                return line.at(line.middles[0])
-            here = line.at(line.middles[1])
-            if self.class_at(here) != self.predicted:
-                return line.at(line.middles[0])
+            step = min(steps, key=self.length)
+            end = self.inside(here + OVERSHOOT * step)
+            line = region_line(self.network, here, end, regions=self.most - self.visited)
+            other = line.values()[:, 1].argmax(1) != self.predicted
+            if other.any():
+                first = int(other.nonzero()[0])
+                self.visited += first + 1
+                return line.at(line.middles[first])
+            self.visited += line.regions
+            here = line.at(line.t[-1])
         return None
 
     def step_onto(self, plane: Boundary) -> Tensor | None:
