@@ -21,6 +21,7 @@ PAGES = (
     "docs/verifying.md",
     "docs/larger-than-memory.md",
     "docs/analysis.md",
+    "docs/lines.md",
 )
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 

@@ -1,12 +1,13 @@
 """Linear regions on a segment, against dense samples, a slow walk, and the model itself."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import CASES, OPERATIONS
 from checks import assert_close
 
 import adjointbackmap as abm
-from adjointbackmap.engine.pattern import record_pattern
 from adjointbackmap.rules import RULES
 from adjointbackmap.rules.piecewise import Gate
 
@@ -16,37 +17,14 @@ def dense_ends(traced):
     return traced.x[0], traced.x[1]
 
 
-def assert_exact(line, points=16, seed=0):
-    """Gates at random points inside every interval equal those of its middle; neighbours differ."""
-    generator = torch.Generator().manual_seed(seed)
-    wide = line.widths > 64 * (line.uncertainty[:-1] + line.uncertainty[1:])
-    assert wide.double().mean() >= 0.99
-    middle = record_pattern(line.network, line.at(line.middles), dtype=torch.float64)
-    share = 0.98 * torch.rand(points, line.regions, generator=generator, dtype=torch.float64) + 0.01
-    inside = line.t[:-1] + share * line.widths
-    for places in inside:
-        other = record_pattern(line.network, line.at(places), dtype=torch.float64)
-        for slot, gates in middle.gates.items():
-            for a, b in zip(gates, other.gates[slot], strict=True):
-                if len(a) > 1:
-                    same = (a == b).flatten(1).all(1) | ~wide
-                    assert same.all(), (line, slot, line.t[:-1][~same], places[~same])
-    changed = torch.zeros(max(0, line.regions - 1), dtype=torch.bool)
-    for gates in middle.gates.values():
-        for a in gates:
-            if len(a) > 1:
-                changed |= (a[1:] != a[:-1]).flatten(1).any(1)
-    assert changed.all(), line.t[1:-1][~changed]
-    assert all(line.flips)
-
-
 @pytest.mark.parametrize("name", [*CASES, *OPERATIONS])
 def test_line_of_every_network(traced_case, name):
     traced = traced_case(name)
     start, end = dense_ends(traced)
     line = abm.region_line(traced.network, start, end)
     assert line.complete
-    assert_exact(line)
+    assert abm.line_test(line)["regions"] == line.regions
+    assert all(line.flips)
 
 
 def test_line_in_parts_is_the_whole_line(traced_case):
@@ -119,3 +97,19 @@ def test_arguments_that_do_not_fit(traced_case):
         abm.region_line(traced.network, traced.x[0], traced.x)
     with pytest.raises(ValueError, match=r"regions must be at least 1\. Got 0"):
         abm.region_line(traced.network, traced.x[0], traced.x[1], regions=0)
+
+
+def test_a_missing_breakpoint_and_a_false_one_are_found(traced_case):
+    """The public test of a line sees both."""
+    traced = traced_case("plain-conv-chain")
+    line = abm.region_line(traced.network, *dense_ends(traced))
+    missing = torch.arange(len(line.t)) != 5
+    fewer = replace(line, t=line.t[missing], uncertainty=line.uncertainty[missing])
+    with pytest.raises(RuntimeError, match=r"constant gates inside every region\. Got others in"):
+        abm.line_test(fewer)
+    between = torch.cat([line.t, (line.t[4:5] + line.t[5:6]) / 2]).sort().values
+    more = replace(line, t=between, uncertainty=torch.zeros_like(between))
+    with pytest.raises(RuntimeError, match=r"other gates across every breakpoint\. Got none at"):
+        abm.line_test(more)
+    with pytest.raises(RuntimeError, match=r"at most 1 % of regions too narrow"):
+        abm.line_test(replace(line, uncertainty=line.uncertainty + 1))

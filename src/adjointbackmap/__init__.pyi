@@ -48,6 +48,9 @@ from adjointbackmap.analysis.kinks import KinkDistances as KinkDistances
 from adjointbackmap.analysis.lines import region_line as region_line, RegionLine as RegionLine
 from adjointbackmap.analysis.integrals import integrated_gradients as integrated_gradients
 from adjointbackmap.analysis.integrals import IntegratedGradients as IntegratedGradients
+from adjointbackmap.analysis.maps import region_map as region_map, RegionMap as RegionMap
+from adjointbackmap.analysis.region_checks import line_test as line_test, map_test as map_test
+from adjointbackmap.analysis.region_checks import integral_test as integral_test
 from adjointbackmap.analysis.walks import region_walk as region_walk, RegionWalk as RegionWalk
 from adjointbackmap.analysis.fields import effective_fields as effective_fields
 from adjointbackmap.analysis.fields import EffectiveFields as EffectiveFields

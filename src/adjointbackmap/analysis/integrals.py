@@ -79,11 +79,11 @@ class IntegratedGradients:
 def integrated_gradients(
     network: Network,
     x: Tensor,
-    baseline: Tensor | float = 0.0,
+    baseline: Tensor | float | int = 0.0,
     layer: str | nn.Module = OUTPUT,
     mode: str | None = None,
     units: Any = None,
-    memory: str | float | None = "2GiB",
+    memory: str | float | int | None = "2GiB",
 ) -> IntegratedGradients:
     r"""Integrated gradients [Sundararajan2017] without sampling, for any unit of any layer.
 
@@ -147,7 +147,7 @@ def integrated_gradients(
     )
 
 
-def baselines(network: Network, baseline: Tensor | float, images: Tensor) -> Tensor:
+def baselines(network: Network, baseline: Tensor | float | int, images: Tensor) -> Tensor:
     """Baselines as a batch as long as the images.
 
     Raises:
@@ -171,7 +171,7 @@ def _of_one(query: Query, n: int) -> Query:
 
 
 def _of_image(
-    query: Query, start: Tensor, memory: str | float | None
+    query: Query, start: Tensor, memory: str | float | int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Contributions, jumps, change and number of regions of one image."""
     line = region_line(query.network, start, query.images[0], memory)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adjointbackmap.analysis.tracks import Constant, Kept
+from adjointbackmap.analysis.tracks import Constant, Kept, interpolated
 from adjointbackmap.engine.program import Step
 from adjointbackmap.rules.kinks import Levels, Order
 
@@ -147,11 +147,8 @@ def middles(tracks: Sequence[Kept], intervals: int) -> list[Tensor]:
 
 
 def middle(left: Tensor, right: Tensor) -> Tensor:
-    """Values half way between two ends; an infinity is a constant."""
-    if left is right:
-        return left
-    found = torch.lerp(left, right, 0.5)
-    return torch.where(left.isinf(), left, found) if left.isinf().any() else found
+    """Values half way between two ends."""
+    return left if left is right else interpolated(left, right, 0.5)
 
 
 def order_crossings(

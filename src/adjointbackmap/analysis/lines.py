@@ -17,7 +17,7 @@ from adjointbackmap.engine.network import Network, check_network
 from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.operators import push
 from adjointbackmap.engine.pattern import pattern_of
-from adjointbackmap.engine.program import IMAGE
+from adjointbackmap.engine.program import IMAGE, Program
 from adjointbackmap.engine.workspace import bytes_of_vector, held
 from adjointbackmap.planes.hyperplane import Hyperplanes, hyperplanes
 from adjointbackmap.planes.query import bytes_of
@@ -99,7 +99,7 @@ class RegionLine:
         """Width of each region, ``(K,)``; they sum to 1 if the line is complete."""
         return self.t[1:] - self.t[:-1]
 
-    def at(self, t: Tensor | float) -> Tensor:
+    def at(self, t: Tensor | float | int) -> Tensor:
         """Images at some positions, ``(*t.shape, C, H, W)``."""
         places = torch.as_tensor(t, dtype=self.t.dtype, device=self.t.device)
         # both ends are exact, so that lerp is taken from the nearer one
@@ -179,9 +179,7 @@ class RegionLine:
     @property
     def jumps_anywhere(self) -> bool:
         """Whether an operation of the network jumps at its kinks, such as a comparison."""
-        return any(
-            kink.jumps for step in self.walk.program.steps for kink in step.rule.kinks() or ()
-        )
+        return has_jumps(self.walk.program)
 
     def _parts(self, most: int) -> list[slice]:
         """The regions in parts."""
@@ -254,7 +252,9 @@ class RegionLine:
         options = {"dtype": FLOAT64, "memory": self.memory, **options}
         return hyperplanes(self.network, self.at(places), layer, mode, units, **options)
 
-    def resume(self, regions: int | None = None, memory: str | float | None = None) -> "RegionLine":
+    def resume(
+        self, regions: int | None = None, memory: str | float | int | None = None
+    ) -> "RegionLine":
         """Go on where the line ends.
 
         Args:
@@ -275,11 +275,16 @@ class RegionLine:
         return Walk(self.network, self.start[None], self.end[None], memory)
 
 
+def has_jumps(program: Program) -> bool:
+    """Whether an operation jumps at its kinks, such as a comparison."""
+    return any(kink.jumps for step in program.steps for kink in step.rule.kinks() or ())
+
+
 def region_line(
     network: Network,
     start: Tensor,
     end: Tensor,
-    memory: str | float | None = "2GiB",
+    memory: str | float | int | None = "2GiB",
     regions: int | None = None,
 ) -> RegionLine:
     r"""Every breakpoint of every gate and winner on the segment between two images, exactly.

@@ -42,8 +42,14 @@ class Insertion:
         first = left[self.interval]
         last = right[self.interval]
         weight = self.weight.view(-1, *(1,) * (left.dim() - 1)).to(left.dtype)
-        found = torch.lerp(first, last, weight)
-        return torch.where(first.isinf(), first, found) if first.isinf().any() else found
+        return interpolated(first, last, weight)
+
+
+def interpolated(left: Tensor, right: Tensor, weight: Tensor | float) -> Tensor:
+    """Values between two ends; an infinity is a constant, and its difference is no number."""
+    found = torch.lerp(left, right, weight)
+    # a sum is no number if one of its terms is none: cheaper than a look at each
+    return torch.where(left.isinf(), left, found) if found.sum().isnan() else found
 
 
 class Track:

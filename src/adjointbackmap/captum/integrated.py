@@ -83,7 +83,7 @@ class ExactIntegratedGradients:
     def attribute(
         self,
         inputs: Inputs,
-        baselines: Inputs | float | tuple[float, ...] | None = None,
+        baselines: Inputs | float | int | tuple[float | int, ...] | None = None,
         target: Target = None,
         additional_forward_args: Any = None,
         n_steps: int | None = None,
@@ -125,7 +125,7 @@ class ExactIntegratedGradients:
     def sampling_error(
         self,
         inputs: Tensor,
-        baselines: Tensor | float | None = None,
+        baselines: Tensor | float | int | None = None,
         target: Target = None,
         n_steps: int = 50,
         method: str = "gausslegendre",
@@ -164,7 +164,9 @@ class ExactIntegratedGradients:
         total = (sampled.flatten(1).sum(1) - change).abs() / change.abs()
         return SamplingError(sampled, exact, pixels, total)
 
-    def lines(self, inputs: Tensor, baselines: Tensor | float | None = None) -> list[RegionLine]:
+    def lines(
+        self, inputs: Tensor, baselines: Tensor | float | int | None = None
+    ) -> list[RegionLine]:
         """The regions on the segment from the baseline to each input.
 
         Args:
