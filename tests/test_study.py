@@ -433,8 +433,9 @@ def test_command_writes_results_and_page(run, tmp_path):
     out = tmp_path / "out"
     there.parent.mkdir()
     there.write_text(f"{page.VERIFICATION_PLACE.begin}\n{page.VERIFICATION_PLACE.end}\n")
-    words = ("--images", 1, "--images-float64", 1, "--images-fc", 2, "--out", out, "--docs", there)
-    status, text, err = run(*words)
+    names = ("--network", NETWORK, "--network", "fixup-resnet20-nobias-cifar10")
+    counts = ("--images", 1, "--images-float64", 1, "--images-fc", 2)
+    status, text, err = run(*names, *counts, "--out", out, "--docs", there)
     assert status == 0, err
     assert "vgg7-cifar10, Table 3.3" in text
     assert "verification-vgg7-cifar10-signed.png" in text.replace("\n", "")
