@@ -463,6 +463,8 @@ def padding(draw: Draw, shape: Shape) -> nn.Module:
     value = pick(draw, 0.0, 0.6) if mode == "constant" else None
     cut = pick(draw, 0, 1, 3)
     pads[0] -= cut
+    if mode == "circular":  # more numbers than the opposite side has left are refused
+        pads[1] = min(pads[1], shape[-1] + min(pads[0], 0))
     return Function(f"pad {pads} {mode} {value}", lambda x: F.pad(x, pads, mode, value))
 
 

@@ -51,10 +51,10 @@ def tiny_cifar_network() -> nn.Module:
 
 
 class Masked(nn.Module):
-    """A kink that is a comparison."""
+    """A kink that is a change of the largest element's place."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.where(x > 0, x, 2 * x)
+        return torch.where(x.argmax(1, keepdim=True) == 0, x, 2 * x)
 
 
 def masked_network() -> nn.Module:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,6 @@ from adjointbackmap.benchmark.ways import Settings
 from adjointbackmap.exactness.layer_check import LayerCheck
 from adjointbackmap.files.checked import DamagedFile, DamagedFileWarning, sealed_text
 from adjointbackmap.study import everything, results
-from adjointbackmap.study.adversarial import noise
 from adjointbackmap.study.published.columns import PUBLISHED_COLUMNS
 from adjointbackmap.study.setup import Setup, read_json, write_json
 from adjointbackmap.study.verification import results_file
@@ -260,7 +260,8 @@ def test_damaged_verification(tmp_path, seed):
 
 def test_truncated_files_of_ours_are_made_again(tmp_path, monkeypatch):
     """Also an empty one, which a power failure leaves."""
-    monkeypatch.setattr(noise, "compute", lambda setup, report: None)
+    idle = replace(everything.EXPERIMENTS["noise"], compute=lambda setup, report: None)
+    monkeypatch.setitem(everything.EXPERIMENTS, "noise", idle)
     path = tmp_path / everything.ABOUT
     setup = Setup(tmp_path, (NAME,))
     everything.run_experiments(setup, ["noise"], lambda what, share: None)

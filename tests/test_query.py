@@ -461,7 +461,7 @@ WITHOUT_TYPE_CHECKS = dedent(
             said[name] = f"{type(error).__name__}: {error}"
 
     given = dict(network=model, x=x, images=x, layer="0", mode="RM2", path="none")
-    given.update(first=0, second=1)
+    given.update(first=0, second=1, start=x[0], end=x[0], baseline=x, norm="l2")
     for name in abm.__all__:
         function = getattr(abm, name)
         wanted = inspect.signature(function).parameters if inspect.isfunction(function) else {}

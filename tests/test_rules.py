@@ -320,6 +320,10 @@ REFUSED = {
     "rms-norm": (nn.RMSNorm(6), rf"rms_norm at part \({STATISTICS}"),
     "batch-norm-without-statistics": (nn.BatchNorm1d(4, track_running_stats=False), STATISTICS),
     "lp-pooling": (nn.LPPool1d(2, 2), "Got pow at part"),
+    "circular-padding-of-what-was-cut": (
+        lambda net, x: F.pad(x, (-4, 4), mode="circular"),
+        "it pads by 4 numbers a side that has 2 left",
+    ),
     "hardswish": (nn.Hardswish(), "Got hardswish at part"),
     "gelu": (nn.GELU(), "Got gelu at part"),
     "silu": (nn.SiLU(), "Got silu at part"),

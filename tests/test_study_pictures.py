@@ -39,7 +39,7 @@ def fast():
     patch.setattr(surroundings, "sparsity", few)
     patch.setattr(surroundings, "analyse", near)
     patch.setattr(pictures, "sparse_images", lambda trained: 1)
-    patch.setattr(panels, "SIDE", 2)
+    patch.setattr(panels, "MOST_IN_ROW", 2)
     patch.setattr(plots.units, "MOST_PANELS", 2)
     yield counted
     patch.undo()
@@ -148,7 +148,7 @@ def test_positions_are_pairs_of_whole_fields(run):
 
 def test_positions_are_spread_evenly(monkeypatch):
     """Every third of twenty from the second on; all of six."""
-    monkeypatch.setattr(panels, "SIDE", 8)
+    monkeypatch.setattr(panels, "MOST_IN_ROW", 8)
     network = abm.trace(
         torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3, padding=1)).eval(), torch.zeros(1, 1, 20, 6)
     )

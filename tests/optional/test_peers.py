@@ -58,6 +58,7 @@ CAPTUM_DIFFERS = {  # a module's last call wins
 FULLGRAD_DIFFERS = {
     "gradients-and-autocast-turned-on-and-off": "only modules have biases",
     "maps-of-six-dimensions": "only modules have biases",
+    "factors-that-are-constant-on-pieces": "only modules have biases",
     "whole-numbers-and-masks-as-constants": "only modules have biases",
     "reused-module": "one gradient for each bias",
     "module-with-two-names": "one gradient for each bias",

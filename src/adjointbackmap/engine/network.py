@@ -168,7 +168,9 @@ class Network(Shown):
             return self.layers[name]
         got = repr(name)
         if not isinstance(name, str):
-            got = f"{name!r:.40} of type {type(name).__name__}: give its name as a str"
+            # some things show themselves in several lines: a message is one
+            shown = " ".join(repr(name).split())
+            got = f"{shown:.40} of type {type(name).__name__}: give its name as a str"
         msg = f"A layer must be one of {', '.join(self.layers)}. Got {got}."
         raise ValueError(msg)
 

@@ -27,6 +27,22 @@ def sides(pad: Sequence[int], axes: int) -> tuple[list[int], list[int]]:
     return full[0::2][::-1], full[1::2][::-1]
 
 
+def check_circular(shape: Shape, pad: Sequence[int]) -> None:
+    """Check that no side gets more numbers than the opposite side has left.
+
+    PyTorch reads memory that it has not yet written there.
+
+    Raises:
+        Refused: If one does.
+    """
+    axes = len(pad) // 2
+    for size, before, after in zip(shape[-axes:], *sides(pad, axes), strict=True):
+        left = size + min(before, 0) + min(after, 0)
+        if max(before, after) > left:
+            msg = f"it pads by {max(before, after)} numbers a side that has {left} left"
+            raise Refused(msg)
+
+
 @rule_for("aten.pad.default", "aten.constant_pad_nd.default")
 class Pad(Aten, Local):
     """Padding with zeros or with another number, of any dimension but the batch."""
@@ -42,7 +58,7 @@ class Pad(Aten, Local):
         """Append one step; a number other than zero is an entry of ``b`` at the new positions.
 
         Raises:
-            Refused: If it pads the batch.
+            Refused: If it pads the batch, or with more numbers of the opposite side than are left.
         """
         x, pad, *rest = args
         mode = next((r for r in rest if isinstance(r, str)), kwargs.get("mode", "constant"))
@@ -53,6 +69,8 @@ class Pad(Aten, Local):
         if len(pad) > 2 * len(x.shape):
             msg = "it pads the batch"
             raise Refused(msg)
+        if mode == "circular":
+            check_circular(x.shape, pad)
         if mode != "constant":
             return builder.apply(PADDINGS[mode](len(x.shape) - 1, pad), x)
         padded = builder.apply(cls(len(x.shape) - 1, pad), x)
