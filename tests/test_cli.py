@@ -231,7 +231,7 @@ def test_map_continues(run, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in kept}
     status, _, err = run(*words, "--scale", "0.5")
     assert status == 2
-    assert "of other k: choose another path" in err
+    assert "of other k: choose another --out" in err
 
 
 def test_verify_counts_every_unit_of_the_layers_that_are_named(run):

@@ -20,6 +20,7 @@ from torch import nn
 from adjointbackmap import data, models
 from adjointbackmap.files import disk
 from adjointbackmap.files.stopping import Stopped, stoppable
+from adjointbackmap.report.sections import Section
 from adjointbackmap.study import everything, setup
 from adjointbackmap.study.adversarial import noise
 from adjointbackmap.study.everything import EXPERIMENTS
@@ -185,7 +186,8 @@ def test_a_killed_study_has_told_its_settings(run, tmp_path, monkeypatch):
     def compute(setup, report):
         told.append(everything.about(tmp_path)["settings"])
 
-    experiment = replace(EXPERIMENTS["noise"], compute=compute, section=lambda folder: None)
+    nothing = Section("noise", "Noise", (), ())
+    experiment = replace(EXPERIMENTS["noise"], compute=compute, section=lambda folder: nothing)
     monkeypatch.setitem(EXPERIMENTS, "noise", experiment)
     assert (
         run(

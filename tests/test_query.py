@@ -462,6 +462,7 @@ WITHOUT_TYPE_CHECKS = dedent(
 
     given = dict(network=model, x=x, images=x, layer="0", mode="RM2", path="none")
     given.update(first=0, second=1, start=x[0], end=x[0], baseline=x, norm="l2")
+    given.update(origin=x[0], u=x[0], v=x[0])
     for name in abm.__all__:
         function = getattr(abm, name)
         wanted = inspect.signature(function).parameters if inspect.isfunction(function) else {}

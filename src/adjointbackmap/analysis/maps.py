@@ -190,7 +190,7 @@ class RegionMap:
 
         Args:
             axes: Where to draw; by default a new figure.
-            options: See :func:`adjointbackmap.analysis.map_figures.draw`.
+            options: Size and colours of the figure, as ``analysis.map_figures.draw`` takes them.
 
         Returns:
             The Matplotlib figure.

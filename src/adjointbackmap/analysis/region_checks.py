@@ -60,8 +60,8 @@ def line_test(line: RegionLine, points: int = 16, seed: int = 0) -> dict[str, fl
             same = equal_gates(pattern, _pattern(line, places))
             where = part[~same].tolist()[:5]
             _require(bool(same.all()), f"constant gates inside every region. Got others in {where}")
-    pairs = torch.arange(max(0, line.regions - 1), device=line.t.device)
-    for part in pairs.split(REGIONS_AT_ONCE):
+    pairs = torch.arange(line.regions - 1, device=line.t.device)
+    for part in pairs.split(REGIONS_AT_ONCE) if len(pairs) else ():
         before, after = (_pattern(line, line.middles[part + side]) for side in (0, 1))
         both = wide[part] & wide[part + 1]
         same = equal_gates(before, after) & both

@@ -41,7 +41,7 @@ class Layer(Shown):
         out_shape: Shape of its output without the batch.
         receptive_field: Number of pixels along each axis that one of its units depends on.
         kernel: Name of the node of its convolution or linear call; ``None`` without one.
-        call: Name of that call, as :mod:`adjointbackmap.engine.observe` counts the calls.
+        call: Name of that call, as ``adjointbackmap.engine.observe`` counts the calls.
         module: Name of the module's call, as :func:`adjointbackmap.capture.graph.listening` gives
             it; ``None`` for functional calls.
         value: Its output in the program.
@@ -133,7 +133,7 @@ def _kernel_nodes(
 
     Yields:
         The node; the name of the module's call if the call is the module's own, else ``None``; its
-        name as a functional call; and its name as :mod:`adjointbackmap.engine.observe` counts it.
+        name as a functional call; and its name as ``adjointbackmap.engine.observe`` counts it.
     """
     seen: dict[str, int] = {}
     for node in captured.nodes:
