@@ -20,7 +20,6 @@ from torch import nn
 from adjointbackmap import data, models
 from adjointbackmap.files import disk
 from adjointbackmap.files.stopping import Stopped, stoppable
-from adjointbackmap.report.sections import Section
 from adjointbackmap.study import everything, setup
 from adjointbackmap.study.adversarial import noise
 from adjointbackmap.study.everything import EXPERIMENTS
@@ -186,23 +185,11 @@ def test_a_killed_study_has_told_its_settings(run, tmp_path, monkeypatch):
     def compute(setup, report):
         told.append(everything.about(tmp_path)["settings"])
 
-    nothing = Section("noise", "Noise", (), ())
-    experiment = replace(EXPERIMENTS["noise"], compute=compute, section=lambda folder: nothing)
+    experiment = replace(EXPERIMENTS["noise"], compute=compute, section=lambda folder: None)
     monkeypatch.setitem(EXPERIMENTS, "noise", experiment)
-    assert (
-        run(
-            "study",
-            "all",
-            "--sample",
-            "--only",
-            "noise",
-            "--network",
-            NETWORK,
-            "--out",
-            str(tmp_path),
-        )[0]
-        == 0
-    )
+    asked = ("study", "all", "--sample", "--only", "noise", "--network", NETWORK)
+    status, _, err = run(*asked, "--out", str(tmp_path))
+    assert (status, "where none was finished" in err) == (2, True)
     assert list(told[0]) == [NETWORK]
 
 

@@ -306,7 +306,7 @@ def region_line(
         memory: Bytes for the values along the segment, or a size such as ``"2GiB"``. Longer
             segments are processed in parts.
         regions: Number of regions to stop at; ``None`` for all. See
-            :meth:`adjointbackmap.analysis.lines.RegionLine.resume`.
+            :meth:`adjointbackmap.RegionLine.resume`.
 
     Returns:
         The line. ``line.complete`` is false if it ends early.
