@@ -476,6 +476,8 @@ def resizing(draw: Draw, shape: Shape) -> nn.Module:
     corners = pick(draw, False, True) if mode not in ("nearest", "nearest-exact") else None
     if mode in ("bilinear", "bicubic") and pick(draw, False, True):
         smaller = tuple(max(1, n - 1) for n in shape[1:])
+        # PyTorch repeats the first row where the result has one column
+        smaller = smaller if smaller[1] > 1 else (shape[1], 1)
         return Function(
             f"antialiased {mode}", lambda x: F.interpolate(x, smaller, mode=mode, antialias=True)
         )

@@ -8,6 +8,8 @@ from cases import CASES, OPERATIONS
 from checks import assert_close
 
 import adjointbackmap as abm
+from adjointbackmap.engine.operators import push
+from adjointbackmap.engine.program import IMAGE
 from adjointbackmap.rules import RULES
 from adjointbackmap.rules.piecewise import Gate
 
@@ -113,3 +115,51 @@ def test_a_missing_breakpoint_and_a_false_one_are_found(traced_case):
         abm.line_test(more)
     with pytest.raises(RuntimeError, match=r"at most 1 % of regions too narrow"):
         abm.line_test(replace(line, uncertainty=line.uncertainty + 1))
+
+
+def slow_walk(network, start, end, beside=1e-7):
+    """The same breakpoints one after the other, from the kinks of every unit in each region."""
+    direction = (end - start)[None]
+    t = [0.0]
+    while True:
+        here = t[-1] + beside
+        found = abm.kink_distances(network, torch.lerp(start, end, here))
+        assert found.unmeasured == ()
+        targets = [watched.value for watched in found.watched]
+        program = found.pattern.program
+        entries = {entry.slot: entry.value[None] for entry in program.entries}
+        values = push(found.pattern, {IMAGE: found.x[None], **entries}, targets)
+        slopes = push(found.pattern, {IMAGE: direction}, targets)
+        nearest = 1.0
+        for watched in found.watched:
+            value, slope = (part[watched.value.slot] for part in (values, slopes))
+            if slope is None:
+                continue
+            # infinite constants never reach a kink
+            reachable = found.distances[watched.name][0].isfinite()
+            for kink in watched.kinks:
+                place = here + ((kink - value) / slope)[0][reachable]
+                ahead = place[place > here]
+                nearest = min(nearest, float(ahead.min()) if len(ahead) else 1.0)
+        t.append(nearest)
+        if nearest == 1.0:
+            return torch.tensor(t, dtype=torch.float64)
+
+
+WALKED = (
+    "residual-with-zero-padded-channels saturated-on-both-sides mlp-on-flat-inputs maxout "
+    "max-pool-with-ties sign hard-shrink group-sort relu-rnn-cell clamp-between-tensors"
+).split()
+
+
+@pytest.mark.parametrize("name", WALKED)
+def test_line_equals_an_independent_slow_walk(traced_case, name):
+    """A part of the segment, walked kink by kink; breakpoints nearer than its step may be one."""
+    traced = traced_case(name)
+    start, other = dense_ends(traced)
+    end = torch.lerp(start, other, 0.3)
+    line = abm.region_line(traced.network, start, end)
+    walked = slow_walk(traced.network, start, end)
+    apart = torch.ones_like(line.t, dtype=torch.bool)
+    apart[1:-1] = line.t[1:-1] - line.t[:-2] > 1e-7
+    assert_close(walked, line.t[apart], rtol=0, atol=1e-9)

@@ -79,6 +79,23 @@ def test_random_network_is_exact(drawn):
     assert_untouched(model, before)
 
 
+@given(networks())
+def test_regions_of_random_networks_are_exact(drawn):
+    """Segments, integrated gradients, and a small window of a plane through the image."""
+    model, x = drawn
+    network = abm.trace(model, x, audit=False)
+    generator = torch.Generator().manual_seed(0)
+    other, u, v = (torch.randn(x.shape[1:], generator=generator).to(x) for _ in range(3))
+    line = abm.region_line(network, x[0], other)
+    event(f"regions: {line.regions // 10 * 10} and more")
+    abm.line_test(line, points=4)
+    assert all(line.flips)
+    abm.integral_test(abm.integrated_gradients(network, x[0], other))
+    found = abm.region_map(network, x[0], u, v, ((-0.02, 0.03), (-0.02, 0.03)), budget=300)
+    if found.complete:
+        abm.map_test(found, points=2)
+
+
 THREADS = 8
 A_HUNDREDTH = max(1, settings.default.max_examples // 100)  # each example has eight networks
 

@@ -451,3 +451,18 @@ def test_cast_that_would_round_is_refused_in_float64():
         match=r"casts to torch\.float32, and the network computes in torch\.float64",
     ):
         abm.hyperplanes(network, x.float(), "output", "RM2", dtype=torch.float64)
+
+
+def test_antialiased_interpolation_to_one_column_is_refused():
+    """PyTorch repeats the first row there, unless the rows stay as many: then it is right."""
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+
+    def network(size):
+        resize = Net(lambda net, x: F.interpolate(x, size, mode="bilinear", antialias=True))
+        return abm.trace(resize.double().eval(), x)
+
+    with pytest.raises(abm.UnsupportedOperation, match="PyTorch repeats the first row of one"):
+        network((4, 1))
+    one = torch.nn.functional.interpolate(x, (4, 1), mode="bilinear", antialias=True)
+    assert (one == one[:, :, :1]).all(), "PyTorch has mended it: the refusal may go"
+    abm.dot_test(abm.operator(network((6, 1)), x, "output"))

@@ -34,6 +34,7 @@ class IntegratedGradients:
             without comparisons and signs.
         change: :math:`c(x) - c(x')` from the untouched model, ``(N, *units)``.
         regions: Number of linear regions of each segment, ``(N,)``.
+        rounding: Largest rounding error of a unit of the layer, ``(N,)``.
         x: The images, ``(N, C, H, W)``.
         baseline: The baselines, ``(N, C, H, W)``.
         layer: Name of the layer.
@@ -45,6 +46,7 @@ class IntegratedGradients:
     jumps: Float[Tensor, "n *units"]
     change: Float[Tensor, "n *units"]
     regions: Tensor
+    rounding: Tensor
     x: Tensor
     baseline: Tensor
     layer: str
@@ -133,12 +135,15 @@ def integrated_gradients(
         )
         raise ValueError(msg)
     found = [_of_image(_of_one(query, n), start[n], memory) for n in range(len(images))]
-    image, jumps, change, regions = (torch.stack(part) for part in zip(*found, strict=True))
+    image, jumps, change, regions, rounding = (
+        torch.stack(part) for part in zip(*found, strict=True)
+    )
     return IntegratedGradients(
         image,
         jumps,
         change,
         regions,
+        rounding,
         images,
         start,
         query.layer.name,
@@ -172,8 +177,8 @@ def _of_one(query: Query, n: int) -> Query:
 
 def _of_image(
     query: Query, start: Tensor, memory: str | float | int | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Contributions, jumps, change and number of regions of one image."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Contributions, jumps, change, number of regions and rounding of one image."""
     line = region_line(query.network, start, query.images[0], memory)
     shape = query.units.shape
     flat = query.units.numbers(slice(0, 1), 1, start.device)[0]
@@ -191,6 +196,7 @@ def _of_image(
         _jumps(query, line, both),
         ends[1] - ends[0],
         torch.tensor(line.regions),
+        torch.tensor(line.walk.rounding_of([query.target])[query.target.slot], dtype=FLOAT64),
     )
 
 

@@ -4,7 +4,7 @@ Between two neighbouring points all steps before this one are affine. So a unit 
 piece in between does so at a place that is found by interpolation. The place becomes a new point.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -32,6 +32,7 @@ from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.pattern import pattern_of, value_of
 from adjointbackmap.engine.program import IMAGE, Program, Step, UnsupportedOperation
 from adjointbackmap.engine.rounding import path_sizes
+from adjointbackmap.rules import Value
 from adjointbackmap.rules.kinks import Levels, Order
 
 # A value has an error of at most this many units of rounding of what is summed along its paths.
@@ -142,19 +143,20 @@ class Walk:
         self.steps = needed_steps(self.program)
         self.gated = [bool(step.rule.kinks()) for step in self.steps]
         self.last = {i.slot: n for n, step in enumerate(self.steps) for i in step.inputs}
-        self.rounding = self._rounding()
+        compared = [
+            i
+            for step, gated in zip(self.steps, self.gated, strict=True)
+            if gated
+            for i in step.inputs
+        ]
+        self.rounding = self.rounding_of(compared)
         self.room = self._rows(memory)
         self.places: dict[tuple[int, int], Tensor] = {}
         self.shapes: dict[int, tuple[int, ...]] = {}  # of the gates of each step
 
-    def _rounding(self) -> dict[int, float]:
-        """Largest rounding error of each value that is compared."""
-        targets = {
-            value.slot: value
-            for step, gated in zip(self.steps, self.gated, strict=True)
-            for value in step.inputs
-            if gated
-        }
+    def rounding_of(self, values: Iterable[Value]) -> dict[int, float]:
+        """Largest rounding error of values, keyed by slot."""
+        targets = {value.slot: value for value in values}
         middle = torch.lerp(self.start, self.end, 0.5)
         largest = torch.maximum(self.start.abs(), self.end.abs())
         with exact(middle.device):

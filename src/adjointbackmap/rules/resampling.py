@@ -5,7 +5,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjointbackmap.rules.base import Aten, Builder, Gates, Value, by_name, rule_for, tensor_of
+from adjointbackmap.rules.base import (
+    Aten,
+    Builder,
+    Gates,
+    Refused,
+    Value,
+    by_name,
+    rule_for,
+    tensor_of,
+)
 
 
 @rule_for(
@@ -53,4 +62,14 @@ class AntialiasedInterpolation(Aten):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
+        """Append the step.
+
+        Raises:
+            Refused: If it makes one column, and another number of rows. PyTorch then repeats the
+                first row, and its derivative is that of the right values.
+        """
+        rows, columns = builder.shape[-2:]
+        if columns == 1 and rows != args[0].shape[-2]:
+            msg = "PyTorch repeats the first row of one column: resize rows and columns in turn"
+            raise Refused(msg)
         return builder.apply(cls(builder.op, *args[1:], **kwargs), args[0])
