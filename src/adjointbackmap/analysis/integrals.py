@@ -188,7 +188,7 @@ def _of_image(
         seeds = query.readout.cotangents(those, FLOAT64)
         slopes[done : done + len(those)] = mean_hyperplane(line, seeds)
         done += len(those)
-    image = ((query.images[0] - start) * slopes).view(*shape, *query.network.in_shape)
+    image = ((query.images[0] - start) * slopes).reshape(*shape, *query.network.in_shape)
     both = record(query.network, torch.stack([start, query.images[0]]), [query.layer])
     ends = query.values(both)
     return (
@@ -224,7 +224,7 @@ def mean_hyperplane(line: RegionLine, seeds: dict[int, Tensor]) -> Tensor:
                 for slot, seed in seeds.items()
             }
             image, _ = pull(pattern, given)
-            weighted = torch.tensordot(line.widths[part], image.view(len(part), count, -1), 1)
+            weighted = torch.tensordot(line.widths[part], image.reshape(len(part), count, -1), 1)
             total += weighted
     return total.view(count, *line.start.shape)
 
