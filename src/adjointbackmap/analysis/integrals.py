@@ -1,6 +1,6 @@
 """Integrated gradients without sampling: the weighted hyperplanes of the regions on a segment."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -34,24 +34,24 @@ class IntegratedGradients:
             without comparisons and signs.
         change: :math:`c(x) - c(x')` from the untouched model, ``(N, *units)``.
         regions: Number of linear regions of each segment, ``(N,)``.
-        rounding: Largest rounding error of a unit of the layer, ``(N,)``.
         x: The images, ``(N, C, H, W)``.
         baseline: The baselines, ``(N, C, H, W)``.
         layer: Name of the layer.
         mode: Reconstruction mode.
         units: Which units.
+        rounding: Largest rounding error of a unit of the layer, ``(N,)``.
     """
 
     image: Float[Tensor, "n *units_in"]
     jumps: Float[Tensor, "n *units"]
     change: Float[Tensor, "n *units"]
     regions: Tensor
-    rounding: Tensor
     x: Tensor
     baseline: Tensor
     layer: str
     mode: str
     units: Selection
+    rounding: Tensor = field(default_factory=lambda: torch.zeros(1))
 
     @property
     def bias(self) -> Tensor:
@@ -143,12 +143,12 @@ def integrated_gradients(
         jumps,
         change,
         regions,
-        rounding,
         images,
         start,
         query.layer.name,
         query.mode,
         query.units,
+        rounding,
     )
 
 
