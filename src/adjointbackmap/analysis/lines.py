@@ -199,9 +199,7 @@ class RegionLine:
                 for entry in pattern.program.entries:
                     given[entry.slot] = entry.value.expand(count, *entry.value.shape)
                 ends.append(push(pattern, given, [value])[value.slot])
-        found = [
-            torch.zeros(count, *value.shape, dtype=FLOAT64) if end is None else end for end in ends
-        ]
+        found = [end if end is not None else self.t.new_zeros(count, *value.shape) for end in ends]
         return torch.stack(found, 1)
 
     def jumps(self, layer: str | nn.Module = OUTPUT) -> Tensor:

@@ -47,17 +47,35 @@ class Cuts:
 
 @dataclass
 class Part:
-    """Some polygons before a step, with the coefficients of the values that later steps need."""
+    """Some polygons before a step, with the coefficients of the values that later steps need.
+
+    Attributes:
+        step: Number of the step.
+        polygons: The polygons.
+        patterns: Fingerprint of the gates of each, ``(P,)``.
+        rows: Row of each in the values, ``(P,)``: parts of one polygon share a row.
+        values: Coefficients ``(rows, 3, *shape)``, keyed by slot.
+    """
 
     step: int
     polygons: Polygons
     patterns: Tensor
+    rows: Tensor
     values: dict[int, Tensor]
 
     def chosen(self, numbers: Tensor) -> "Part":
-        """Some of the polygons."""
-        values = {slot: value[numbers] for slot, value in self.values.items()}
-        return Part(self.step, self.polygons.chosen(numbers), self.patterns[numbers], values)
+        """Some of the polygons; the values are shared."""
+        polygons = self.polygons.chosen(numbers)
+        return Part(self.step, polygons, self.patterns[numbers], self.rows[numbers], self.values)
+
+    def of(self, value: Value) -> Tensor:
+        """Coefficients of a value for each polygon, ``(P, 3, *shape)``."""
+        return self.values[value.slot][self.rows]
+
+    def settle(self) -> None:
+        """Give each polygon a row of its own."""
+        self.values = {slot: value[self.rows] for slot, value in self.values.items()}
+        self.rows = torch.arange(len(self.rows), device=self.rows.device)
 
 
 class MapWalk:
@@ -136,19 +154,18 @@ class MapWalk:
     def run(self) -> Iterator[Part]:
         """Finished parts of the window, one after the other."""
         with exact(self.image.device):
-            waiting = [Part(0, self.window, self._patterns(1), self._inputs())]
+            zero = torch.zeros(1, dtype=torch.int64, device=self.image.device)
+            waiting = [Part(0, self.window, zero, zero, self._inputs())]
             while waiting:
                 part = waiting.pop()
                 while part.step < len(self.steps):
-                    self._advance(part)
+                    if self._subdivide(part):
+                        self._advance(part)
                     if len(part.polygons) > self.room:
                         numbers = torch.arange(len(part.polygons), device=self.image.device)
                         waiting.append(part.chosen(numbers[self.room :]))
-                        part = part.chosen(numbers[: self.room])
+                        _become(part, part.chosen(numbers[: self.room]))
                 yield part
-
-    def _patterns(self, count: int) -> Tensor:
-        return torch.zeros(count, dtype=torch.int64, device=self.image.device)
 
     def _inputs(self) -> dict[int, Tensor]:
         """Coefficients of the image and of the entries: slopes of the entries are zero."""
@@ -159,13 +176,26 @@ class MapWalk:
             values[entry.slot] = value
         return values
 
-    def _advance(self, part: Part) -> None:
-        """Take a part through its step."""
+    def _subdivide(self, part: Part) -> bool:
+        """Cut the polygons where units of the part's step meet a kink.
+
+        Returns:
+            Whether all cuts are made. Otherwise there are too many polygons: with some of them the
+            same step is looked at again.
+        """
         step = self.steps[part.step]
-        if self.gated[part.step]:
-            for kink in step.rule.kinks() or ():
-                for cuts in self._cuts(part, step, kink):
-                    _become(part, cut(part, cuts))
+        for kink in step.rule.kinks() or () if self.gated[part.step] else ():
+            for cuts in self._cuts(part, step, kink):
+                done, finished = cut(part, cuts, 2 * self.room)
+                _become(part, done)
+                if not finished:
+                    return False
+        return True
+
+    def _advance(self, part: Part) -> None:
+        """Compute the value of the part's step."""
+        step = self.steps[part.step]
+        part.settle()
         part.values[step.output.slot] = self._output(part, step)
         n = part.step
         for slot in [slot for slot in part.values if self.last.get(slot, -1) <= n]:
@@ -210,19 +240,18 @@ class MapWalk:
 
     def _cuts(self, part: Part, step: Step, kink: Levels | Order) -> Iterator[Cuts]:
         """The lines on which the units of a step meet one of its kinks."""
-        inputs = [part.values[value.slot] for value in step.inputs]
         if isinstance(kink, Levels):
-            of = [i for i in kink.of if i < len(inputs)]
+            of = [i for i in kink.of if i < len(step.inputs)]
             rounding = sum(self.rounding[step.inputs[i].slot] for i in of)
             for number in range(len(kink.at)):
                 # earlier cuts have changed the part
-                inputs = [part.values[value.slot] for value in step.inputs]
+                inputs = [part.of(value) for value in step.inputs]
                 yield crossing(part.polygons, self._gap(part, inputs, of, kink, number), rounding)
         else:
             value = step.inputs[kink.of]
             places = kink.places(value.shape).to(self.image.device)
             rounding = 2 * self.rounding[value.slot]
-            yield from contests(part, value.slot, kink, places, rounding)
+            yield from contests(part.polygons, part.of(value), kink, places, rounding)
 
     def _gap(
         self, part: Part, inputs: Sequence[Tensor], of: Sequence[int], kink: Levels, number: int
@@ -254,7 +283,8 @@ def at(value: Tensor, points: Tensor) -> Tensor:
 
 def _become(part: Part, other: Part) -> None:
     """Replace the contents of a part."""
-    part.polygons, part.patterns, part.values = other.polygons, other.patterns, other.values
+    part.polygons, part.patterns = other.polygons, other.patterns
+    part.rows, part.values = other.rows, other.values
 
 
 def crossing(polygons: Polygons, gaps: Tensor, rounding: float) -> Cuts:
@@ -275,12 +305,13 @@ def crossing(polygons: Polygons, gaps: Tensor, rounding: float) -> Cuts:
     return Cuts(polygon, gaps[polygon, :, unit][:, None], rounding)
 
 
-def contests(part: Part, slot: int, kink: Order, places: Tensor, rounding: float) -> Iterator[Cuts]:
+def contests(
+    polygons: Polygons, value: Tensor, kink: Order, places: Tensor, rounding: float
+) -> Iterator[Cuts]:
     """The lines on which elements of groups change their order."""
     if places.shape[1] < 2:
         return
-    polygons = part.polygons
-    value = part.values[slot].flatten(2)
+    value = value.flatten(2)
     value = value if kink.largest else -value
     homogeneous = torch.cat([torch.ones_like(polygons.vertices[..., :1]), polygons.vertices], 2)
     is_maximum = not kink.running and kink.ranks(places.shape[1]) == (0, 0)
@@ -292,7 +323,7 @@ def contests(part: Part, slot: int, kink: Order, places: Tensor, rounding: float
     if is_maximum:
         yield Cuts(polygon, planes, rounding)
         return
-    one, other = torch.triu_indices(places.shape[1], places.shape[1], 1)
+    one, other = torch.triu_indices(places.shape[1], places.shape[1], 1, device=places.device)
     gaps = (planes[:, one] - planes[:, other]).flatten(0, 1)  # (M * pairs, 3)
     owner = polygon.repeat_interleave(len(one))
     yield Cuts(owner, gaps[:, None], rounding)
@@ -325,10 +356,19 @@ def _contested(
     return torch.cat([p for p, _ in found]), torch.cat([g for _, g in found])
 
 
-def cut(part: Part, cuts: Cuts) -> Part:
-    """Cut the polygons of a part, one line of each at a time."""
+def cut(part: Part, cuts: Cuts, limit: int) -> tuple[Part, bool]:
+    """Cut the polygons of a part, one line of each at a time.
+
+    Args:
+        part: The part.
+        cuts: The lines.
+        limit: Number of polygons at which to stop.
+
+    Returns:
+        The part, and whether all cuts are made.
+    """
     if not len(cuts.polygon):
-        return part
+        return part, True
     order = cuts.polygon.argsort(stable=True)
     planes = cuts.planes[order]
     counts = torch.bincount(cuts.polygon, minlength=len(part.polygons))
@@ -338,7 +378,7 @@ def cut(part: Part, cuts: Cuts) -> Part:
     polygons = part.polygons
     while True:
         left = (nxt < stop).nonzero().flatten()
-        if not len(left):
+        if not len(left) or len(polygons) > limit:
             break
         done = (nxt >= stop).nonzero().flatten()
         pieces, origin, _ = pieces_of(polygons.chosen(left), planes[nxt[left]], cuts.rounding)
@@ -351,7 +391,7 @@ def cut(part: Part, cuts: Cuts) -> Part:
     by_parent = parent.argsort(stable=True)
     chosen = part.chosen(parent[by_parent])
     chosen.polygons = polygons.chosen(by_parent)
-    return chosen
+    return chosen, not len(left)
 
 
 def pieces_of(
