@@ -266,6 +266,17 @@ def test_fixup_scalars_are_named_as_in_the_tables():
     assert scalars == {f"m{i}" for i in range(2, 19, 2)}
 
 
+def test_fixup_without_biases_gets_a_gradient_in_every_channel():
+    """Second convolutions at zero would leave the new channels of a wider block on ReLU's kink."""
+    torch.manual_seed(0)
+    model = models.build("fixup-resnet20-nobias").double()
+    nn.init.normal_(model.fc.weight)
+    model(image(8)).square().sum().backward()
+    for name, weight in model.named_parameters():
+        if name.startswith("conv"):
+            assert (weight.grad.flatten(1) != 0).any(1).all(), name
+
+
 def test_fixup_initialisation():
     parameters = dict(models.build("fixup-resnet20").named_parameters())
     zero = {name for name, p in parameters.items() if not p.any()}

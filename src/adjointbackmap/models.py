@@ -22,6 +22,7 @@ from adjointbackmap.files.weights import load_weights, read_safetensors
 # Defaults of TensorFlow, which the study used. PyTorch's are 0.01 and 0.00001.
 LEAKY_SLOPE = 0.2
 BATCH_NORM_EPS = 0.001
+SMALL_START = 0.1  # of He's deviation: a branch adds a few per cent to its block at first
 INSTALL_AGAIN = "install the package again"
 # In- and out-channels of each convolution, and of each residual block.
 VGG7_CHANNELS = ((3, 32), (32, 32), (32, 64), (64, 64), (64, 96), (96, 96))
@@ -137,14 +138,22 @@ class FixupResNet20(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Fixup: in each of L blocks, L^(-1/2) for the first convolution, 0 for the second."""
+        """Fixup: in each of L blocks, L^(-1/2) for the first convolution, 0 for the second.
+
+        Without biases the second starts small. The shortcut of a wider block adds zeros to the new
+        channels: at 0 they would stay on the kink of ReLU, where no gradient comes.
+        """
         blocks = len(BLOCK_CHANNELS)
         nn.init.kaiming_normal_(self.conv0.weight, mode="fan_out", nonlinearity="relu")
         for i in range(blocks):
             first, second = (self.get_parameter(f"conv{2 * i + j}.weight") for j in (1, 2))
             nn.init.kaiming_normal_(first, mode="fan_out", nonlinearity="relu")
             first.data.mul_(blocks**-0.5)
-            nn.init.zeros_(second)
+            if self.biases:
+                nn.init.zeros_(second)
+            else:
+                nn.init.kaiming_normal_(second, mode="fan_out", nonlinearity="relu")
+                second.data.mul_(SMALL_START)
         nn.init.zeros_(self.fc.weight)
 
     def _plus(self, i: int, x: Tensor) -> Tensor:
