@@ -29,6 +29,9 @@ NEW_FIELDS = (
     "l1",
     "validate_every",
     "augmentation",
+    "objective",
+    "radius",
+    "strength",
 )  # what the first checkpoints did not have
 
 
@@ -67,6 +70,23 @@ def unbroken(tmp_path_factory):
         return folders[network]
 
     return run
+
+
+def around(x):
+    return training.Around(training.ball_of(nn.Identity(), 8 / 255, x), torch.Generator())
+
+
+@pytest.mark.parametrize("objective", ["adversarial", "local-linearity", "gradient-norm"])
+def test_a_run_with_an_objective_continues_bit_for_bit(tmp_path, objective):
+    recipe = training.Recipe(epochs=1, batch=BATCH, objective=objective)
+    whole, broken = (tmp_path / name for name in ("whole", "broken"))
+    card = training.train(task(recipe=recipe), whole)
+    assert card["recipe"]["objective"] == objective
+    with pytest.raises(KilledError):
+        training.train(task(recipe=recipe), broken, report=stop_at(2))
+    training.train(task(recipe=recipe), broken)
+    actual, wanted = (load_file(path / "vgg7-cifar10.safetensors") for path in (broken, whole))
+    assert all(torch.equal(actual[key], wanted[key]) for key in wanted)
 
 
 def stop_at(step):
@@ -342,9 +362,8 @@ def test_layouts_compute_the_same_loss(setting):
     model = models.build("vgg7").to(memory_format=setting.layout)
     torch.manual_seed(0)
     twin = models.build("vgg7")
-    actual = training.training_loss(
-        model, images.unit_interval(), images.labels, training.Recipe(), setting
-    )
+    x = images.unit_interval()
+    actual = training.training_loss(model, x, images.labels, training.Recipe(), setting, around(x))
     scores = twin(images.unit_interval()).log_softmax(1)
     expected = -(0.9 * scores[torch.arange(8), images.labels] + 0.1 * scores.mean(1)).mean()
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
@@ -362,7 +381,9 @@ def test_l1_is_of_the_kernels_alone():
         arguments = (model, images.unit_interval(), images.labels)
         setting = training.Setting(channels_last=True, bfloat16=False)
         without, loss = (
-            training.training_loss(*arguments, training.Recipe(l1=l1), setting)
+            training.training_loss(
+                *arguments, training.Recipe(l1=l1), setting, around(arguments[1])
+            )
             for l1 in (0.0, 1e-3)
         )
         torch.testing.assert_close(
@@ -374,7 +395,7 @@ def test_l1_is_of_the_kernels_alone():
     "fastest", [training.Setting(a, b) for a in (True, False) for b in (True, False)], ids=str
 )
 def test_thefastest_setting_is_taken(monkeypatch, fastest):
-    def loss(model, x, labels, recipe, setting):
+    def loss(model, x, labels, recipe, setting, around):
         time.sleep(0 if setting == fastest else 0.02)
         return torch.zeros((), requires_grad=True)
 

@@ -44,6 +44,11 @@ class RecipeOptions:
         validate_every: Epochs from one validation to the next. Own recipe: 1.
         augmentation: Flip, and crop from a padded image (crop), or the study's colours, resize and
             crop (study).
+        objective: What training minimises: the plain loss, or one that calms the network: with an
+            adversarial step (adversarial), with a penalty on scores that are not linear around an
+            image (local-linearity), or on the loss's gradient (gradient-norm). Own recipe: plain.
+        radius: Largest change of a pixel in [0, 1] for such an objective. Own recipe: 8/255.
+        strength: Factor of its penalty. Own recipe: 1.
     """
 
     epochs: int | None = None
@@ -57,6 +62,9 @@ class RecipeOptions:
     label_smoothing: float | None = None
     validate_every: int | None = None
     augmentation: Literal["crop", "study"] | None = None
+    objective: Literal["plain", "adversarial", "local-linearity", "gradient-norm"] | None = None
+    radius: float | None = None
+    strength: float | None = None
 
     def recipe(self, network: str, dataset: str, preset: str) -> "Recipe":
         """The recipe of the preset with these changes."""
@@ -71,6 +79,7 @@ OWN_RECIPE = RecipeOptions()
 TRAIN_EXAMPLES = help_examples(
     "adjointbackmap train vgg7 --data FOLDER",
     "adjointbackmap train resnet20 cifar100 --preset study --out runs/study",
+    "adjointbackmap train vgg7 --objective local-linearity --out runs/calm",
 )
 EVALUATE_EXAMPLES = help_examples(
     "adjointbackmap evaluate vgg7-cifar10 --dataset sample",

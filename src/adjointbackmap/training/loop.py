@@ -26,6 +26,7 @@ from adjointbackmap.files.stopping import undivided
 from adjointbackmap.files.weights import load_weights, read_torch, read_weights, torch_bytes
 from adjointbackmap.machine import has_bfloat16, machine_in_words
 from adjointbackmap.training.evaluation import accuracy
+from adjointbackmap.training.objectives import Around, ball_of, objective_loss
 from adjointbackmap.training.recipes import Recipe
 from adjointbackmap.training.task import Progress, Setting, Task
 
@@ -206,7 +207,8 @@ def _step(state: _State, task: Task, images: _Data, order: Tensor, steps: int) -
         group["lr"] = recipe.rate(state.step, steps)
     generator = _generator(task.seed, AUGMENTATION, state.step)
     x = images.prepare(recipe.augment(images.pixels[order], generator))
-    loss = training_loss(state.model, x, images.labels[order], recipe, state.setting)
+    around = Around(ball_of(images.prepare, recipe.radius, x), generator)
+    loss = training_loss(state.model, x, images.labels[order], recipe, state.setting, around)
     state.optimizer.zero_grad()
     loss.backward()
     state.optimizer.step()
@@ -216,17 +218,28 @@ def _step(state: _State, task: Task, images: _Data, order: Tensor, steps: int) -
 
 
 def training_loss(
-    model: nn.Module, x: Tensor, labels: Tensor, recipe: Recipe, setting: Setting
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    setting: Setting,
+    around: Around,
 ) -> Tensor:
-    """Cross-entropy of a batch, plus the L1 norm of the kernels if the recipe has it."""
-    x = x.contiguous(memory_format=setting.layout)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=setting.bfloat16):
-        scores = model(x)
-    loss = F.cross_entropy(scores.float(), labels, label_smoothing=recipe.label_smoothing)
+    """The recipe's objective on a batch, plus the L1 norm of the kernels if the recipe has it."""
+
+    def scores(images: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=setting.layout)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=setting.bfloat16):
+            return model(images).float()
+
+    def loss(scores: Tensor) -> Tensor:
+        return F.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
+
+    total = objective_loss(recipe.objective, recipe.strength, x, scores, loss, around)
     if recipe.l1:
         # Only kernels have more than one dimension.
-        loss = loss + recipe.l1 * sum(p.abs().sum() for p in model.parameters() if p.dim() > 1)
-    return loss
+        total = total + recipe.l1 * sum(p.abs().sum() for p in model.parameters() if p.dim() > 1)
+    return total
 
 
 def _end_epoch(state: _State, recipe: Recipe, images: _Data, epoch: int) -> None:
@@ -306,13 +319,14 @@ def fastest_setting(
     precisions = (False, True) if has_bfloat16(device) else (False,)
     settings = [Setting(layout, precision) for precision in precisions for layout in (True, False)]
     x = prepare(pixels.float() / 255)
+    around = Around(ball_of(prepare, task.recipe.radius, x), torch.Generator())
 
     def seconds(setting: Setting) -> float:
         model = _fresh(task, classes, setting, device).model
         times = []
         for _ in range(1 + MEASURED_STEPS):
             started = time.perf_counter()
-            training_loss(model, x, labels, task.recipe, setting).backward()
+            training_loss(model, x, labels, task.recipe, setting, around).backward()
             if device != "cpu":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - started)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adjointbackmap import models
 from adjointbackmap.training import augmentation
+from adjointbackmap.training.objectives import OBJECTIVES
 
 RECIPE_PRESETS = ("own", "study")
 AUGMENTATIONS = ("crop", "study")
@@ -37,9 +38,14 @@ class Recipe:
         l1: Factor of the sum of the kernels' absolute values in the loss.
         validate_every: Epochs from one validation to the next. The last epoch is always validated.
         augmentation: ``"crop"`` or ``"study"``, see :mod:`adjointbackmap.training.augmentation`.
+        objective: ``"plain"``, ``"adversarial"``, ``"local-linearity"`` or ``"gradient-norm"``,
+            see :mod:`adjointbackmap.training.objectives`.
+        radius: Largest change of a pixel in [0, 1] that an objective looks at.
+        strength: Factor of the penalty of ``"local-linearity"`` and ``"gradient-norm"``.
 
     Raises:
-        ValueError: If a count is less than 1 or there is no such augmentation.
+        ValueError: If a count is less than 1, the radius or the strength is negative, or there is
+            no such augmentation or objective.
     """
 
     epochs: int = 30
@@ -54,6 +60,9 @@ class Recipe:
     l1: float = 0.0
     validate_every: int = 1
     augmentation: str = "crop"
+    objective: str = "plain"
+    radius: float = 8 / 255
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         lengths = [length for _, length in self.intervals]
@@ -63,10 +72,19 @@ class Recipe:
                 f"Got {self.epochs}, {self.batch}, {self.validate_every} and {lengths}."
             )
             raise ValueError(msg)
-        if self.augmentation not in AUGMENTATIONS:
-            known = ", ".join(AUGMENTATIONS)
-            msg = f"The augmentation must be one of {known}. Got {self.augmentation!r}."
+        if min(self.radius, self.strength) < 0:
+            msg = (
+                "Radius and strength of an objective must be at least 0. "
+                f"Got {self.radius} and {self.strength}."
+            )
             raise ValueError(msg)
+        for name, chosen, known in (
+            ("augmentation", self.augmentation, AUGMENTATIONS),
+            ("objective", self.objective, OBJECTIVES),
+        ):
+            if chosen not in known:
+                msg = f"The {name} must be one of {', '.join(known)}. Got {chosen!r}."
+                raise ValueError(msg)
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of a step.
