@@ -10,11 +10,12 @@ from torch.nn import functional
 
 import adjointbackmap as abm
 from adjointbackmap import data, models
+from adjointbackmap.analysis.angles import angles
 from adjointbackmap.attacks import basic_iterative, study_attack
 from adjointbackmap.report.sections import Claim, Picture, Table
 from adjointbackmap.study.adversarial import noise, noise_report, pairs
 from adjointbackmap.study.adversarial.gates import flipped, gate_counts, near_kinks
-from adjointbackmap.study.adversarial.pairs import angles, relative_change
+from adjointbackmap.study.adversarial.pairs import relative_change
 from adjointbackmap.study.published.outputs import OUTPUTS
 from adjointbackmap.study.setup import SCALE, Setup, read_json
 

@@ -1,6 +1,5 @@
 """Every linear region of a network on the segment between two images."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -133,11 +132,18 @@ class RegionLine:
 
     def flips_by_operation(self) -> dict[str, int]:
         """Number of flips of each operation on the whole line, in the order of the network."""
-        counted: Counter[str] = Counter()
+        return {name: len(places) for name, places in self.flip_places().items()}
+
+    def flip_places(self) -> dict[str, Tensor]:
+        """Positions of the flips of each operation, in order, each as often as gates flip there."""
         inner = self.t[1:-1]
+        found: dict[str, list[Tensor]] = {}
         for flips in sorted(self.found.flips, key=lambda flips: flips.step):
-            counted[self._names[flips.step]] += int(torch.isin(flips.t, inner).sum())
-        return {name: count for name, count in counted.items() if count}
+            found.setdefault(self._names[flips.step], []).append(
+                flips.t[torch.isin(flips.t, inner)]
+            )
+        places = {name: torch.cat(parts).sort().values for name, parts in found.items()}
+        return {name: those for name, those in places.items() if len(those)}
 
     @property
     def isolated(self) -> list[tuple[float, str]]:
@@ -249,6 +255,35 @@ class RegionLine:
         places = self.middles[numbers[at]].reshape(-1)
         options = {"dtype": FLOAT64, "memory": self.memory, **options}
         return hyperplanes(self.network, self.at(places), layer, mode, units, **options)
+
+    # figure
+
+    def plot(
+        self,
+        layer: str | nn.Module = OUTPUT,
+        unit: tuple[int, ...] | int | None = None,
+        names: Sequence[str] | None = None,
+        title: str = "",
+    ) -> Any:
+        """Draw a unit, the class scores, the turn of the unit's hyperplane, and flips along t.
+
+        Args:
+            layer: Name of a layer, or a module of the model.
+            unit: Index in the layer's output; by default the largest one at the start.
+            names: Names of the classes.
+            title: Heading of the figure.
+
+        Returns:
+            The Matplotlib figure.
+
+        Raises:
+            ValueError: If there is no such layer or unit.
+        """
+        from adjointbackmap.analysis.line_profile import line_profile
+
+        return line_profile(self, layer, unit).draw(names, title)
+
+    # going on
 
     def resume(
         self, regions: int | None = None, memory: str | float | int | None = None

@@ -11,13 +11,24 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from adjointbackmap.cli import attack, bench, checking, looking, networks, study
+from adjointbackmap.cli import attack, bench, checking, looking, networks, regions, study
 from adjointbackmap.cli.frame import app, console
 from adjointbackmap.files.checked import DamagedFileWarning
 from adjointbackmap.files.stopping import Stopped, stoppable
 
 _with_place = warnings.formatwarning
-__all__ = ["app", "attack", "bench", "checking", "console", "looking", "main", "networks", "study"]
+__all__ = [
+    "app",
+    "attack",
+    "bench",
+    "checking",
+    "console",
+    "looking",
+    "main",
+    "networks",
+    "regions",
+    "study",
+]
 
 
 def main() -> None:

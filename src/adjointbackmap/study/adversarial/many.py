@@ -12,13 +12,13 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from adjointbackmap import data
+from adjointbackmap.analysis.angles import angles
 from adjointbackmap.engine.pattern import record_pattern
 from adjointbackmap.exactness.journal import Record
 from adjointbackmap.study.adversarial.gates import flipped, gate_counts, near_kinks
 from adjointbackmap.study.adversarial.noise_patterns import PATTERNS
 from adjointbackmap.study.adversarial.pairs import (
     Pair,
-    angles,
     attack_of,
     attacked_pair,
     relative_change,
