@@ -1,8 +1,11 @@
 """Verification: every unit of every layer, shares, counts, and messages with figures."""
 
+import copy
+
 import pytest
 import torch
 from cases import make
+from torch import nn
 
 import adjointbackmap as abm
 from adjointbackmap.engine.pattern import pattern_of
@@ -356,3 +359,40 @@ def test_dense_test_takes_the_images_of_its_operator(traced_case):
     traced = traced_case("plain-conv-chain")
     with pytest.raises(RuntimeError, match="dense test"):
         abm.dense_test(abm.operator(traced.network, traced.x, "4"), -traced.x)
+
+
+def test_float64_hyperplanes_of_float32_values():
+    """The errors are those of the untouched float32 model's values against exact hyperplanes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.LeakyReLU(0.25), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten()
+    ).eval()
+    x = torch.randn(2, 3, 9, 9)
+    network = abm.trace(model, x)
+    found = abm.verify(network, x, dtype=torch.float64, values=torch.float32)
+    with torch.no_grad():
+        value = model(x).double()
+        exact = copy.deepcopy(model).double()(x.double())
+    check = found["3"]
+    error = ((exact - value) / value)[value != 0].abs().max().item()
+    # PyTorch may compute the same float32 value in another order of the sums
+    assert error / 10 < check.largest < 10 * error
+    assert 1e-9 < check.scaled < 1e-6
+    assert check.flipped == 0
+    assert abm.verify(network, x, dtype=torch.float64)["3"].scaled < 1e-15
+
+
+def test_gates_of_the_values_are_kept_and_counted():
+    """1e8 + 1 - 1e8 is 0 in float32 and 1 in float64: the gate after it is closed and open."""
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1)).eval()
+    with torch.no_grad():
+        for layer, weight, bias in ((0, 1e8, 1), (1, 1, -1e8), (3, 1, 0.5)):
+            model[layer].weight.fill_(weight)
+            model[layer].bias.fill_(bias)
+    x = torch.ones(1, 1)
+    found = abm.verify(
+        abm.trace(model, x), x, own_bias=True, dtype=torch.float64, values=torch.float32
+    )
+    assert [found[name].flipped for name in ("0", "2", "3")] == [0, 1, 1]
+    assert found["3"].largest == 0.0
+    assert found["1"].within == 0

@@ -49,6 +49,7 @@ def verify(
     scale: float = STUDY_SCALE,
     dtype: Literal["float32", "float64"] = "float32",
     accumulate: Literal["float32", "float64"] | None = None,
+    values: Literal["float32", "float64"] | None = None,
     keep: Path | None = None,
     workers: int | None = None,
     cluster: str | None = None,
@@ -72,6 +73,8 @@ def verify(
         own_bias: Whether a layer's own bias belongs to its units.
         scale: The factor k of the activation pattern.
         dtype: Precision of the network and of the hyperplanes.
+        values: Precision of the network alone, if it is another one: --dtype float64 --values
+            float32 compares exact hyperplanes with the values of the float32 network.
         accumulate: Precision in which inner products are summed. The default is --dtype.
         keep: File for finished images. Images in it are not computed again.
         workers: Number of processes on this machine that share the images. With --device cuda,
@@ -105,10 +108,11 @@ def verify(
     pixels = chosen_images(image, images, dataset, data, subject)
     x = subject.prepare(pixels).to(device, getattr(torch, dtype))
     network = subject.trace(device)
-    terms = terms_of(network, layer, own_bias, scale, x.dtype, getattr(torch, accumulate or dtype))
+    sums = getattr(torch, accumulate or dtype)
+    terms = terms_of(network, layer, own_bias, scale, x.dtype, sums, values=values)
     names = [image_hash(bytes_) for bytes_ in (255 * pixels).round().to(torch.uint8)]
     checks = _verified(network, x, terms, names, keep, cluster or workers, output)
-    if any(check.share < 1 for check in checks.values()) and dtype == "float64":
+    if any(check.share < 1 for check in checks.values()) and terms.measured == torch.float64:
         msg = "Every unit must be within 1 % in float64. Got some that are not: see the table."
         raise RuntimeError(msg)
 

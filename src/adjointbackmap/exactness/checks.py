@@ -1,7 +1,7 @@
 """Tests of exactness: dot test, dense test, reconstruction test, and the check of all units."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.observe import Recorded, record, record_call
 from adjointbackmap.engine.operators import Basis, LayerOperator, basis, push, reached
 from adjointbackmap.engine.pattern import ActivationPattern, check_images, check_scale, pattern_of
-from adjointbackmap.engine.program import IMAGE
+from adjointbackmap.engine.program import IMAGE, Program
 from adjointbackmap.engine.rounding import CANCELLED_SHARE, drawn, path_sizes, scale_of_rounding
 from adjointbackmap.engine.sweep import Sweep, sums_of_products
 from adjointbackmap.engine.workspace import held, vectors_within
@@ -20,9 +20,12 @@ from adjointbackmap.exactness.nearest import NearestByIndex
 from adjointbackmap.planes.hyperplane import Hyperplanes
 from adjointbackmap.planes.query import Query
 from adjointbackmap.rules import Value
+from adjointbackmap.rules.base import Gates
 
 # Largest error of a test by default, about a thousand roundings of each dtype.
 TEST_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
+# A slope such as 0.2 differs by 1.5e-8 between float32 and float64. That is the same gate.
+SLOPE_ROUNDING = 1e-6
 
 
 def dot_test(
@@ -210,9 +213,10 @@ class Terms:
         layers: Names of the layers.
         own_bias: Whether a layer's own bias belongs to its units.
         scale: The factor k of the pattern.
-        dtype: Dtype of the network's values and of the hyperplanes.
+        dtype: Dtype of the hyperplanes.
         accumulate: Dtype of the inner products.
         memory: Largest size of a batch of tangents in bytes; ``None`` for the fastest batch.
+        values: Dtype of the network's values and of the pattern; ``None`` for ``dtype``.
     """
 
     layers: tuple[str, ...]
@@ -221,6 +225,12 @@ class Terms:
     dtype: torch.dtype
     accumulate: torch.dtype
     memory: int | None = None
+    values: torch.dtype | None = None
+
+    @property
+    def measured(self) -> torch.dtype:
+        """The dtype of the network's values."""
+        return self.values or self.dtype
 
 
 def verify_images(
@@ -245,20 +255,21 @@ def verify_images(
         For each image, name of a layer -> its errors.
     """
     x = check_images(network, images, terms.dtype)
+    seen = check_images(network, images, terms.measured)
     layers = [network.layer(key) for key in terms.layers]
     network.check_unchanged()
     most = vectors_within(terms.memory, held(network.program(x.dtype).steps), x.dtype.itemsize)
-    pattern = pattern_of(network, x, check_scale(terms.scale), most)
+    pattern, differing = _pattern_for(network, x, seen, check_scale(terms.scale), most)
     kernels = {}
     targets = {}
     for layer in layers:
         targets[layer.name] = layer.value
         if layer.kernel is not None and not terms.own_bias:
-            kernels[layer.name] = network.kernel(layer, x.dtype)
-            targets[layer.name] = kernels[layer.name].sum
+            kernels[layer.name] = network.kernel(layer, seen.dtype)
+            targets[layer.name] = network.kernel(layer, x.dtype).sum
     checks: list[dict[str, LayerCheck]] = [{} for _ in names]
     with exact(x.device):
-        recorded = record(network, x, layers)
+        recorded = record(network, seen, layers)
         totals = _inner_products(network, x, pattern, targets, terms, report)
         paths = path_sizes(pattern, x, targets.values())
         for name, (sums, magnitudes) in totals.items():
@@ -266,10 +277,59 @@ def verify_images(
             value = recorded.outputs[name]
             if name in kernels:  # without the layer's own bias
                 value = kernels[name].apply(recorded.inputs[name])
+            flipped = _counts_before(pattern.program, targets[name], differing, len(x))
             of_images = checks_of(name, value, sums, scales, names)
-            for found, check in zip(checks, of_images, strict=True):
-                found[name] = check
+            for found, check, count in zip(checks, of_images, flipped, strict=True):
+                found[name] = replace(check, flipped=count)
     return checks
+
+
+def _pattern_for(
+    network: Network, x: Tensor, seen: Tensor, scale: float, most: int | None
+) -> tuple[ActivationPattern, dict[int, Tensor]]:
+    """The pattern of the images as the network saw them, in the dtype of the hyperplanes.
+
+    Args:
+        network: Traced network.
+        x: Batch in the dtype of the hyperplanes.
+        seen: The same batch in the dtype of the network's values.
+        scale: The factor k.
+        most: Largest batch of tangents.
+
+    Returns:
+        The pattern, and slot of a step's output -> number of its gates that differ between the two
+        dtypes, ``(N,)``.
+    """
+    own = pattern_of(network, x, scale, most)
+    if seen.dtype == x.dtype:
+        return own, {}
+    found = pattern_of(network, seen, scale).gates
+    gates = {slot: tuple(_widened(t, x.dtype) for t in each) for slot, each in found.items()}
+    differing = {slot: _differing(own.gates[slot], each) for slot, each in gates.items()}
+    return replace(own, gates=gates), differing
+
+
+def _widened(gate: Tensor, dtype: torch.dtype) -> Tensor:
+    """A gate in a dtype, if it is a slope; winners are whole numbers."""
+    return gate.to(dtype) if gate.is_floating_point() else gate
+
+
+def _differing(first: Gates, second: Gates) -> Tensor:
+    """The number of gates that differ, ``(N,)``; the rounding of a slope is no difference."""
+    pairs = zip(first, second, strict=True)
+    apart = [~torch.isclose(a, b, rtol=SLOPE_ROUNDING, atol=0) for a, b in pairs]
+    return torch.stack([each.flatten(1).sum(1) for each in apart]).sum(0)
+
+
+def _counts_before(
+    program: Program, target: Value, differing: dict[int, Tensor], images: int
+) -> list[int]:
+    """The number of gates before a layer that differ, for each image."""
+    total = torch.zeros(images, dtype=torch.int64)
+    for step in program.upstream([target]):
+        if step.output.slot in differing:
+            total = total + differing[step.output.slot].cpu()
+    return total.tolist()
 
 
 def _inner_products(

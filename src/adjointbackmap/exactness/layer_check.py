@@ -19,6 +19,8 @@ HISTOGRAM_EDGES = tuple(float(f"1e{e}") for e in range(-16, 3))
 # Largest scale-aware error that counts as rounding, in machine epsilons of the network's dtype.
 ROUNDING = 16
 
+COUNTS = ("units", "within", "within_signed", "zero", "rounded", "flipped")
+
 UnitOfImage = tuple[str, tuple[int, ...]]
 """Name of an image, and the index of a unit in the shape of the layer."""
 
@@ -42,6 +44,8 @@ class LayerCheck(Shown):
         largest: Largest |relative error|.
         scaled: Largest scale-aware error: the error divided by sum |x h| + sum |b h|.
         outside: Largest |value| / (sum |x h| + sum |b h|) of the units that are not within 1 %.
+        flipped: Number of gates before the layer that are not the same in the dtype of the values
+            and in that of the hyperplanes, over all images; 0 if the two are one dtype.
         worst: Image and unit of the largest |relative error|. If there are several, the first by
             name and index.
         signed: Counts of the signed relative error. There is a bin for each of -100 to -1e-16, the
@@ -58,6 +62,7 @@ class LayerCheck(Shown):
     largest: float = 0.0
     scaled: float = 0.0
     outside: float = 0.0
+    flipped: int = 0
     worst: UnitOfImage | None = None
     signed: list[int] = field(default_factory=lambda: [0] * (2 * len(HISTOGRAM_EDGES) + 1))
 
@@ -89,7 +94,7 @@ class LayerCheck(Shown):
 
     def merge(self, other: "LayerCheck") -> None:
         """Add the units of other images of the same layer."""
-        for name in ("units", "within", "within_signed", "zero", "rounded"):
+        for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.worst = _worse(self, other)
         for name in ("largest", "scaled", "outside"):
@@ -144,8 +149,7 @@ Conditions = Iterator[tuple[str, bool]]
 
 def _conditions(check: LayerCheck, layer: str, image: str, shape: Sequence[int]) -> Conditions:
     """Conditions on the check of one image, in an order in which each may rely on those before."""
-    counts = (check.units, check.within, check.within_signed, check.zero, check.rounded)
-    numbers = (*counts, *check.signed)
+    numbers = (*(getattr(check, name) for name in COUNTS), *check.signed)
     yield "counts that are no counts", all(type(n) is int and n >= 0 for n in numbers)
     is_whole = check.layer == layer and check.units == prod(shape)
     yield f"{check.units} units instead of {prod(shape)}", is_whole

@@ -50,6 +50,7 @@ def verify(
     keep: str | os.PathLike[str] | None = None,
     workers: int | str | None = None,
     memory: str | float | int | None = None,
+    values: torch.dtype | str | None = None,
 ) -> Checks:
     r"""Compare every unit of every layer with its explicit hyperplane [Wan2022, eqs. 3.27-3.29].
 
@@ -75,6 +76,10 @@ def verify(
             scheduler such as ``tcp://10.0.0.1:8786``; by default this process alone computes.
         memory: Largest size of a batch of tangents in bytes, in each process, such as ``"64MiB"``;
             by default that of the fastest batch.
+        values: Dtype in which the untouched model computes the values; by default ``dtype``. With
+            ``torch.float32`` and ``dtype=torch.float64``, exact hyperplanes are compared with what
+            the float32 model says: gates are those of its pass, and its parameters are widened.
+            ``LayerCheck.flipped`` counts the gates that are not the same in float64.
 
     Returns:
         Name of a layer -> its errors.
@@ -92,7 +97,7 @@ def verify(
         >>> {name: check.share for name, check in verify(trace(model, x), x).items()}
         {'0': 1.0, '1': 1.0}
     """
-    terms = terms_of(network, layers, own_bias, scale, dtype, accumulate, memory)
+    terms = terms_of(network, layers, own_bias, scale, dtype, accumulate, memory, values)
     x = check_images(network, images, terms.dtype)
     if names is None:
         names = [image_hash(image) for image in images.reshape(x.shape)]
@@ -194,6 +199,7 @@ def terms_of(
     dtype: torch.dtype | str | None = None,
     accumulate: torch.dtype | str | None = None,
     memory: str | float | int | None = None,
+    values: torch.dtype | str | None = None,
 ) -> Terms:
     """The terms of a verification, with defaults filled in.
 
@@ -211,11 +217,15 @@ def terms_of(
     names = tuple(layer.name for layer in chosen)
     sums = dtype_of(accumulate) or precision
     room = None if memory is None else bytes_of(memory)
-    return Terms(names, own_bias, check_scale(scale), precision, sums, room)
+    measured = dtype_of(values)
+    return Terms(names, own_bias, check_scale(scale), precision, sums, room, measured)
 
 
 def job_of(network: Network, terms: Terms) -> dict[str, Any]:
     """The settings that make the results of an image: weights, versions, layers and arithmetic."""
+    # only where it is another dtype, so that files of older versions fit
+    other = terms.measured != terms.dtype
+    of_values = {"values": str(terms.measured).removeprefix("torch.")} if other else {}
     return {
         "adjointbackmap": version("adjointbackmap"),
         "torch": torch.__version__,
@@ -226,6 +236,7 @@ def job_of(network: Network, terms: Terms) -> dict[str, Any]:
         "k": terms.scale,
         "dtype": str(terms.dtype).removeprefix("torch."),
         "accumulate": str(terms.accumulate).removeprefix("torch."),
+        **of_values,
     }
 
 
