@@ -44,13 +44,13 @@ class LayerCheck(Shown):
         largest: Largest |relative error|.
         scaled: Largest scale-aware error: the error divided by sum |x h| + sum |b h|.
         outside: Largest |value| / (sum |x h| + sum |b h|) of the units that are not within 1 %.
-        flipped: Number of gates before the layer that are not the same in the dtype of the values
-            and in that of the hyperplanes, over all images; 0 if the two are one dtype.
         worst: Image and unit of the largest |relative error|. If there are several, the first by
             name and index.
         signed: Counts of the signed relative error. There is a bin for each of -100 to -1e-16, the
             negative powers of ten of ``HISTOGRAM_EDGES``, a bin around zero, and a bin for each of
             1e-16 to 100. The power of a bin is its end farther from zero and belongs to it.
+        flipped: Number of gates before the layer that are not the same in the dtype of the values
+            and in that of the hyperplanes, over all images; 0 if the two are one dtype.
     """
 
     layer: str
@@ -62,9 +62,9 @@ class LayerCheck(Shown):
     largest: float = 0.0
     scaled: float = 0.0
     outside: float = 0.0
-    flipped: int = 0
     worst: UnitOfImage | None = None
     signed: list[int] = field(default_factory=lambda: [0] * (2 * len(HISTOGRAM_EDGES) + 1))
+    flipped: int = 0
 
     def _summary(self) -> Summary:
         if not self.units:
