@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from adjointbackmap.cli import attack, bench, checking, looking, networks, regions, study
+from adjointbackmap.cli import attack, bench, checking, explore, looking, networks, regions, study
 from adjointbackmap.cli.frame import app, console
 from adjointbackmap.files.checked import DamagedFileWarning
 from adjointbackmap.files.stopping import Stopped, stoppable
@@ -23,6 +23,7 @@ __all__ = [
     "bench",
     "checking",
     "console",
+    "explore",
     "looking",
     "main",
     "networks",

@@ -1,0 +1,217 @@
+"""What the explorer knows: networks, pictures, and a bounded number of networks at images."""
+
+import hashlib
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adjointbackmap import data, models
+from adjointbackmap.engine.network import Network
+from adjointbackmap.explorer.held import Held
+from adjointbackmap.images import image
+from adjointbackmap.sources import NetworkOptions, Subject, find_image, load_subject
+
+DEFAULT_NETWORK = "vgg7-cifar10"
+DEFAULT_IMAGE = "ship"
+MOST_UPLOADS = 16  # pictures that are kept; the oldest goes first
+SAMPLES = 40  # sample images that are offered
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A network that is ready.
+
+    Attributes:
+        subject: The module, its classes and how it wants its pictures.
+        network: The traced network.
+    """
+
+    subject: Subject
+    network: Network
+
+    @property
+    def std(self) -> Tensor:
+        """Pixels per unit of the network's input, ``(C, 1, 1)``."""
+        std = torch.tensor(self.subject.preprocessing().std, dtype=torch.float64)
+        return std.expand(self.subject.shape[0])[:, None, None]
+
+    def class_name(self, number: int) -> str:
+        """Name of an output."""
+        classes = self.subject.classes
+        return classes[number] if classes else str(number)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A picture that the user gave.
+
+    Attributes:
+        content: The file.
+        name: Its name.
+    """
+
+    content: bytes
+    name: str
+
+
+class Session:
+    """Networks, pictures and what is held of them.
+
+    All methods that compute are called in one thread, see :class:`Worker`.
+
+    Args:
+        source: The network that is shown first.
+        memory: Largest number of bytes of what is held.
+        picture: The image that is shown first: a sample image or a file.
+    """
+
+    def __init__(
+        self,
+        source: NetworkOptions | None = None,
+        memory: int = 2**31,
+        picture: str = DEFAULT_IMAGE,
+    ) -> None:
+        self.source = source or NetworkOptions(DEFAULT_NETWORK)
+        self.memory = memory
+        self.loaded: dict[str, Loaded] = {}
+        self.uploads: OrderedDict[str, Upload] = OrderedDict()
+        self.held: OrderedDict[tuple[str, ...], Held] = OrderedDict()
+        self._lock = threading.Lock()
+        self.first_image = self._first(picture)
+
+    # networks
+
+    @property
+    def first_network(self) -> str:
+        """Name of the network that is shown first."""
+        return self.source.name or self.source.model or DEFAULT_NETWORK
+
+    def names(self) -> list[str]:
+        """Names of the networks that can be shown."""
+        shipped = list(models.names())
+        first = self.first_network
+        return shipped if first in shipped else [first, *shipped]
+
+    def load(self, name: str) -> Loaded:
+        """A traced network; the first call takes seconds.
+
+        Raises:
+            ValueError: If there is no such network, or its input is no picture.
+        """
+        if name not in self.loaded:
+            if name not in self.names():
+                msg = f"net must be one of {', '.join(self.names())}. Got {name!r}: choose one."
+                raise ValueError(msg)
+            own = name == self.first_network
+            subject = load_subject(self.source if own else NetworkOptions(name))
+            if len(subject.shape) != 3 or subject.shape[0] not in (1, 3):
+                msg = (
+                    "The explorer shows networks of pictures with 1 or 3 channels. "
+                    f"Got inputs of {subject.shape}: use the package in Python."
+                )
+                raise ValueError(msg)
+            self.loaded[name] = Loaded(subject, subject.trace())
+        return self.loaded[name]
+
+    # pictures
+
+    def _first(self, picture: str) -> str:
+        """The name of the first image; a file is kept as an upload.
+
+        Raises:
+            FileNotFoundError: If it is neither a sample image nor a file.
+        """
+        if _is_sample(picture):
+            return picture
+        path = Path(picture).expanduser()
+        if not path.is_file():
+            msg = (
+                "--image must be the number or class of a sample image, or a picture file. "
+                f"Got {picture}."
+            )
+            raise FileNotFoundError(msg)
+        return self.add(path.read_bytes(), path.name)
+
+    def add(self, content: bytes, name: str) -> str:
+        """Keep a picture, and return the name under which it is known.
+
+        Raises:
+            ValueError: If it is no picture.
+        """
+        image(io.BytesIO(content))  # before it is kept: a bad file has one clear sentence
+        key = f"up-{hashlib.sha256(content).hexdigest()[:12]}"
+        with self._lock:
+            self.uploads[key] = Upload(content, name)
+            self.uploads.move_to_end(key)
+            while len(self.uploads) > MOST_UPLOADS:
+                self.uploads.popitem(last=False)
+        return key
+
+    def pixels(self, name: str, picture: str) -> tuple[Tensor, str]:
+        """Pixels in [0, 1] of a picture in the shape of a network, and words about it.
+
+        Raises:
+            ValueError: If there is no such picture.
+        """
+        subject = self.load(name).subject
+        upload = self.uploads.get(picture)
+        if upload is not None:
+            plain = subject.preprocessing().but(mean=(0.0,), std=(1.0,))
+            content = io.BytesIO(upload.content)
+            found = image(content, preprocess=plain, channels=subject.shape[0])
+            steps = ", ".join(found.preparation.steps())
+            return found.detach()[0], f"{upload.name} ({steps})" if steps else upload.name
+        if not _is_sample(picture):  # a path here would open any file for whoever has the page
+            msg = f"img must be a sample image or an uploaded picture. Got {picture!r}: upload it."
+            raise ValueError(msg)
+        return find_image(picture, subject)
+
+    # what is held
+
+    def at(self, name: str, picture: str) -> Held:
+        """A network at an image, from what is held or computed now."""
+        loaded = self.load(name)
+
+        def made() -> Held:
+            x = self.prepared(loaded, self.pixels(name, picture)[0])
+            return Held.of(loaded.network, x)
+
+        return self.keep((name, picture), made)
+
+    def keep(self, key: tuple[str, ...], make: Callable[[], Held]) -> Held:
+        """What is held under a key, or made now; the least recently used goes first."""
+        if key in self.held:
+            self.held.move_to_end(key)
+            return self.held[key]
+        self.held[key] = make()
+        while len(self.held) > 1 and sum(h.bytes for h in self.held.values()) > self.memory:
+            self.held.popitem(last=False)
+        return self.held[key]
+
+    def prepared(self, loaded: Loaded, pixels: Tensor) -> Tensor:
+        """Pixels as the network takes them, ``(1, C, H, W)``, in their dtype."""
+        with torch.no_grad():
+            return loaded.subject.prepare(pixels[None])
+
+    def pictures(self) -> list[dict[str, Any]]:
+        """Names of the pictures that can be shown, the uploaded ones first."""
+        sample = data.sample()
+        with self._lock:
+            own = [{"id": key, "name": upload.name} for key, upload in self.uploads.items()]
+        labels = sample.labels[:SAMPLES].tolist()
+        names = [{"id": str(n), "name": sample.classes[label]} for n, label in enumerate(labels)]
+        return [*reversed(own), *names]
+
+
+def _is_sample(picture: str) -> bool:
+    sample = data.sample()
+    if picture in sample.classes:
+        return True
+    return picture.isascii() and picture.isdigit() and int(picture) < len(sample)

@@ -1,0 +1,298 @@
+"""The explorer's server: its bytes are those of the library, and what it refuses."""
+
+import io
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import adjointbackmap as abm
+from adjointbackmap.sources import NetworkOptions, Subject
+
+pytest.importorskip("starlette")
+
+from starlette.testclient import TestClient
+
+from adjointbackmap.explorer import whatif
+from adjointbackmap.explorer.answers import unpacked
+from adjointbackmap.explorer.held import cone_of
+from adjointbackmap.explorer.panels import Place
+from adjointbackmap.explorer.server import MOST_BYTES, Server
+from adjointbackmap.explorer.session import Loaded, Session
+from adjointbackmap.explorer.worker import Worker
+
+SHAPE = (3, 12, 12)
+CLASSES = tuple("abcd")
+
+
+class Small(nn.Module):
+    """A network with a pooling and a skip connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
+        self.conv2 = nn.Conv2d(6, 6, 3, padding=1)
+        self.fc = nn.Linear(6 * 36, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = torch.relu(self.conv1(x))
+        second = torch.relu(self.conv2(first) + first)
+        return self.fc(torch.max_pool2d(second, 2).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def session():
+    """A session with a small network, traced once."""
+    torch.manual_seed(0)
+    module = Small().eval()
+    subject = Subject(module, nn.Identity(), CLASSES, "small", SHAPE)
+    made = Session(NetworkOptions(model="small"), picture="frog")
+    made.loaded["small"] = Loaded(subject, subject.trace())
+    return made
+
+
+@pytest.fixture(scope="module")
+def client(session):
+    """A browser, as far as the server can see."""
+    with TestClient(Server(session, "token").app()) as made:
+        yield made
+
+
+def asked(client, question, body=None, **words):
+    """The answer to a question, as head and arrays."""
+    words = {"net": "small", "img": "frog", **words}
+    address = f"/token/api/{question}"
+    answer = (
+        client.post(address, params=words, content=body)
+        if body
+        else client.get(address, params=words)
+    )
+    assert answer.status_code == 200, answer.text
+    return unpacked(answer.content)
+
+
+@pytest.mark.parametrize(
+    ("layer", "mode", "unit"),
+    [
+        ("conv2", "RM4", (5, 0, 1, 2)),
+        ("conv2", "RM3", (1, 2)),
+        ("conv2", "RM2", (5, 0, 2)),
+        ("conv2", "RM1", (2,)),
+        ("fc", "RM0", (3,)),
+    ],
+)
+def test_the_bytes_are_those_of_the_library(session, client, layer, mode, unit):
+    """Also the value of the model, and the receipt that sums to it."""
+    text = ",".join(map(str, unit))
+    head, arrays = asked(client, "unit", layer=layer, mode=mode, unit=text)
+    held = session.at("small", "frog")
+    planes = abm.hyperplanes(held.network, held.x, layer, mode, units=unit)
+    row, column, rows, columns = head["box"]
+    found = planes.image[0, :, row : row + rows, column : column + columns]
+    assert arrays["H"].tobytes() == found.numpy().tobytes()
+    assert arrays["H_b"].tobytes() == planes.bias[0].numpy().tobytes()
+    assert head["value"] == float(planes.value)
+    assert head["pixels"] + sum(b["adds"] for b in head["biases"]) == pytest.approx(head["sum"])
+    assert head["sum"] == pytest.approx(head["value"], abs=1e-5)
+
+
+def test_the_page_is_behind_the_token(client):
+    """Without it there is nothing, and each answer forbids other servers."""
+    assert client.get("/").status_code == 404
+    assert client.get("/other/api/start").status_code == 404
+    page = client.get("/token/")
+    assert page.status_code == 200
+    assert page.headers["content-security-policy"].startswith("default-src 'self'")
+    assert client.get("/token/static/../server.py").status_code == 404
+
+
+def test_layers_know_what_they_read(client):
+    """The skip connection ends where it is added; the first layer reads the image alone."""
+    found = client.get("/token/api/network", params={"net": "small"}).json()
+    before = {layer["name"]: layer["before"] for layer in found["layers"]}
+    assert before == {"conv1": None, "conv2": "conv1", "fc": "conv2"}
+    assert found["skips"] == [["conv1", "conv2"]]
+
+
+def test_maps_are_what_the_model_computes(session, client):
+    """A page of tiles."""
+    head, arrays = asked(client, "maps", layer="conv1", start="2", count="3")
+    held = session.at("small", "frog")
+    module = held.network.model
+    assert head == {"start": 2, "of": 6}
+    assert arrays["maps"].tobytes() == module.conv1(held.x[None])[0, 2:5].detach().numpy().tobytes()
+
+
+def test_modes_add_up(client):
+    """In-channels sum to the unit, with its own bias."""
+    head, arrays = asked(client, "modes", layer="conv2", unit="5,0,2")
+    assert [(s["from"], s["into"]) for s in head["sums"]] == [("RM4", "RM2"), ("RM3", "RM1")]
+    for found in head["sums"]:
+        assert found["difference"] < 1e-5 * found["largest"]
+        assert sum(found["values"]) + found["own"] == pytest.approx(found["value"], abs=1e-5)
+    assert arrays["RM4 parts"].shape == (6, *SHAPE)
+
+
+def gates_differ(session, pixels, plane):
+    """Whether a gate in the cone of a unit differs, from patterns of the library."""
+    held = whatif.precise(session, Place("small", "frog"))[2]
+    network = held.network
+    patterns = [
+        abm.record_pattern(network, x, dtype=torch.float64) for x in (held.x, pixels.view(SHAPE))
+    ]
+    cone = cone_of(plane)
+    return any(
+        not torch.equal(
+            *(p.gates[slot][0][(slice(None), slice(None), *(cone[slot] or ()))] for p in patterns)
+        )
+        for slot in patterns[0].gates
+        if slot in cone
+    )
+
+
+def test_a_region_ends_where_a_gate_flips(session, client):
+    """Small changes keep the hyperplane exact, large ones flip gates, as the library's patterns."""
+    place = Place("small", "frog", "conv2", "5,0,2", "RM2")
+    _, own, held = whatif.precise(session, place)
+    plane = place.single(held)
+    words = {"layer": "conv2", "unit": "5,0,2", "mode": "RM2"}
+    seen = set()
+    torch.manual_seed(1)
+    direction = torch.randn(SHAPE, dtype=torch.float64)
+    for size in (0, 1e-6, 1e-3, 1e-2, 0.1, 0.5):
+        pixels = own + size * direction
+        head, arrays = asked(client, "whatif", pixels.numpy().tobytes(), **words)
+        seen.add(head["same"])
+        assert head["same"] != gates_differ(session, pixels, plane)
+        if head["same"]:
+            assert head["old"] == pytest.approx(head["value"], abs=1e-12)
+            assert np.array_equal(arrays["before"], arrays["after"])
+    assert seen == {True, False}
+
+
+def test_pixels_outside_the_field_change_nothing(session, client):
+    """The state is that of the unit, not of the whole network."""
+    own = whatif.precise(session, Place("small", "frog"))[1].clone()
+    own[:, 9:, 9:] = 1 - own[:, 9:, 9:]
+    words = {"layer": "conv2", "mode": "RM2"}
+    far, _ = asked(client, "whatif", own.numpy().tobytes(), unit="2,2,2", **words)
+    near, _ = asked(client, "whatif", own.numpy().tobytes(), unit="10,10,2", **words)
+    assert (far["same"], near["same"]) == (True, False)
+    assert near["count"] == sum(each["count"] for each in near["flipped"])
+
+
+@pytest.mark.parametrize("question", ["kink", "boundary", "attack"])
+def test_moves_reach_what_they_name(client, question):
+    """The kink flips one gate of the unit; the attack changes the class."""
+    words = {"layer": "conv2", "unit": "5,0,2", "mode": "RM2"}
+    _, arrays = asked(client, question, **words)
+    pixels = arrays["pixels"].astype(float) + arrays["rest"]
+    head, _ = asked(client, "whatif", pixels.tobytes(), **words)
+    before, _ = asked(client, "overview")
+    if question == "kink":
+        assert head["count"] == 1
+    if question == "attack":
+        assert head["prediction"] != before["prediction"]
+
+
+def test_breakpoints_are_where_gates_flip(session, client):
+    """Between two of them the unit's hyperplane stays."""
+    _, own, _ = whatif.precise(session, Place("small", "frog"))
+    end = own + 0.2 * torch.sin(torch.arange(own.numel(), dtype=torch.float64)).view(SHAPE)
+    words = {"layer": "conv2", "unit": "5,0,2", "mode": "RM2"}
+    given = {"net": "small", "img": "frog", **words}
+    answer = client.post("/token/api/breakpoints", params=given, content=end.numpy().tobytes())
+    t = answer.json()["t"]
+    assert t == sorted(t)
+    assert t
+    for at, same in ((t[0] * 0.999, True), (t[0] * 1.001, False)):
+        pixels = own + at * (end - own)
+        head, _ = asked(client, "whatif", pixels.numpy().tobytes(), **words)
+        assert head["same"] is same
+
+
+def test_the_numbers_can_be_taken_away(client):
+    """A file of NumPy whose inner product is the value."""
+    words = {"net": "small", "img": "frog", "layer": "fc", "unit": "1", "mode": "RM0"}
+    found = np.load(io.BytesIO(client.get("/token/api/npz", params=words).content))
+    total = (found["H"] * found["x"]).sum() + found["H_b"] @ found["b"]
+    assert total == pytest.approx(found["value"], abs=1e-5)
+
+
+def test_a_picture_can_be_uploaded(client):
+    """It is resized to the network's input."""
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), (255, 0, 0)).save(file, "PNG")
+    answer = client.post("/token/api/upload", params={"name": "red.png"}, content=file.getvalue())
+    head, arrays = asked(client, "overview", img=answer.json()["id"])
+    assert head["words"].startswith("red.png (resized to")
+    assert arrays["pixels"][0].min() == 1
+
+
+@pytest.mark.parametrize(
+    ("question", "words", "match"),
+    [
+        ("unit", {"layer": "none", "unit": "0"}, "A layer must be one of"),
+        ("unit", {"layer": "fc", "unit": "x"}, "unit must be numbers"),
+        ("unit", {"layer": "conv1", "unit": "0", "mode": "RM2"}, "A unit must be one number for"),
+        ("unit", {"layer": "fc", "unit": "0", "img": "/etc/hostname"}, "img must be a sample"),
+        ("overview", {"net": "other"}, "net must be one of"),
+        ("whatif", {"layer": "fc", "unit": "0"}, "An edited image must be numbers"),
+    ],
+)
+def test_bad_questions_get_one_sentence(client, question, words, match):
+    """The status says that the question is wrong."""
+    answer = client.get(f"/token/api/{question}", params={"net": "small", "img": "frog", **words})
+    assert answer.status_code == 400
+    assert match in answer.json()["error"]
+
+
+def test_bad_pictures_are_refused(client):
+    """What is no picture, and what is too large; the server works on."""
+    assert client.post("/token/api/upload", content=b"none").status_code == 400
+    large = client.post("/token/api/upload", content=bytes(MOST_BYTES + 1))
+    assert (large.status_code, large.json()["error"]) == (
+        413,
+        "A picture must have at most 20 MiB.",
+    )
+    assert client.get("/token/api/none").status_code == 404
+    asked(client, "overview")
+
+
+def test_first_pictures_must_exist():
+    """A path is taken from the command line alone."""
+    with pytest.raises(FileNotFoundError, match="--image must be the number or class"):
+        Session(picture="/none.png")
+
+
+def test_late_work_is_dropped():
+    """Of three questions of one panel, the second never begins."""
+    before = threading.active_count()
+    worker = Worker()
+    began = []
+    wait = threading.Event()
+    first = worker.submit("panel", lambda: (began.append(1), wait.wait(10)))
+    while not began:
+        time.sleep(0.001)
+    second = worker.submit("panel", lambda: began.append(2))
+    third = worker.submit("panel", lambda: began.append(3))
+    wait.set()
+    third.result()
+    assert first.done()
+    assert second.cancelled()
+    assert began == [1, 3]
+    worker.close()
+    assert threading.active_count() == before
+
+
+def test_what_is_held_is_bounded(session):
+    """The least recently used image goes first."""
+    small = Session(NetworkOptions(model="small"), memory=1)
+    small.loaded = session.loaded
+    for picture in ("0", "1", "0"):
+        small.at("small", picture)
+    assert list(small.held) == [("small", "0")]
