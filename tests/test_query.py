@@ -477,6 +477,7 @@ WITHOUT_TYPE_CHECKS = dedent(
         "memory": [True, [1]],
         "scale": [None, [1], 1j],
         "dtype": [64, np.float64, float],
+        "pattern": [x],
     }
     for name, values in others.items():
         for value in values:
@@ -505,6 +506,7 @@ SAID = {
     "memory ": "ValueError: memory must be a number of bytes or such as '2GiB'",
     "scale ": "ValueError: scale must be a positive number, such as 1/8. Got ",
     "dtype ": "ValueError: dtype must be torch.float32 or torch.float64. Got ",
+    "pattern ": "TypeError: pattern must be from adjointbackmap.record_pattern. Got Tensor",
     "x ": "TypeError: x must be a torch.Tensor. Got ",
 }
 

@@ -14,8 +14,8 @@ from adjointbackmap.analysis.kinks import Kink, kink_distances, one_image
 from adjointbackmap.display import Shown, Summary, Table
 from adjointbackmap.engine.layers import OUTPUT
 from adjointbackmap.engine.network import Network, check_network
-from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.operators import operator
+from adjointbackmap.engine.pattern import ActivationPattern, record_pattern
 
 # Tolerance for a margin in float64, relative to the sum of its terms' magnitudes. It is larger than
 # the error of rounding.
@@ -47,6 +47,7 @@ def boundary(
     first: int,
     second: int,
     prepare: Prepare | None = None,
+    pattern: ActivationPattern | None = None,
 ) -> Boundary:
     r"""The boundary between two classes in the linear region of an image.
 
@@ -66,13 +67,15 @@ def boundary(
         second: Another class.
         prepare: The affine map from pixels to the network's input, such as
             ``models.preprocessing(name)``.
+        pattern: The float64 pattern of the network's input at k = 1, from :func:`record_pattern`;
+            by default it is recorded.
 
     Returns:
         The boundary as a plane. Its value is positive where the network prefers ``first``.
 
     Raises:
-        ValueError: If the network has no such classes, ``prepare`` is not affine, or ``x`` does not
-            fit or is not one image.
+        ValueError: If the network has no such classes, ``prepare`` is not affine, ``x`` does not
+            fit or is not one image, or ``pattern`` is another one.
 
     Example:
         >>> from adjointbackmap import trace
@@ -82,7 +85,7 @@ def boundary(
         >>> between.weights.tolist(), between.value, between.distance("linf")
         ([1.0, -1.0], 2.0, 1.0)
     """
-    return boundaries(network, x, first, [second], prepare)[0]
+    return boundaries(network, x, first, [second], prepare, pattern)[0]
 
 
 def boundaries(
@@ -91,6 +94,7 @@ def boundaries(
     first: int,
     others: Sequence[int],
     prepare: Prepare | None = None,
+    pattern: ActivationPattern | None = None,
 ) -> list[Boundary]:
     """The decision boundaries between one class and several others, see :func:`boundary`.
 
@@ -100,10 +104,11 @@ def boundaries(
         first: A class.
         others: Other classes.
         prepare: The affine map from pixels to the network's input.
+        pattern: The float64 pattern of the network's input at k = 1; by default it is recorded.
 
     Raises:
-        ValueError: If the network has no such classes, ``prepare`` is not affine, or ``x`` does not
-            fit or is not one image.
+        ValueError: If the network has no such classes, ``prepare`` is not affine, ``x`` does not
+            fit or is not one image, or ``pattern`` is another one.
     """
     count = _classes(network)
     wrong = [c for c in (first, *others) if not 0 <= c < count]
@@ -118,9 +123,8 @@ def boundaries(
     margins = images.new_zeros(1, len(others), count)
     margins[:, :, first] = 1
     margins[0, torch.arange(len(others)), torch.tensor(others, dtype=torch.int64)] = -1
-    weights, bias = (
-        t[0] for t in operator(network, images, OUTPUT, dtype=torch.float64).adjoint(margins)
-    )
+    linear = operator(network, images, OUTPUT, dtype=torch.float64, pattern=pattern)
+    weights, bias = (t[0] for t in linear.pulled(margins))
     offsets = (bias @ network.biases_in(torch.float64).vector).tolist()
     made = [
         Boundary(images[0], w, o, first, c)
@@ -214,7 +218,12 @@ class Analysis(Shown):
         return Summary("Analysis", facts, {"": Table(heads, rows)})
 
 
-def analyse(network: Network, x: Tensor, most: int | None = None) -> Analysis:
+def analyse(
+    network: Network,
+    x: Tensor,
+    most: int | None = None,
+    pattern: ActivationPattern | None = None,
+) -> Analysis:
     """Exact distances from an image to its nearest kink and to each class boundary, in float64.
 
     A sweep in float32 finds the nearest kinks. Their distances are then computed in float64.
@@ -228,10 +237,12 @@ def analyse(network: Network, x: Tensor, most: int | None = None) -> Analysis:
         network: Traced network whose output is one number per class.
         x: One image.
         most: Number of boundaries to step to in each norm, nearest first; by default all.
+        pattern: The float64 pattern of ``x`` at k = 1, from :func:`record_pattern`; by default it
+            is recorded.
 
     Raises:
-        ValueError: If the output is not one number per class, or ``x`` does not fit or is not one
-            image.
+        ValueError: If the output is not one number per class, ``x`` does not fit or is not one
+            image, or ``pattern`` is another one.
 
     Example:
         >>> from adjointbackmap import trace
@@ -242,14 +253,13 @@ def analyse(network: Network, x: Tensor, most: int | None = None) -> Analysis:
         (True, 2)
     """
     count = _classes(network)
-    distances = kink_distances(network, x, sweep=torch.float32)
-    predicted = int(
-        record(network, distances.x[None], [network.layers[OUTPUT]]).outputs[OUTPUT].argmax(),
-    )
+    if pattern is None:
+        pattern = record_pattern(network, one_image(network, x, torch.float64), 1.0, torch.float64)
+    distances = kink_distances(network, x, sweep=torch.float32, pattern=pattern)
+    predicted = int(pattern.recorded([network.layers[OUTPUT]]).outputs[OUTPUT].argmax())
+    others = [c for c in range(count) if c != predicted]
     planes = (
-        boundaries(network, distances.x, predicted, [c for c in range(count) if c != predicted])
-        if count > 1
-        else []
+        boundaries(network, distances.x, predicted, others, pattern=pattern) if count > 1 else []
     )
     reachable = [plane for plane in planes if plane.weights.any()]
     nearest = {norm: distances.nearest(norm) for norm in NORMS}

@@ -17,7 +17,13 @@ from adjointbackmap.capture.precision import exact
 from adjointbackmap.display import Shown, Summary, Table
 from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.operators import basis, pull, push
-from adjointbackmap.engine.pattern import ActivationPattern, check_images, dtype_of, pattern_of
+from adjointbackmap.engine.pattern import (
+    ActivationPattern,
+    check_images,
+    check_pattern,
+    dtype_of,
+    pattern_of,
+)
 from adjointbackmap.engine.program import IMAGE, Program, Step
 from adjointbackmap.engine.sweep import Sweep
 from adjointbackmap.rules import Rule, Value
@@ -104,6 +110,8 @@ class Extended(ActivationPattern):
             self.images,
             gates,
             Program(own.image, own.device, own.steps + gaps, own.entries),
+            x=self.x.to(dtype),
+            scale=self.scale,
         )
 
 
@@ -131,8 +139,16 @@ class Watch:
 
     def extended(self) -> Extended:
         """The pattern, with steps that compute these values."""
-        pattern = self.pattern
-        return Extended(pattern.network, pattern.dtype, pattern.images, self.gates, self.program)
+        own = self.pattern
+        return Extended(
+            own.network,
+            own.dtype,
+            own.images,
+            self.gates,
+            self.program,
+            x=own.x,
+            scale=own.scale,
+        )
 
     def visit(self, step: Step) -> None:
         """Watch what one step compares."""
@@ -363,6 +379,7 @@ def kink_distances(
     x: Tensor,
     dtype: torch.dtype | str = torch.float64,
     sweep: torch.dtype | str | None = None,
+    pattern: ActivationPattern | None = None,
 ) -> KinkDistances:
     r"""Exact distance from an image to the kinks of every unit, inside its linear region.
 
@@ -380,12 +397,15 @@ def kink_distances(
             takes a third of the time. The gates and the values of the units stay in ``dtype``, and
             :meth:`KinkDistances.nearest` is as exact. A model that casts is always swept in
             ``dtype``.
+        pattern: The pattern of ``x`` in ``dtype`` at k = 1, from :func:`record_pattern`; by
+            default it is recorded.
 
     Returns:
         The distances. A distance is infinite where no change of the image moves the unit.
 
     Raises:
-        ValueError: If ``x`` does not fit the network, or is more than one image.
+        ValueError: If ``x`` does not fit the network, or is more than one image, or ``pattern`` is
+            another one.
 
     Example:
         >>> from adjointbackmap import trace
@@ -399,14 +419,18 @@ def kink_distances(
     swept_in = dtype_of(sweep)
     images = one_image(network, x, dtype)
     network.check_unchanged()
-    watch = Watch(pattern_of(network, images, 1.0))
-    pattern = watch.extended()
+    if pattern is not None:
+        check_pattern(pattern, network, images, 1.0)
+    watch = Watch(pattern or pattern_of(network, images, 1.0))
+    extended = watch.extended()
     targets = [w.value for w in watch.found]
     with exact(images.device):
-        entries = {e.slot: e.value[None].to(dtype) for e in pattern.program.entries}
-        values = push(pattern, {IMAGE: images, **entries}, targets)
-        infinite = push(pattern, signs_of(pattern.program), targets)
-        swept = pattern.to(swept_in) if swept_in and network.is_computed_in(swept_in) else pattern
+        entries = {e.slot: e.value[None].to(dtype) for e in extended.program.entries}
+        values = push(extended, {IMAGE: images, **entries}, targets)
+        infinite = push(extended, signs_of(extended.program), targets)
+        swept = extended
+        if swept_in and network.is_computed_in(swept_in):
+            swept = extended.to(swept_in)
         sums = _squares_and_sizes(swept, images.to(swept.dtype), {t.slot: t for t in targets})
     distances = {}
     for watched in watch.found:
@@ -420,7 +444,7 @@ def kink_distances(
         distances,
         tuple(dict.fromkeys(watch.unmeasured)),
         images[0],
-        pattern,
+        extended,
         tuple(watch.found),
     )
 

@@ -23,6 +23,8 @@ COMPARED_VALUES = (*ATOMS, torch.dtype, torch.device, torch.Size, torch.layout, 
 ONLY_VALUES = frozenset(COMPARED_VALUES) - {float, complex}
 # Of a longer container only identity and length are compared, because its contents take too long.
 LONGEST = 10_000
+# Bytes of a tensor up to which a CRC-32 is faster than sums, which need five operations.
+SMALL = 2**16
 # Bytes of an element -> integer dtype in which its bits are summed.
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -199,11 +201,13 @@ def _tensor_state(tensor: Tensor) -> tuple[Any, ...]:
 def _checksum(tensor: Tensor) -> tuple[int, ...]:
     """Sums of the bits along rows and columns, weighted by the number of the row or column.
 
-    The weights find rows or columns that were exchanged.
+    The weights find rows or columns that were exchanged. A small tensor has a CRC-32 instead.
     """
     real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
     # (first dimension, all others)
     bits = real.reshape(len(real) if real.dim() else 1, -1).view(BITS[real.element_size()])
+    if bits.device.type == "cpu" and bits.nbytes <= SMALL and bits.is_contiguous():
+        return (zlib.crc32(bits.numpy().data),)
     is_matrix = bits.shape[0] > 1 and bits.shape[1] > 1
     sums = (bits.sum(1), bits.sum(0)) if is_matrix else (bits.flatten().long(),)
     return tuple(int((s * _factors(len(s), s.device)).sum()) for s in sums)

@@ -15,7 +15,13 @@ from adjointbackmap.display import Shown, Summary
 from adjointbackmap.engine import showing
 from adjointbackmap.engine.layers import Layer
 from adjointbackmap.engine.network import Network, check_network
-from adjointbackmap.engine.pattern import ActivationPattern, record_pattern
+from adjointbackmap.engine.pattern import (
+    ActivationPattern,
+    check_images,
+    check_pattern,
+    check_scale,
+    record_pattern,
+)
 from adjointbackmap.engine.program import IMAGE, Program, Step
 from adjointbackmap.rules import Value
 from adjointbackmap.rules.base import laid_out
@@ -356,6 +362,7 @@ def operator(
     layer: str | nn.Module,
     scale: float | str = 1.0,
     dtype: torch.dtype | str | None = None,
+    pattern: ActivationPattern | None = None,
 ) -> LayerOperator:
     r"""The linear map [x; b] -> layer at the activation pattern of ``x``.
 
@@ -369,9 +376,12 @@ def operator(
         layer: Name in ``network.layers``, or a module of the model.
         scale: The factor k of the pattern.
         dtype: Dtype of the map, by default the model's.
+        pattern: The pattern of ``x`` from :func:`record_pattern`; by default it is recorded.
 
     Raises:
-        ValueError: If ``layer`` is not a layer of the network, or ``x`` does not fit it.
+        ValueError: If ``layer`` is not a layer of the network, ``x`` does not fit it, or the
+            pattern is another one.
+        RuntimeError: If the model was changed since the trace.
 
     Example:
         >>> import torch
@@ -386,4 +396,8 @@ def operator(
     """
     check_network(network)
     chosen = network.layer(layer)
-    return LayerOperator(record_pattern(network, x, scale, dtype), chosen)
+    if pattern is None:
+        return LayerOperator(record_pattern(network, x, scale, dtype), chosen)
+    network.check_unchanged()
+    check_pattern(pattern, network, check_images(network, x, dtype), check_scale(scale))
+    return LayerOperator(pattern, chosen)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.display import Shown, Summary
 from adjointbackmap.engine import showing
+from adjointbackmap.engine.layers import Layer
 from adjointbackmap.engine.network import Network, check_network
+from adjointbackmap.engine.observe import IMAGES_AT_ONCE, Recorded, record
 from adjointbackmap.engine.program import IMAGE, Program, Step
 from adjointbackmap.rules.base import Gates, laid_out
 from adjointbackmap.rules.infinite import Infinite, finite
@@ -25,11 +27,16 @@ class InfiniteValue(ValueError):
 class ActivationPattern(Shown):
     """The gates of all operations at some images, with which the network is linear in [x; b].
 
+    It can be given as ``pattern=`` to the functions that would record the same pattern again. Then
+    it also keeps what the untouched model computes at each layer that was asked for.
+
     Attributes:
         network: The traced network.
         dtype: The dtype that it was recorded in.
         images: Number of images N.
         gates: Slot of a step's output -> gates, each ``(N, *shape)``.
+        x: The images ``(N, C, H, W)`` in that dtype.
+        scale: The factor k.
         most: Largest batch of tangents or cotangents, of all images together; ``None`` for no
             limit other than speed.
     """
@@ -38,7 +45,12 @@ class ActivationPattern(Shown):
     dtype: torch.dtype
     images: int
     gates: dict[int, Gates]
+    x: Tensor = field(kw_only=True)
+    scale: float = field(kw_only=True)
     most: int | None = field(default=None, kw_only=True)
+    _recorded: Recorded = field(
+        default_factory=lambda: Recorded({}, {}), kw_only=True, compare=False
+    )
 
     def _summary(self) -> Summary:
         return showing.of_pattern(self)
@@ -60,6 +72,49 @@ class ActivationPattern(Shown):
             return False
         pairs = [zip(self.gates[slot], other.gates[slot], strict=True) for slot in self.gates]
         return all(torch.equal(a, b) for pair in pairs for a, b in pair)
+
+    def recorded(self, layers: Sequence[Layer], at_once: int = IMAGES_AT_ONCE) -> Recorded:
+        """Inputs and outputs of layers in the untouched model, see :func:`record`.
+
+        They are kept, so that the model runs once for each layer. The caller checks that the model
+        is as it was traced.
+
+        Args:
+            layers: The layers.
+            at_once: Images in one call of the model.
+        """
+        kept = self._recorded
+        new = [layer for layer in layers if layer.name not in kept.outputs]
+        if new:
+            found = record(self.network, self.x, new, at_once)
+            kept.inputs.update(found.inputs)
+            kept.outputs.update(found.outputs)
+        return kept
+
+    def part(self, images: slice, most: int | None = None) -> "ActivationPattern":
+        """The pattern of some of the images, with its own largest batch.
+
+        Args:
+            images: Which images.
+            most: Largest batch of tangents or cotangents.
+        """
+        chosen = range(self.images)[images]
+        if len(chosen) == self.images:
+            return replace(self, most=most)
+        gates = {slot: tuple(g[images] for g in found) for slot, found in self.gates.items()}
+        kept = self._recorded
+        recorded = Recorded(
+            {name: t[images] for name, t in kept.inputs.items()},
+            {name: t[images] for name, t in kept.outputs.items()},
+        )
+        return replace(
+            self,
+            images=len(chosen),
+            gates=gates,
+            x=self.x[images],
+            most=most,
+            _recorded=recorded,
+        )
 
 
 def record_pattern(
@@ -92,7 +147,9 @@ def record_pattern(
     """
     check_network(network)
     network.check_unchanged()
-    return pattern_of(network, check_images(network, x, dtype), check_scale(scale))
+    # a copy: the caller may write into x, and the pattern is compared with later images
+    images = check_images(network, x, dtype).clone()
+    return pattern_of(network, images, check_scale(scale))
 
 
 def pattern_of(
@@ -109,7 +166,49 @@ def pattern_of(
             if found:
                 gates[step.output.slot] = found
             values[step.output.slot] = value_of(program, step, found, inputs, len(images))
-    return ActivationPattern(network, images.dtype, len(images), gates, most=most)
+    return ActivationPattern(
+        network, images.dtype, len(images), gates, x=images, scale=scale, most=most
+    )
+
+
+def check_pattern(
+    pattern: ActivationPattern, network: Network, images: Tensor, scale: float
+) -> None:
+    """Check that a given pattern is the one that would be recorded.
+
+    The caller checks that the model is as it was traced, so the pattern is of that model too.
+
+    Args:
+        pattern: The given pattern.
+        network: The network.
+        images: The images ``(N, C, H, W)`` in the wanted dtype.
+        scale: The factor k.
+
+    Raises:
+        TypeError: If it is no pattern.
+        ValueError: If it is of another network, dtype, k or images.
+    """
+    if not isinstance(pattern, ActivationPattern):
+        msg = (
+            "pattern must be from adjointbackmap.record_pattern. "
+            f"Got {type(pattern).__name__}: record it, or leave it out."
+        )
+        raise TypeError(msg)
+    other = ""
+    if pattern.network is not network:
+        other = "another network"
+    elif pattern.dtype != images.dtype:
+        other = f"{pattern.dtype} where {images.dtype} is computed"
+    elif pattern.scale != scale:
+        other = f"k = {pattern.scale:g} where scale = {scale:g}"
+    elif pattern.x.shape != images.shape or not torch.equal(pattern.x, images):
+        other = "other images"
+    if other:
+        msg = (
+            "pattern must be of the same network, images, k and dtype. "
+            f"Got {other}: record it again with record_pattern, or leave it out."
+        )
+        raise ValueError(msg)
 
 
 def extended_input(program: Program, images: Tensor, scale: float = 1.0) -> dict[int, Tensor]:

@@ -1,10 +1,10 @@
 """The steps of a network in one dtype, which are linear in the image and the bias vector."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from adjointbackmap.rules import Axis, Entry, Field, Rule, Value
 from adjointbackmap.rules.base import Signs
 from adjointbackmap.rules.infinite import Infinite
 from adjointbackmap.rules.kernels import Kernel
+
+T = TypeVar("T")
 
 IMAGE = 0  # slot of the image
 # Largest batch of tangents or cotangents on the CPU. Measured: 32 to 128 are the fastest.
@@ -105,6 +107,11 @@ class Program:
         values = (self.image, *(step.output for step in self.steps))
         return max(prod(value.shape) for value in values)
 
+    @cached_property
+    def bias_length(self) -> int:
+        """Length M of the bias vector."""
+        return sum(entry.value.numel() for entry in self.entries)
+
     @property
     def outline(self) -> tuple[list[Any], ...]:
         """Operations, slots and shapes; equal for the programs of a network in two dtypes."""
@@ -121,6 +128,20 @@ class Program:
     @cached_property
     def _upstream(self) -> dict[frozenset[int], list[Step]]:
         """Cache of :meth:`upstream`, which is called many times with the same targets."""
+        return {}
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """A figure that follows from the steps, computed at the first call with its key.
+
+        A query of one unit would otherwise count the steps for longer than it computes.
+        """
+        if key not in self._figures:
+            self._figures[key] = compute()
+        return cast("T", self._figures[key])
+
+    @cached_property
+    def _figures(self) -> dict[Hashable, Any]:
+        """Cache of :meth:`once`."""
         return {}
 
     def _leading_to(self, slots: frozenset[int]) -> list[Step]:

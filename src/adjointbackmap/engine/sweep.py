@@ -91,14 +91,14 @@ class Batches:
         room: int | None,
     ) -> "Batches":
         """The batches of a sweep; see :class:`Sweep` for the arguments."""
-        steps = [*program.upstream(targets), *after]
-        channels, *image = program.image.shape
-        values = [program.image, *(step.output for step in steps)]
-        strides = strides_of([program.fields[value.slot] for value in values], len(image))
-        size = on_windows(program.fields, strides)
+        channels = program.image.shape[0]
+        slots = tuple(value.slot for value in (*targets, *(step.output for step in after)))
+        found = program.once(
+            ("windows", slots, len(after)), lambda: _on_windows_of(program, targets, after)
+        )
+        strides, largest, numbers = found
         vectors = images * channels  # per pixel
-        fast = _batch_numbers(program) // (vectors * max(1, *map(size, values)))
-        numbers = held(steps, size, {target.slot for target in targets})
+        fast = _batch_numbers(program) // (vectors * largest)
         each = vectors * bytes_of_vector(numbers, dtype.itemsize)
         return cls(strides, fast, None if room is None else max(1, room // each), each)
 
@@ -432,6 +432,24 @@ def images_per_sweep(program: Program, room: int | None = None, itemsize: int = 
     fast = _batch_numbers(program) // (program.largest * vectors)
     each = vectors * bytes_of_vector(held(program.steps), itemsize)
     return max(1, fast if room is None else min(fast, room // each))
+
+
+def _on_windows_of(
+    program: Program, targets: Sequence[Value], after: Sequence[Step]
+) -> tuple[tuple[int, ...], int, int]:
+    """Strides of a sweep, and what a pixel and in-channel takes on its windows.
+
+    Returns:
+        The strides, the count of numbers in the largest window, and the largest count of numbers
+        in memory at a time.
+    """
+    steps = [*program.upstream(targets), *after]
+    values = [program.image, *(step.output for step in steps)]
+    fields = [program.fields[value.slot] for value in values]
+    strides = strides_of(fields, len(program.image.shape) - 1)
+    size = on_windows(program.fields, strides)
+    numbers = held(steps, size, {target.slot for target in targets})
+    return strides, max(1, *map(size, values)), numbers
 
 
 def _batch_numbers(program: Program) -> int:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from adjointbackmap.display import Shown, ShownFields, Summary
 from adjointbackmap.engine.network import Network, several
-from adjointbackmap.engine.observe import record
 from adjointbackmap.engine.patches import BLOCK, Patches
-from adjointbackmap.engine.pattern import check_images
+from adjointbackmap.engine.pattern import ActivationPattern, check_images
 from adjointbackmap.planes import showing
 from adjointbackmap.planes.methods import compute_parts
 from adjointbackmap.planes.planner import images_per_batch, plan_queries
@@ -339,6 +338,7 @@ def hyperplanes(
     dtype: torch.dtype | str | None = None,
     method: str | None = None,
     memory: str | float | int | None = "2GiB",
+    pattern: ActivationPattern | None = None,
 ) -> Hyperplanes | dict[str, Hyperplanes]:
     r"""Effective hyperplanes of a layer's units at the activation pattern of ``x``.
 
@@ -377,6 +377,9 @@ def hyperplanes(
         memory: Bytes for the result and for the batches that compute it, or a size such as
             ``"2GiB"``; ``None`` for no bound. A batch has at least one vector, see ``workspace`` of
             :func:`plan`.
+        pattern: The pattern of ``x`` from :func:`record_pattern`, with the same ``scale`` and
+            ``dtype``. Who asks for many units of one image, one after the other, pays for the
+            pattern once. By default it is recorded.
 
     Returns:
         ``image`` of shape ``(N, *units, C, H, W)``, ``bias`` of shape ``(N, *units, M)`` and
@@ -385,22 +388,29 @@ def hyperplanes(
 
     Raises:
         TypeError: If ``network`` is no traced network, or ``x`` no tensor.
-        ValueError: If the layer, mode, units, shape or dtype do not fit, ``x`` is not finite, or
-            the result is larger than ``memory``.
+        ValueError: If the layer, mode, units, shape or dtype do not fit, ``x`` is not finite, the
+            result is larger than ``memory``, or ``pattern`` is another one.
         RuntimeError: If the model was changed since the trace.
 
     Example:
         >>> import torch
-        >>> from adjointbackmap import trace
+        >>> from adjointbackmap import record_pattern, trace
         >>> first, second = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 2, 3)
         >>> model = torch.nn.Sequential(first, torch.nn.ReLU(), second).eval()
         >>> image = torch.rand(3, 8, 8)
-        >>> planes = hyperplanes(trace(model, image[None]), image, layer="2", mode="RM2")
+        >>> network = trace(model, image[None])
+        >>> planes = hyperplanes(network, image, layer="2", mode="RM2")
         >>> bool((planes.reconstruct() - planes.value).abs().max() < 1e-5)
+        True
+        >>> held = record_pattern(network, image)
+        >>> unit = hyperplanes(network, image, layer="2", units=(1, 1, 0), pattern=held)
+        >>> bool((unit.image - planes.image[:, 1, 1, 0]).abs().max() < 1e-5)
         True
     """
     names = several(layer)
-    first = Query.of(network, x, names[0], mode, units, own_bias, scale, dtype, method, memory)
+    first = Query.of(
+        network, x, names[0], mode, units, own_bias, scale, dtype, method, memory, pattern
+    )
     queries = [first, *(first.at_layer(name, mode, units, own_bias) for name in names[1:])]
     plans = plan_queries(queries)
     needed = sum(plan.bytes for plan in plans)
@@ -426,7 +436,7 @@ def planes_of(queries: Sequence[Query], methods: Sequence[str]) -> list[Hyperpla
     """
     first = queries[0]
     layers = [query.layer for query in queries]
-    recorded = record(first.network, first.images, layers, images_per_batch(queries, methods))
+    recorded = first.recorded(layers, images_per_batch(queries, methods))
     return [
         Hyperplanes(
             image_part=parts.image,

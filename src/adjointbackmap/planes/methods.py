@@ -15,7 +15,7 @@ from torch import Tensor
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.engine.operators import basis, pull, push, reached
 from adjointbackmap.engine.patches import Patches
-from adjointbackmap.engine.pattern import ActivationPattern, pattern_of
+from adjointbackmap.engine.pattern import ActivationPattern
 from adjointbackmap.engine.program import IMAGE, KernelCall
 from adjointbackmap.engine.sweep import Sweep
 from adjointbackmap.engine.windows import put
@@ -52,16 +52,16 @@ def compute_parts(queries: Sequence[Query], methods: Sequence[str]) -> list[Part
     step = 1 if "windowed" in methods else images_per_batch(queries, methods)
     windowed = [query for query, method in pairs if method == "windowed"]
     found: list[list[Parts]] = [[] for _ in queries]
-    for number, images in enumerate(first.images.split(step)):
-        pattern = pattern_of(first.network, images, first.scale, most)
-        part = slice(number * step, number * step + len(images))
-        with exact(images.device):
+    for start in range(0, len(first.images), step):
+        part = slice(start, start + step)
+        pattern = first.pattern_at(part, most)
+        with exact(first.images.device):
             swept = iter(_windowed(windowed, pattern))
             for (query, method), parts in zip(pairs, found, strict=True):
                 if method == "windowed":
                     parts.append(next(swept))
                 else:
-                    flat = query.units.numbers(part, len(images), images.device)
+                    flat = query.units.numbers(part, pattern.images, first.images.device)
                     parts.append(_WAYS[method](query, pattern, flat))
     return [_parts_of_all_images(query, parts) for query, parts in zip(queries, found, strict=True)]
 

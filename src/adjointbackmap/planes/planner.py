@@ -10,7 +10,7 @@ from torch import nn
 from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.observe import IMAGES_AT_ONCE
 from adjointbackmap.engine.plans import Plan
-from adjointbackmap.engine.program import KernelCall, Step
+from adjointbackmap.engine.program import KernelCall, Program, Step
 from adjointbackmap.engine.sweep import Batches
 from adjointbackmap.engine.workspace import (
     bytes_of_vector,
@@ -19,6 +19,8 @@ from adjointbackmap.engine.workspace import (
     whole,
 )
 from adjointbackmap.planes.query import Query
+from adjointbackmap.planes.readout import Readout
+from adjointbackmap.rules import Value
 from adjointbackmap.rules.kernels import Kernel
 
 # Costs are in multiply-adds: the number of these that take as long, measured on a CPU.
@@ -134,6 +136,30 @@ def _work(steps: list[Step], shares: dict[int, float] | None = None) -> tuple[fl
     return products, numbers
 
 
+def _work_to(program: Program, target: Value) -> tuple[float, float]:
+    """The work of one vector through all steps that lead to a value, see :func:`_work`."""
+    return program.once(("work to", target.slot), lambda: _work(program.upstream([target])))
+
+
+def _work_of(readout: Readout) -> tuple[float, float]:
+    """The work of one tangent from the image to the units, see :func:`_work`."""
+    key = ("work of", readout.source.slot, readout.elements)
+    return readout.program.once(key, lambda: _work(readout.steps()))
+
+
+def _work_on_windows(readout: Readout, strides: tuple[int, ...]) -> tuple[float, float]:
+    """The same on the windows of one pixel."""
+
+    def compute() -> tuple[float, float]:
+        size = on_windows(readout.program.fields, strides)
+        steps = readout.steps()
+        shares = {step.output.slot: size(step.output) / whole(step.output) for step in steps}
+        return _work(steps, shares)
+
+    key = ("work on windows", readout.source.slot, readout.elements, strides)
+    return readout.program.once(key, compute)
+
+
 def vectors_at_once(query: Query, method: str) -> int:
     """Number of tangents or cotangents in a batch of a method, over all its images."""
     within = vectors_within(query.room, _held(query, method), query.dtype.itemsize)
@@ -153,8 +179,7 @@ def _held(query: Query, method: str) -> int:
     image = prod(query.network.in_shape)
     if method != "adjoint":
         return readout.numbers_of_tangent + image
-    bias = sum(entry.value.numel() for entry in program.entries)
-    return readout.numbers_of_cotangent + image + bias
+    return readout.numbers_of_cotangent + image + program.bias_length
 
 
 def _planned(
@@ -187,14 +212,14 @@ def _plan_adjoint(query: Query) -> Plan:
     readout = query.readout
     program = query.program
     vectors = query.units.count
-    work = _work(program.upstream([readout.target]))
+    work = _work_to(program, readout.target)
     at_once = vectors_at_once(query, "adjoint")
     found = _planned(query, "adjoint", vectors, work, vectors / at_once)
     if readout.row_count is None:
         return found
     kernel = cast("KernelCall", readout.kernel)
     vectors = readout.row_count * readout.taps
-    work = _work(program.upstream([kernel.input]))
+    work = _work_to(program, kernel.input)
     rows = _planned(query, "adjoint", vectors, work, vectors / at_once)
     # then each unit is a sum over the taps of its row, weighted by its kernel
     length = prod(query.part_shape) + readout.entries.numel()
@@ -206,14 +231,14 @@ def _plan_basis(query: Query) -> Plan:
     """One tangent for each pixel and channel, and for each bias of the layer."""
     vectors = prod(query.network.in_shape) + query.readout.entries.numel()
     batches = vectors / vectors_at_once(query, "basis")
-    return _planned(query, "basis", vectors, _work(query.readout.steps()), batches)
+    return _planned(query, "basis", vectors, _work_of(query.readout), batches)
 
 
 def _plan_coloured(query: Query) -> Plan:
     """One tangent for each element of a patch, and for each bias of the layer."""
     vectors = prod(query.part_shape) + query.readout.entries.numel()
     batches = vectors / vectors_at_once(query, "coloured")
-    return _planned(query, "coloured", vectors, _work(query.readout.steps()), batches)
+    return _planned(query, "coloured", vectors, _work_of(query.readout), batches)
 
 
 def _plan_windowed(query: Query) -> Plan:
@@ -224,17 +249,14 @@ def _plan_windowed(query: Query) -> Plan:
     """
     program = query.program
     readout = query.readout
-    steps = readout.steps()
     entries = readout.entries.numel()
     after = [readout.apart] if readout.apart else []
     batches = Batches.of(program, [readout.source], after, 1, query.dtype, query.room)
-    size = on_windows(program.fields, batches.strides)
-    shares = {step.output.slot: size(step.output) / whole(step.output) for step in steps}
     reached = [len(axis) for axis in query.patches.reached()]  # rows and columns of the image
     pixels = query.network.in_shape[0] * prod(reached)
     vectors = pixels + entries
     # work on windows, for a pixel, and on whole maps, for a bias; then the mean of all vectors
-    parts = zip(_work(steps, shares), _work(steps), strict=True)
+    parts = zip(_work_on_windows(readout, batches.strides), _work_of(readout), strict=True)
     products, numbers = ((w * pixels + m * entries / 2) / max(1, vectors) for w, m in parts)
     # pixels along each axis that are congruent modulo the stride: these go together
     count = [-(-n // stride) for n, stride in zip(reached, batches.strides, strict=True)]

@@ -6,6 +6,7 @@ The arguments of :func:`adjointbackmap.hyperplanes` are checked and joined here,
 import math
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -19,7 +20,13 @@ from adjointbackmap.capture.precision import exact
 from adjointbackmap.engine.layers import Layer
 from adjointbackmap.engine.network import Network, check_network
 from adjointbackmap.engine.observe import Recorded, record
-from adjointbackmap.engine.pattern import check_images, check_scale
+from adjointbackmap.engine.pattern import (
+    ActivationPattern,
+    check_images,
+    check_pattern,
+    check_scale,
+    pattern_of,
+)
 from adjointbackmap.engine.program import KernelCall, Program
 from adjointbackmap.planes.placement import PatchGeometry
 from adjointbackmap.planes.readout import Readout
@@ -55,6 +62,7 @@ class Query:
         scale: The factor k of the pattern.
         method: The method to use; ``None`` for the cheapest.
         memory: Largest size of the result in bytes.
+        pattern: The pattern of the images, if the caller holds it.
     """
 
     network: Network
@@ -66,6 +74,7 @@ class Query:
     scale: float
     method: str | None
     memory: int
+    pattern: ActivationPattern | None = None
 
     @classmethod
     def of(
@@ -80,6 +89,7 @@ class Query:
         dtype: torch.dtype | str | None = None,
         method: str | None = None,
         memory: str | float | int | None = "2GiB",
+        pattern: ActivationPattern | None = None,
     ) -> "Query":
         """Check the arguments of :func:`adjointbackmap.hyperplanes` and join them.
 
@@ -96,6 +106,7 @@ class Query:
             dtype: Dtype of the hyperplanes; by default that of the model.
             method: Method that computes them.
             memory: Largest size of the result in bytes; ``None`` for no bound.
+            pattern: The pattern of ``x``, if the caller holds it.
 
         Raises:
             TypeError: If ``network`` is no traced network, or ``x`` no tensor.
@@ -114,8 +125,11 @@ class Query:
         network.check_unchanged()
         # a copy: the user may write to x, while results and later blocks still need the images
         images = check_images(network, x, dtype).clone()
-        chosen = _checked_choice(network, images, layer, mode, units, own_bias)
-        return cls(network, images, *chosen, check_scale(scale), method, bytes_of(memory))
+        k = check_scale(scale)
+        if pattern is not None:
+            check_pattern(pattern, network, images, k)
+        chosen = _checked_choice(network, images, layer, mode, units, own_bias, pattern)
+        return cls(network, images, *chosen, k, method, bytes_of(memory), pattern)
 
     @classmethod
     def of_any_image(
@@ -154,14 +168,41 @@ class Query:
         Raises:
             ValueError: If an argument does not fit the network.
         """
-        chosen = _checked_choice(self.network, self.images, layer, mode, units, own_bias)
-        return Query(self.network, self.images, *chosen, self.scale, self.method, self.memory)
+        choice = (layer, mode, units, own_bias, self.pattern)
+        chosen = _checked_choice(self.network, self.images, *choice)
+        wanted = (self.scale, self.method, self.memory, self.pattern)
+        return Query(self.network, self.images, *chosen, *wanted)
 
     def part(self, block: Block) -> "Query":
         """The query for the images and the units of a block."""
         images, *units = block
         of_block = self.units.of_images(images, tuple(units))
-        return replace(self, images=self.images[images], units=of_block)
+        pattern = None if self.pattern is None else self.pattern.part(images)
+        return replace(self, images=self.images[images], units=of_block, pattern=pattern)
+
+    # the network at the images
+
+    def pattern_at(self, images: slice, most: int | None) -> ActivationPattern:
+        """The activation pattern of some of the images.
+
+        Args:
+            images: Which images.
+            most: Largest batch of tangents or cotangents.
+        """
+        if self.pattern is not None:
+            return self.pattern.part(images, most)
+        return pattern_of(self.network, self.images[images], self.scale, most)
+
+    def recorded(self, layers: Sequence[Layer], at_once: int) -> Recorded:
+        """Inputs and outputs of layers in the untouched model.
+
+        Args:
+            layers: The layers.
+            at_once: Images in one call of the model.
+        """
+        if self.pattern is not None:
+            return self.pattern.recorded(layers, at_once)
+        return record(self.network, self.images, layers, at_once)
 
     # in which arithmetic
 
@@ -218,18 +259,18 @@ class Query:
         """First row and column of each chosen unit's patch, ``(*units, 2)``."""
         return self.patches.corners(self.units.positions(self.units.flat[0]))
 
-    @property
+    @cached_property
     def part_shape(self) -> tuple[int, ...]:
         """Shape of one unit's image part as it is stored."""
         channels = self.network.in_shape[:1]
         return (*channels, *self.patches.size) if self.in_patches else self.network.in_shape
 
-    @property
+    @cached_property
     def bytes_each(self) -> int:
         """Bytes of one hyperplane: image part, bias part and value."""
         return (prod(self.part_shape) + self.readout.entries.numel() + 1) * self.dtype.itemsize
 
-    @property
+    @cached_property
     def room(self) -> int | None:
         """Bytes of the memory that the result leaves for a batch; ``None`` for no bound."""
         if self.memory == UNBOUNDED:
@@ -298,6 +339,7 @@ def _checked_choice(
     mode: str | None,
     units: Any,
     own_bias: bool | None,
+    pattern: ActivationPattern | None = None,
 ) -> tuple[Layer, str, bool, Selection]:
     """Layer, mode, own bias and units, with the defaults filled in.
 
@@ -317,7 +359,13 @@ def _checked_choice(
     in_channels = 0 if with_bias else network.kernel(chosen, images.dtype).rule.in_channels
     dims = unit_dims(chosen, mode, in_channels)
     if isinstance(units, str):
-        return chosen, mode, with_bias, _predicted(network, images, chosen, mode, units, dims)
+        if units != "predicted" or mode != "RM0":
+            msg = (
+                "units must be 'predicted' in RM0, or a tuple of ints, slices and arrays. "
+                f"Got {units!r} in {mode}."
+            )
+            raise ValueError(msg)
+        return chosen, mode, with_bias, _predicted(network, images, chosen, dims, pattern)
     return chosen, mode, with_bias, select(dims, units, len(images))
 
 
@@ -345,21 +393,15 @@ def _with_own_bias(mode: str, own_bias: bool | None) -> bool:
 
 
 def _predicted(
-    network: Network, images: Tensor, layer: Layer, mode: str, units: str, dims: dict[str, int]
+    network: Network,
+    images: Tensor,
+    layer: Layer,
+    dims: dict[str, int],
+    pattern: ActivationPattern | None,
 ) -> Selection:
-    """The unit with the largest output, for each image.
-
-    Raises:
-        ValueError: If the word is not ``"predicted"``, or the mode is not RM0.
-    """
-    if units != "predicted" or mode != "RM0":
-        msg = (
-            "units must be 'predicted' in RM0, or a tuple of ints, slices and arrays. "
-            f"Got {units!r} in {mode}."
-        )
-        raise ValueError(msg)
-    output = record(network, images, [layer]).outputs[layer.name]
-    return Selection(dims, output.argmax(1).cpu(), ())
+    """The unit with the largest output, for each image."""
+    recorded = record(network, images, [layer]) if pattern is None else pattern.recorded([layer])
+    return Selection(dims, recorded.outputs[layer.name].argmax(1).cpu(), ())
 
 
 def bytes_of(memory: str | float | int | None) -> int:

@@ -82,13 +82,15 @@ class Readout:
     @cached_property
     def numbers_of_tangent(self) -> int:
         """Most numbers that one tangent has in memory at a time."""
-        return held(self.steps(), kept={self.source.slot})
+        key = ("held by a tangent", self.source.slot, self.elements)
+        return self.program.once(key, lambda: held(self.steps(), kept={self.source.slot}))
 
     @cached_property
     def numbers_of_cotangent(self) -> int:
         """Most numbers that one cotangent has in memory at a time."""
         if self.mode not in ("RM3", "RM4"):
-            return held(self.program.upstream([self.target]))
+            key = ("held by a cotangent", self.target.slot)
+            return self.program.once(key, lambda: held(self.program.upstream([self.target])))
         into = self._kernel.input
         # A seed is a map of the layer, or one map of positions for each tap of the kernel. Two maps
         # of the kernel's input are next to it: the seed read back, and its product with a mask.

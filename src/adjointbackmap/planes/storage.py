@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from adjointbackmap.engine.network import Network
+from adjointbackmap.engine.pattern import ActivationPattern
 from adjointbackmap.files import disk
 from adjointbackmap.planes.manifest import (
     AGAIN,
@@ -49,6 +50,7 @@ def save(
     method: str | None = None,
     memory: str | float | int | None = "2GiB",
     report: Callable[[float], None] = lambda share: None,
+    pattern: ActivationPattern | None = None,
 ) -> StoredPlanes:
     """Compute hyperplanes into a folder. They may be larger than memory.
 
@@ -81,8 +83,8 @@ def save(
         >>> bool(stored.relative_error().abs().max() < 1e-3)
         True
     """
-    query = Query.of(network, x, layer, mode, units, own_bias, scale, dtype, method, memory)
-    return write_store(path, stream(query), report)
+    wanted = (mode, units, own_bias, scale, dtype, method, memory, pattern)
+    return write_store(path, stream(Query.of(network, x, layer, *wanted)), report)
 
 
 def write_store(

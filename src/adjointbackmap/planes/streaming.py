@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adjointbackmap.engine.network import Network
+from adjointbackmap.engine.pattern import ActivationPattern
 from adjointbackmap.engine.plans import Plan
 from adjointbackmap.engine.workspace import block_shape
 from adjointbackmap.planes.hyperplane import Hyperplanes, planes_of
@@ -28,6 +29,7 @@ def iter_hyperplanes(
     dtype: torch.dtype | str | None = None,
     method: str | None = None,
     memory: str | float | int | None = "2GiB",
+    pattern: ActivationPattern | None = None,
 ) -> Iterator[Hyperplanes]:
     """The hyperplanes of :func:`adjointbackmap.hyperplanes`, one block after the other.
 
@@ -57,7 +59,8 @@ def iter_hyperplanes(
         >>> [tuple(block.value.shape) for block in blocks]
         [(1, 3, 4, 2), (1, 1, 4, 2)]
     """
-    work = stream(Query.of(network, x, layer, mode, units, own_bias, scale, dtype, method, memory))
+    wanted = (mode, units, own_bias, scale, dtype, method, memory, pattern)
+    work = stream(Query.of(network, x, layer, *wanted))
     return map(work.compute, work.blocks)
 
 

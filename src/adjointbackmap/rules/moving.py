@@ -25,6 +25,7 @@ from adjointbackmap.rules.base import (
     keep_batch,
     rule_for,
     tensor_of,
+    unfilled,
 )
 from adjointbackmap.rules.field import Reach
 from adjointbackmap.rules.kinks import NOT_ZERO
@@ -189,6 +190,14 @@ class Slice(Aten, Local):
         length = x.shape[dim - 1]
         start, end, step = slice(start, end, step).indices(length)
         return builder.apply(Slice(len(x.shape) - 1, dim, start, end, step), x)
+
+    def adjoint(
+        self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
+    ) -> tuple[Tensor | None, ...]:
+        dim, start, end, step = self.args
+        whole = unfilled(cotangent, shapes[0]).zero_()
+        whole[(slice(None),) * dim + (slice(start, end, step),)] = cotangent
+        return (whole,)
 
     def positional(self) -> bool:
         return self.args[0] == 1  # a slice of channels leaves positions where they are

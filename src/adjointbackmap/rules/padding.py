@@ -80,6 +80,12 @@ class Pad(Aten, Local):
         added = builder.apply(Multiply(frame.to(builder.device)), builder.number("pad", number))
         return builder.apply(Add(), padded, added)
 
+    def adjoint(
+        self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
+    ) -> tuple[Tensor | None, ...]:
+        # the new positions are cut off; a negative padding had cut positions, which get zeros
+        return (F.pad(cotangent, [-n for n in self.args[0]]),)
+
     def reach(self) -> Reach | None:
         # output position o is input position o - before
         moved = [-n for n in sides(self.args[0], self.axes)[0]]
@@ -104,6 +110,8 @@ class Replicate(Pad):
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
         return F.pad(tangents[0], self.args[0], mode=self.mode)
+
+    adjoint = Aten.adjoint  # a new position reads one inside: the derived adjoint adds it up
 
     def reach(self) -> Reach | None:
         # at the border a position reads others than inside, so a part of the map is not enough
