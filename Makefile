@@ -22,7 +22,7 @@ lint: ## Lint, check the types and the imports
 format: ## Format the code and mend what ruff can mend
 	./dev format
 
-docs: ## Build the site into docs/_build/html, warnings as errors
+docs: ## Build the site into docs/_build/html, warnings as errors; examples and notebooks run if they changed
 	./dev docs
 
 linkcheck: ## Try every link of the site that leads elsewhere; needs the internet
@@ -37,4 +37,4 @@ bench: ## Speed and memory beside named peers on an idle machine, about an hour;
 	$(firstword $(wildcard .venv-peers/bin/adjointbackmap) .venv/bin/adjointbackmap) bench --out docs/results/speed.json --docs docs/speed.md
 
 clean: ## Remove the environment, the builds and the caches
-	rm -rf .venv dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv dist docs/_build docs/examples .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

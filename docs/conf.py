@@ -1,7 +1,13 @@
-"""The documentation site: Markdown pages, a reference from the docstrings, MathML equations."""
+"""The documentation site: pages, examples and notebooks that run, a reference, MathML equations.
+
+Examples and notebooks are kept between builds, and run again when they change. The variable
+``ADJOINTBACKMAP_DOCS_RUN=0`` of the environment builds the site without running them.
+"""
 
 import builtins
+import os
 import re
+import sys
 from importlib.resources import files
 from pathlib import Path
 from unittest.mock import patch
@@ -18,19 +24,24 @@ import adjointbackmap
 from adjointbackmap.cli import app
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # for drawings.py
+RUN = os.environ.get("ADJOINTBACKMAP_DOCS_RUN", "1") != "0"
 
 project = "adjointbackmap"
 author = "The adjointbackmap developers"
 version = release = adjointbackmap.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
     "sphinxcontrib.bibtex",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "gallery", "examples/*.ipynb", "examples/*.py", "**/.*"]
 nitpicky = True  # every cross-reference must lead somewhere, but for names of other libraries
 nitpick_ignore_regex = [
     ("py:attr", ".*"),  # attributes are listed with their class and are no targets
@@ -47,7 +58,9 @@ nitpick_ignore_regex = [
     ("py:.*", r"adjointbackmap\.(exactness\.journal|planes\.manifest)\..*"),
     ("py:.*", r"adjointbackmap\.analysis\.crossings\.P\b.*"),
 ]
-suppress_warnings = ["myst.header"]  # made pages have sections of the third level under their title
+# Made pages have sections of the third level under their title; cells that are not run have no
+# language.
+suppress_warnings = ["myst.header", *([] if RUN else ["myst-nb.lexer"])]
 
 html_theme = "furo"
 html_title = "adjointbackmap"
@@ -60,6 +73,17 @@ smartquotes_action = "D"  # only dashes, between a parameter and its description
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+
+# Notebooks: one that changes runs again; the others come from the cache beside the built site.
+nb_execution_mode = "cache" if RUN else "off"
+nb_execution_cache_path = str(HERE / "_build" / "notebooks")
+nb_execution_in_temp = True
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+nb_output_stderr = "remove"  # warnings of libraries, with paths of the machine
+
+copybutton_exclude = ".linenos, .gp, .go"  # no prompts, no outputs
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -78,6 +102,23 @@ bibtex_default_style = "keys"
 # link.
 KEYS = "|".join(re.findall(r"^@\w+\{(\w+),", (HERE / "bibliography.bib").read_text(), re.MULTILINE))
 CITATION = re.compile(rf"\[({KEYS})(?:,\s+([^\]]+))?\](?!\()")
+
+
+sphinx_gallery_conf = {
+    "examples_dirs": ["gallery"],
+    "gallery_dirs": ["examples"],  # written by the build, not committed
+    "filename_pattern": r"\.py$",
+    "plot_gallery": RUN,
+    "within_subsection_order": "drawings.Order",
+    "image_scrapers": ["matplotlib", "drawings.save_drawing"],
+    "ignore_repr_types": "Drawing|matplotlib",
+    "remove_config_comments": True,
+    "show_memory": False,
+    "show_signature": False,
+    "write_computation_times": False,
+    "min_reported_time": 1e9,
+    "abort_on_example_error": True,
+}
 
 
 class KeyLabels(BaseLabelStyle):
@@ -121,7 +162,8 @@ def command_line():
 
 def prepare_page(sphinx, page, source):
     """Link the citations of a page, and add the help of the commands to its page."""
-    source[0] = cited(source[0], "{cite:p}")
+    markdown = sphinx.env.doc2path(page).suffix == ".md"
+    source[0] = cited(source[0], "{cite:p}" if markdown else ":cite:p:")
     if page == "reference/command-line":
         source[0] += command_line()
 

@@ -22,6 +22,7 @@ PAGES = (
     "docs/larger-than-memory.md",
     "docs/analysis.md",
     "docs/lines.md",
+    "docs/faq.md",
 )
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 

@@ -1,6 +1,8 @@
 """The site: no warning, no dead link, no lost page, and every public name is shown."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,7 +15,8 @@ import adjointbackmap
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.rglob("*.md"))
+MADE = (DOCS / "_build", DOCS / "examples")  # by a build of the site
+PAGES = sorted(p for p in DOCS.rglob("*.md") if not any(p.is_relative_to(m) for m in MADE))
 IN_REPOSITORY = re.compile(
     r"(?<![\w./-])(?:docs|src|tests|benchmarks)/(?!results/)[\w./-]*\w"
 )  # results come with a run
@@ -170,8 +173,16 @@ def test_problems_of_a_site_are_found(tmp_path):
     assert reached(tmp_path, site) == {"index.html", "a.html"}
 
 
-def build(folder):
-    """Build the site, with warnings as errors."""
+def build(folder, run):
+    """Build the site from a copy of the pages, with warnings as errors.
+
+    Args:
+        folder: Where to build.
+        run: Whether to run the examples and the notebooks.
+    """
+    made = shutil.ignore_patterns("_build", "examples", "__pycache__")
+    pages = shutil.copytree(DOCS, folder / "docs", ignore=made)
+    shutil.copy(ROOT / "CHANGELOG.md", folder)
     command = [
         sys.executable,
         "-m",
@@ -181,18 +192,38 @@ def build(folder):
         "-q",
         "-d",
         folder / "doctrees",
-        DOCS,
+        pages,
         folder / "html",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | {"ADJOINTBACKMAP_DOCS_RUN": str(int(run))}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return folder / "html"
 
 
+@pytest.mark.slow
+def test_examples_and_notebooks_are_in_the_site(tmp_path):
+    """All of them run, and each has a picture."""
+    folder = build(tmp_path, run=True)
+    site = read_site(folder)
+    assert dead_links(folder, site) == []
+    assert loaded_from_elsewhere(site) == []
+    examples = {path.stem for path in (DOCS / "gallery").glob("*.py")}
+    assert len(examples) >= 12
+    pages = {f"examples/{name}.html" for name in examples}
+    pages |= {f"notebooks/{path.stem}.html" for path in (DOCS / "notebooks").glob("*.md")}
+    for page in pages | {"which-method.html"}:
+        pictures = [load for load in site[page].loads if re.search(r"_images/|data:image", load)]
+        assert pictures, f"{page} has no picture"
+
+
 def test_site_builds_and_is_whole(tmp_path):
-    """One build: links, pages, names of the reference, commands; nothing loads from elsewhere."""
+    """One build: links, pages, names of the reference, commands; nothing loads from elsewhere.
+
+    Examples and notebooks do not run here: tests/test_examples.py runs them.
+    """
     pytest.importorskip("sphinx", reason="the site needs the extra docs")
-    folder = build(tmp_path)
+    folder = build(tmp_path, run=False)
     site = read_site(folder)
     assert dead_links(folder, site) == []
     assert loaded_from_elsewhere(site) == []
