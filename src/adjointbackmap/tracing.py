@@ -10,10 +10,12 @@ from adjointbackmap.capture.fingerprints import attributes_read
 from adjointbackmap.capture.graph import capture
 from adjointbackmap.capture.model_check import batch_of
 from adjointbackmap.engine.auditing import audit as audit_network
+from adjointbackmap.engine.curved import Reading
 from adjointbackmap.engine.network import Network, check_eval
-from adjointbackmap.engine.pattern import InfiniteValue
 from adjointbackmap.planes.patch_check import check_patches
 from adjointbackmap.planes.planner import plan
+from adjointbackmap.rules.curved import GATE, REFUSE
+from adjointbackmap.rules.infinite import InfiniteValue
 
 
 def trace(
@@ -22,6 +24,9 @@ def trace(
     until: str | nn.Module | None = None,
     output: int | str | None = None,
     audit: bool = True,
+    *,
+    curved: str = REFUSE,
+    products: str = GATE,
 ) -> Network:
     r"""Capture a module in eval mode as a graph.
 
@@ -35,6 +40,13 @@ def trace(
         output: Name or index of the output to take, if the module returns several.
         audit: Whether to compare the network with the module on one random input, see
             :func:`adjointbackmap.audit`, and a few hyperplanes on patches with the whole ones.
+        curved: What to do with curved operations, such as GELU, norms and attention. ``"refuse"``
+            raises. ``"frozen"`` holds their gates constant: the value is still
+            :math:`\langle [x; b] | H \rangle`, but H is not the derivative. ``"tangent"`` takes
+            their derivative, and the rest as entries of ``b``.
+        products: Which factor of a product of two values is frozen. ``"gate"`` takes the one that
+            is a gate by nature, such as a sigmoid. If there is none, or with ``"half"``, each
+            factor is frozen in turn with weight one half.
 
     Returns:
         The network, for inputs of the example's shape and any batch size.
@@ -42,8 +54,8 @@ def trace(
     Raises:
         TypeError: If the model is no module, or the example no tensor.
         ValueError: If the model is in train mode, the example does not fit it, ``until`` is not one
-            of its layers, ``output`` is not one of its outputs, or ``torch.export`` cannot capture
-            it.
+            of its layers, ``output`` is not one of its outputs, ``torch.export`` cannot capture
+            it, or ``curved`` or ``products`` is none of its choices.
         UnsupportedOperation: If an operation is not piecewise affine; the message names all of
             them.
         RuntimeError: If the audit fails, or a receptive field is too small.
@@ -54,10 +66,11 @@ def trace(
         >>> list(trace(model, torch.rand(1, 3, 8, 8)).layers)
         ['0', '1', 'output']
     """
+    reading = Reading(curved, products)
     check_eval(model, ValueError)
     captured = capture(model, example)
     attributes = attributes_read(model, batch_of(example))
-    network = Network(model, captured, plan, until, output, attributes)
+    network = Network(model, captured, plan, until, output, attributes, reading)
     if audit and network.device.type != "meta":  # tensors on meta have no values
         # drawn on the CPU in float64: the same numbers on every device and in every dtype
         generator = torch.Generator().manual_seed(0)

@@ -246,17 +246,22 @@ class Constants:
         return torch.zeros(shape, dtype=dtype, device=self.device)
 
     def _for_one_image(self, node: torch.fx.Node) -> Any:
-        """The value of a symbol, such as an extent, for a batch of one.
+        return self.number_of(node, 1)
+
+    def number_of(self, node: torch.fx.Node, images: int) -> Any:
+        """The value of a number in the graph, such as an extent, for a batch of some images.
 
         Raises:
             Refused: If it depends on anything but the batch.
         """
+        if node.name in self.numbers:
+            return self.numbers[node.name]
         symbol = node.meta["val"]
         batch = self.capture.image.meta["val"].shape[0].node.expr
         if not isinstance(symbol, SYMBOLS) or symbol.node.expr.free_symbols - batch.free_symbols:
             msg = "its shape or a number in it is read from the data"
             raise Refused(msg)
-        return symbol.node.pytype(symbol.node.expr.subs(batch, 1))
+        return symbol.node.pytype(symbol.node.expr.subs(batch, images))
 
 
 def depends_on_dtype(capture: Capture, wanted: Container[torch.fx.Node]) -> bool:

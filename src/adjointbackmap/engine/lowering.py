@@ -1,6 +1,6 @@
 """Turns a captured graph into a :class:`Program`, in one dtype."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from itertools import chain, count
 from math import isinf
@@ -34,6 +34,7 @@ from adjointbackmap.engine.constants import (
     SYMBOLS,
     Constants,
 )
+from adjointbackmap.engine.curved import REFUSED_READING, Natures, Reading, computed
 from adjointbackmap.engine.narrower import rounding
 from adjointbackmap.engine.program import IMAGE, KernelCall, Program, Step, UnsupportedOperation
 from adjointbackmap.rules import (
@@ -48,9 +49,11 @@ from adjointbackmap.rules import (
     Value,
 )
 from adjointbackmap.rules.base import Operation
+from adjointbackmap.rules.curved import CURVED, FROZEN, REFUSE, CurvedCall
 from adjointbackmap.rules.infinite import Infinite, finite, is_infinite
 from adjointbackmap.rules.kernels import Kernel
 from adjointbackmap.rules.linear import Add, Masked, PlacedEntry
+from adjointbackmap.rules.natures import Nature
 
 # Slot of the output of a refused operation. The walk goes on after it, so that the message can name
 # all refused operations.
@@ -68,7 +71,11 @@ REASONS = {
 
 
 def lower(
-    capture: Capture, target: torch.fx.Node, tensors: dict[str, Tensor], dtype: torch.dtype
+    capture: Capture,
+    target: torch.fx.Node,
+    tensors: dict[str, Tensor],
+    dtype: torch.dtype,
+    reading: Reading = REFUSED_READING,
 ) -> Program:
     """Turn the part of a graph that ``target`` depends on into steps.
 
@@ -77,12 +84,13 @@ def lower(
         target: Node that ends the network.
         tensors: Parameters and buffers by the model's names.
         dtype: Floating dtype of the steps.
+        reading: What is done with curved operations.
 
     Raises:
         UnsupportedOperation: If operations have no rule, with the name and module of each; or if
             the target may be infinite.
     """
-    return _Lowering(capture, tensors, dtype).run(target)
+    return _Lowering(capture, tensors, dtype, reading).run(target)
 
 
 class _Lowering:
@@ -91,7 +99,13 @@ class _Lowering:
     See :class:`adjointbackmap.rules.Builder`.
     """
 
-    def __init__(self, capture: Capture, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+    def __init__(
+        self, capture: Capture, tensors: dict[str, Tensor], dtype: torch.dtype, reading: Reading
+    ) -> None:
+        self.curved = reading.curved
+        self.products = reading.products
+        self.natures = Natures()
+        self.computed: dict[int, str] = {}  # slot that gates alone may read -> why, see _compute
         self.capture = capture
         self.tensors = tensors
         self.dtype = dtype
@@ -121,9 +135,11 @@ class _Lowering:
                 self._visit(node)
             elif str(node.target) == DTYPE_ASSERTION and first_input(node).name in self.found:
                 self._check_dtype(node)
+        self._refuse_computed(target)
         if self.refused:
+            expected = "be piecewise affine and " if self.curved == REFUSE else ""
             msg = (
-                "Every operation must be piecewise affine and have a rule. "
+                f"Every operation must {expected}have a rule. "
                 f"Got {', '.join(self.refused)}: "
                 "replace them, or cut the graph before them with until=."
             )
@@ -136,7 +152,8 @@ class _Lowering:
         values = {name: value for name, value in found.items() if isinstance(value, Value)}
         infinite = self.program.infinite
         self._look_at_each_image(found.get(target.name))
-        self.program.values = {n: v for n, v in values.items() if v.slot not in infinite}
+        untold = infinite.keys() | self._without_tangent()
+        self.program.values = {n: v for n, v in values.items() if v.slot not in untold}
         if target.name in values and target.name not in self.program.values:
             msg = (
                 "The output must be finite. Got infinite constants that reach it through "
@@ -144,6 +161,23 @@ class _Lowering:
             )
             raise UnsupportedOperation(msg)
         return self.program
+
+    def _refuse_computed(self, target: torch.fx.Node) -> None:
+        """Refuse operations whose values reach the target other than through gates."""
+        found = self.found.get(target.name)
+        ends = found if isinstance(found, list) else [found]
+        values = [value for value in ends if isinstance(value, Value)]
+        if self.computed:
+            reached = self.program.with_tangents(values)
+            self.refused += [why for slot, why in self.computed.items() if slot in reached]
+
+    def _without_tangent(self) -> set[int]:
+        """Slots of values that depend on a computed one other than through gates."""
+        slots = set(self.computed)
+        for step in self.program.steps if slots else ():
+            if any(i.slot in slots for i in step.linear_inputs):
+                slots.add(step.output.slot)
+        return slots
 
     def _look_at_each_image(self, target: Any) -> None:
         """Take an output as finite if the data may keep infinities out of it.
@@ -200,6 +234,8 @@ class _Lowering:
         known: list[Field] = [() if i.slot in self.flat else None for i in inputs]
         if inputs and (all(f == () for f in known) or rule.field(*known) == ()):
             self.flat.add(output.slot)
+        linear = inputs[: rule.linear_inputs(len(inputs))]
+        self.natures.carry(rule, [i for i in linear if i.slot not in self.flat], output)
         if isinstance(rule, Kernel):
             self._keep_kernel(rule, inputs[0], output)
         return output
@@ -279,6 +315,28 @@ class _Lowering:
         value = self._infinite(infinite)
         return value if placed is None else self.apply(Add(), placed, value, shape=shape)
 
+    # the methods of rules.curved.CurvedBuilder
+
+    @property
+    def call(self) -> Callable[..., Any]:
+        return cast("Callable[..., Any]", self.node.target)
+
+    def nature(self, value: Value) -> Nature:
+        return self.natures[value]
+
+    def mark(self, value: Value, nature: Nature) -> Value:
+        self.natures.mark(value, nature)
+        return value
+
+    def note(self, value: Value, frozen: str) -> Value:
+        path, call = module_of(self.node)
+        name = call_name(path, call) or self.op
+        self.program.curved[value.slot] = CurvedCall(name, self.op, frozen)
+        return value
+
+    def constant_on_pieces(self, value: Any) -> bool:
+        return not isinstance(value, Value) or value.slot in self.flat
+
     # the walk
 
     def _visit(self, node: torch.fx.Node) -> None:
@@ -331,11 +389,12 @@ class _Lowering:
             self._refuse(node, reason)
 
     def _operation(self, node: torch.fx.Node) -> None:
+        before = self._state()
         try:
             built = self._output(node) if is_getitem(node) else self._build(node)
         except Refused as error:
-            self._refuse(node, str(error))
-            built = Value(REFUSED, self.shape)
+            self._undo(before)
+            built = self._compute(node, self._described(node, str(error)))
         except GuardOnDataDependentSymNode:
             self._refuse(node, "its shape or a number in it is read from the data")
             built = Value(REFUSED, self.shape)
@@ -348,6 +407,40 @@ class _Lowering:
         is_layer = node in self.ends and outputs_of(node)[0].is_floating_point()
         if isinstance(built, Mask) and is_layer:
             self.numbers_of[node.name] = self.as_numbers(built)
+
+    def _state(self) -> tuple[int, int]:
+        return len(self.program.steps), len(self.program.entries)
+
+    def _undo(self, before: tuple[int, int]) -> None:
+        """Take back the steps and entries of an operation that was refused half way."""
+        steps, entries = before
+        gone = {entry.slot for entry in self.program.entries[entries:]}
+        del self.program.steps[steps:]
+        del self.program.entries[entries:]
+        self.known = {key: value for key, value in self.known.items() if value.slot not in gone}
+
+    def _compute(self, node: torch.fx.Node, why: str) -> Any:
+        """The output of an operation without a rule, for gates alone.
+
+        If it reaches the output in another way, it is refused at the end.
+
+        Args:
+            node: The operation.
+            why: The words of the refusal.
+        """
+        made = computed(node, self.found, self.constants) if self.curved == FROZEN else None
+        if made is None:
+            self.refused.append(why)
+            return Value(REFUSED, self.shape)
+        inputs, rules = made
+        values = []
+        for rule, shape in zip(rules, self.shapes, strict=True):
+            value = self.apply(rule, *inputs, shape=shape)
+            self.computed[value.slot] = why
+            is_softmax = self.op in ("softmax", "_softmax")
+            self.mark(value, Nature.SOFTMAX if is_softmax else Nature.GATE_ONLY)
+            values.append(value)
+        return values if len(values) > 1 else values[0]
 
     def _is_refused(self, node: torch.fx.Node) -> bool:
         found = self.found.get(node.name)
@@ -370,7 +463,8 @@ class _Lowering:
 
     def _build(self, node: torch.fx.Node) -> Any:
         rule = RULES.get(str(node.target))
-        if rule is None:
+        curved = CURVED.get(str(node.target)) if self.curved != REFUSE else None
+        if rule is None and curved is None:
             raise Refused(REASONS.get(str(node.target), ""))
         if not has_batch_first(node, self._images):
             msg = "it moves the batch out of the first dimension"
@@ -379,12 +473,18 @@ class _Lowering:
             msg = "a number in it is that of the images of a batch, or read from the data"
             raise Refused(msg)
 
+        taking = cast("type[Operation]", rule or curved)
+
         def argument(node: torch.fx.Node) -> Any:
-            return self._argument(node, rule)
+            return self._argument(node, taking)
 
         args = torch.fx.map_arg(node.args, argument)
         kwargs = torch.fx.map_arg(node.kwargs, argument)
-        built = rule.build(self, *args, **kwargs)
+        if curved is not None and curved.is_curved(self, *args, **kwargs):
+            taking = curved
+        elif rule is None:
+            raise Refused(REASONS.get(str(node.target), ""))
+        built = taking.build(self, *args, **kwargs)
         why = "" if isinstance(built, Mask) else rounding(node, (*args, *kwargs.values()), self.own)
         if why:
             self._refuse(node, why)

@@ -22,6 +22,7 @@ from adjointbackmap.display import Shown, Summary
 from adjointbackmap.engine import showing
 from adjointbackmap.engine.biases import Biases
 from adjointbackmap.engine.constants import depends_on_dtype
+from adjointbackmap.engine.curved import REFUSED_READING, Reading
 from adjointbackmap.engine.layers import (
     OUTPUT,
     Layer,
@@ -33,6 +34,7 @@ from adjointbackmap.engine.layers import (
 from adjointbackmap.engine.lowering import lower
 from adjointbackmap.engine.plans import Plan
 from adjointbackmap.engine.program import KernelCall, Program, UnsupportedOperation
+from adjointbackmap.rules.curved import FROZEN, CurvedCall
 
 
 class Network(Shown):
@@ -44,6 +46,7 @@ class Network(Shown):
         in_shape: Shape of one input, such as ``(3, 32, 32)``.
         until: Name of the layer that ends the network; ``None`` for the module's output.
         output: Which of the module's outputs that is, if it has several.
+        reading: What the trace did with curved operations, and with products of two values.
     """
 
     def __init__(
@@ -54,7 +57,9 @@ class Network(Shown):
         until: str | nn.Module | None = None,
         output: int | str | None = None,
         read: Names = MappingProxyType({}),
+        reading: Reading = REFUSED_READING,
     ) -> None:
+        self.reading = reading
         self.model = model
         self.output = output
         if until is model:
@@ -82,6 +87,46 @@ class Network(Shown):
 
     def _summary(self) -> Summary:
         return showing.of_network(self)
+
+    @cached_property
+    def curved(self) -> tuple[CurvedCall, ...]:
+        """Every curved call that a layer depends on, other than through gates.
+
+        It is empty for a piecewise-affine network.
+
+        Example:
+            >>> from adjointbackmap import trace
+            >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.GELU()).eval()
+            >>> [call] = trace(model, torch.rand(1, 1, 5, 5), curved="frozen").curved
+            >>> call.name, call.operation, call.frozen
+            ('1', 'gelu', 'the quotient gelu(u) / u')
+        """
+        program = self.program()
+        reached = program.with_tangents(layer.value for layer in self.layers.values())
+        return tuple(call for slot, call in program.curved.items() if slot in reached)
+
+    @property
+    def is_derivative(self) -> bool:
+        """Whether the image part of a hyperplane is the derivative of the unit's value."""
+        return self.reading.curved != FROZEN or not self.curved
+
+    def check_piecewise_affine(self, what: str) -> None:
+        """Check that the network has no curved call.
+
+        Args:
+            what: What needs that, such as ``"kink_distances"``.
+
+        Raises:
+            ValueError: If it has one.
+        """
+        if self.curved:
+            first = self.curved[0]
+            msg = (
+                f"{what} needs a piecewise-affine network, which has linear regions. "
+                f"Got {len(self.curved)} curved calls, first {first.operation} at {first.name!r}: "
+                "take a network without them."
+            )
+            raise ValueError(msg)
 
     @cached_property
     def biases(self) -> Biases:
@@ -116,10 +161,10 @@ class Network(Shown):
         """
         tensors = named_tensors(self.model)
         if dtype == self.dtype or not depends_on_dtype(self._capture, ancestors(self._target)):
-            return lower(self._capture, self._target, tensors, dtype)
+            return lower(self._capture, self._target, tensors, dtype, self.reading)
         captured, target = self._captured_in(dtype)
         tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
-        program = lower(captured, target, tensors, dtype)
+        program = lower(captured, target, tensors, dtype, self.reading)
         if program.outline != self.program().outline:
             msg = (
                 f"The model must have the same operations in {dtype} as in {self.dtype}. "
@@ -249,7 +294,8 @@ class Network(Shown):
     def _again(self, model: nn.Module) -> tuple[Any, ...]:
         """What traces a model as this network's was: a function and its arguments."""
         example = (self.in_shape, self.dtype, self.device)
-        return _traced_again, (model, self._planner, *example, self.until, self.output)
+        ends = (self.until, self.output, self.reading)
+        return _traced_again, (model, self._planner, *example, *ends)
 
     def check_unchanged(self) -> None:
         """Check that the model is as it was traced.
@@ -311,11 +357,12 @@ def _traced_again(
     device: torch.device,
     until: str | None,
     output: int | str | None,
+    reading: Reading,
 ) -> Network:
     """The network of a model from a copy or a pickle."""
     example = torch.zeros(2, *in_shape, dtype=dtype, device=device)
     read = attributes_read(model, example)
-    return Network(model, capture(model, example), planner, until, output, read)
+    return Network(model, capture(model, example), planner, until, output, read, reading)
 
 
 def check_eval(model: nn.Module, error: type[Exception]) -> None:

@@ -16,11 +16,7 @@ from adjointbackmap.engine.network import Network, check_network
 from adjointbackmap.engine.observe import IMAGES_AT_ONCE, Recorded, record
 from adjointbackmap.engine.program import IMAGE, Program, Step
 from adjointbackmap.rules.base import Gates, laid_out
-from adjointbackmap.rules.infinite import Infinite, finite
-
-
-class InfiniteValue(ValueError):
-    """A value that must be finite is infinite at these images."""
+from adjointbackmap.rules.infinite import Infinite, InfiniteValue, finite
 
 
 @dataclass(frozen=True, repr=False)
@@ -155,8 +151,18 @@ def record_pattern(
 def pattern_of(
     network: Network, images: Tensor, scale: float, most: int | None = None
 ) -> ActivationPattern:
-    """The same as :func:`record_pattern`, without checks of model, images and k."""
+    """The same as :func:`record_pattern`, without checks of model and images.
+
+    Raises:
+        ValueError: If k is not 1 and the network has curved operations.
+    """
     program = network.program(images.dtype)
+    if scale != 1.0 and network.curved:
+        msg = (
+            f"scale must be 1 for a network with curved operations. Got {scale:g}: "
+            "leave it out, because curved gates change with k."
+        )
+        raise ValueError(msg)
     gates: dict[int, Gates] = {}
     with exact(images.device):
         values = extended_input(program, images, scale)
@@ -233,6 +239,8 @@ def value_of(
     """
     if isinstance(step.rule, Infinite):
         return step.rule.value.expand(images, *step.output.shape)
+    if step.rule.takes_infinities:
+        return step.rule.output(gates, *inputs)
     if not any(i.slot in program.infinite for i in step.inputs):
         return step.rule.forward(gates, *inputs)
     out = step.rule.forward(gates, *(finite(t) for t in inputs))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adjointbackmap.rules import Axis, Entry, Field, Rule, Value
 from adjointbackmap.rules.base import Signs
+from adjointbackmap.rules.curved import CurvedCall
 from adjointbackmap.rules.infinite import Infinite
 from adjointbackmap.rules.kernels import Kernel
 
@@ -47,6 +48,11 @@ class Step:
     inputs: tuple[Value, ...]
     output: Value
     op: str
+
+    @property
+    def linear_inputs(self) -> tuple[Value, ...]:
+        """The inputs that have tangents; gates alone read the others."""
+        return self.inputs[: self.rule.linear_inputs(len(self.inputs))]
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,7 @@ class Program:
         entries: Entries of the bias vector.
         values: Name of a node of the graph -> its value.
         kernels: Name of a node -> its convolution or linear call.
+        curved: Slot of a value -> the curved call that makes it.
     """
 
     image: Value
@@ -93,6 +100,7 @@ class Program:
     entries: list[Entry] = field(default_factory=list)
     values: dict[str, Value] = field(default_factory=dict)
     kernels: dict[str, KernelCall] = field(default_factory=dict)
+    curved: dict[int, CurvedCall] = field(default_factory=dict)
 
     @cached_property
     def chunk(self) -> int:
@@ -152,6 +160,14 @@ class Program:
                 needed.update(i.slot for i in step.inputs)
                 kept.append(step)
         return kept[::-1]
+
+    def with_tangents(self, targets: Iterable[Value]) -> set[int]:
+        """Slots from which tangents reach the targets; not those that gates alone read."""
+        needed = {target.slot for target in targets}
+        for step in reversed(self.steps):
+            if step.output.slot in needed:
+                needed.update(i.slot for i in step.linear_inputs)
+        return needed
 
     @cached_property
     def infinite(self) -> dict[int, Signs]:

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,7 @@ from adjointbackmap.exactness.journal import Record
 from adjointbackmap.exactness.layer_check import LayerCheck
 from adjointbackmap.files.disk import hold_file
 from adjointbackmap.planes.query import bytes_of
+from adjointbackmap.rules.curved import REFUSE
 from adjointbackmap.tracing import trace
 
 Checks = dict[str, LayerCheck]
@@ -41,7 +43,7 @@ def verify(
     images: Tensor,
     layers: str | torch.nn.Module | Sequence[str | torch.nn.Module] | None = None,
     own_bias: bool = False,
-    scale: float | str = 1 / 8,
+    scale: float | str | None = None,
     dtype: torch.dtype | str | None = None,
     report: Callable[[float], None] = lambda share: None,
     *,
@@ -62,7 +64,8 @@ def verify(
         images: Image or batch.
         layers: Names of layers; by default all layers with different outputs.
         own_bias: Whether a layer's own bias belongs to its units.
-        scale: The factor k of the pattern.
+        scale: The factor k of the pattern; by default 1/8, and 1 for a network with curved
+            operations.
         dtype: ``torch.float64`` for more than the model's own precision.
         report: Called with the finished share.
         accumulate: Dtype of the inner products; by default ``dtype``. With ``torch.float64``,
@@ -195,7 +198,7 @@ def terms_of(
     network: Network,
     layers: str | torch.nn.Module | Sequence[str | torch.nn.Module] | None = None,
     own_bias: bool = False,
-    scale: float | str = 1 / 8,
+    scale: float | str | None = None,
     dtype: torch.dtype | str | None = None,
     accumulate: torch.dtype | str | None = None,
     memory: str | float | int | None = None,
@@ -218,7 +221,13 @@ def terms_of(
     sums = dtype_of(accumulate) or precision
     room = None if memory is None else bytes_of(memory)
     measured = dtype_of(values)
-    return Terms(names, own_bias, check_scale(scale), precision, sums, room, measured)
+    k = default_scale(network) if scale is None else check_scale(scale)
+    return Terms(names, own_bias, k, precision, sums, room, measured)
+
+
+def default_scale(network: Network) -> float:
+    """The factor k of a verification: 1/8 as in the study; 1 if gates are not homogeneous."""
+    return 1.0 if network.curved else 1 / 8
 
 
 def job_of(network: Network, terms: Terms) -> dict[str, Any]:
@@ -234,6 +243,7 @@ def job_of(network: Network, terms: Terms) -> dict[str, Any]:
         "layers": list(terms.layers),
         "own bias": terms.own_bias,
         "k": terms.scale,
+        **({} if network.reading.curved == REFUSE else asdict(network.reading)),
         "dtype": str(terms.dtype).removeprefix("torch."),
         "accumulate": str(terms.accumulate).removeprefix("torch."),
         **of_values,
@@ -325,7 +335,8 @@ def packed(network: Network) -> bytes:
     # a worker puts the model on its own GPU
     model = network.model if network.device.type == "cpu" else copy.deepcopy(network.model).cpu()
     example = (network.in_shape, network.dtype, network.device.type)
-    return cloudpickle.dumps((model, *example, network.until, network.output))
+    ends = (network.until, network.output, network.reading)
+    return cloudpickle.dumps((model, *example, *ends))
 
 
 def unpacked(folder: str, packed: bytes) -> Network:
@@ -335,6 +346,7 @@ def unpacked(folder: str, packed: bytes) -> Network:
     """
     if folder not in sys.path:
         sys.path.append(folder)
-    model, in_shape, dtype, device, until, output = pickle.loads(packed)
+    model, in_shape, dtype, device, until, output, reading = pickle.loads(packed)
     example = torch.zeros(1, *in_shape, dtype=dtype, device=device)
-    return trace(model.to(device), example, until, output, audit=False)
+    chosen = {"curved": reading.curved, "products": reading.products}
+    return trace(model.to(device), example, until, output, audit=False, **chosen)

@@ -1,12 +1,16 @@
 """One small class per operation: its gates, linear forward, adjoint and receptive field."""
 
 from adjointbackmap.rules import (
+    activations,
+    attention,
+    curved,
     infinite,
     joining,
     kernels,
     linear,
     masks,
     moving,
+    multiplying,
     norms,
     padding,
     piecewise,
@@ -17,6 +21,7 @@ from adjointbackmap.rules import (
     resampling,
     scattering,
     sorting,
+    statistics,
 )
 from adjointbackmap.rules.base import (
     RULES,
@@ -43,6 +48,9 @@ __all__ = [
     "Refused",
     "Rule",
     "Value",
+    "activations",
+    "attention",
+    "curved",
     "field_size",
     "infinite",
     "joining",
@@ -50,6 +58,7 @@ __all__ = [
     "linear",
     "masks",
     "moving",
+    "multiplying",
     "norms",
     "padding",
     "piecewise",
@@ -60,4 +69,5 @@ __all__ = [
     "resampling",
     "scattering",
     "sorting",
+    "statistics",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adjointbackmap.rules.field import Field, Reach, union, windowed
 from adjointbackmap.rules.kinks import Kinks
+from adjointbackmap.rules.natures import Nature
 
 R = TypeVar("R", bound="Operation")
 
@@ -139,6 +140,24 @@ class Builder(Protocol):
 
     dtype: torch.dtype
     device: torch.device
+    curved: str
+    products: str
+
+    @property
+    def call(self) -> Any:
+        """The ATen operation itself."""
+
+    def nature(self, value: Value) -> Nature:
+        """What a value is made by."""
+
+    def mark(self, value: Value, nature: Nature) -> Value:
+        """Write down what a value is made by, and return the value."""
+
+    def note(self, value: Value, frozen: str) -> Value:
+        """Write down that a curved call makes a value and what it freezes; return the value."""
+
+    def constant_on_pieces(self, value: Any) -> bool:
+        """Whether an argument does not depend on the image, or is constant on each piece."""
 
     def apply(self, rule: "Rule", *inputs: Any, shape: Shape | None = None) -> Any:
         """Append a step and return its output.
@@ -168,11 +187,12 @@ class Builder(Protocol):
             parameter: The parameter with the same derivative as the entry, if there is one.
         """
 
-    def number(self, name: str, value: float) -> Value:
+    def number(self, name: str, value: float, dims: int | None = None) -> Value:
         """A new entry of one number, as a value that broadcasts to every position.
 
         The entry's name is that of this operation's module and ``name``. An infinite number gets no
-        entry, see :mod:`adjointbackmap.rules.infinite`.
+        entry, see :mod:`adjointbackmap.rules.infinite`. The value has ``dims`` dimensions, by
+        default as many as the operation's output.
         """
 
     def as_numbers(self, mask: Mask) -> Value:
@@ -238,9 +258,11 @@ class Rule(Operation):
     Attributes:
         may_leave_out: Whether the data decide which infinities of the inputs reach the output, as
             in a mask. Then they are looked for at each image.
+        takes_infinities: Whether :meth:`output` gives the output of inputs that may be infinite.
     """
 
     may_leave_out: ClassVar[bool] = False
+    takes_infinities: ClassVar[bool] = False
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Any:
@@ -254,6 +276,14 @@ class Rule(Operation):
         ``6 * scale``.
         """
         return ()
+
+    def linear_inputs(self, count: int) -> int:
+        """How many of ``count`` inputs are linear; gates alone read the others, which follow."""
+        return count
+
+    def output(self, gates: Gates, *inputs: Tensor) -> Tensor:
+        """The output in the forward pass that records the pattern."""
+        return self.forward(gates, *inputs)
 
     def kinks(self) -> Kinks | None:
         """Where the gates change, in terms of the inputs; ``None`` if that is unknown."""

@@ -13,6 +13,10 @@ from adjointbackmap.rules.base import Gates, Rule, Shape, Signs
 from adjointbackmap.rules.field import Field
 
 
+class InfiniteValue(ValueError):
+    """A value that must be finite is infinite at these images."""
+
+
 class Infinite(Rule):
     """A step without inputs, for a constant that is infinite at some places and zero elsewhere.
 

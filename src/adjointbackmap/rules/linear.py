@@ -216,6 +216,9 @@ class Masked(Pointwise):
         shape = tuple(torch.broadcast_shapes(value.shape, mask.shape))
         return builder.apply(cls(mask), value, *mask.inputs, shape=shape)
 
+    def linear_inputs(self, count: int) -> int:
+        return 1
+
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
         mask = self.mask.test(scale, *inputs[1:]).to(inputs[0].dtype)
         return (mask.expand(len(inputs[0]), *mask.shape[1:]),)

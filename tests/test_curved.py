@@ -1,0 +1,262 @@
+"""Curved operations: frozen hyperplanes are the gradient of a twin with detached gates."""
+
+import curved_cases
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import make
+from curved_cases import CASES, Hold
+from torch import nn
+
+import adjointbackmap as abm
+from adjointbackmap.rules import activations, multiplying, statistics
+
+TOLERANCE = 1e-12
+
+
+@pytest.fixture(scope="module")
+def frozen_case():
+    """A curved network with its images, its twin and its trace with frozen gates, made once."""
+    seen = {}
+
+    def get(name):
+        if name not in seen:
+            model, x, twin = curved_cases.make(name)
+            seen[name] = model, x, twin, abm.trace(model, x, curved="frozen")
+        return seen[name]
+
+    return get
+
+
+def gradients(model, x, twin):
+    """Gradients of every unit of the twin: of the image, and of each parameter and entry."""
+    hold = Hold()
+    image = x.clone().requires_grad_()
+    units = twin(model, image, hold)[0].flatten()
+    named = {**dict(model.named_parameters()), **{f"#{n}": t for n, t in hold.entries.items()}}
+    asked = [image, *named.values()]
+    rows = [torch.autograd.grad(u, asked, retain_graph=True, allow_unused=True) for u in units]
+    filled = [
+        [torch.zeros_like(t) if part is None else part for part, t in zip(row, asked, strict=True)]
+        for row in rows
+    ]
+    stacked = [torch.stack(parts) for parts in zip(*filled, strict=True)]
+    return stacked[0][:, 0], dict(zip(named, stacked[1:], strict=True))
+
+
+def largest_difference(network, model, x, twin):
+    """Largest error of a hyperplane against the twin's gradient, and of the reconstruction."""
+    image, parts = gradients(model, x, twin)
+    operator = abm.operator(network, x[:1], "output")
+    ours, bias = (
+        part[0].flatten(0, -1 - n)
+        for part, n in zip(operator.dense(), (x.dim() - 1, 1), strict=True)
+    )
+    errors = [float((ours - image).abs().max() / image.abs().max())]
+    entries = {name: part for name, part in parts.items() if name.startswith("#")}
+    for part in network.biases.values():
+        theirs = parts.get(part.parameter)
+        if theirs is not None:
+            found = bias[:, part.slice].reshape(theirs.shape)
+            errors.append(float((found - theirs).abs().max() / image.abs().max()))
+    units = twin(model, x, Hold(False))[0].flatten()
+    terms = [ours * x[0], bias * network.biases.vector]
+    sums = sum(t.flatten(1).sum(1) for t in terms)
+    sizes = sum(t.abs().flatten(1).sum(1) for t in terms)
+    errors.append(float(((sums - units).abs() / sizes).detach().max()))
+    named = [p for p in network.biases.values() if p.parameter is None and p.name.endswith("f(0)")]
+    for part, (name, theirs) in zip(named, f_at_zero(entries), strict=False):
+        assert float(part.value) == pytest.approx(float(FUNCTIONS[name]), rel=1e-15)
+        found = bias[:, part.slice.start]
+        errors.append(float((found - theirs).abs().max()))
+    return max(errors)
+
+
+FUNCTIONS = {name: at_zero for name, (_, at_zero) in curved_cases.FUNCTIONS.items()}
+
+
+def f_at_zero(entries):
+    """The twin's entries f(0), in the order of its functions."""
+    return [
+        (n, entries[f"#{n}"]) for n, at_zero in FUNCTIONS.items() if at_zero and f"#{n}" in entries
+    ]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_frozen_hyperplanes_are_the_gradient_of_the_twin(frozen_case, name):
+    """H_I and H_b are autograd's with detached gates, and every unit is reconstructed."""
+    model, x, twin, network = frozen_case(name)
+    with torch.no_grad():
+        torch.testing.assert_close(twin(model, x, Hold(False)), model(x), rtol=1e-12, atol=1e-12)
+    assert largest_difference(network, model, x, twin) <= TOLERANCE
+    assert network.curved
+    assert not network.is_derivative
+    for layer in network.layers:
+        abm.dot_test(abm.operator(network, x, layer))
+    assert max(check.scaled for check in abm.verify(network, x).values()) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tangent_hyperplanes_are_the_derivative(name):
+    """With ``"tangent"`` the matrix is autograd's Jacobian, and every unit is reconstructed."""
+    model, x, _ = curved_cases.make(name, images=1)
+    network = abm.trace(model, x, curved="tangent")
+    assert network.curved
+    assert network.is_derivative
+    operator = abm.operator(network, x, "output")
+    abm.dot_test(operator)
+    jacobian = torch.func.jacrev(lambda t: model(t[None])[0])(x[0])
+    difference = (operator.dense()[0][0] - jacobian).abs().max() / jacobian.abs().max()
+    assert float(difference.detach()) <= TOLERANCE
+    assert max(check.scaled for check in abm.verify(network, x).values()) <= TOLERANCE
+
+
+def other_factor(builder, first, second):
+    which = RIGHT["factor"](builder, first, second)
+    return None if which is None else 1 - which
+
+
+def no_constant(self, function, rest=None):
+    RIGHT["quotient"](self, function, rest)
+    self.at_zero = 0.0
+
+
+def no_eps(builder, x, dims, eps, centres=True):
+    return RIGHT["deviation"](builder, x, dims, 0.0, centres)
+
+
+RIGHT = {
+    "factor": multiplying.frozen_factor,
+    "quotient": activations.Quotient.__init__,
+    "deviation": statistics.over_deviation,
+}
+FAULTS = {
+    "the other factor": (multiplying, "frozen_factor", other_factor, "squeeze-and-excitation"),
+    "half for gate": (multiplying, "frozen_factor", lambda *_: None, "gated-linear-units"),
+    "no eps": (statistics, "over_deviation", no_eps, "norms-of-every-kind"),
+    "no f(0)": (activations.Quotient, "__init__", no_constant, "functions-of-one-number"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_is_found(monkeypatch, fault):
+    """Each fault makes hyperplanes that are not the twin's gradient."""
+    place, name, wrong, case = FAULTS[fault]
+    model, x, twin = curved_cases.make(case)
+    monkeypatch.setattr(place, name, wrong)
+    network = abm.trace(model, x, curved="frozen", audit=False)
+    assert largest_difference(network, model, x, twin) > 1e-4
+
+
+FROZEN = {
+    "squeeze-and-excitation": ["the second factor"],
+    "gated-linear-units": ["the first factor", "the second factor", "the second factor"],
+    "global-response-norm": ["the second factor"],
+    "written-out-gelu": ["the second factor"],
+    "highway-layer": ["the first factor", "the first factor"],
+}
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_frozen_factor_is_told(frozen_case, name):
+    """``network.curved`` names the gate of each product."""
+    calls = frozen_case(name)[3].curved
+    products = [call.frozen for call in calls if call.operation in ("mul", "glu")]
+    assert products == FROZEN[name]
+
+
+def test_products_half_freezes_each_factor_in_turn():
+    """``products="half"`` takes no gate by nature, and another hyperplane."""
+    model, x, _ = curved_cases.make("squeeze-and-excitation")
+    half = abm.trace(model, x, curved="frozen", products="half")
+    assert [c.frozen for c in half.curved if c.operation == "mul"] == [multiplying.BOTH_FROZEN]
+    gate = abm.trace(model, x, curved="frozen")
+    ours, other = (abm.operator(n, x, "output").dense()[0] for n in (half, gate))
+    assert float((ours - other).abs().max()) > 1e-3
+
+
+PIECEWISE = ["residual-with-zero-padded-channels", "saturated-on-both-sides"]
+
+
+@pytest.mark.parametrize("name", PIECEWISE)
+def test_piecewise_affine_networks_are_the_same_in_every_reading(name):
+    """Hyperplanes are bitwise equal, and no call is curved."""
+    model, x = make(name)
+    planes = []
+    for curved in ("refuse", "frozen", "tangent"):
+        network = abm.trace(model, x, curved=curved)
+        assert network.curved == ()
+        assert network.is_derivative
+        layer = network.layers["output"]
+        planes.append(abm.hyperplanes(network, x, "output", layer.modes[-1], scale=1 / 8))
+    for other in planes[1:]:
+        assert torch.equal(other.image, planes[0].image)
+        assert torch.equal(other.bias, planes[0].bias)
+
+
+def test_gates_near_zero_have_no_cancellation():
+    """At tiny u, the quotient of sigmoid is the derivative, a quarter, to rounding."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Sigmoid()).double().eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(3))
+        model[0].bias.zero_()
+    x = torch.tensor([[1e-9, -1e-12, 0.0]], dtype=torch.float64)
+    network = abm.trace(model, x, curved="frozen")
+    diagonal = abm.operator(network, x, "output").dense()[0][0].diagonal()
+    torch.testing.assert_close(
+        diagonal, torch.full((3,), 0.25, dtype=torch.float64), rtol=1e-15, atol=0
+    )
+
+
+def own_softmax(x):
+    return torch.softmax(x, -1)
+
+
+REFUSED = {
+    "softmax": (own_softmax, "softmax .*it is a value of its own.*until="),
+    "log-softmax": (lambda x: F.log_softmax(x, -1), 'log_softmax .*it has no gate.*"tangent"'),
+    "product of a softmax": (lambda x: x + 2 * own_softmax(x), "value of its own"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_softmax_as_a_value_is_refused(name):
+    """Frozen, a softmax is a gate alone; as a tangent it is a value like others."""
+    function, words = REFUSED[name]
+    model = curved_cases.Net(lambda net, x: function(net.first(x)), first=nn.Linear(3, 4))
+    model, x = model.double().eval(), torch.randn(2, 3, dtype=torch.float64)
+    with pytest.raises(abm.UnsupportedOperation, match=words):
+        abm.trace(model, x, curved="frozen")
+    assert abm.trace(model, x, curved="tangent").is_derivative
+
+
+def test_routing_needs_no_rule():
+    """What reaches the output through gates alone may be any operation."""
+
+    def forward(net, x):
+        u = net.first(x)
+        best = torch.softmax(net.router(u), -1).topk(2, -1).values
+        return net.last(u) * best.sum(-1, keepdim=True)
+
+    parts = {"first": nn.Linear(3, 4), "router": nn.Linear(4, 4), "last": nn.Linear(4, 2)}
+    model = curved_cases.Net(forward, **parts).double().eval()
+    x = torch.randn(2, 3, dtype=torch.float64)
+    network = abm.trace(model, x, curved="frozen")
+    assert [call.frozen for call in network.curved] == ["the second factor"]
+    assert max(check.scaled for check in abm.verify(network, x).values()) <= TOLERANCE
+
+
+def test_wrong_readings_are_refused():
+    """Each argument must be one of its choices; k must be 1; values must be finite."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.GELU()).double().eval()
+    x = torch.randn(1, 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match="curved must be one of 'refuse', 'frozen', 'tangent'"):
+        abm.trace(model, x, curved="thawed")
+    with pytest.raises(ValueError, match="products must be one of 'gate', 'half'"):
+        abm.trace(model, x, products="both")
+    network = abm.trace(model, x, curved="frozen")
+    with pytest.raises(ValueError, match="scale must be 1 for a network with curved operations"):
+        abm.hyperplanes(network, x, "output", "RM0", scale=1 / 8)
+    log = curved_cases.Net(lambda net, x: x.log())
+    with pytest.raises(ValueError, match=r"must be finite. Got log of -1"):
+        abm.trace(log.eval(), -torch.ones(1, 2, dtype=torch.float64), curved="frozen")
