@@ -11,7 +11,17 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from adjointbackmap.cli import attack, bench, checking, explore, looking, networks, regions, study
+from adjointbackmap.cli import (
+    attack,
+    bench,
+    checking,
+    explore,
+    looking,
+    networks,
+    regions,
+    study,
+    study_line,
+)
 from adjointbackmap.cli.frame import app, console
 from adjointbackmap.files.checked import DamagedFileWarning
 from adjointbackmap.files.stopping import Stopped, stoppable
@@ -29,6 +39,7 @@ __all__ = [
     "networks",
     "regions",
     "study",
+    "study_line",
 ]
 
 
