@@ -54,7 +54,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"'.*'|.*\*.*"),  # shapes
     # parts of the engine, which the reference does not list
     ("py:.*", r"adjointbackmap\.(capture|files|rules)\..*"),
-    ("py:.*", r"adjointbackmap\.engine\.(program|rounding)\..*"),
+    ("py:.*", r"adjointbackmap\.engine\.(observe|program|rounding)\..*"),
     ("py:.*", r"adjointbackmap\.(exactness\.journal|planes\.manifest)\..*"),
     ("py:.*", r"adjointbackmap\.analysis\.crossings\.P\b.*"),
 ]

@@ -70,7 +70,7 @@ class ActivationPattern(Shown):
         return all(torch.equal(a, b) for pair in pairs for a, b in pair)
 
     def recorded(self, layers: Sequence[Layer], at_once: int = IMAGES_AT_ONCE) -> Recorded:
-        """Inputs and outputs of layers in the untouched model, see :func:`record`.
+        """Inputs and outputs of layers in the untouched model, see ``engine.observe.record``.
 
         They are kept, so that the model runs once for each layer. The caller checks that the model
         is as it was traced.

@@ -85,7 +85,7 @@ def objective_loss(
     """The value of an objective on a batch.
 
     Args:
-        objective: One of :data:`OBJECTIVES`.
+        objective: One of ``OBJECTIVES``.
         strength: Factor of the penalty of ``"local-linearity"`` and ``"gradient-norm"``.
         x: Images of the batch, in the network's input.
         scores: The network, from images to scores.
