@@ -1,6 +1,7 @@
 """Each page that a command writes shows the results that are committed, and names the command."""
 
 import json
+import re
 from pathlib import Path
 
 import exactness
@@ -14,21 +15,28 @@ from adjointbackmap import models
 from adjointbackmap.benchmark import runs, table
 from adjointbackmap.files.checked import read_sealed
 from adjointbackmap.report import document
+from adjointbackmap.report.sections import Claim, Table
+from adjointbackmap.study import pages
 from adjointbackmap.study.verification import page
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "results"
 
 
+def study_contents():
+    """What the pages of the study show."""
+    return document.contents(document.read_summary(RESULTS / "study.json"), pages.PAGES)
+
+
 def study(found):
-    """The tables of the study; ``found`` is read again as sections."""
-    return document.study_markdown(document.read_summary(RESULTS / "study.json"))
+    """The table of the study's pages; ``found`` is read again as sections."""
+    return document.index_markdown(study_contents())
 
 
 PAGES = {  # results -> page, its marks, what writes the text between them, the command
     "exactness": ("exactness", exactness.PLACE, exactness.markdown, "make exactness"),
     "speed": ("speed", runs.SPEED_PLACE, table.speed_markdown, "make bench"),
-    "study": ("study", document.STUDY_PLACE, study, "adjointbackmap study all"),
+    "study": ("study/index", document.STUDY_PLACE, study, "adjointbackmap study all"),
     "verification": (
         "verified-networks",
         page.VERIFICATION_PLACE,
@@ -47,6 +55,41 @@ def test_page_shows_its_results(results):
     found = read_sealed(RESULTS / f"{results}.json")
     assert f"{place.begin}\n\n{markdown(found)}\n\n{place.end}" in text
     assert command in text.partition(place.begin)[0]
+
+
+def test_pages_of_the_study_show_their_results():
+    """Each page is what the command writes; index.md lists it for the reader."""
+    found = study_contents()
+    texts = {f"{one.page.name}.md": document.page_markdown(one) for one in found}
+    texts["claims.md"] = document.claims_markdown(found)
+    for name, text in texts.items():
+        assert (DOCS / "study" / name).read_text() == text
+    index = (DOCS / "study" / "index.md").read_text()
+    listed = index.partition(":hidden:")[2].split("```")[0].split()
+    assert listed == [Path(name).stem for name in texts]
+
+
+def test_every_claim_of_the_study_is_on_one_page():
+    """And so is every table; a page has pictures, and at most 1,500 words outside tables."""
+    sections = document.read_summary(RESULTS / "study.json")
+    found = study_contents()
+    for kind, key in ((Claim, "claims"), (Table, "tables")):
+        blocks = [block for s in sections for block in s.blocks if isinstance(block, kind)]
+        shown = [block for content in found for block in getattr(content, key)]
+        assert sorted(map(repr, shown)) == sorted(map(repr, blocks))
+    for path in (DOCS / "study").glob("*.md"):
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("|")]
+        assert len(re.findall(r"[^\W\d_]{2,}", " ".join(lines))) <= 1500
+    for content in found:
+        assert len(content.pictures) == len(content.page.pictures) > 1
+
+
+def test_figures_of_the_study_are_small_and_all_used():
+    """They are beside the pages, no other is, and together they have at most 3.3 MB."""
+    used = {document.figure_name(p.path) for one in study_contents() for p in one.pictures}
+    figures = list((DOCS / document.FIGURES).iterdir())
+    assert {path.name for path in figures} == used
+    assert sum(path.stat().st_size for path in figures) < 3.3e6
 
 
 def test_every_file_of_results_is_described():

@@ -105,7 +105,7 @@ def test_windows_of_a_batch_shrink_to_one_pixel(chain):
 def test_plan_counts_the_workspace(chain):
     """It stands in the plan's line, and less memory makes it less."""
     query = Query.of(chain.network, chain.x, "2", "RM4", memory=10_000)
-    assert f"workspace {plan_query(query).workspace / 2**20:,.1f} MiB" in str(plan_query(query))
+    assert f"workspace {plan_query(query).workspace / 2**10:.3g} KiB" in str(plan_query(query))
     large = plan_query(Query.of(chain.network, chain.x, "2", "RM4", memory="1GiB"))
     assert large.workspace > plan_query(query).workspace > 0
 

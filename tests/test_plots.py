@@ -70,7 +70,13 @@ def limits_of(drawing):
 
 
 def colours(parts, low, high):
-    return (np.moveaxis(np.asarray(parts), -3, -1) - low) / (high - low)
+    return ((np.moveaxis(np.asarray(parts), -3, -1) - low) / (high - low)).clip(0, 1)
+
+
+def end_of(parts):
+    """The 99.5th percentile of the magnitudes that are not zero."""
+    magnitudes = np.abs(np.asarray(parts, dtype=float))
+    return np.percentile(magnitudes[magnitudes > 0], 99.5)
 
 
 # scales
@@ -82,6 +88,19 @@ def test_zero_is_at_the_centre_of_a_signed_scale():
         scale = plots.Scale.of([part])
         assert (scale.low, scale.high) == (-limit, limit)
         assert scale.colours(np.zeros((3, 1, 1))).tolist() == [[[0.5, 0.5, 0.5]]]
+
+
+def test_clipped_scale_ends_at_the_percentile_and_says_what_is_beyond():
+    """Zeros do not count; a largest number does not make all others grey."""
+    part = np.concatenate([np.zeros(500), np.linspace(-1, 1, 1000), [80.0]])
+    scale = plots.Scale.clipped([part[:700], part[700:]])
+    assert (scale.low, scale.high) == (-end_of(part), end_of(part))
+    assert scale.largest == 80
+    assert scale.beyond == (abs(part) > scale.high).sum() / 1001
+    assert f"{100 * scale.beyond:.2g} % of the numbers are beyond, the largest 80" in scale.words(
+        "m"
+    )
+    assert "beyond" not in plots.Scale.clipped([np.ones(5)]).words("m")
 
 
 def test_normalised_scale_reaches_from_the_smallest_to_the_largest():
@@ -109,7 +128,7 @@ def test_classes_are_drawn_on_one_scale(small, normalised):
     drawing = render(plots.class_hyperplanes(planes, CLASSES, small.x[0], "title", normalised))
     image = planes.image[0].numpy()
     bias = planes.bias[0].numpy()
-    low, high = (image.min(), image.max()) if normalised else (-abs(image).max(), abs(image).max())
+    low, high = (image.min(), image.max()) if normalised else (-end_of(image), end_of(image))
     np.testing.assert_array_equal(drawing.numbers["image"], image)
     np.testing.assert_array_equal(drawing.numbers["bias"], bias)
     shown_input, *parts = images_of(drawing, 3)
@@ -118,7 +137,7 @@ def test_classes_are_drawn_on_one_scale(small, normalised):
     np.testing.assert_array_equal([part.flatten() for part in images_of(drawing, 2)], bias)
     ((low, high),) = limits_of(drawing)
     assert (low, high) == pytest.approx(
-        (bias.min(), bias.max()) if normalised else (-abs(bias).max(), abs(bias).max())
+        (bias.min(), bias.max()) if normalised else (-end_of(bias), end_of(bias))
     )
     assert ("normalised" in drawing.caption) == normalised
 
@@ -151,6 +170,9 @@ def test_network_without_biases_has_no_bias_panels():
 
 
 def test_classes_that_do_not_fit_are_refused(small):
+    for wrong, name in ((None, "NoneType"), ("cat", "str")):
+        with pytest.raises(TypeError, match=rf"must be a list with a name .* Got {name}: give"):
+            plots.class_hyperplanes(small.planes("5", "RM0"), wrong, small.x[0], "title")
     with pytest.raises(
         ValueError, match=r"Classes must be those of the RM0 hyperplanes\. Got 3 for 4 of RM0"
     ):
@@ -170,7 +192,7 @@ def test_units_of_two_dimensions_are_rows_and_columns(small):
     np.testing.assert_array_equal(drawing.numbers["value"], planes.value[0].flatten())
     assert drawing.numbers["out_row"].tolist() == [0, 0, 0, 2, 2, 2]
     assert drawing.numbers["out_col"].tolist() == [1, 2, 3, 1, 2, 3]
-    limit = float(planes.image.abs().max())
+    limit = end_of(planes.image)
     np.testing.assert_allclose(
         images_of(drawing, 3), colours(drawing.numbers["image"], -limit, limit), atol=1e-6
     )
@@ -220,6 +242,11 @@ def test_kernels_are_in_channels_by_out_channels(small, mode):
     np.testing.assert_array_equal(drawing.numbers["image"], planes.image[0][:, :8].flatten(0, 1))
     np.testing.assert_array_equal(drawing.numbers["value"], planes.value[0][:, :8].flatten())
     assert drawing.figure.get_suptitle() == "title (first 4 x 8 of 4 x 9 units)"
+    for panel, part in zip(images_of(drawing, 3), drawing.numbers["image"], strict=True):
+        limit = end_of(part)  # each on its own scale
+        np.testing.assert_allclose(panel, colours(part, -limit, limit), atol=1e-6)
+    printed = [axes.get_xlabel() for axes in drawing.figure.axes]
+    assert printed == [f"±{end_of(part):.2g}" for part in drawing.numbers["image"]]
     assert [axes.get_ylabel() for axes in drawing.figure.axes[::8]] == [
         f"in-channel {i}" for i in range(4)
     ]
@@ -278,7 +305,7 @@ def test_images_of_other_shapes_are_drawn():
     drawing = render(plots.unit_hyperplanes(planes, "title"))
     np.testing.assert_allclose(images_of(drawing, 2), planes.image[0].sum(1))
     ((low, high),) = limits_of(drawing)
-    assert low == -high == pytest.approx(-abs(drawing.numbers["image"]).max())
+    assert low == -high == pytest.approx(-end_of(drawing.numbers["image"]))
     model = nn.Conv1d(2, 3, 3).eval()
     x = torch.rand(1, 2, 7)
     planes = abm.hyperplanes(abm.trace(model, x), x, "output", "RM2")
@@ -332,7 +359,7 @@ def test_bias_parts_share_one_scale_and_name_the_layers(shape, normalised):
     assert drawing.numbers["starts"].tolist() == [0, 8, 12]
     np.testing.assert_array_equal(np.concatenate(images_of(drawing, 2)).flatten(), values.flatten())
     ((low, high),) = limits_of(drawing)
-    limit = values.abs().max().item()
+    limit = end_of(values)
     assert (low, high) == pytest.approx(
         (values.min().item(), values.max().item()) if normalised else (-limit, limit)
     )
@@ -381,7 +408,7 @@ def test_difference_is_drawn_on_its_own_scale():
     first = torch.randn(4, 3, 5, 5)
     second = first + 0.01 * torch.randn(4, 3, 5, 5)
     drawing = render(plots.differences(first, second, CLASSES, "title", ("one", "two")))
-    both, own = (float(parts.abs().max()) for parts in (torch.cat([first, second]), second - first))
+    both, own = (end_of(parts) for parts in (torch.cat([first, second]), second - first))
     panels = images_of(drawing, 3)
     np.testing.assert_allclose(panels[:4], colours(first, -both, both), atol=1e-6)
     np.testing.assert_allclose(panels[4:8], colours(second, -both, both), atol=1e-6)
@@ -402,6 +429,18 @@ def test_differences_of_bias_parts_are_near_squares():
     )
     assert {image.shape for image in images_of(drawing, 2)} == {(6, 4)}
     assert all(low == -high for low, high in limits_of(drawing))
+    assert all(len(axes.lines) == 1 for axes in drawing.figure.axes)
+
+
+def test_ten_differences_are_two_rows_of_five_with_the_layers_lines():
+    """In each of the three sets; the layers may be given by their first biases."""
+    first = torch.randn(10, 24)
+    names = [str(i) for i in range(10)]
+    drawing = render(plots.differences(first, first + 1, names, "title", biases=[8]))
+    places = [axes.get_subplotspec() for axes in drawing.figure.axes]
+    assert [place.colspan.start for place in places] == [*range(5)] * 6
+    assert [place.rowspan.start for place in places[::5]] == [*range(6)]
+    assert [axes.get_title() for axes in drawing.figure.axes] == names * 3
     assert all(len(axes.lines) == 1 for axes in drawing.figure.axes)
 
 
@@ -454,14 +493,14 @@ def test_attributions_have_their_own_scales():
     maps = {"saliency": torch.rand(3, 4, 4), "gradients": 100 * torch.randn(3, 4, 4)}
     drawing = render(plots.attributions(torch.rand(3, 4, 4), maps, {"gradients": "93 %"}, "title"))
     for panel, part in zip(images_of(drawing, 3)[1:], maps.values(), strict=True):
-        limit = float(part.abs().max())
+        limit = end_of(part)
         np.testing.assert_allclose(panel, colours(part, -limit, limit), atol=1e-6)
     np.testing.assert_array_equal(drawing.numbers["maps"], torch.stack(list(maps.values())))
     below = [axes.get_xlabel() for axes in drawing.figure.axes]
     assert below == [
         "",
-        f"±{maps['saliency'].max():.3g}",
-        f"±{maps['gradients'].abs().max():.3g}\n93 %",
+        f"±{end_of(maps['saliency']):.3g}",
+        f"±{end_of(maps['gradients']):.3g}\n93 %",
     ]
 
 
@@ -486,10 +525,12 @@ def test_spectra_are_drawn_on_one_scale():
     np.testing.assert_array_equal(drawing.numbers["log_amplitude"], log_amplitude(stacked))
     assert limits_of(drawing) == {(-4, 0)}
     image, hyperplane = images_of(drawing, 3)
-    limit = float(maps["hyperplane"].abs().max())
+    limit = end_of(maps["hyperplane"])
+    labels = [axes.get_xlabel() for axes in drawing.figure.axes]
+    assert f"±{limit:.3g}" in labels
     np.testing.assert_allclose(image, maps["image"].movedim(0, -1))
     np.testing.assert_allclose(hyperplane, colours(maps["hyperplane"], -limit, limit), atol=1e-6)
-    below = [axes.get_xlabel() for axes in drawing.figure.axes if axes.get_xlabel()]
+    below = [t for t in (axes.get_xlabel() for axes in drawing.figure.axes) if "above" in t]
     assert below == [
         f"above 0.25: {100 * share:.1f} %" for share in high_share(stacked).flatten().tolist()
     ]
@@ -574,15 +615,17 @@ def test_numbers_by_layer_have_their_intervals(kind):
         "ResNet20": {"conv1": 3.0, "fc": 4.0},
     }
     drawing = render(plots.by_layer(values, "title", "share in %", kind))
-    (axes,) = drawing.figure.axes
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["conv0", "conv1", "fc"]
-    assert axes.get_ylabel() == "share in %"
-    first, second = (container for container in axes.containers if container.get_label() in values)
+    panels = drawing.figure.axes
+    names = [[label.get_text() for label in axes.get_xticklabels()] for axes in panels]
+    first, second = (c for axes in panels for c in axes.containers if c.get_label() in values)
     if kind == "bar":
+        assert names == [["conv0", "conv1", "fc"]]
         assert [bar.get_height() for bar in first][:2] == [1, 2]
-    else:
-        assert first.lines[0].get_ydata()[:2].tolist() == [1, 2]
-        assert second.lines[0].get_ydata()[1:].tolist() == [3, 4]
+    else:  # a panel for each, so that whiskers do not overlap
+        assert names == [["conv0", "conv1"], ["conv1", "fc"]]
+        assert [axes.get_title() for axes in panels] == ["VGG7", "ResNet20"]
+        assert first.lines[0].get_ydata().tolist() == [1, 2]
+        assert second.lines[0].get_ydata().tolist() == [3, 4]
         low, high = first.lines[2][0].get_segments()[1][:, 1]
         assert (low, high) == (1.5, 4.0)
     np.testing.assert_array_equal(

@@ -7,12 +7,20 @@ from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from adjointbackmap import cli, plots
-from adjointbackmap.report.document import STUDY_PLACE, read_summary, study_markdown, write_document
+from adjointbackmap.report.document import (
+    STUDY_PLACE,
+    QuestionPage,
+    read_summary,
+    write_document,
+)
 from adjointbackmap.report.page import render, write_report
 from adjointbackmap.report.sections import Claim, Picture, Scene, Section, Table
 from adjointbackmap.report.sheets import Sheet
+from adjointbackmap.report.verdicts import group_claims
+from adjointbackmap.study import pages as study_pages
 
 ABOUT = {
     "version": "9.9",
@@ -123,62 +131,116 @@ def test_picture_that_is_missing_is_named(folder):
         render(folder, [section(Picture(Path("other.png"), "Nothing."))], ABOUT)
 
 
-def test_document_has_claims_and_tables_between_its_marks(folder):
-    """Bars in cells are no borders; a summary is beside it; the rest of the page stays."""
-    page = folder / "docs" / "study.md"
-    page.parent.mkdir()
-    page.write_text(f"Above.\n\n{STUDY_PLACE.begin}\nearlier\n{STUDY_PLACE.end}\n\nBelow.\n")
-    blocks = (
-        Claim("|e| is small.", "3 of 4", True),
-        Table(Sheet("Losses", ["layer"], [["conv1"]]), "Low is good."),
-    )
-    written = write_document(folder, [section(*blocks)], page)
-    text = page.read_text()
-    assert text.startswith("Above.\n")
-    assert text.endswith("Below.\n")
-    assert "earlier" not in text
+PLAN = (
+    QuestionPage("small", "Is it small?", "noise", "The lead.", ("noise/lines.png",), ("|e|",)),
+    QuestionPage("rest", "What else?", "noise", "The other lead.", ("noise/missing.png",)),
+    QuestionPage("none", "Without results?", "targets", "", ()),
+)
+BLOCKS = (
+    Claim("|e| is small.", "3 of 4", True, network="a"),
+    Claim("It is.", "1", None),
+    Claim("|e| is small.", "1 of 4", False, network="b"),
+    Table(Sheet("Losses of |e|", ["layer"], [["conv1"]]), "Low is good."),
+    Picture(Path("noise/lines.png"), "A line.", "Fig. 4.2", "Lines"),
+)
+
+
+@pytest.fixture
+def docs(folder):
+    """A folder of pages with the table's place in index.md."""
+    docs = folder / "docs" / "study"
+    docs.mkdir(parents=True)
+    text = f"Above.\n\n{STUDY_PLACE.begin}\nearlier\n{STUDY_PLACE.end}\n\nBelow.\n"
+    (docs / "index.md").write_text(text)
+    return docs
+
+
+def test_pages_share_the_claims_tables_and_pictures(folder, docs):
+    """By their phrases; bars in cells are no borders; the rest of index.md stays."""
+    written = write_document(folder, [section(*BLOCKS)], docs, PLAN)
+    names = ["index.md", "small.md", "rest.md", "claims.md"]
+    assert written == [*(docs / name for name in names), docs.parent / "results" / "study.json"]
+    text = (docs / "small.md").read_text()
     for line in (
-        "### Noise & <more>",
-        "| \\|e\\| is small. | 3 of 4 |  | holds |",
-        "*Losses*",
+        "# Is it small?",
+        "![Lines](../figures/study/noise-lines.png)",
+        "*A line. Beside Fig. 4.2.*",
+        "| \\|e\\| is small. | holds for 1 of 2 networks, not for b |",
+        "| a | 3 of 4 |  | holds |",
+        "| b | 1 of 4 |  | does not hold |",
+        "<details><summary>Losses of |e|: 1 row</summary>",
         "| conv1 |",
         "Low is good.",
+        "Run on `one` image.",
     ):
-        assert f"\n{line}\n" in text
-    assert written == [page, page.parent / "results" / "study.json"]
-    assert read_summary(written[1]) == [section(*blocks)]
+        assert f"{line}\n" in text
+    assert text.count("<details>") == text.count("</details>") == 3
+    assert "It is." not in text
+    other = (docs / "rest.md").read_text()
+    assert "| It is. | cannot tell |" in other
+    assert "small" not in other
+    index = (docs / "index.md").read_text()
+    assert index.startswith("Above.\n")
+    assert index.endswith("Below.\n")
+    assert "earlier" not in index
+    assert "| [Is it small?](small.md) | 0 of 1 |" in index
+    assert "1 of 3 tests hold" in (docs / "claims.md").read_text()
+    figure = docs.parent / "figures" / "study" / "noise-lines.png"
+    drawn = [Image.open(path).convert("RGB") for path in (figure, folder / "noise" / "lines.png")]
+    assert drawn[0].tobytes() == drawn[1].tobytes()
+    (again,) = read_summary(written[-1])
+    key = repr
+    assert sorted(again.blocks, key=key) == sorted(BLOCKS, key=key)
 
 
-def test_page_of_the_study_is_made_of_its_summary():
-    """Between the marks of docs/study.md are the sections of docs/results/study.json."""
-    docs = Path(__file__).parents[1] / "docs"
-    sections = read_summary(docs / "results" / "study.json")
-    text = (docs / "study.md").read_text()
-    assert f"{STUDY_PLACE.begin}\n\n{study_markdown(sections)}\n\n{STUDY_PLACE.end}" in text
+def test_verdict_of_several_networks_names_the_others():
+    """If they are few; what cannot be told is no failure."""
+    verdicts = {"a": True, "b": None, "c": False, "d": True}
+    claims = [Claim("It is.", "1", holds, network=name) for name, holds in verdicts.items()]
+    (group,) = group_claims(claims)
+    assert group.verdict == "holds for 2 of 4 networks, not for c; cannot tell for b"
+    assert group.holds is False
+    assert group_claims(claims[:2])[0].holds is None
+    assert group_claims(claims[::3])[0].verdict == "holds for both networks"
+    off = [Claim("No.", "0", False, network=name) for name in "abcde"]
+    assert group_claims(off)[0].verdict == "holds for 0 of 5 networks"
 
 
-def test_command_makes_a_page_of_a_summary(folder, run):
-    """The same text as with the results; without a page, or with another file, it is one line."""
-    page = folder / "study.md"
-    page.write_text(f"{STUDY_PLACE.begin}\n{STUDY_PLACE.end}\n")
-    (_, file) = write_document(folder, [section(Claim("It is.", "1", None))], page)
-    text = page.read_text()
-    page.write_text(f"{STUDY_PLACE.begin}\n{STUDY_PLACE.end}\n")
-    assert run("report", file, "--docs", page)[0] == 0
-    assert page.read_text() == text
+def test_command_makes_the_pages_of_a_summary(folder, docs, run, monkeypatch):
+    """The same text as with the results; without a folder, or with another file, it is one line."""
+    monkeypatch.setattr(study_pages, "PAGES", PLAN)
+    file = write_document(folder, [section(*BLOCKS)], docs, PLAN)[-1]
+    before = {path.name: path.read_text() for path in docs.iterdir()}
+    (docs / "small.md").unlink()
+    assert run("report", file, "--docs", docs)[0] == 0
+    assert {path.name: path.read_text() for path in docs.iterdir()} == before
     (status, message) = run("report", file)
     assert status == 2
-    assert "A summary must come with the page to write" in message
+    assert "A summary must come with the folder of the pages" in message
     file.write_text("{}")
-    (status, message) = run("report", file, "--docs", page)
+    (status, message) = run("report", file, "--docs", docs)
     assert status == 2
     assert "must be a summary that report --docs wrote" in message
 
 
-def test_page_without_a_place_is_refused(folder):
+def test_folder_without_a_place_is_refused(folder):
     """Before anything is written."""
-    (folder / "page.md").write_text("No marks.\n")
+    (folder / "index.md").write_text("No marks.\n")
     with pytest.raises(
-        ValueError, match=r"--docs must be a page with the lines .* Got .*page\.md: add them"
+        ValueError, match=r"--docs must be a page with the lines .* Got .*index\.md: add them"
     ):
-        write_document(folder, [], folder / "page.md")
+        write_document(folder, [], folder, PLAN)
+    assert not (folder / "results").exists()
+
+
+def test_claims_are_folded_below_the_first_pictures(folder):
+    """What was found comes first; long tables are folded; cells have their column's name."""
+    long = Table(Sheet("Long", ["layer"], [["conv1"]] * 13))
+    text = render(folder, [section(*BLOCKS, long)], ABOUT)
+    order = ["What was found", "|e| is small.", "<figure>", '<details class="claim false">']
+    places = [text.index(each) for each in order]
+    assert places == sorted(places)
+    assert "1 of 3 claims hold here" in text
+    assert "<summary>Long: 13 rows</summary>" in text
+    assert '<td data-label="layer">conv1</td>' in text
+    assert Tags(text).open == []

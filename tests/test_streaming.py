@@ -123,11 +123,9 @@ def test_blocks_are_whole_rows_and_fit(chain):
 def test_the_estimate_names_number_method_and_size(chain):
     """What the command map shows before it starts."""
     work = stream(Query.of(chain.network, chain.x, "2", "RM2", method="adjoint", memory="10kB"))
-    mib = 128 * (2 * 25 + 7 + 1) * 8 / 2**20
-    assert str(work).startswith(
-        f"128 hyperplanes in {len(work.blocks)} block(s), adjoint, at most 0.000"
-    )
-    assert str(work).endswith(f"at most {mib:.1f} MiB")
+    kib = 128 * (2 * 25 + 7 + 1) * 8 / 2**10
+    assert str(work).startswith(f"128 hyperplanes in {len(work.blocks)} blocks, adjoint, at most ")
+    assert str(work).endswith(f" multiply-adds, at most {kib:.3g} KiB")
 
 
 REFUSED = {

@@ -129,7 +129,8 @@ def test_section_needs_the_files_alone(run, monkeypatch):
     assert [row[0] for row in tables[0].sheet.rows].count(DIFFERENCE) == 1
     assert {row[0]: row[2] for row in tables[0].sheet.rows}[INPUT_X_GRADIENT] == "100.0"
     pictures = [block.path.name for block in section.blocks if isinstance(block, Picture)]
-    assert pictures == [f"{PLAIN}-maps.png", f"{BIASED}-maps.png", f"{BIASED}-biases.png"]
+    maps = [f"{PLAIN}-maps.png", f"{BIASED}-maps.png", f"{BIASED}-biases.png"]
+    assert pictures == ["errors.png", *maps]
     assert all(
         (setup.folder / "attributions" / name).with_suffix(s).is_file()
         for name in pictures

@@ -209,7 +209,7 @@ def test_section_needs_the_files_alone(run, monkeypatch):
     names = [picture.path.name for picture in shown]
     assert f"{BIASED}-bias-parts.png" in names
     assert f"{PLAIN}-bias-parts.png" not in names
-    assert len(names) == len(set(names)) == 5 + 12 + 11
+    assert len(names) == len(set(names)) == 8 + 20 + 19
     assert {
         f"{BIASED}-RM{mode}-conv{layer}.png" for mode in (1, 2, 3, 4) for layer in (1, 4)
     } < set(names)

@@ -245,6 +245,8 @@ def test_page_is_made_from_the_files_alone(setup, results, monkeypatch):
     assert len(section.ran) == 3
     pictures = [block.path for block in section.blocks if isinstance(block, Picture)]
     assert [path.stem for path in pictures] == [
+        "ratios-image",
+        "ratios-bias",
         f"{NETWORKS[0]}-image",
         f"{NETWORKS[1]}-image",
         f"{NETWORKS[1]}-bias",
@@ -258,6 +260,10 @@ def test_page_is_made_from_the_files_alone(setup, results, monkeypatch):
     assert [len(sheet.rows) for sheet in sheets] == [4, 6]
     assert all(len(row) == len(sheet.head) for sheet in sheets for row in sheet.rows)
     assert sheets[0].rows[0][7:] == [""] * 3  # no bias part
+    chart = np.load(setup.folder / scaled.KEY / "ratios-bias.npz")
+    assert chart["rows_1"].tolist() == [NETWORKS[1]]
+    control = results[NETWORKS[1]][0]["ratios"]["control"]["bias"]["distances"]
+    assert chart["series_1"].tolist() == [[control[key] for key in ("value", "low", "high")]]
 
 
 def test_claims_follow_the_intervals(changed):

@@ -163,6 +163,7 @@ def test_page_is_made_from_the_files_alone(setup, results, monkeypatch):
         [p.stem.removeprefix(f"{name}-") for p in pictures if p.stem.startswith(name)]
         for name in NETWORKS
     ]
+    assert pictures[0].stem == "ratios"
     assert kinds == [
         ["inputs", "image", "tsne-image"],
         ["inputs", "image", "bias", "tsne-image", "tsne-bias"],

@@ -139,6 +139,20 @@ def words_of_bytes(count: int) -> str:
     return f"{size:,.3g} GiB"
 
 
+def words_of_work(count: int) -> str:
+    """A number of multiply-adds in words.
+
+    Example:
+        >>> words_of_work(3_888), words_of_work(15_600_000), words_of_work(2_300_000_000_000)
+        ('3,888 multiply-adds', '15.6 M multiply-adds', '2,300 G multiply-adds')
+    """
+    if count < 10**6:
+        return f"{count:,} multiply-adds"
+    size, unit = (count / 10**6, "M") if count < 10**9 else (count / 10**9, "G")
+    digits = f"{size:.3g}" if size < 1000 else f"{size:,.0f}"
+    return f"{digits} {unit} multiply-adds"
+
+
 def _listed(words: Iterable[str]) -> str:
     """The first few of some words."""
     found = list(words)

@@ -31,7 +31,7 @@ class NetworkOptions:
     """The network of a command: a shipped name, or a function that builds one.
 
     Attributes:
-        name: A shipped network, such as vgg7-cifar10.
+        name: A shipped network, such as vgg7-cifar10. The word --name may be left out.
         model: module:function that returns a module, instead of a shipped name.
         weights: Weights for --model: a safetensors file, or one that torch.load can read with
             weights_only.

@@ -169,31 +169,42 @@ def everything(
 
 @app.command(help_epilogue=help_examples("adjointbackmap report study"))
 def report(folder: Path, *, docs: Path | None = None) -> None:
-    """Make the page of a study again from its results: figures, tables, claims.
+    """Make report.html of a study again from its results: figures, tables, claims.
+
+    With --docs, also the pages of the documentation.
 
     Args:
         folder: Folder that study all wrote. With --docs, also a summary that an earlier --docs
             wrote, such as docs/results/study.json.
-        docs: Page to write claims and tables into, such as docs/study.md. A summary goes into the
-            folder results next to it.
+        docs: Folder of the pages of the study, such as docs/study: its index.md has the two lines
+            between which the table of pages goes. Figures and a summary go into the folders
+            figures and results next to it.
 
     Raises:
         ValueError: If a summary is given without --docs, or no experiment has results.
     """
-    from adjointbackmap.report.document import STUDY_PLACE, fill, read_summary, write_document
+    from adjointbackmap.report.document import (
+        INDEX,
+        STUDY_PLACE,
+        read_summary,
+        write_document,
+        write_pages,
+    )
     from adjointbackmap.report.page import write_report
     from adjointbackmap.study.everything import EXPERIMENTS, about, sections
+    from adjointbackmap.study.pages import PAGES
 
     if docs:
-        STUDY_PLACE.check(docs)
+        STUDY_PLACE.check(docs / INDEX)
     if folder.is_file():
         if docs is None:
             msg = (
-                f"A summary must come with the page to write. Got {folder} alone: add --docs PAGE."
+                "A summary must come with the folder of the pages. "
+                f"Got {folder} alone: add --docs FOLDER."
             )
             raise ValueError(msg)
-        fill(docs, read_summary(folder))
-        console.print(f"Written: {docs}")
+        pages = write_pages(read_summary(folder), docs, PAGES)
+        console.print(f"Written: {', '.join(map(str, pages))}")
         return
     _check_study(())
     told = about(folder)
@@ -206,7 +217,7 @@ def report(folder: Path, *, docs: Path | None = None) -> None:
     found = sections(folder)
     written = [write_report(folder, found, told)]
     if docs:
-        written += write_document(folder, found, docs)
+        written += write_document(folder, found, docs, PAGES)
     console.print(f"Written: {', '.join(map(str, written))}")
 
 

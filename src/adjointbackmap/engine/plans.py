@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from adjointbackmap.display import Shown, Summary, words_of_bytes
+from adjointbackmap.display import Shown, Summary, words_of_bytes, words_of_work
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,6 +37,6 @@ class Plan(Shown):
 
     def __str__(self) -> str:
         kind = "cotangents" if self.method == "adjoint" else "tangents"
-        work = f"{self.multiply_adds / 1e9:.3g} GMAC, {self.bytes / 2**20:,.1f} MiB"
-        workspace = f"workspace {self.workspace / 2**20:,.1f} MiB"
+        work = f"{words_of_work(self.multiply_adds)}, {words_of_bytes(self.bytes)}"
+        workspace = f"workspace {words_of_bytes(self.workspace)}"
         return f"{self.method}: {self.vectors:,} {kind}, {work}, {workspace}"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adjointbackmap.display import words_of_bytes, words_of_work
 from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.pattern import ActivationPattern
 from adjointbackmap.engine.plans import Plan
@@ -119,9 +120,10 @@ class Stream:
     def __str__(self) -> str:
         count = prod(self.shape)
         blocks = len(self.blocks)
-        work = f"{self.method}, at most {self.plan.multiply_adds * blocks / 1e9:,.3g} GMAC"
-        size = count * self.query.bytes_each / 2**20
-        return f"{count:,} hyperplanes in {blocks:,} block(s), {work}, at most {size:,.1f} MiB"
+        work = words_of_work(self.plan.multiply_adds * blocks)
+        size = words_of_bytes(count * self.query.bytes_each)
+        what = f"{count:,} hyperplanes in {blocks:,} block{'' if blocks == 1 else 's'}"
+        return f"{what}, {self.method}, at most {work}, at most {size}"
 
 
 def stream(query: Query) -> Stream:
@@ -137,7 +139,7 @@ def stream(query: Query) -> Stream:
         >>> from adjointbackmap import trace
         >>> network = trace(torch.nn.Conv2d(3, 4, 3).eval(), torch.rand(1, 3, 8, 8))
         >>> print(stream(Query.of(network, torch.rand(3, 8, 8), "output", "RM2", (0, 0))))
-        4 hyperplanes in 1 block(s), adjoint, at most 1.56e-05 GMAC, at most 0.0 MiB
+        4 hyperplanes in 1 block, adjoint, at most 15,552 multiply-adds, at most 512 bytes
     """
     shape = (len(query.images), *query.units.shape)
     able = able_methods(query)

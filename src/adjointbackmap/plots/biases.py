@@ -22,7 +22,7 @@ from adjointbackmap.plots.drawing import (
 )
 from adjointbackmap.plots.scale import Scale
 
-PARTS_IN_ROW = 4
+PARTS_IN_ROW = 5
 UNIT = "activation per unit of bias"
 
 
@@ -77,7 +77,7 @@ def bias_parts(
         )
         raise ValueError(msg)
     values = np.stack([v.cpu().numpy() for v in vectors.values()])
-    scale = Scale.of([values], normalised)
+    scale = Scale.clipped([values], normalised)
     numbers = {
         "bias": values,
         "titles": np.array(list(vectors)),
@@ -100,8 +100,19 @@ def cut(axes: Axes, biases: Biases, columns: int, linewidth: float = 0.7) -> Non
 
     No line is drawn if each bias is a layer of its own.
     """
-    for part in list(biases.values())[1:] if _are_cut(biases) else ():
-        row, column = divmod(part.slice.start, columns)
+    cut_at(axes, layer_starts(biases), columns, linewidth)
+
+
+def layer_starts(biases: Biases) -> list[int]:
+    """Where the biases of each layer but the first begin; none if each bias is its own layer."""
+    parts = list(biases.values())[1:] if _are_cut(biases) else []
+    return [part.slice.start for part in parts]
+
+
+def cut_at(axes: Axes, starts: Sequence[int], columns: int, linewidth: float = 0.7) -> None:
+    """Draw the lines of :func:`cut` at the first bias of each layer."""
+    for start in starts:
+        row, column = divmod(start, columns)
         # below the row up to the first bias of the layer, up, then above the row; pixels have their
         # centres at whole numbers
         across = [-0.5, column - 0.5, column - 0.5, columns - 0.5]
@@ -153,8 +164,8 @@ def _strip_figure(
     axes = figure.add_subplot()
     drawn = scale.show(axes, values)
     axes.set_aspect("auto")
-    for part in list(biases.values())[1:] if _are_cut(biases) else ():
-        axes.axvline(part.slice.start - 0.5, color="black", linewidth=0.7)
+    for start in layer_starts(biases):
+        axes.axvline(start - 0.5, color="black", linewidth=0.7)
     names, middles = _labels(biases, most=40)
     axes.set_xticks(middles, names, fontsize=SMALL, rotation=90)
     axes.set_yticks(range(len(titles)), titles, fontsize=MEDIUM)

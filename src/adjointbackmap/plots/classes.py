@@ -10,7 +10,14 @@ from torch import Tensor
 
 from adjointbackmap.engine.biases import Biases
 from adjointbackmap.planes.hyperplane import Hyperplanes
-from adjointbackmap.plots.biases import UNIT, cut, described, near_square
+from adjointbackmap.plots.biases import (
+    UNIT,
+    cut,
+    cut_at,
+    described,
+    layer_starts,
+    near_square,
+)
 from adjointbackmap.plots.drawing import (
     MEDIUM,
     SMALL,
@@ -23,7 +30,7 @@ from adjointbackmap.plots.drawing import (
 from adjointbackmap.plots.scale import PIXEL_SCALE, Scale, drawable
 
 CLASSES_IN_ROW = 5
-MOST_DIFFERENCES = 10  # units in a row; headings of more could not be read
+MOST_DIFFERENCES = 10  # units in two rows; headings of more could not be read
 IMAGE_UNIT = "activation per unit of input"
 
 
@@ -49,6 +56,7 @@ def class_hyperplanes(
             Otherwise zero is at the centre.
 
     Raises:
+        TypeError: If the classes are not a list of names.
         ValueError: If there is not one name per hyperplane.
     """
     _check_classes(planes, classes)
@@ -56,11 +64,11 @@ def class_hyperplanes(
     bias = planes.bias[0]
     value = planes.value[0].cpu().numpy()
     squares = [near_square(b) for b in bias] if bias.shape[-1] else []
-    scale = Scale.of(image, normalised)
+    scale = Scale.clipped(list(image), normalised)
     figure, grid = _class_grid(len(classes), squares, title)
     PIXEL_SCALE.show(figure.add_subplot(grid[:, :2]), drawable(pixels, 0), "input")
     rows = 2 if squares else 1  # of the grid, for a row of classes
-    bias_scale = Scale.of(squares, normalised)
+    bias_scale = Scale.clipped(squares, normalised)
     biases = planes.network.biases
     shown = []
     for i, name in enumerate(classes):
@@ -91,8 +99,15 @@ def _check_classes(planes: Hyperplanes, classes: Sequence[str]) -> None:
     """Raise if hyperplanes are not those of these classes.
 
     Raises:
+        TypeError: If the classes are not a list of names.
         ValueError: If there is not one name per RM0 hyperplane.
     """
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        msg = (
+            "classes must be a list with a name for each class. "
+            f"Got {type(classes).__name__}: give names, such as those of abm.data.sample().classes."
+        )
+        raise TypeError(msg)
     count = planes.value[0].numel()
     if count != len(classes) or planes.mode != "RM0":
         msg = (
@@ -122,9 +137,11 @@ def differences(
     names: Sequence[str],
     title: str,
     rows: tuple[str, str] = ("original", "adversarial"),
-    biases: Biases | None = None,
+    biases: Biases | Sequence[int] | None = None,
 ) -> Drawing:
-    """Two sets of parts in two rows on one scale, and a row of second - first below.
+    """Two sets of parts on one scale, one below the other, and second - first below them.
+
+    More than five units take two rows in each set.
 
     The differences have a scale of their own [Wan2022, Figs. 4.2, 4.6].
 
@@ -134,7 +151,8 @@ def differences(
         names: Names of the units.
         title: Heading of the figure.
         rows: Headings of the two sets.
-        biases: The network's biases, for the lines between layers in bias parts.
+        biases: The network's biases, for the lines between layers in bias parts; or the place
+            in the vector where each layer but the first begins.
 
     Raises:
         ValueError: If shapes or names do not fit together, or there are too many units.
@@ -147,16 +165,21 @@ def differences(
         )
         raise ValueError(msg)
     panels = [_drawable_parts(parts) for parts in (first, second, second - first)]
-    scales = [Scale.of(panels[0] + panels[1])] * 2 + [Scale.of(panels[2])]
-    figure = new_figure(WIDTH, 1.4 + 3 * WIDTH / max(4, len(names)), title)
+    starts = layer_starts(biases) if isinstance(biases, Biases) else biases or []
+    scales = [Scale.clipped(panels[0] + panels[1])] * 2 + [Scale.clipped(panels[2])]
+    across = min(len(names), CLASSES_IN_ROW)
+    down = -(-len(names) // across)  # rows of panels for each of the three sets
+    shape = panels[0][0].shape
+    height = WIDTH / max(4, across) * min(1.0, max(0.3, shape[-2] / shape[-1]))
+    figure = new_figure(WIDTH, 1.0 + 3 * down * (height + 0.2), title)
     drawn_rows = zip((*rows, "difference"), panels, scales, strict=True)
     for r, (heading, row, scale) in enumerate(drawn_rows):
         for c, (name, panel) in enumerate(zip(names, row, strict=True)):
-            axes = figure.add_subplot(3, len(names), r * len(names) + c + 1)
-            scale.show(axes, panel, name if r == 0 else "", SMALL)
-            if first.dim() == 2 and biases is not None:
-                cut(axes, biases, panel.shape[1], linewidth=0.3)
-            if c == 0:
+            axes = figure.add_subplot(3 * down, across, r * down * across + c + 1)
+            scale.show(axes, panel, name, SMALL)
+            if first.dim() == 2:
+                cut_at(axes, starts, panel.shape[1], linewidth=0.3)
+            if c % across == 0:
                 axes.set_ylabel(heading, fontsize=MEDIUM)
     # bias parts (K, M), or image parts with or without channels
     unit, channels = (UNIT, False) if first.dim() == 2 else (IMAGE_UNIT, panels[0][0].ndim == 3)

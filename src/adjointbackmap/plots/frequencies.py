@@ -8,6 +8,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from adjointbackmap.planes.thumbnails import PERCENTILE
 from adjointbackmap.plots.drawing import (
     COLOURS,
     MARKERS,
@@ -57,7 +58,10 @@ def spectra(maps: Mapping[str, Float[Tensor, "3 h w"]], title: str) -> Drawing:
     shown: list[Axes] = []
     for r, (name, part) in enumerate(zip(maps, stacked.cpu().numpy(), strict=True)):
         axes = figure.add_subplot(len(maps), 4, 4 * r + 1)
-        _scale_of(part).show(axes, part, "map" if r == 0 else "")
+        scale = _scale_of(part)
+        scale.show(axes, part, "map" if r == 0 else "")
+        if scale != PIXEL_SCALE:
+            axes.set_xlabel(f"±{scale.high:.3g}", fontsize=MEDIUM)
         axes.set_ylabel(wrapped(name, 1.8, MEDIUM), fontsize=MEDIUM)
         for c, channel in enumerate(CHANNELS):
             shown.append(figure.add_subplot(len(maps), 4, 4 * r + c + 2))
@@ -67,7 +71,8 @@ def spectra(maps: Mapping[str, Float[Tensor, "3 h w"]], title: str) -> Drawing:
     caption = (
         "spectra without DC on one scale, frequency zero in the middle, half a cycle per pixel at "
         f"the edges; below each, the share of its energy above {ABOVE:g} cycles per pixel. "
-        "Maps: images from 0 to 1; signed ones each on its own scale, grey is zero"
+        "Maps: images from 0 to 1; in signed ones grey is zero, black and white are the numbers ± "
+        f"below each, the {PERCENTILE:g}th percentile of its magnitudes"
     )
     numbers = {
         "maps": stacked.cpu().numpy(),
@@ -130,4 +135,4 @@ def radial_profiles(profiles: Mapping[str, RadialProfile], title: str) -> Drawin
 
 def _scale_of(part: np.ndarray) -> Scale:
     """The scale of pixels if all numbers are from 0 to 1, otherwise one with zero at its centre."""
-    return PIXEL_SCALE if part.min() >= 0 and part.max() <= 1 else Scale.of([part])
+    return PIXEL_SCALE if part.min() >= 0 and part.max() <= 1 else Scale.clipped([part])

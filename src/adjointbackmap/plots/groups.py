@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from adjointbackmap.plots.drawing import (
     COLOURS,
@@ -19,6 +20,7 @@ from adjointbackmap.plots.drawing import (
 )
 
 HEIGHT = 4.4  # inches of a figure of numbers per layer
+PANELS_IN_ROW = 2
 Interval = tuple[float, float, float]
 """A number, and the two ends of its interval."""
 
@@ -68,10 +70,7 @@ def points(groups: Mapping[str, np.ndarray], title: str, axes: Sequence[str]) ->
     drawn.set_aspect("equal", adjustable="datalim")
     drawn.tick_params(labelsize=SMALL)
     drawn.legend(loc="upper left", fontsize=MEDIUM)
-    caption = (
-        "all axes have one scale, so that distances can be compared; "
-        "numbers in brackets: how many points"
-    )
+    caption = "all axes have one scale; numbers in brackets: how many points"
     numbers = {f"points_{i}": found for i, found in enumerate(groups.values())}
     names = {"groups": np.array(list(groups)), "axes": np.array(axes)}
     return finished(figure, numbers | names, caption)
@@ -86,7 +85,8 @@ def by_layer(
 ) -> Drawing:
     """Numbers per layer, such as the number of gates that flip.
 
-    Each series is one line or one set of bars, with intervals if it has any.
+    Each series is one line or one set of bars, with intervals if it has any. Several lines with
+    intervals have a panel each.
 
     Args:
         values: Series -> layer -> a number, or a median with the low and the high end of its
@@ -110,22 +110,56 @@ def by_layer(
         name: np.array([_with_ends(series.get(layer)) for layer in layers])
         for name, series in values.items()
     }
-    figure = new_figure(WIDTH, HEIGHT, title)
-    axes = figure.add_subplot()
-    _draw_series(axes, table, kind)
-    rotation = 90 if len(layers) > 10 else 0  # more names do not fit side by side
-    axes.set_xticks(range(len(layers)), layers, fontsize=SMALL, rotation=rotation)
-    # The names of the layers, below the axes, need the rest of the height.
-    axes.set_ylabel(wrapped(quantity, 0.6 * HEIGHT, MEDIUM), fontsize=MEDIUM)
-    axes.tick_params(axis="y", labelsize=SMALL)
-    axes.set_yscale("log" if log else "linear")
-    axes.legend(fontsize=MEDIUM)
+    has_ends = any(np.isfinite(found[:, 1]).any() for found in table.values())
+    if kind == "line" and has_ends and len(table) > 1:
+        figure = _draw_panels(table, layers, title, quantity, log)
+    else:
+        figure = new_figure(WIDTH, HEIGHT, title)
+        axes = figure.add_subplot()
+        _draw_series(axes, table, kind)
+        _finish_axes(axes, layers, log)
+        # The names of the layers, below the axes, need the rest of the height.
+        axes.set_ylabel(wrapped(quantity, 0.6 * HEIGHT, MEDIUM), fontsize=MEDIUM)
+        axes.legend(fontsize=MEDIUM)
     caption = "layers in the order of execution"
-    if any(np.isfinite(found[:, 1]).any() for found in table.values()):
+    if has_ends:
         caption += "; whiskers: the interval of each number"
     numbers = {f"series_{i}": found for i, found in enumerate(table.values())}
     names = {"series": np.array(list(table)), "layers": np.array(layers)}
     return finished(figure, numbers | names, caption)
+
+
+def _draw_panels(
+    table: Mapping[str, np.ndarray],
+    layers: Sequence[str],
+    title: str,
+    quantity: str,
+    log: bool,
+) -> Figure:
+    """A panel for each series, two in a row on one scale: whiskers in one panel would overlap.
+
+    A panel has the layers that its series has.
+    """
+    rows = -(-len(table) // PANELS_IN_ROW)
+    figure = new_figure(WIDTH, 0.9 + 2.3 * rows, title)
+    grid = figure.subplots(rows, PANELS_IN_ROW, squeeze=False, sharey=True).flatten()
+    for axes, (name, found) in zip(grid, table.items(), strict=False):
+        known = np.isfinite(found[:, 0])
+        _draw_series(axes, {name: found[known]}, "line")
+        _finish_axes(axes, [layers[i] for i in known.nonzero()[0]], log)
+        axes.set_title(name, fontsize=MEDIUM)
+    for axes in grid[len(table) :]:
+        axes.set_axis_off()
+    figure.supylabel(wrapped(quantity, 0.8 * figure.get_figheight(), MEDIUM), fontsize=MEDIUM)
+    return figure
+
+
+def _finish_axes(axes: Axes, layers: Sequence[str], log: bool) -> None:
+    """Names of the layers, and the scale of the numbers."""
+    rotation = 90 if len(layers) > 10 else 0  # more names do not fit side by side
+    axes.set_xticks(range(len(layers)), layers, fontsize=SMALL, rotation=rotation)
+    axes.tick_params(axis="y", labelsize=SMALL)
+    axes.set_yscale("log" if log else "linear")
 
 
 def _draw_series(axes: Axes, table: Mapping[str, np.ndarray], kind: str) -> None:

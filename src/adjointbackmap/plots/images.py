@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from adjointbackmap.planes.thumbnails import PERCENTILE
 from adjointbackmap.plots.drawing import SMALL, WIDTH, Drawing, finished, new_figure
 from adjointbackmap.plots.scale import PIXEL_SCALE, Scale, drawable
 
@@ -91,14 +92,14 @@ def attributions(
     PIXEL_SCALE.show(figure.add_subplot(rows, columns, 1), drawable(pixels, 0), "input")
     drawn = {method: drawable(part, 0) for method, part in maps.items()}
     for i, (method, part) in enumerate(drawn.items(), start=2):
-        scale = Scale.of([part])
+        scale = Scale.clipped([part])
         axes = figure.add_subplot(rows, columns, i)
         scale.show(axes, part, method)
         text = f"\n{numbers[method]}" if method in numbers else ""
         axes.set_xlabel(f"±{scale.high:.3g}{text}", fontsize=SMALL)
     caption = (
         "maps: grey is zero, black and white are the numbers ± below each, "
-        "its own largest magnitude"
+        f"the {PERCENTILE:g}th percentile of its own magnitudes"
     )
     arrays = {
         "pixels": drawable(pixels, 0),

@@ -1,6 +1,6 @@
 """Scales of colours for signed maps. Panels that are compared share one scale."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from torch import Tensor
 
+from adjointbackmap.planes.thumbnails import PERCENTILE, limit_of
 from adjointbackmap.plots.drawing import MEDIUM
 
 SIGNED = "RdBu_r"  # red is positive, blue negative, white zero
@@ -22,11 +23,15 @@ class Scale:
         low: Number that is black or the darkest blue.
         high: Number that is white or the darkest red.
         colour_map: Name of matplotlib's colour map for maps of one channel.
+        beyond: Share of the numbers other than zero that are beyond the two ends.
+        largest: The largest magnitude, if some numbers are beyond the ends.
     """
 
     low: float
     high: float
     colour_map: str = SIGNED
+    beyond: float = 0.0
+    largest: float = 0.0
 
     @classmethod
     def of(cls, parts: Iterable[np.ndarray], normalised: bool = False) -> "Scale":
@@ -52,6 +57,29 @@ class Scale:
             return cls(low, high if high > low else low + 1.0, "gray")
         limit = max(-low, high) or 1.0
         return cls(-limit, limit)
+
+    @classmethod
+    def clipped(cls, parts: Sequence[np.ndarray], normalised: bool = False) -> "Scale":
+        """The scale of several panels that ends at the 99.5th percentile of their magnitudes.
+
+        A few large numbers then do not make all other panels look empty. Zeros do not count. The
+        study's normalisation clips nothing.
+
+        Args:
+            parts: Data of the panels.
+            normalised: As for :meth:`of`.
+
+        Example:
+            >>> scale = Scale.clipped([np.array([0.0, -1.0] * 500), np.array([50.0])])
+            >>> scale.high, scale.largest, round(scale.beyond, 4)
+            (1.0, 50.0, 0.002)
+        """
+        if normalised or not any(part.size for part in parts):
+            return cls.of(parts, normalised)
+        magnitudes = np.abs(np.concatenate([part.ravel() for part in parts]))
+        limit = limit_of(magnitudes)
+        beyond = (magnitudes > limit).sum() / max(1, (magnitudes > 0).sum())
+        return cls(-limit, limit, SIGNED, float(beyond), float(magnitudes.max()))
 
     def colours(self, part: np.ndarray) -> np.ndarray:
         """A map with three channels ``(3, H, W)`` as colours ``(H, W, 3)`` from 0 to 1."""
@@ -96,7 +124,18 @@ class Scale:
             ("blue", "red", "white") if signed and not channels else ("black", "white", "grey")
         )
         ends = f"{dark} {self.low:.3g} and {light} {self.high:.3g} {unit}"
-        return f"{middle} is zero, {ends}" if signed else f"normalised to [0, 1], {ends}"
+        if not signed:
+            return f"normalised to [0, 1], {ends}"
+        return f"{middle} is zero, {ends}{self._clipping()}"
+
+    def _clipping(self) -> str:
+        """How many numbers are beyond the ends, in words; empty if there are none."""
+        if not self.beyond:
+            return ""
+        return (
+            f" (the {PERCENTILE:g}th percentile; {100 * self.beyond:.2g} % of the numbers are "
+            f"beyond, the largest {self.largest:.3g})"
+        )
 
 
 PIXEL_SCALE = Scale(0.0, 1.0, "gray")

@@ -14,6 +14,7 @@ from torch import Tensor
 from adjointbackmap.engine.patches import Patches
 from adjointbackmap.planes.hyperplane import Hyperplanes
 from adjointbackmap.planes.single import receptive_fields
+from adjointbackmap.planes.thumbnails import PERCENTILE
 from adjointbackmap.plots.classes import IMAGE_UNIT
 from adjointbackmap.plots.drawing import SMALL, WIDTH, Drawing, finished, new_figure
 from adjointbackmap.plots.scale import Scale, drawable
@@ -31,6 +32,8 @@ def unit_hyperplanes(
     crop: bool = False,
 ) -> Drawing:
     """Image parts of up to 64 units of the first image, in a grid on one scale.
+
+    The scale ends at the 99.5th percentile of all magnitudes.
 
     The heading of a panel is the value of its unit.
 
@@ -64,12 +67,13 @@ def kernel_hyperplanes(
 ) -> Drawing:
     """RM3 hyperplanes, or RM4 hyperplanes at one position, of up to 8 x 8 kernels.
 
-    Rows are in-channels, and columns are out-channels.
+    Rows are in-channels, and columns are out-channels. Kernels differ much in size: each panel has
+    a scale of its own, which is printed below it.
 
     Args:
         planes: Hyperplanes of in-channels by out-channels.
         title: Heading of the figure.
-        normalised: As for :func:`unit_hyperplanes`.
+        normalised: As for :func:`unit_hyperplanes`. All panels then share one scale.
         outline: As for :func:`unit_hyperplanes`.
         crop: As for :func:`unit_hyperplanes`.
 
@@ -85,7 +89,8 @@ def kernel_hyperplanes(
         )
         raise ValueError(msg)
     units = np.arange(prod(planes.units.shape)).reshape(planes.units.shape)
-    return _unit_grid(planes, units[:MOST_IN_ROW, :MOST_IN_ROW], title, normalised, outline, crop)
+    chosen = units[:MOST_IN_ROW, :MOST_IN_ROW]
+    return _unit_grid(planes, chosen, title, normalised, outline, crop, one_scale=normalised)
 
 
 def _unit_grid(
@@ -95,6 +100,7 @@ def _unit_grid(
     normalised: bool,
     outline: bool,
     crop: bool,
+    one_scale: bool = True,
 ) -> Drawing:
     """Panels of the units with these flat indices.
 
@@ -109,24 +115,34 @@ def _unit_grid(
         numbers["corners"] = corners
     if outline:
         numbers["fields"] = receptive_fields(planes, chosen)
-    scale = Scale.of(image, normalised)
+    shared = Scale.clipped(list(image), normalised)
+    scales = [shared if one_scale else Scale.clipped([part]) for part in image]
     rows, columns = _extents(units)
     # inches of a panel's height: no row is lower than 0.3 of its width
     panel = (WIDTH - 0.5) / max(columns, 4) * min(1.0, max(0.3, image.shape[-2] / image.shape[-1]))
-    heading = 0.25 if units.ndim == 2 else 0.4
+    heading = (0.25 if units.ndim == 2 else 0.4) + (0.0 if one_scale else 0.17)
     figure = new_figure(WIDTH, 1.1 + rows * (panel + heading), _grid_title(title, planes, units))
     named, headings = _headings(planes, places, units)
     for i, value in enumerate(numbers["value"]):
         axes = figure.add_subplot(rows, columns, i + 1)
         text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-        scale.show(axes, image[i], headings[i] + text, SMALL)
+        scales[i].show(axes, image[i], headings[i] + text, SMALL)
+        if not one_scale:
+            drawn = image[i].any()
+            axes.set_xlabel(f"±{scales[i].high:.2g}" if drawn else "all zero", fontsize=SMALL)
         if units.ndim == 2 and i % columns == 0:
             axes.set_ylabel(_named(planes.units.names[0], places, i), fontsize=SMALL)
         if outline:
             _outline(axes, numbers["fields"][i], corners[i])
     caption = f"headings: {named}{'; outlined: receptive field' if outline else ''}"
-    words = scale.words(IMAGE_UNIT, image.ndim == 4)
-    return finished(figure, numbers, f"{caption}; one scale: {words}")
+    if one_scale:
+        words = f"one scale: {shared.words(IMAGE_UNIT, image.ndim == 4)}"
+    else:
+        words = (
+            f"below each panel: its own scale, the {PERCENTILE:g}th percentile of its magnitudes "
+            f"in {IMAGE_UNIT}"
+        )
+    return finished(figure, numbers, f"{caption}; {words}")
 
 
 def _extents(units: np.ndarray) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,42 @@ from markupsafe import Markup
 
 from adjointbackmap.files.disk import write
 from adjointbackmap.report.scenes import plotly_script, scene_figure
-from adjointbackmap.report.sections import Claim, ReportBlock, Scene, Section
+from adjointbackmap.report.sections import Claim, Picture, ReportBlock, Scene, Section, Table
 from adjointbackmap.report.sheets import plain
+from adjointbackmap.report.verdicts import MARKS, ClaimGroup, group_claims
 
-MARKS = {True: "holds", False: "does not hold", None: "cannot tell"}
+FIRST_PICTURES = 2  # of a section, above its claims
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A section in the order of the page: a few pictures, claims, tables, all other pictures.
+
+    Attributes:
+        section: The section.
+        first: The first pictures and scenes.
+        groups: Its claims by their sentence.
+        tables: Its tables.
+        others: All other pictures and scenes.
+    """
+
+    section: Section
+    first: Sequence[ReportBlock]
+    groups: Sequence[ClaimGroup]
+    tables: Sequence[Table]
+    others: Sequence[ReportBlock]
+
+    @classmethod
+    def of(cls, section: Section) -> "_Part":
+        blocks = section.blocks
+        seen = [block for block in blocks if isinstance(block, Picture | Scene)]
+        return cls(
+            section,
+            seen[:FIRST_PICTURES],
+            group_claims([block for block in blocks if isinstance(block, Claim)]),
+            [block for block in blocks if isinstance(block, Table)],
+            seen[FIRST_PICTURES:],
+        )
 
 
 def write_report(folder: Path, sections: Sequence[Section], about: dict[str, Any]) -> Path:
@@ -54,13 +87,12 @@ def render(folder: Path, sections: Sequence[Section], about: dict[str, Any]) -> 
         numbers=lambda path: _beside(folder, path, ".npz"),
         vector=lambda path: _beside(folder, path, ".svg"),
     )
-    claims = [(s, [block for block in s.blocks if isinstance(block, Claim)]) for s in sections]
-    verdicts = [claim.holds for _, of_section in claims for claim in of_section]
+    parts = [_Part.of(section) for section in sections]
+    verdicts = [claim.holds for part in parts for group in part.groups for claim in group.claims]
     scenes = [block for section in sections for block in section.blocks if isinstance(block, Scene)]
     return env.get_template("report.html").render(
-        sections=sections,
+        parts=parts,
         about=about,
-        claims=[(section, of_section) for section, of_section in claims if of_section],
         held=verdicts.count(True),
         tested=len(verdicts),
         plotly=Markup(plotly_script()) if scenes else "",

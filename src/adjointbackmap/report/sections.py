@@ -14,16 +14,18 @@ class Claim:
     """A sentence of the dissertation, or one of ours, and the number that tests it.
 
     Attributes:
-        text: The sentence.
+        text: The sentence. Claims of several networks have the same text.
         measured: The number that tests it, and what it measures.
         holds: Whether the number supports the sentence; ``None`` if it cannot decide.
         published: The published number, if there is one.
+        network: The network that it is about; empty if it is about all.
     """
 
     text: str
     measured: str
     holds: bool | None
     published: str = ""
+    network: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,13 @@ class Picture:
         path: The PNG, relative to the folder of the results.
         caption: What it shows: the scale, units, and the colour of zero.
         published: The figures of the dissertation that it corresponds to.
+        title: Its heading, for readers who cannot see it.
     """
 
     path: Path
     caption: str
     published: str = ""
+    title: str = ""
 
 
 @dataclass(frozen=True)

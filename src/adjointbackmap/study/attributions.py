@@ -20,8 +20,10 @@ from adjointbackmap.engine.network import Network
 from adjointbackmap.exactness.journal import Record
 from adjointbackmap.exactness.layer_check import SHARE_LIMIT
 from adjointbackmap.planes.hyperplane import hyperplanes
+from adjointbackmap.plots.groups import Interval
 from adjointbackmap.report.sections import Claim, Picture, ReportBlock, Section, Table
 from adjointbackmap.report.sheets import Sheet
+from adjointbackmap.study.charts import interval_rows
 from adjointbackmap.study.pictures.panels import captioned
 from adjointbackmap.study.quantiles import Quantiles
 from adjointbackmap.study.results import Arrays, Found, keep, kept, save_picture
@@ -54,6 +56,8 @@ ROWS = (
     IMAGE_PART,
     IMAGE_AND_BIAS_PARTS,
 )
+IN_CHART = (INPUT_X_GRADIENT, INTEGRATED, FULLGRAD, IMAGE_AND_BIAS_PARTS)
+LEAST = 1e-8  # relative error that is drawn where it is smaller, on a logarithmic axis
 MAPS = (SALIENCY, INPUT_X_GRADIENT, INTEGRATED)
 
 
@@ -266,6 +270,7 @@ def attributions_section(folder: Path) -> Section | None:
         *attribution_claims(networks, errors),
         *(error_table(name, found) for name, found in errors.items()),
     ]
+    blocks.append(_error_chart(folder, errors))
     for result in results:
         blocks += _pictures(folder, *result)
     return Section(KEY, "Hyperplanes and common attribution methods", ran, tuple(blocks))
@@ -399,6 +404,20 @@ def claim_of(
 def _within(errors: np.ndarray) -> float:
     """Percentage of the images with a relative error of at most 1 %."""
     return 100 * float((errors <= SHARE_LIMIT).mean())
+
+
+def _error_chart(folder: Path, errors: dict[str, dict[str, np.ndarray]]) -> Picture:
+    """How far the sum of each method's map is from the logit, for each network."""
+    values: dict[str, dict[str, Interval]] = {method: {} for method in IN_CHART}
+    for name, of_network in errors.items():
+        for method in IN_CHART:
+            found = Quantiles.of(np.maximum(of_network[method], LEAST), 100.0)
+            values[method][name] = (found.median, found.low, found.high)
+    title = "How far the sum of a method's map is from the logit"
+    quantity = "relative error in %"
+    interval = f"where nine in ten images lie, the least drawn at {100 * LEAST:g} %"
+    drawing = interval_rows(values, title, quantity, interval, mark=100 * SHARE_LIMIT, log=True)
+    return _saved(folder, "errors", drawing)
 
 
 def _pictures(folder: Path, name: str, found: Found, arrays: Arrays) -> Iterator[Picture]:

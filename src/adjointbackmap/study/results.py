@@ -115,6 +115,8 @@ def save_picture(
 ) -> Picture:
     """Save a figure as PNG and SVG into the folder of the results.
 
+    The caption is on the page, and not in the picture too.
+
     Args:
         folder: Folder of the results.
         stem: Path of the files in it, without suffix.
@@ -122,8 +124,15 @@ def save_picture(
         caption: Caption on the page.
         published: The figures of the dissertation that it corresponds to.
     """
+    drawing.figure.supxlabel("")
+    caption = f"{caption[:1].upper()}{caption[1:].rstrip('.')}."
     path = plots.save(drawing, folder / f"{stem}.png", formats=("png", "svg"))
-    return Picture(path.relative_to(folder), caption, published)
+    return Picture(path.relative_to(folder), caption, published, heading_of(drawing))
+
+
+def heading_of(drawing: plots.Drawing) -> str:
+    """The heading of a figure in one line."""
+    return " ".join(drawing.figure.get_suptitle().split())
 
 
 def run_words(name: str, found: Found) -> str:

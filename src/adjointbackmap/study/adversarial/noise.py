@@ -14,6 +14,7 @@ from torch import Tensor
 from adjointbackmap import data
 from adjointbackmap.engine.pattern import record_pattern
 from adjointbackmap.planes.hyperplane import hyperplanes
+from adjointbackmap.plots.biases import layer_starts
 from adjointbackmap.study.adversarial.gates import flipped, gate_counts, near_kinks
 from adjointbackmap.study.adversarial.pairs import (
     Pair,
@@ -81,6 +82,7 @@ def measure_noise(trained: Trained, image: data.Images) -> tuple[Found, Arrays]:
         "flipped": {layer: float(share) for layer, share in flipped(*patterns).items()},
         "near kinks": {layer: count.tolist() for layer, count in near.items()},
         "kernels": kernels,
+        "bias starts": layer_starts(trained.network.biases),
     }
     return result, shown_kernels | _shown(pair, shown_classes(outputs))
 

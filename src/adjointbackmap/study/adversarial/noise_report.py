@@ -63,10 +63,11 @@ def noise_claims(name: str, found: Found) -> Iterator[Claim]:
     winners = {key: _winner(found["outputs"][key], found["classes"]) for key in OUTPUT_COLUMNS}
     shown = [_winner(column, found["classes"]) for column in table.numbers] if table else []
     yield Claim(
-        f"{name}: the noise changes the class.",
+        "The noise changes the class.",
         f"{winners['original']} becomes {winners['network']}",
         found["attack"]["fooled"],
         f"{table.label} becomes {shown[0]} ({table.source})" if table else "",
+        name,
     )
     yield from _reconstruction_claims(name, found, table)
     expected = bool(shown) and shown[0] == shown[2]
@@ -74,10 +75,11 @@ def noise_claims(name: str, found: Found) -> Iterator[Claim]:
     after = winners["network"]
     word = "the same" if expected else "another one"
     yield Claim(
-        f"{name}: with the hyperplanes of the original image, the class is {word}.",
+        f"With the hyperplanes of the original image, the class is {word}.",
         f"the largest output is that of {rebuilt}, the network's that of {after}",
         (rebuilt == after) == expected,
         f"{shown[2]}, the network's {shown[0]}" if table else "",
+        name,
     )
     yield from _change_claims(name, found)
 
@@ -90,8 +92,8 @@ def _reconstruction_claims(name: str, found: Found, table: Outputs | None) -> It
         first, *columns = table.numbers
         published = [f"{largest_error(column, first):.2g}" for column in columns]
     texts = {
-        "H_adv": "the hyperplanes of the adversarial image reproduce its outputs",
-        "H_orig": "the hyperplanes of the original image do not",
+        "H_adv": "The hyperplanes of the adversarial image reproduce its outputs",
+        "H_orig": "The hyperplanes of the original image do not",
     }
     for (key, text), printed in zip(texts.items(), published, strict=True):
         outputs = found["outputs"][key]
@@ -103,7 +105,7 @@ def _reconstruction_claims(name: str, found: Found, table: Outputs | None) -> It
         )
         reproduced = error <= SHARE_LIMIT
         holds = reproduced if key == "H_adv" else not reproduced
-        yield Claim(f"{name}: {text}.", measured, holds, printed)
+        yield Claim(f"{text}.", measured, holds, printed, name)
 
 
 def _change_claims(name: str, found: Found) -> Iterator[Claim]:
@@ -111,20 +113,22 @@ def _change_claims(name: str, found: Found) -> Iterator[Claim]:
     inputs = found["inputs changed"]
     for part, changes in found["changed"].items():
         yield Claim(
-            f"{name}: the hyperplanes of all classes differ significantly ({part} parts), "
+            f"The hyperplanes of all classes differ significantly ({part} parts), "
             "the images hardly.",
             f"relative change of the hyperplanes {min(changes):.2f} to {max(changes):.2f}; of the "
             f"network's input {inputs:.3f}, of the pixels {found['pixels changed']:.3f}",
             min(changes) > inputs,
+            network=name,
         )
     first, second = list(found["layers"].values())[:2]
     kernels = found["kernels"]
     yield Claim(
-        f"{name}: the difference starts from conv1, the second convolution.",
+        "The difference starts from conv1, the second convolution.",
         f"relative change of the hyperplanes of conv0: {first['image']:g}, of conv1: "
         f"{second['image']:.3f}; {kernels['changed']} of conv1's {kernels['kernels']} RM3 "
         f"hyperplanes that are not zero change, their median by {kernels['median']:.3f}",
         first["image"] == 0 < second["image"],
+        network=name,
     )
 
 
@@ -229,7 +233,8 @@ def _pictures(
     for part in found["changed"]:
         before, after = (torch.from_numpy(arrays[f"{part} {when}"]) for when in ("before", "after"))
         title = f"{name}: {part} parts of the classes (RM0)"
-        drawing = plots.differences(before, after, shown, title)
+        starts = found.get("bias starts") if part == "bias" else None
+        drawing = plots.differences(before, after, shown, title, biases=starts)
         yield _saved(folder, f"{name}-{part}", drawing, figure)
     published = figure if "nobias" in name else ""
     yield _saved(folder, f"{name}-kernels", _kernel_grid(name, arrays), published)
@@ -238,7 +243,7 @@ def _pictures(
 def _kernel_grid(name: str, arrays: Arrays) -> Drawing:
     """Change of the RM3 hyperplanes: rows are in-channels, columns are out-channels."""
     parts = arrays["kernels"]
-    scale = plots.Scale.of([parts])
+    scale = plots.Scale.clipped([parts])
     # Each tile has one row and one column more than its map: a white line, since 1 is white.
     height, width = (n + 1 for n in parts.shape[-2:])
     tiles = np.ones((KERNELS * height, KERNELS * width, 3))

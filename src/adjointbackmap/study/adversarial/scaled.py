@@ -16,11 +16,13 @@ from torch import Tensor
 
 from adjointbackmap import data, plots
 from adjointbackmap.plots.drawing import MEDIUM
+from adjointbackmap.plots.groups import Interval
 from adjointbackmap.report.sections import Claim, Picture, ReportBlock, Section, Table
 from adjointbackmap.report.sheets import Sheet
 from adjointbackmap.study.adversarial.noise_patterns import PATTERNS, TRIES, Patterns, make_patterns
 from adjointbackmap.study.adversarial.spread import MEASURES, Ratio, factors, spread, spread_ratio
 from adjointbackmap.study.adversarial.targets import PARTS, label_hyperplanes, settings_of
+from adjointbackmap.study.charts import interval_rows
 from adjointbackmap.study.results import Arrays, Found, keep, kept, run_words, save_picture
 from adjointbackmap.study.setup import Setup, Trained
 
@@ -193,6 +195,7 @@ def scaled_section(folder: Path) -> Section | None:
         Table(_summary(results), SUMMARY_CAPTION),
         Table(_pattern_rows(results), PATTERNS_CAPTION),
     ]
+    blocks += _ratio_charts(folder, {name: found for name, found, _ in results})
     for name, found, arrays in results:
         blocks += [*_claims(name, found), *_pictures(folder, name, found, arrays)]
     ran = (RAN, *(f"{run_words(name, found)}." for name, found, _ in results))
@@ -275,7 +278,7 @@ def _claims(name: str, found: Found) -> Iterator[Claim]:
         "non-adversarial cases"
     )
     if found["missing"]:
-        yield Claim(f"{name}: {sentence}.", found["missing"], None)
+        yield Claim(f"In the original space: {sentence}.", found["missing"], None, network=name)
         return
     published = f"in a picture: {_published(found)}"
     for part, both in found["factors"].items():
@@ -284,15 +287,38 @@ def _claims(name: str, found: Found) -> Iterator[Claim]:
         noise = _ratio(found["ratios"]["Gaussian"], "noise")
         quotient = "adversarial / Gaussian, mean pairwise distance"
         measured = f"{quotient}: {ratio}; / control: {control}; of the patterns: {noise}"
-        text = f"{name}, {part} part, in the original space: {sentence}."
-        yield Claim(text, measured, ratio.low > 1, published)
+        text = f"{part.capitalize()} part, in the original space: {sentence}."
+        yield Claim(text, measured, ratio.low > 1, published, name)
         measured = f"{quotient} of the points in the picture: {plane}"
-        text = f"{name}, {part} part, in the plane of two factors: {sentence}."
-        yield Claim(text, measured, plane.low > 1, published)
+        text = f"{part.capitalize()} part, in the plane of two factors: {sentence}."
+        yield Claim(text, measured, plane.low > 1, published, name)
 
 
 def _published(found: Found) -> str:
     return "Figs. 4.12-4.14" if "bias" in found["factors"] else "Fig. 4.5"
+
+
+def _ratio_charts(folder: Path, networks: dict[str, Found]) -> Iterator[Picture]:
+    """Spread under adversarial patterns over that under the other two kinds, for each network."""
+    for part in PARTS:
+        values: dict[str, dict[str, Interval]] = {f"over {kind}": {} for kind in OTHER_KINDS}
+        values["over Gaussian, in the picture of two factors"] = {}
+        for name, found in networks.items():
+            if found["missing"] or part not in found["factors"]:
+                continue
+            for series, ratios in zip(
+                values,
+                (*(found["ratios"][kind] for kind in OTHER_KINDS), found["factors"]),
+                strict=True,
+            ):
+                ratio = Ratio(**ratios[part]["distances"])
+                values[series][name] = (ratio.value, ratio.low, ratio.high)
+        if any(values.values()):
+            title = f"Spread of the label's {part} parts under adversarial patterns over others"
+            quantity = "ratio of mean pairwise distances"
+            interval = "95 % interval of the bootstrap over patterns"
+            drawing = interval_rows(values, title, quantity, interval, mark=1.0, log=True)
+            yield save_picture(folder, f"{KEY}/ratios-{part}", drawing, drawing.caption)
 
 
 def _pictures(folder: Path, name: str, found: Found, arrays: Arrays) -> Iterator[Picture]:

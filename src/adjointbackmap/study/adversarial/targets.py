@@ -17,6 +17,7 @@ from adjointbackmap import data
 from adjointbackmap.attacks import basic_iterative, study_attack
 from adjointbackmap.examples import Attacked, scores_of
 from adjointbackmap.planes.hyperplane import Hyperplanes, hyperplanes
+from adjointbackmap.plots.biases import layer_starts
 from adjointbackmap.study.adversarial.spread import (
     DRAWS,
     MEASURES,
@@ -159,6 +160,7 @@ def measure_targets(
         "attacks": _attacks(trained, targets, attacked, changes, shown.tolist()),
         "others": others.labels.tolist(),
         "values": planes.value.tolist(),
+        "bias starts": layer_starts(trained.network.biases),
         "ratios": {part: _ratios(points, red, seed) for part, points in parts.items()},
         "tsne": {part: _spread_in_picture(points, red) for part, points in placed.items()},
     }

@@ -7,14 +7,16 @@ import numpy as np
 import torch
 
 from adjointbackmap import plots
-from adjointbackmap.plots.biases import UNIT
+from adjointbackmap.plots.biases import UNIT, cut_at
 from adjointbackmap.plots.classes import IMAGE_UNIT
 from adjointbackmap.plots.drawing import MEDIUM, WIDTH, Drawing, finished, new_figure
+from adjointbackmap.plots.groups import Interval
 from adjointbackmap.plots.scale import PIXEL_SCALE
-from adjointbackmap.report.sections import Claim, ReportBlock, Scene, Section, Table
+from adjointbackmap.report.sections import Claim, Picture, ReportBlock, Scene, Section, Table
 from adjointbackmap.report.sheets import Sheet
 from adjointbackmap.study.adversarial.spread import MEASURES, Ratio
 from adjointbackmap.study.adversarial.targets import KEY, PARTS
+from adjointbackmap.study.charts import interval_rows
 from adjointbackmap.study.results import Arrays, Found, kept, run_words, save_picture
 
 ALMOST = 0.8  # our threshold for the study's "almost as broad"
@@ -33,6 +35,7 @@ def targets_section(folder: Path) -> Section | None:
     if not results:
         return None
     blocks: list[ReportBlock] = [Table(_summary(results), SPREAD_CAPTION)]
+    blocks.append(_ratio_chart(folder, {name: found for name, found, _ in results}))
     for name, found, arrays in results:
         blocks += _blocks(folder, name, found, arrays)
     ran = (
@@ -109,19 +112,21 @@ def _claims(name: str, found: Found) -> Iterator[Claim]:
     ratios = {part: Ratio(**both["distances"]) for part, both in found["ratios"].items()}
     measured = "; ".join(f"{part} part {ratio}" for part, ratio in ratios.items())
     yield Claim(
-        f"{name}: the spread due to adversarial noise is almost as broad as that due to inputs "
+        "The spread due to adversarial noise is almost as broad as that due to inputs "
         f"from different classes. (Our reading of almost: at least {ALMOST} of it.)",
         f"mean pairwise distance of hyperplanes, under attack / under other classes: {measured}",
         all(ratio.value >= ALMOST for ratio in ratios.values()),
         "in pictures: Figs. 4.4, 4.9-4.11",
+        name,
     )
     least = {part: min(attack["changed"][part] for attack in found["attacks"]) for part in ratios}
     yield Claim(
-        f"{name}: the distances between the hyperplanes are very large although the noise is "
+        "The distances between the hyperplanes are very large although the noise is "
         "small. (Our reading: every attack changes the hyperplane by more than half its length.)",
         "least change of an attack: "
         + "; ".join(f"{part} part {change:.2f}" for part, change in least.items()),
         min(least.values()) > 0.5,
+        network=name,
     )
 
 
@@ -147,6 +152,19 @@ def _names(found: Found) -> tuple[list[str], list[str]]:
     label = found["label"]
     red = [f"{classes[c]}{' (no noise)' if c == label else ''}" for c in found["shown"]]
     return red, [classes[c] for c in found["others"]]
+
+
+def _ratio_chart(folder: Path, networks: dict[str, Found]) -> Picture:
+    """The spread under attack over that under other classes, for each network and part."""
+    values: dict[str, dict[str, Interval]] = {f"{part} part": {} for part in PARTS}
+    for name, found in networks.items():
+        for part, ratios in found["ratios"].items():
+            ratio = Ratio(**ratios["distances"])
+            values[f"{part} part"][name] = (ratio.value, ratio.low, ratio.high)
+    title = "Spread of the label's hyperplane: under nine attacks over under ten other classes"
+    quantity = "ratio of mean pairwise distances"
+    drawing = interval_rows(values, title, quantity, "95 % interval of the bootstrap", mark=1.0)
+    return save_picture(folder, f"{KEY}/ratios", drawing, drawing.caption)
 
 
 def _scene(name: str, part: str, found: Found, placed: np.ndarray) -> Scene:
@@ -205,16 +223,18 @@ def _draw_inputs(name: str, found: Found, arrays: Arrays) -> Drawing:
 def _draw_hyperplanes(name: str, part: str, found: Found, planes: np.ndarray) -> Drawing:
     """One part of the hyperplanes under attack and under other classes; a bias part is square."""
     red, black = _names(found)
+    starts = found.get("bias starts", []) if part == "bias" else []
     values = zip(red + black, found["values"], strict=True)
     headings = [f"{word}\n{value:.2f}" for word, value in values]
     if part == "bias":
         maps = np.stack([plots.near_square(torch.from_numpy(b)) for b in planes])
-        scale = plots.Scale.of([maps])
+        scale = plots.Scale.clipped([maps])
         words = scale.words(UNIT, channels=False)
-        size = f"; {planes.shape[1]} biases in the order of execution, row by row"
+        lines = ", lines between the layers" if starts else ""
+        size = f"; {planes.shape[1]} biases in the order of execution, row by row{lines}"
     else:
         maps = planes
-        scale = plots.Scale.of([maps])
+        scale = plots.Scale.clipped([maps])
         words = scale.words(IMAGE_UNIT)
         size = ""
     count = len(red)
@@ -225,17 +245,18 @@ def _draw_hyperplanes(name: str, part: str, found: Found, planes: np.ndarray) ->
     unit = found["classes"][found["label"]]
     title = f"{name}: hyperplane of the unit {unit}, {part} parts"
     caption = f"headings: the input, and the unit's value under it{size}; on one scale: {words}"
-    return _panels(title, rows, caption)
+    return _panels(title, rows, caption, starts)
 
 
 def _panels(
     title: str,
     groups: Mapping[str, tuple[Sequence[str], np.ndarray, plots.Scale]],
     caption: str,
+    starts: Sequence[int] = (),
 ) -> Drawing:
     """Groups of panels, one group below the other.
 
-    Each group has names, maps and a colour scale.
+    Each group has names, maps and a colour scale. Lines are drawn where layers of biases start.
     """
     rows = [-(-len(names) // IN_A_ROW) for names, _, _ in groups.values()]
     shapes = [maps.shape[-2:] for _, maps, _ in groups.values()]
@@ -247,6 +268,7 @@ def _panels(
         for j, (name, part) in enumerate(zip(names, maps, strict=True)):
             axes = figure.add_subplot(sum(rows), IN_A_ROW, above + j + 1)
             scale.show(axes, part, name)
+            cut_at(axes, starts, part.shape[-1], linewidth=0.3)
             if j % IN_A_ROW == 0:
                 axes.set_ylabel(group, fontsize=MEDIUM)
     numbers = {f"maps_{i}": maps for i, (_, maps, _) in enumerate(groups.values())}

@@ -13,9 +13,10 @@ from adjointbackmap.engine.layers import Layer
 from adjointbackmap.engine.network import Network
 from adjointbackmap.planes.hyperplane import Hyperplanes, hyperplanes
 from adjointbackmap.plots.units import MOST_IN_ROW
+from adjointbackmap.study.results import save_picture
 from adjointbackmap.study.setup import SCALE, Trained
 
-PictureFile = dict[str, str]  # file, caption and published figure of a picture
+PictureFile = dict[str, str]  # file, caption, published figure and heading of a picture
 CLASSES = 10  # most classes in a picture
 RM0_FIGURES = {"vgg7-nobias-cifar10": "Fig. 2.6", "fixup-resnet20-nobias-cifar10": "Fig. 2.7"}
 
@@ -44,7 +45,7 @@ def draw_panels(
 
     Args:
         trained: The network.
-        images: A few images. The grids are of the first one.
+        images: A few images. The grids are of the first and the last one.
         planes: All RM0 hyperplanes of each image.
         folder: Folder for the files.
     """
@@ -64,8 +65,10 @@ def draw_panels(
         yield _saved(drawing, folder / f"{trained.name}-classes-{n}.png", panel)
     if len(trained.network.biases):
         yield _bias_parts(trained, images.classes, planes, names[0], folder)
-    for layer in early_and_late(trained.network):
-        yield from _modes(trained, planes.x[:1], layer, names[0], folder)
+    for n in (0, len(images) - 1):
+        for layer in early_and_late(trained.network):
+            stem = f"{trained.name}-{{}}-{layer.name}{f'-{n}' if n else ''}"
+            yield from _modes(trained, planes.x[n : n + 1], layer, names[n], folder / stem)
 
 
 def _bias_parts(
@@ -91,9 +94,12 @@ def _modes(
     x: Float[Tensor, "1 c h w"],
     layer: Layer,
     of: str,
-    folder: Path,
+    stem: Path,
 ) -> Iterator[PictureFile]:
-    """Pictures of the modes RM1 to RM4 of a convolution at one image."""
+    """Pictures of the modes RM1 to RM4 of a convolution at one image.
+
+    The name of the mode goes into ``stem``.
+    """
     network = trained.network
     name = layer.name
     summed = hyperplanes(network, x, name, "RM1", scale=SCALE)
@@ -121,7 +127,7 @@ def _modes(
         title = f"{trained.name}, {of}: {mode}: {headings[mode]}"
         # only RM2 and RM4 are of single positions, whose receptive fields can be outlined
         drawing = many(planes, title, **(look if mode in ("RM2", "RM4") else {}))
-        yield _saved(drawing, folder / f"{trained.name}-{mode}-{name}.png")
+        yield _saved(drawing, stem.with_name(f"{stem.name.format(mode)}.png"))
 
 
 def largest(outputs: Float[Tensor, " classes"]) -> list[int]:
@@ -150,15 +156,20 @@ def positions(layer: Layer) -> tuple[slice, slice]:
 
 def _saved(drawing: plots.Drawing, path: Path, published: str = "") -> PictureFile:
     """Save a figure, and describe it."""
-    plots.save(drawing, path, formats=("png", "svg"))
-    return {"file": path.name, "caption": captioned(drawing), "published": published}
+    caption = captioned(drawing)
+    shown = save_picture(path.parent, path.stem, drawing, caption, published)
+    return {
+        "file": path.name,
+        "caption": caption,
+        "published": published,
+        "title": shown.title,
+    }
 
 
 def captioned(drawing: plots.Drawing) -> str:
-    """Caption for a page: the heading of a figure, then the meaning of its colours.
+    """Caption for a page: the meaning of a figure's colours. Its heading is in the figure.
 
     Args:
         drawing: The figure.
     """
-    heading = " ".join(drawing.figure.get_suptitle().split())
-    return f"{heading}. {drawing.caption[:1].upper()}{drawing.caption[1:]}."
+    return f"{drawing.caption[:1].upper()}{drawing.caption[1:]}."

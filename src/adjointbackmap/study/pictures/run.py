@@ -8,19 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from adjointbackmap import data, models, plots
+from adjointbackmap import data, models
 from adjointbackmap.planes.hyperplane import hyperplanes
 from adjointbackmap.report.sections import Picture, ReportBlock, Section
-from adjointbackmap.spectra import RadialProfile
+from adjointbackmap.study.pictures.charts import draw_charts
 from adjointbackmap.study.pictures.likeness import (
-    IMAGES,
-    PLANES,
     by_position,
     high_by_layer,
     over_many,
     same_class,
 )
-from adjointbackmap.study.pictures.panels import captioned, convolutions, draw_panels
+from adjointbackmap.study.pictures.panels import convolutions, draw_panels
 from adjointbackmap.study.pictures.surroundings import regions, sparse, sparse_images
 from adjointbackmap.study.pictures.tables import (
     frequency_table,
@@ -29,13 +27,12 @@ from adjointbackmap.study.pictures.tables import (
     region_table,
     sparsity_table,
 )
-from adjointbackmap.study.results import Arrays, Found, keep, kept, save_picture
+from adjointbackmap.study.results import Arrays, Found, keep, kept
 from adjointbackmap.study.setup import SCALE, Setup, Trained, read_json, write_json
 
 KEY = "pictures"
 # Classes of the images in the pictures, two of the same class first [Wan2022, Figs. 2.6-2.10].
 SHOWN_CLASSES = {"cifar10": ("ship", "ship", "frog"), "cifar100": ("apple", "apple", "orange")}
-SPECTRA_FIGURES = ("Fig. 2.8", "Fig. 2.9", "Fig. 2.10")
 
 
 def compute_pictures(setup: Setup, report: Callable[[str, float], None]) -> None:
@@ -131,7 +128,7 @@ def measure_pictures(
 
 
 def pictures_section(folder: Path) -> Section | None:
-    """Build the report section from the result files, and draw_panels the spectra into the folder.
+    """Build the report section from the result files, and draw the charts into the folder.
 
     Args:
         folder: Folder of the results.
@@ -150,12 +147,12 @@ def pictures_section(folder: Path) -> Section | None:
         blocks += picture_claims(name, found)
     blocks += [likeness_table(networks), frequency_table(networks), region_table(networks)]
     blocks += [sparsity_table(name, found) for name, found in networks.items()]
-    blocks += _spectra(folder, networks, arrays)
-    blocks.append(_by_layer(folder, networks))
+    blocks += draw_charts(folder, networks, arrays, KEY)
     for found in networks.values():
         for shown in found["pictures"]:
             path = Path(KEY) / shown["file"]
-            blocks.append(Picture(path, shown["caption"], shown["published"]))
+            heading = shown.get("title", "")
+            blocks.append(Picture(path, shown["caption"], shown["published"], heading))
     title = "Hyperplanes in pictures, their spectra, and what surrounds an image"
     return Section(KEY, title, tuple(_ran(networks)), tuple(blocks))
 
@@ -165,8 +162,8 @@ def _ran(networks: dict[str, Found]) -> Iterator[str]:
     yield (
         "Hyperplanes are those of the folded networks in their own input, pixels in [0, 1] or "
         f"normalised ones, at the pattern of {SCALE:g} [x; b], in float32. Grids of hyperplanes "
-        "are of the first image: the second convolution and the one after the middle; the "
-        "channel in RM2 is the one with the largest RM1 value."
+        "are of the first and the last image: the second convolution and the one after the middle; "
+        "the channel in RM2 is the one with the largest RM1 value."
     )
     for name, found in networks.items():
         settings = found["settings"]
@@ -187,58 +184,3 @@ def _ran(networks: dict[str, Found]) -> Iterator[str]:
 def _seconds(images: dict[str, Any]) -> float:
     """Median processor time of an image."""
     return float(np.median([found["seconds"] for found in images.values()]))
-
-
-def _spectra(
-    folder: Path,
-    networks: dict[str, Found],
-    arrays: dict[str, Arrays],
-) -> Iterator[Picture]:
-    """Spectra of each image and of the hyperplanes, and radial profiles.
-
-    Networks with the same images share a picture.
-    """
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name, found in networks.items():
-        groups.setdefault(tuple(found["settings"]["images"]), []).append(name)
-    for g, (hashes, names) in enumerate(groups.items()):
-        first = names[0]
-        of_study = any(name.endswith("cifar10") for name in names)
-        for n, (word, hashed) in enumerate(zip(networks[first]["classes"], hashes, strict=True)):
-            maps = {"image": torch.from_numpy(arrays[first]["pixels"][n])}
-            maps |= {name: torch.from_numpy(arrays[name]["planes"][n]) for name in names}
-            heading = f"Spectra of {word} {hashed[:8]} and of the hyperplanes of its class"
-            published = SPECTRA_FIGURES[n] if of_study else ""
-            yield _saved(folder, f"spectra-{g}-{n}", plots.spectra(maps, heading), published)
-        profiles = {f"images ({first})": _profile(arrays[first], IMAGES)}
-        profiles |= {f"hyperplanes, {name}": _profile(arrays[name], PLANES) for name in names}
-        title = "Energy by frequency: many images, and the hyperplanes of their classes"
-        yield _saved(folder, f"profiles-{g}", plots.radial_profiles(profiles, title))
-
-
-def _profile(arrays: Arrays, of: str) -> RadialProfile:
-    """The kept radial profile of the images or of the hyperplanes."""
-    frequency = torch.from_numpy(arrays["frequency"])
-    return RadialProfile(frequency, torch.from_numpy(arrays[f"profile of {of}"]))
-
-
-def _by_layer(folder: Path, networks: dict[str, Found]) -> Picture:
-    """Share of high frequencies of RM1 per layer: median and quartiles over channels and images."""
-    values = {}
-    for name, found in networks.items():
-        shares = found["high by layer"]
-        values[name] = {layer: _quartiles(of) for layer, of in shares.items() if of}
-    over = "median and quartiles over channels and images"
-    heading = f"RM1 hyperplanes of the pictures' images: {over}"
-    drawing = plots.by_layer(values, heading, "share of the energy above 0.25 cycles per pixel")
-    return _saved(folder, "high-by-layer", drawing)
-
-
-def _quartiles(shares: list[float]) -> tuple[float, float, float]:
-    """Median, lower and upper quartile."""
-    low, middle, high = np.quantile(shares, (0.25, 0.5, 0.75)).tolist()
-    return middle, low, high
-
-
-def _saved(folder: Path, stem: str, drawing: plots.Drawing, published: str = "") -> Picture:
-    return save_picture(folder, f"{KEY}/{stem}", drawing, captioned(drawing), published)

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 
 from adjointbackmap.report.sections import Claim, Table
 from adjointbackmap.report.sheets import Sheet
+from adjointbackmap.spectra import high_share
 from adjointbackmap.study.pictures.likeness import IMAGES, PLANES
 from adjointbackmap.study.pictures.surroundings import merged
 from adjointbackmap.study.quantiles import Quantiles
@@ -14,6 +16,8 @@ from adjointbackmap.study.results import Found
 
 # Degrees. Two vectors of equal length at this angle are about half their length apart.
 ALIKE = 30.0
+EXTENT = 32  # rows and columns of an image
+POSITION_LAYERS = ("the second convolution", "a convolution in the middle")
 
 
 def picture_claims(name: str, found: Found) -> Iterator[Claim]:
@@ -27,42 +31,54 @@ def picture_claims(name: str, found: Found) -> Iterator[Claim]:
     spectra = found["many"]
     layers = found["high by layer"]
     names = list(layers)
-    first, last = (float(np.median(layers[layer])) for layer in (names[0], names[-1]))
+    first, last = (float(np.median(layers[layer])) for layer in (names[1], names[-1]))
     shares = {of: 100 * np.median(spectra["high"][of]) for of in (PLANES, IMAGES)}
     yield Claim(
-        f"{name}: the hyperplanes of a class at two of its images differ significantly "
+        "The hyperplanes of a class at two of its images differ significantly "
         f"(read: by more than {ALIKE:g} degrees).",
         f"the two images of the class {same['class']}: {_change(same['image'])}; pairs of one "
         f"class among {len(spectra['high'][IMAGES])} images: "
         f"{Quantiles(**spectra['angles']['one class'])} degrees",
         same["image"]["angle"] > ALIKE,
         "seen in Figs. 2.6 and 2.7",
+        name,
     )
     yield Claim(
-        f"{name}: hyperplanes have stronger amplitudes at high frequencies than images (read: a "
+        "Hyperplanes have stronger amplitudes at high frequencies than images (read: a "
         "larger share of the energy above 0.25 cycles per pixel, for 95 % of the images).",
         f"larger for {100 * higher(spectra):.1f} % of {len(spectra['high'][IMAGES])} images; "
         f"median {shares[PLANES]:.3g} % beside {shares[IMAGES]:.3g} %",
         higher(spectra) >= 0.95,
         "seen in Figs. 2.8 to 2.10",
+        name,
     )
     yield Claim(
-        f"{name}: RM1 turns from shapes to irregular pixels as the layer goes high (read: more "
-        "energy above 0.25 cycles per pixel in the last convolution than in the first).",
-        f"median share {100 * first:.3g} % in {names[0]}, {100 * last:.3g} % in {names[-1]}",
+        "RM1 turns from shapes to irregular pixels as the layer goes high (read: more energy above "
+        "0.25 cycles per pixel in the last convolution than in conv1; the hyperplanes of conv0 do "
+        "not depend on the image).",
+        f"median share {100 * first:.3g} % in {names[1]}, {100 * last:.3g} % in {names[-1]}",
         last > first,
+        network=name,
     )
-    for of in (each for each in found["positions"] if each.get("positions", 0) > 1):
-        between = Quantiles(**of["angles"])
-        yield Claim(
-            f"{name}: the same kernels show different hyperplanes at different positions of "
-            f"{of['layer']} (read: by more than {ALIKE:g} degrees).",
-            f"RM2 of channel {of['channel']}, every pair of {of['positions']} positions: "
-            f"{between} degrees",
-            between.median > ALIKE,
-        )
+    yield from _position_claims(name, found["positions"])
     yield from _sparsity_claims(name, merged(list(found["sparsity"].values())))
     yield from _region_claims(name, found["regions"])
+
+
+def _position_claims(name: str, positions: list[dict[str, Any]]) -> Iterator[Claim]:
+    """How much the hyperplanes of one channel differ from position to position."""
+    for which, of in zip(POSITION_LAYERS, positions, strict=True):
+        if of.get("positions", 0) < 2:
+            continue
+        between = Quantiles(**of["angles"])
+        yield Claim(
+            f"The same kernels show different hyperplanes at different positions of {which} "
+            f"(read: by more than {ALIKE:g} degrees).",
+            f"RM2 of channel {of['channel']} of {of['layer']}, every pair of {of['positions']} "
+            f"positions: {between} degrees",
+            between.median > ALIKE,
+            network=name,
+        )
 
 
 def _change(part: dict[str, float]) -> str:
@@ -76,17 +92,18 @@ def _sparsity_claims(name: str, layers: dict[str, Any]) -> Iterator[Claim]:
     full = [100 * layer.full_share for layer in later]
     empty = {layer.layer: 100 * layer.zero_share for layer in later if layer.zero}
     yield Claim(
-        f"{name}: few kernels use the whole of their receptive field "
+        "Few kernels use the whole of their receptive field "
         "(read: less than half, in every layer after the first).",
         f"{min(full):.3g} to {max(full):.3g} % of the RM4 hyperplanes, by layer",
         max(full) < 50,
+        network=name,
     )
     measured = f"all-zero RM4 hyperplanes in {len(empty)} of {len(later)} layers"
     if empty:
         most = max(empty, key=lambda layer: empty[layer])
         measured += f", most in {most}: {empty[most]:.3g} %"
-    text = f"{name}: some layer has a kernel that takes null from the image."
-    yield Claim(text, measured, bool(empty))
+    text = "Some layer has a kernel that takes null from the image."
+    yield Claim(text, measured, bool(empty), network=name)
 
 
 def _region_claims(name: str, images: dict[str, Any]) -> Iterator[Claim]:
@@ -97,10 +114,11 @@ def _region_claims(name: str, images: dict[str, Any]) -> Iterator[Claim]:
     inside = sum(each["in region"] for each in found)
     if ratios:
         yield Claim(
-            f"{name}: an image's linear region ends long before its nearest class boundary.",
+            "An image's linear region ends long before its nearest class boundary.",
             f"the boundary is {Quantiles.of(ratios)} times as far in l2; "
             f"it is in the region for {inside} of {len(found)} images",
             inside == 0 and float(np.median(ratios)) > 10,
+            network=name,
         )
 
 
@@ -152,9 +170,24 @@ def frequency_table(networks: dict[str, Found]) -> Table:
     caption = (
         "Share of the energy (squared amplitude without DC, mean of the three channels) above "
         "0.25 cycles per pixel, and mean radial frequency in cycles per pixel: median and 5 to "
-        "95 % of the images. Higher in: images whose hyperplane has the larger share."
+        f"95 % of the images; white noise has {100 * white_noise():.1f} % above 0.25. Higher in: "
+        "images whose hyperplane has the larger share."
     )
     return Table(sheet, caption)
+
+
+def white_noise() -> float:
+    """Expected share of white noise's energy above a quarter cycle per pixel.
+
+    White noise of 32 x 32 pixels has the same energy at every frequency but DC, as one pixel has.
+
+    Example:
+        >>> 100 * white_noise() > 80
+        True
+    """
+    pixel = torch.zeros(EXTENT, EXTENT)
+    pixel[0, 0] = 1.0
+    return float(high_share(pixel))
 
 
 def region_table(networks: dict[str, Found]) -> Table:

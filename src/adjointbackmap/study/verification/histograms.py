@@ -1,7 +1,6 @@
 """Histograms of each layer's relative errors, as in [Wan2022, Figs. 2.4, 2.5 and 3.6 to 3.11]."""
 
 from collections.abc import Sequence
-from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -9,9 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adjointbackmap.exactness.layer_check import HISTOGRAM_EDGES, SHARE_LIMIT, LayerCheck
+from adjointbackmap.plots.drawing import LARGE, MEDIUM, SMALL, WIDTH
 
 # Position of the bin that ends at 1 %.
 LIMIT = HISTOGRAM_EDGES.index(SHARE_LIMIT)
+COLUMNS = 2  # panels in a row: more could not be read at the width of a page
 TICKS = (-2, -9)  # powers of ten with a tick label
 
 
@@ -26,20 +27,21 @@ def histograms(runs: dict[str, dict[str, Any]], title: str, signed: bool) -> Fig
         signed: Whether to show signed errors, as published, or magnitudes.
     """
     layers = list(runs["float32"])
-    columns = isqrt(len(layers) - 1) + 1
-    rows = -(-len(layers) // columns)
-    figure = Figure(figsize=(3.0 * columns, 2.2 * rows + 0.9), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    rows = -(-len(layers) // COLUMNS)
+    figure = Figure(figsize=(WIDTH, 1.6 * rows + 0.9), layout="constrained")
+    figure.suptitle(title, fontsize=LARGE)
     for number, name in enumerate(layers, start=1):
-        axes = figure.add_subplot(rows, columns, number)
+        axes = figure.add_subplot(rows, COLUMNS, number)
         for kind, found in runs.items():
             if name in found:
                 _draw_panel(axes, LayerCheck.from_dict(found[name]["check"]), kind, signed)
-        axes.set_title(f"{name}: {runs['float32'][name]['check']['units']:,} units", fontsize=8)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", fontsize=8, ncols=3)
+        units = runs["float32"][name]["check"]["units"]
+        axes.set_title(f"{name}: {units:,} units", fontsize=MEDIUM)
+    handles = axes.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower right", fontsize=MEDIUM, ncols=3)
     error = "signed relative error" if signed else "|relative error|"
-    figure.supxlabel(f"{error} (bins are powers of ten)", fontsize=9)
-    figure.supylabel("share of the units", fontsize=9)
+    figure.supxlabel(f"{error} (bins are powers of ten)", fontsize=MEDIUM)
+    figure.supylabel("share of the units", fontsize=MEDIUM)
     return figure
 
 
@@ -53,7 +55,7 @@ def _draw_panel(axes: Axes, check: LayerCheck, kind: str, signed: bool) -> None:
     axes.set_ylim(1e-9, 2)
     places, names = _ticks(signed)
     axes.set_xticks(places, names)
-    axes.tick_params(labelsize=7)
+    axes.tick_params(labelsize=SMALL)
     for place in (LIMIT + 0.5, -LIMIT - 0.5) if signed else (LIMIT + 0.5,):
         label = "1 %" if single and place > 0 else None  # once in the legend
         axes.axvline(place, color="0.5", linewidth=0.8, linestyle=":", label=label)

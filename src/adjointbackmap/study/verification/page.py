@@ -1,6 +1,7 @@
 """Tables and figures of the verification for a page, built only from its results."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -270,7 +271,8 @@ def verification_section(folder: Path) -> Section | None:
         "A row falls short where the published share lies above the 95 % interval of ours.",
     )
     pictures = list(draw_histograms(found, folder / KEY))
-    blocks: list[ReportBlock] = [Table(summary_table(_in_order(found))), *_claims(found)]
+    every = replace(summary_table(_in_order(found)), title="All networks")
+    blocks: list[ReportBlock] = [Table(every), *_claims(found)]
     for name, entry in _in_order(found).items():
         blocks += _blocks(name, entry, pictures, folder)
     return Section(KEY, "Every unit of every layer", ran, tuple(blocks))
