@@ -421,3 +421,64 @@ def attention_with_masks():
     allowed = torch.tensor([[1, 1, 0], [0, 1, 1], [1, 0, 1]]).bool()
     layers = {"qkv": nn.Linear(4, 12), "again": nn.Linear(4, 12), "last": nn.Linear(4, 3)}
     return Net(forward, added=added, allowed=allowed, **layers), (3, 4)
+
+
+def heads_of(x, module, part):
+    """One of the three projections of an attention module, ``(N, heads, T, features)``."""
+    weight = module.in_proj_weight.chunk(3)[part]
+    bias = module.in_proj_bias.chunk(3)[part]
+    return (x @ weight.T + bias).unflatten(-1, (2, 2)).transpose(1, 2)
+
+
+def attention_module_twin(net, x, hold):
+    for module in (net.first, net.second):
+        q, k, v = (heads_of(x, module, part) for part in range(3))
+        scores = q @ k.mT / math.sqrt(2)
+        scores = scores.masked_fill(net.hidden, -torch.inf)
+        y = (hold.gate(scores.softmax(-1)) @ v).transpose(1, 2).flatten(2)
+        x = x + module.out_proj(y)
+    return x
+
+
+@case(attention_module_twin)
+def attention_modules():
+    def forward(net, x):
+        x = x + net.first(x, x, x, attn_mask=net.hidden)[0]
+        return x + net.second(x, x, x, attn_mask=net.hidden, need_weights=False)[0]
+
+    layers = {n: nn.MultiheadAttention(4, 2, batch_first=True) for n in ("first", "second")}
+    return Net(forward, hidden=torch.ones(3, 3).triu(1).bool(), **layers), (3, 4)
+
+
+def recurrent_modules_twin(net, x, hold):
+    states = []
+    h = c = torch.zeros(len(x), 2, dtype=x.dtype)
+    for time in range(x.shape[1]):
+        own = dict(net.lstm.named_parameters())
+        total = x[:, time] @ own["weight_ih_l0"].T + own["bias_ih_l0"]
+        total = total + h @ own["weight_hh_l0"].T + own["bias_hh_l0"]
+        i, f, g, o = total.chunk(4, -1)
+        c = hold.gate(torch.sigmoid(f)) * c + hold.gate(torch.sigmoid(i)) * tanh_value(hold, g)
+        h = hold.gate(torch.sigmoid(o)) * tanh_value(hold, c)
+        states.append(h)
+    h = x[:, 0, :2]
+    for state in states[1:]:
+        of_input, of_state = net.gru.weight_ih @ state.T, net.gru.weight_hh @ h.T
+        r, z, n = (of_input.T + net.gru.bias_ih).chunk(3, -1)
+        own_r, own_z, own_n = (of_state.T + net.gru.bias_hh).chunk(3, -1)
+        n = tanh_value(hold, n + hold.gate(torch.sigmoid(r + own_r)) * own_n)
+        z = hold.gate(torch.sigmoid(z + own_z))
+        h = (1 - z) * n + z * h
+    return h
+
+
+@case(recurrent_modules_twin)
+def recurrent_modules():
+    def forward(net, x):
+        states = net.lstm(x)[0]
+        h = x[:, 0, :2]
+        for time in range(1, x.shape[1]):
+            h = net.gru(states[:, time], h)
+        return h
+
+    return Net(forward, lstm=nn.LSTM(3, 2, batch_first=True), gru=nn.GRUCell(2, 2)), (3, 3)

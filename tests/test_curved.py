@@ -1,5 +1,7 @@
 """Curved operations: frozen hyperplanes are the gradient of a twin with detached gates."""
 
+import copy
+
 import curved_cases
 import pytest
 import torch
@@ -260,3 +262,52 @@ def test_wrong_readings_are_refused():
     log = curved_cases.Net(lambda net, x: x.log())
     with pytest.raises(ValueError, match=r"must be finite. Got log of -1"):
         abm.trace(log.eval(), -torch.ones(1, 2, dtype=torch.float64), curved="frozen")
+
+
+REGIONS = {
+    "kink_distances": lambda network, x: abm.kink_distances(network, x),
+    "region_line": lambda network, x: abm.region_line(network, x, -x),
+    "region_map": lambda network, x: abm.region_map(network, x, x, x.flip(0), budget=8),
+    "A decision boundary": lambda network, x: abm.boundary(network, x, 0, 1),
+    "region_walk": lambda network, x: abm.region_walk(network, x),
+}
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_what_needs_linear_regions_refuses_curved_networks(name):
+    """One sentence says so."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.GELU(), nn.Linear(3, 2)).double().eval()
+    x = torch.randn(3, dtype=torch.float64)
+    network = abm.trace(model, x[None], curved="frozen")
+    words = f"{name} needs a piecewise-affine network.*1 curved calls, first gelu at '1'"
+    with pytest.raises(ValueError, match=words):
+        REGIONS[name](network, x)
+
+
+def test_pictures_and_angles_say_that_gates_are_frozen():
+    """The note is in every summary; the angle is zero for the derivative alone."""
+    model, x, _ = curved_cases.make("convolutions-with-gelu-and-silu", images=1)
+    note = "frozen gates: not the derivative"
+    planes = {}
+    for curved in ("frozen", "tangent"):
+        network = abm.trace(model, x, curved=curved)
+        planes[curved] = abm.hyperplanes(network, x, "output", units=(0, 0, 0))
+        abm.dense_test(abm.operator(network, x, "output"), x)
+        texts = (repr(network), repr(planes[curved]), repr(planes[curved].receipt()))
+        assert [note in text for text in texts] == [curved == "frozen"] * 3
+        captions = (planes[curved].plot().caption, planes[curved].receipt().plot().caption)
+        assert [note in c.lower() for c in captions] == [curved == "frozen"] * 2
+    assert float(abm.angle_to_derivative(planes["tangent"])) < 1e-5
+    jacobian = torch.func.jacrev(lambda t: model(t)[0, 0, 0, 0])(x)
+    cosine = F.cosine_similarity(jacobian.flatten(), planes["frozen"].image.flatten(), 0)
+    angle = float(abm.angle_to_derivative(planes["frozen"]))
+    assert angle == pytest.approx(float(cosine.detach().acos().rad2deg()), rel=1e-9)
+    assert angle > 1
+
+
+def test_copy_keeps_the_reading():
+    """A copied network has frozen gates too."""
+    model, x, _ = curved_cases.make("highway-layer", images=1)
+    network = copy.deepcopy(abm.trace(model, x, curved="frozen"))
+    assert network.note
+    assert not network.is_derivative

@@ -41,6 +41,7 @@ from adjointbackmap.exactness.verification import verify as verify
 from adjointbackmap.exactness.layer_check import LayerCheck as LayerCheck
 
 # what hyperplanes say of an image and of a network
+from adjointbackmap.analysis.angles import angle_to_derivative as angle_to_derivative
 from adjointbackmap.analysis.boundaries import analyse as analyse, Analysis as Analysis
 from adjointbackmap.analysis.boundaries import boundary as boundary, Boundary as Boundary
 from adjointbackmap.analysis.kinks import kink_distances as kink_distances

@@ -140,6 +140,7 @@ def _classes(network: Network) -> int:
         ValueError: If its output is not one number per class.
     """
     check_network(network)
+    network.check_piecewise_affine("A decision boundary")
     shape = network.layers[OUTPUT].out_shape
     if len(shape) != 1:
         msg = (

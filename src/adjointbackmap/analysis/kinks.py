@@ -418,6 +418,7 @@ def kink_distances(
     dtype = dtype_of(dtype) or torch.float64
     swept_in = dtype_of(sweep)
     images = one_image(network, x, dtype)
+    network.check_piecewise_affine("kink_distances")
     network.check_unchanged()
     if pattern is not None:
         check_pattern(pattern, network, images, 1.0)

@@ -359,6 +359,7 @@ def region_line(
         ([0.0, 0.25, 0.5, 1.0], [Flip(name='1', unit=(0,), before=0.0, after=1.0)])
     """
     check_network(network)
+    network.check_piecewise_affine("region_line")
     network.check_unchanged()
     first, last = (
         one_image(network, x, FLOAT64, name) for name, x in (("start", start), ("end", end))

@@ -263,6 +263,7 @@ def region_map(
         (4, [1.0, 1.0, 1.0, 1.0])
     """
     check_network(network)
+    network.check_piecewise_affine("region_map")
     network.check_unchanged()
     named = (("origin", origin), ("u", u), ("v", v))
     start, first, second = (one_image(network, x, FLOAT64, name) for name, x in named)

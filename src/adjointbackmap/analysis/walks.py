@@ -124,6 +124,7 @@ def region_walk(
         (1.0, 1.0, 1)
     """
     check_network(network)
+    network.check_piecewise_affine("region_walk")
     if norm not in NORMS:
         msg = f"norm must be one of {', '.join(NORMS)}. Got {norm!r}."
         raise ValueError(msg)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from adjointbackmap.capture.attention import put_batch_first
 from adjointbackmap.capture.casting import all_tensors
 from adjointbackmap.capture.copies import structural_copy
 from adjointbackmap.capture.decompositions import decompositions
@@ -153,6 +154,7 @@ def capture(model: nn.Module, example: Tensor) -> Capture:
     if is_exported(model) and not takes(model, lambda: torch.cat([batch, batch[:1]])):
         raise ValueError(FIXED_EXPORT)
     copied = structural_copy(model)  # torch.export puts fake tensors into it
+    put_batch_first(copied)
     wrapper = _Listened(copied, readings)
     wrapper.training = model.training
     # an export has its own bounds, which PyTorch finds

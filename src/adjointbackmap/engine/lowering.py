@@ -154,6 +154,7 @@ class _Lowering:
         self._look_at_each_image(found.get(target.name))
         untold = infinite.keys() | self._without_tangent()
         self.program.values = {n: v for n, v in values.items() if v.slot not in untold}
+        self._leave_out_constants()
         if target.name in values and target.name not in self.program.values:
             msg = (
                 "The output must be finite. Got infinite constants that reach it through "
@@ -178,6 +179,16 @@ class _Lowering:
             if any(i.slot in slots for i in step.linear_inputs):
                 slots.add(step.output.slot)
         return slots
+
+    def _leave_out_constants(self) -> None:
+        """Keep constants that only frozen gates read out of ``b``."""
+        program = self.program
+        if self.curved != FROZEN or not program.curved:
+            return
+        ends = [program.values[n.name] for n in self.ends if n.name in program.values]
+        reached = program.with_tangents(ends)
+        program.constants = [e for e in program.entries if e.slot not in reached]
+        program.entries = [e for e in program.entries if e.slot in reached]
 
     def _look_at_each_image(self, target: Any) -> None:
         """Take an output as finite if the data may keep infinities out of it.

@@ -110,6 +110,24 @@ class Network(Shown):
         """Whether the image part of a hyperplane is the derivative of the unit's value."""
         return self.reading.curved != FROZEN or not self.curved
 
+    @property
+    def note(self) -> str:
+        """What pictures and reports must say of the hyperplanes; empty if they are derivatives."""
+        return "" if self.is_derivative else "frozen gates: not the derivative"
+
+    def read_as(self, curved: str) -> "Network":
+        """The same network with another reading of curved operations, see ``trace``.
+
+        Args:
+            curved: ``"frozen"`` or ``"tangent"``.
+
+        Raises:
+            ValueError: If it is none of these.
+        """
+        reading = Reading(curved, self.reading.products)
+        ends = (self.until, self.output, self._read)
+        return Network(self.model, self._capture, self._planner, *ends, reading)
+
     def check_piecewise_affine(self, what: str) -> None:
         """Check that the network has no curved call.
 

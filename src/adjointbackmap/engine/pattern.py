@@ -220,7 +220,7 @@ def check_pattern(
 def extended_input(program: Program, images: Tensor, scale: float = 1.0) -> dict[int, Tensor]:
     """Slot -> k times the image, or k times an entry, repeated for every image."""
     values = {IMAGE: scale * laid_out(images)}
-    for entry in program.entries:
+    for entry in (*program.entries, *program.constants):
         values[entry.slot] = (scale * entry.value).expand(len(images), *entry.value.shape)
     return values
 

@@ -92,6 +92,7 @@ class Program:
         values: Name of a node of the graph -> its value.
         kernels: Name of a node -> its convolution or linear call.
         curved: Slot of a value -> the curved call that makes it.
+        constants: Additive constants that gates alone read; they are no part of ``b``.
     """
 
     image: Value
@@ -101,6 +102,7 @@ class Program:
     values: dict[str, Value] = field(default_factory=dict)
     kernels: dict[str, KernelCall] = field(default_factory=dict)
     curved: dict[int, CurvedCall] = field(default_factory=dict)
+    constants: list[Entry] = field(default_factory=list)
 
     @cached_property
     def chunk(self) -> int:
@@ -157,7 +159,9 @@ class Program:
         kept = []
         for step in reversed(self.steps):
             if step.output.slot in needed:
-                needed.update(i.slot for i in step.inputs)
+                # what only frozen gates read has no tangents
+                linear = step.linear_inputs if self.curved else step.inputs
+                needed.update(i.slot for i in linear)
                 kept.append(step)
         return kept[::-1]
 
@@ -184,7 +188,7 @@ class Program:
     def fields(self) -> dict[int, Field]:
         """Slot -> receptive field; to be read once all steps are there."""
         spatial = max(len(self.image.shape) - 1, 0)  # axes of the image without its channels
-        fields: dict[int, Field] = {e.slot: () for e in self.entries}
+        fields: dict[int, Field] = {e.slot: () for e in (*self.entries, *self.constants)}
         fields[IMAGE] = (Axis(),) * spatial if spatial else None
         for step in self.steps:
             known = [_field_in(fields[i.slot], i, step) for i in step.inputs]

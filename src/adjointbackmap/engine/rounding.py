@@ -57,7 +57,9 @@ def path_sizes(
         if not step.inputs:  # an infinite constant is a term of no sum
             sizes[step.output.slot] = x.new_zeros(len(x), *step.output.shape)
             continue
-        draws = [drawn(sizes[value.slot], generator) for value in step.inputs]
+        # what only frozen gates read has no tangents
+        known = [sizes.get(v.slot, x.new_zeros(len(x), *v.shape)) for v in step.inputs]
+        draws = [drawn(size, generator) for size in known]
         inputs = [laid_out(draw.flatten(0, 1)) for draw in draws]
         out = step.rule.forward(pattern.gates.get(step.output.slot, ()), *inputs)
         squares = out.unflatten(0, (len(x), GAUSSIAN_DRAWS)).square()  # (image, draw, *shape)

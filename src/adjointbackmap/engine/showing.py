@@ -21,6 +21,9 @@ def of_network(network: "Network") -> Summary:
         "biases": f"M = {len(network.biases):,} in {len(network.biases.names)} parts",
         "layers": f"{len(network.layers)}, of them {_kernels(network)} with a kernel",
     }
+    if network.curved:
+        reading = network.note or "tangents"
+        facts["curved"] = f"{len(network.curved)} calls, {reading}"
     heads = ("layer", "kind", "modes", "output", "receptive field", "units", "biases")
     reached = _biases_reached(network)
     rows = [(*_row(layer), f"{reached[name]:,}") for name, layer in network.layers.items()]

@@ -96,6 +96,8 @@ class Receipt(Shown):
             "value of the model": f"{self.value:.5g}",
             "difference": f"{self.error:.1e}",
         }
+        if self.plane.network.note:
+            facts["gates"] = self.plane.network.note
         rows = [(line.name, line.kind, f"{line.amount:+.5g}") for line in self.lines]
         return Summary("Receipt", facts, {"": Table(("from", "kind", "adds"), rows)})
 

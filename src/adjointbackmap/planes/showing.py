@@ -29,6 +29,8 @@ def of_hyperplanes(planes: "Hyperplanes") -> Summary:
         "image part": size,
         "bias part": f"{len(planes.entries):,} of M = {len(planes.network.biases):,} biases",
     }
+    if planes.network.note:
+        facts["gates"] = planes.network.note
     own = "" if planes.own_bias else ", without the layer's own bias"
     scale = "" if planes.scale == 1 else f", k = {planes.scale:g}"
     return Summary(f"Hyperplanes of {planes.layer} in {planes.mode}{own}{scale}", facts)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -14,6 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adjointbackmap.files import disk
+
+if TYPE_CHECKING:
+    from adjointbackmap.engine.network import Network
 
 # Inches of a full figure. Shown 700 pixels wide, a font of 8 points is then about 8 pixels high.
 WIDTH = 9.0
@@ -71,6 +74,11 @@ def finished(figure: Figure, numbers: dict[str, np.ndarray], caption: str) -> Dr
     """The drawing of a figure, with its caption written below the figure."""
     figure.supxlabel(wrapped(caption, figure.get_figwidth(), SMALL), fontsize=SMALL)
     return Drawing(figure, numbers, caption)
+
+
+def noted(network: "Network") -> str:
+    """What a caption must say of a network's hyperplanes; empty if they are derivatives."""
+    return f". {network.note.capitalize()}" if network.note else ""
 
 
 def colour_bar(

@@ -22,6 +22,7 @@ from adjointbackmap.plots.drawing import (
     colour_bar,
     finished,
     new_figure,
+    noted,
     wrapped,
 )
 from adjointbackmap.plots.frequencies import ABOVE, AMPLITUDES
@@ -125,7 +126,8 @@ def over_image(
     if what == "spectrum":
         label = "log10(amplitude / largest of the channel)"
         colour_bar(figure, shown[-1], grid[:, 2:].flatten().tolist(), label)
-    return finished(figure, _numbers(chosen, drawn, what), _caption(what, drawn[0].unit, behind))
+    caption = _caption(what, drawn[0].unit, behind) + noted(planes.network)
+    return finished(figure, _numbers(chosen, drawn, what), caption)
 
 
 def _chosen(planes: Hyperplanes, unit: Any, image: int) -> list[SingleHyperplane]:

@@ -8,7 +8,7 @@ from matplotlib.patheffects import withStroke
 
 from adjointbackmap.planes.receipts import BIASES, Receipt
 from adjointbackmap.plots.backdrop import Backdrop, backdrop, frame
-from adjointbackmap.plots.drawing import MEDIUM, SMALL, WIDTH, Drawing, finished, new_figure
+from adjointbackmap.plots.drawing import MEDIUM, SMALL, WIDTH, Drawing, finished, new_figure, noted
 
 RAISES = "#b2182b"
 LOWERS = "#2166ac"
@@ -46,7 +46,7 @@ def receipt(found: Receipt, over: Any = None, title: str | None = None) -> Drawi
     caption = (
         f"red bars raise the value, blue bars lower it; {_ends(found)}; difference "
         f"{found.error:.1e}, which is rounding"
-    )
+    ) + noted(found.plane.network)
     numbers = {
         "amounts": amounts,
         "names": np.array([line.name for line in lines]),
