@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ SIGMA = 4.0  # pixels, of the blurred baseline
 MOST = 256  # gradients in one batch
 LIMITS = (0.05, 0.01)
 SHOWN = 50  # gradients: what users of Captum take by default
+MOST_PARTS = 1000  # of the segment, in the tables of [Sotoudeh2019]
 PLACE = PagePlace(
     "<!-- integrals: written by benchmarks/integrals.py -->", "<!-- integrals: end -->"
 )
@@ -164,6 +166,83 @@ def measure(model: nn.Module, network: abm.Network, number: int) -> dict[str, An
     }
 
 
+# as Sotoudeh and Thakur measure
+
+
+def mean_error(sampled: Tensor, exact: Tensor) -> float:
+    """Mean over the pixels of the relative error of each, as their code defines it."""
+    return float(((sampled - exact).abs() / (exact + 1e-11).abs()).mean())
+
+
+def as_published(model: nn.Module, network: abm.Network, x: Tensor, label: int) -> dict[str, Any]:
+    """One image's part of Tables 1 and 2 of [Sotoudeh2019], from black.
+
+    Table 1: the left rule with the first number of gradients, from 20 on, whose sum is within 1 %.
+    Table 2: the first number of parts from which on five in a row are within 5 %, for each rule.
+    """
+    truth = abm.integrated_gradients(network, x, 0.0, units=label)
+    exact = truth.image.reshape(x.shape)
+    change = float(truth.change.sum())
+
+    @cache
+    def of(n: int) -> tuple[dict[str, float], float]:
+        """Errors of the rules with n parts, and that of the sum by the left rule."""
+        places = (torch.arange(n + 1).double() / n).view(-1, 1, 1, 1)
+        slopes = gradients(model, places * x, label)
+        parts = {"left": slopes[:-1], "right": slopes[1:], "trapezoid": slopes}
+        sampled = {
+            rule: x * torch.tensordot(RULES[rule](n)[1], part, 1) for rule, part in parts.items()
+        }
+        errors = {rule: mean_error(found, exact) for rule, found in sampled.items()}
+        return errors, abs(float(sampled["left"].sum()) - change) / abs(change)
+
+    found: dict[str, Any] = {"regions": int(truth.regions)}
+    for n in range(20, MOST_PARTS + 1):
+        if of(n)[1] < 0.01:
+            found |= {"steps": n, "error": of(n)[0]["left"]}
+            break
+    for rule in ("left", "right", "trapezoid"):
+        first = five_in_a_row(lambda n, rule=rule: of(n)[0][rule] < 0.05)
+        if first is not None:
+            found[rule] = first + (rule == "trapezoid")  # it takes both ends
+    return found
+
+
+def five_in_a_row(holds: Callable[[int], bool]) -> int | None:
+    """The first number from which on five in a row hold, up to MOST_PARTS."""
+    for middle in range(5, MOST_PARTS + 1, 5):  # five in a row have one multiple of 5
+        if holds(middle):
+            for first in range(middle - 4, middle + 1):
+                if all(holds(n) for n in range(first, first + 5)):
+                    return first
+    return None
+
+
+def run_published(folder: Path | None, kept: Path, images: int) -> None:
+    """Measure images of conv_small_pgd as [Sotoudeh2019] does, and keep each at once."""
+    exact = load("conv_small_pgd", folder).double()
+    numbers, _ = chosen(exact.float())
+    exact = exact.double()
+    network = abm.trace(exact, data.sample().unit_interval()[:2].double())
+    path = kept / "conv_small_pgd.published"
+    kept.mkdir(parents=True, exist_ok=True)
+    done = read(path)
+    for number in numbers[:images]:
+        if number not in done:
+            x = data.sample().unit_interval()[number].double()
+            row = as_published(exact, network, x, int(data.sample().labels[number]))
+            with path.open("a") as file:
+                file.write(json.dumps({"image": number, **row}) + "\n")
+
+
+def as_published_means(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over images, as the tables have them; images that miss a limit are left out."""
+    keys = ("error", "regions", "left", "right", "trapezoid")
+    whole = [row for row in rows if all(key in row for key in keys)]
+    means = {key: float(np.mean([row[key] for row in whole])) for key in keys}
+    return {"images": len(rows), "left out": len(rows) - len(whole), **means}
+
+
 def run(name: str, folder: Path | None, kept: Path, images: int) -> None:
     """Measure what a network lacks, and keep each image at once."""
     model = load(name, folder)
@@ -187,15 +266,26 @@ def run(name: str, folder: Path | None, kept: Path, images: int) -> None:
 # results
 
 
-def collected(kept: Path) -> dict[str, Any]:
-    """Errors of all networks that have images: medians, with intervals."""
+def collected(kept: Path, before: dict[str, Any]) -> dict[str, Any]:
+    """Errors of all networks that have images: medians, with intervals.
+
+    Args:
+        kept: Lines of images.
+        before: Earlier results. Those of networks with more images stay.
+    """
+    earlier = before.get("networks", {})
     networks = {}
     for name in NAMES:
         rows = list(read(kept / f"{name}.integrals").values())
-        if rows:
+        if name in earlier and earlier[name]["images"] >= len(rows):
+            networks[name] = earlier[name]
+        elif rows:
             parts = {b: summary([row[b] for row in rows]) for b in BASELINES}
             networks[name] = {"images": len(rows), "baselines": parts}
-    return {"environment": {**environment(), "cores": os.cpu_count()}, "networks": networks}
+    here = {**environment(), "cores": os.cpu_count()}
+    published = list(read(kept / "conv_small_pgd.published").values())
+    found = as_published_means(published) if published else before.get("published")
+    return {"environment": here, "networks": networks, "published": found}
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -249,7 +339,23 @@ def markdown(found: dict[str, Any]) -> str:
     for name, baseline, images, f in _rows(found):
         cells = [", ".join(map(_number, f["needed"][rule])) for rule in RULES]
         sheet.rows.append([f"`{name}`", f"{images}", baseline, *cells])
-    return "\n\n".join(sheet.markdown() for sheet in (*sheets, sheet))
+    sheets.append(sheet)
+    if found.get("published"):
+        sheets.append(published_sheet(found["published"]))
+    return "\n\n".join(sheet.markdown() for sheet in sheets)
+
+
+def published_sheet(found: dict[str, Any]) -> Sheet:
+    """The means that Tables 1 and 2 of [Sotoudeh2019] have, for conv_small_pgd."""
+    head = ["network", "images", "left out", "error of the usual rule", "exact: regions"]
+    sheet = Sheet(
+        "Measured as in Tables 1 and 2 of Sotoudeh and Thakur",
+        [*head, "left", "right", "trapezoid"],
+    )
+    cells = [f"{found[key]:,.0f}" for key in ("regions", "left", "right", "trapezoid")]
+    counts = [str(found["images"]), str(found["left out"])]
+    sheet.rows.append(["`conv_small_pgd`", *counts, f"{100 * found['error']:.1f} %", *cells])
+    return sheet
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str, int, dict[str, Any]]]:
@@ -270,14 +376,18 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=os.environ.get(FOLDER), help="the files")
     parser.add_argument("--only", default=",".join(NAMES), help="names of networks, with commas")
     parser.add_argument("--images", type=int, default=30)
+    parser.add_argument("--published", type=int, default=0, help="images as in [Sotoudeh2019]")
     parser.add_argument("--kept", type=Path, default=Path("runs/integrals"), help="lines of images")
     parser.add_argument("--out", type=Path, default=Path("docs/results/integrals.json"))
     parser.add_argument("--docs", type=Path, help="page to write the tables into")
     arguments = parser.parse_args()
     for name in filter(None, arguments.only.split(",")):
         run(name, arguments.folder, arguments.kept, arguments.images)
+    if arguments.published:
+        run_published(arguments.folder, arguments.kept, arguments.published)
     if arguments.kept.is_dir():
-        write(arguments.out, json.dumps(collected(arguments.kept), indent=1) + "\n")
+        before = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+        write(arguments.out, json.dumps(collected(arguments.kept, before), indent=1) + "\n")
     found = json.loads(arguments.out.read_text())
     print(markdown(found))
     if arguments.docs:

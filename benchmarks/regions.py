@@ -5,7 +5,7 @@ usage: python benchmarks/regions.py --folder FOLDER [--only resnet] [--images 10
 For each network and each image: the nearest kink, and the line to an adversarial point and to a
 random one at the same distance. The folder may stand in ADJOINTBACKMAP_REAL instead; it holds the
 networks of docs/networks-of-others.md. Each finished image is a line of a file in --kept, so that a
-stopped run goes on.
+stopped run goes on. Earlier results of more images stay in --out.
 """
 
 import argparse
@@ -184,6 +184,14 @@ def run(name: str, folder: Path | None, kept: Path, images: dict[str, int]) -> N
         print(name, part, len(read(path)), flush=True)
 
 
+# part -> its medians, and those of each end
+KEYS = {
+    "points": (("biases", "biases_of_sizes"), ("flipped", "turn", "stretch", "fooled")),
+    "kinks": (("l2", "linf"), ()),
+    "lines": ((), ("regions",)),
+}
+
+
 # results
 
 
@@ -195,15 +203,34 @@ def spread(numbers: Sequence[float]) -> list[float]:
     return [float(np.median(found)), float(low), float(high)]
 
 
-def collected(kept: Path) -> dict[str, Any]:
-    """Medians of all networks that have images."""
+def collected(kept: Path, before: dict[str, Any]) -> dict[str, Any]:
+    """Medians of all networks that have images.
+
+    Args:
+        kept: Lines of images.
+        before: Earlier medians of networks. They stay where they are of more images.
+    """
     networks = {}
     for name in NAMES:
         rows = {part: list(read(kept / f"{name}.{part}").values()) for part in PARTS}
         if rows["points"]:
             about = json.loads((kept / f"{name}.json").read_text())
-            networks[name] = {**about, **summary(rows)}
+            networks[name] = of_more_images({**about, **summary(rows)}, before.get(name))
+        elif name in before:
+            networks[name] = before[name]
     return {"environment": {**environment(), "cores": os.cpu_count()}, "networks": networks}
+
+
+def of_more_images(now: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+    """Medians of one network, each part from the results that have more images."""
+    for part, (whole, of_ends) in KEYS.items():
+        if before is None or before["images"][part] <= now["images"][part]:
+            continue
+        now["images"][part] = before["images"][part]
+        now |= {key: before[key] for key in whole}
+        for end in ENDS:
+            now[end] |= {key: before[end][key] for key in of_ends}
+    return now
 
 
 def summary(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -288,7 +315,9 @@ def main() -> None:
         images = {part: getattr(arguments, part) for part in PARTS}
         run(name, arguments.folder, arguments.kept, images)
     if arguments.kept.is_dir():
-        write(arguments.out, json.dumps(collected(arguments.kept), indent=1) + "\n")
+        before = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+        now = collected(arguments.kept, before.get("networks", {}))
+        write(arguments.out, json.dumps(now, indent=1) + "\n")
     found = json.loads(arguments.out.read_text())
     print(markdown(found))
     if arguments.docs:

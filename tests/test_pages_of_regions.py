@@ -56,6 +56,28 @@ def test_needed_gradients():
     assert integrals.needed(errors, 0.01) == float("inf")
 
 
+def test_five_in_a_row():
+    """Against a plain search."""
+    for gaps in ({7, 8, 14}, {3}, set(range(1, 40))):
+        held = [n for n in range(1, 60) if all(k not in gaps for k in range(n, n + 5))]
+        assert integrals.five_in_a_row(lambda n, gaps=gaps: n not in gaps) == held[0]
+    assert integrals.five_in_a_row(lambda n: n % 5 != 0) is None
+
+
+def test_medians_of_more_images_stay():
+    """Each part comes from the results that have more images."""
+    found = json.loads((DOCS / "results" / "regions.json").read_text())["networks"]["base"]
+    fewer = json.loads(json.dumps(found))
+    fewer["images"] |= {"points": 1, "lines": 500}
+    fewer["biases"] = fewer["pgd"]["turn"] = [0.0, 0.0, 0.0]
+    fewer["pgd"]["regions"] = [9.0, 9.0, 9.0]
+    merged = regions.of_more_images(fewer, json.loads(json.dumps(found)))
+    assert merged["biases"] == found["biases"]
+    assert merged["pgd"]["turn"] == found["pgd"]["turn"]
+    assert merged["pgd"]["regions"] == [9.0, 9.0, 9.0]
+    assert merged["images"] == found["images"] | {"lines": 500}
+
+
 def test_medians_have_intervals():
     """The interval of a constant is the constant; that of many numbers holds the median."""
     assert regions.spread([2.0] * 9) == [2.0, 2.0, 2.0]

@@ -90,6 +90,29 @@ def test_a_walk_that_finds_nothing_says_so():
     assert walk.found is None
     assert walk.upper == float("inf")
     assert "no point found" in repr(walk)
+    assert walk.reason.startswith("No step towards the nearest class boundary")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("bounds", [None, (-4, 4)])
+def test_a_short_walk_has_a_point_by_bisection(norm, bounds):
+    """One region holds no boundary: the point has another class, just before it is the image's."""
+    torch.manual_seed(2)
+    layers = (nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3))
+    model = nn.Sequential(*layers).double().eval()
+    x = torch.rand(1, 6, 6, dtype=torch.float64)
+    network = abm.trace(model, x[None])
+    long = abm.region_walk(network, x, norm, bounds=bounds)
+    short = abm.region_walk(network, x, norm, 1, bounds)
+    assert not long.by_bisection
+    assert short.by_bisection
+    assert short.reason == ""
+    assert long.upper <= short.upper * (1 + 1e-6) < float("inf")
+    assert int(model(short.point[None]).argmax()) == short.found != short.predicted
+    before = torch.lerp(x, short.point, 1 - 1e-9)
+    assert int(model(before[None]).argmax()) == short.predicted
+    if bounds is not None:
+        assert bounds[0] <= float(short.point.min()) <= float(short.point.max()) <= bounds[1]
 
 
 def test_no_lower_bound_without_all_kinks(monkeypatch):

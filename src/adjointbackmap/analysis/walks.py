@@ -38,6 +38,11 @@ ROUNDING = 1e-11
 OVERSHOOT = 1.02  # of a way, so that it crosses the boundary that it is aimed at
 # A walk ends where another region brings it nearer by less than this share.
 GAIN = 1e-9
+# A walk that finds no region with a boundary takes so many steps to the nearest boundary of the
+# region where each begins, and then halves the way back so often.
+STEPS = 100
+HALVINGS = 60
+NOTHING = "No step towards the nearest class boundary led to another class."
 
 Bounds = tuple[float | int, float | int]
 
@@ -60,6 +65,8 @@ class RegionWalk(Shown):
         regions: Number of regions that were visited.
         distances: Distance of the boundary in each region that has one, in the order of the walk.
         finished: Whether the walk ended because no neighbouring region brought it nearer.
+        by_bisection: Whether the point is the end of steps from boundary to boundary and of a
+            bisection, because no visited region gave one. It may then be far from the nearest.
     """
 
     norm: str
@@ -71,12 +78,20 @@ class RegionWalk(Shown):
     regions: int
     distances: tuple[float, ...]
     finished: bool
+    by_bisection: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why there is no point, in one sentence; empty if there is one."""
+        return NOTHING if self.point is None else ""
 
     def _summary(self) -> Summary:
         lower = "not known" if self.lower is None else f"{self.lower:.4g}"
         facts = {
             "predicted class": str(self.predicted),
-            "class of the point": "no point found" if self.found is None else str(self.found),
+            "class of the point": f"no point found. {NOTHING}"
+            if self.found is None
+            else str(self.found),
             "distance": f"{lower} to {self.upper:.4g} in {self.norm}",
             "regions visited": f"{self.regions:,}",
         }
@@ -97,7 +112,9 @@ def region_walk(
     ends. In the first region that holds a boundary, the point of the boundary that is nearest to
     the image is computed exactly: a quadratic program in l2, a linear one in l-infinity, with the
     kinks of all units as constraints. The walk goes on through the walls that bound this point, as
-    long as it comes nearer.
+    long as it comes nearer. If ``regions`` are visited before one holds a boundary, steps to the
+    nearest boundary of the region where each begins go on without a count of regions, and a
+    bisection of the way back gives the point.
     All numbers are float64.
 
     Args:
@@ -141,6 +158,8 @@ def region_walk(
         raise ValueError(msg)
     walker = _Walker(network, image, norm, regions, bounds)
     walker.run()
+    if walker.point is None:
+        walker.bisect()
     return walker.result()
 
 
@@ -162,6 +181,7 @@ class _Walker:
         self.distances: list[float] = []
         self.point: Tensor | None = None
         self.finished = False
+        self.by_bisection = False
 
     def class_at(self, point: Tensor) -> int:
         """The class of a point, by the untouched model."""
@@ -216,6 +236,32 @@ class _Walker:
             self.visited += line.regions
             here = line.at(line.t[-1])
         return None
+
+    def bisect(self) -> None:
+        """Keep a point of another class by steps from plane to plane, and a bisection back."""
+        here = self.x
+        for _ in range(STEPS):
+            planes = boundaries(self.network, here, self.predicted, self.others)
+            steps = [step for step in map(self.step_onto, planes) if step is not None]
+            if not steps:
+                return
+            moved = self.inside(here + OVERSHOOT * min(steps, key=self.length))
+            if self.class_at(moved) != self.predicted:
+                break
+            if torch.equal(moved, here):
+                return
+            here = moved
+        else:
+            return
+        low, high = 0.0, 1.0
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            if self.class_at(torch.lerp(self.x, moved, middle)) == self.predicted:
+                low = middle
+            else:
+                high = middle
+        self.point = torch.lerp(self.x, moved, high)
+        self.by_bisection = True
 
     def step_onto(self, plane: Boundary) -> Tensor | None:
         """The shortest step from a plane's point onto it, inside the bounds.
@@ -284,6 +330,7 @@ class _Walker:
             self.visited,
             tuple(self.distances),
             self.finished,
+            self.by_bisection,
         )
 
     def lower(self) -> float | None:
