@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from dataclasses import replace
 from functools import partial
 
@@ -11,7 +12,18 @@ from test_cli import run as run  # the fixture
 from torch import nn
 
 import adjointbackmap as abm
-from adjointbackmap.benchmark import entries, networks, peers, runs, table, timing, ways
+from adjointbackmap.benchmark import (
+    entries,
+    figures,
+    fresh,
+    networks,
+    peers,
+    runs,
+    table,
+    timing,
+    ways,
+)
+from adjointbackmap.benchmark.aims import aims
 from adjointbackmap.files.checked import read_sealed
 from adjointbackmap.planes.planner import METHODS
 
@@ -261,14 +273,83 @@ def test_the_best_peer_has_image_and_bias_parts():
     entry = {"units": 2, "which": "2", "mode": "RM2", "full": True, "plan": "first", "ways": ways}
     assert table.best_of(entry, peer=True)[0] == "whole"
     assert table.best_of(entry, peer=True, whole=False)[0] == "image"
-    assert table.defects({"entries": {"vgg7/conv1": entry}}) == ["vgg7/conv1 (2.00)"]
-    assert table.defects({"entries": {"vgg7/conv1": {**entry, "plan": "none"}}}) == [
+    assert figures.defects({"entries": {"vgg7/conv1": entry}}) == ["vgg7/conv1 (2.00)"]
+    assert figures.defects({"entries": {"vgg7/conv1": {**entry, "plan": "none"}}}) == [
         "vgg7/conv1 (inf)"
     ]
-    row = table.aims({"vgg7/conv1": entry}).rows[0]
-    assert row == ["vgg7/conv1, all units", "the fastest peer, whole", "400 x", "8 x", "no"]
+    (row,) = aims({"vgg7/conv1": entry}).rows
+    worst = "the plan's choice, worst in vgg7/conv1"
+    assert row == [worst, "the best method", "at most 1.2 x", "2 x", "no"]
     (row,) = table.plan_and_peers({"vgg7/conv1": entry}).rows
     assert row[-4:] == ["2.00 (defect)", "-", "whole, 8 s", "8 x"]
+
+
+def test_aims_are_at_least_or_at_most():
+    """Ratios to the commit before and to a peer are reached from above, the others from below."""
+    known = {
+        "before/vgg7/conv3": {"ways": {"old": way(3.2), "now": way(2.0)}, "pair": ["old", "now"]},
+        "before/vgg7/conv5": {"ways": {"old": way(3.2), "now": way(2.0)}, "pair": ["old", "now"]},
+        "float64/vgg7": {"ways": {"f64": way(2.1), "f32": way(1.0)}, "pair": ["f64", "f32"]},
+        "busy/vgg7": {"ways": {"2": way(1.1), "1": way(1.0)}, "pair": ["2", "1"]},
+        "held/vgg7": {"ways": {"without": way(0.009), "held": way(0.004)}},
+        "vgg7/classes": {"ways": {"adjoint": way(1.0), "FullGrad": way(1.5)}, "plan": "adjoint"},
+    }
+    known["held/vgg7"]["pair"] = ["without", "held"]
+    known["vgg7/classes"]["which"] = "640"
+    rows = {(row[0], row[1]): row[2:] for row in aims(known).rows}
+    before = "the commit before"
+    assert rows["vgg7/conv3, all units", before] == ["1.6 x", "1.6 x", "yes"]
+    assert rows["vgg7/conv5, all units", before] == ["2.5 x", "1.6 x", "no"]
+    assert rows["float64/vgg7, f64", "f32"] == ["at most 2 x", "2.1 x", "no"]
+    assert rows["busy/vgg7, 2", "1"] == ["at most 1.2 x", "1.1 x", "yes"]
+    assert rows["held/vgg7, one unit", "itself"] == ["at most 3 ms", "4 ms", "no"]
+    assert rows["vgg7/classes, 640 units", "FullGrad"] == ["1 x", "1.5 x", "yes"]
+    (first, *_) = table.in_one_run(known).rows
+    assert first == ["before/vgg7/conv3", "old", "3.2 s", "now", "2 s", "1.6 x"]
+
+
+def test_an_older_commit_is_measured_with_its_own_package(tmp_path, monkeypatch):
+    """In a fresh process that takes the package from its folder, or not at all."""
+    monkeypatch.setattr(fresh, "ROUNDS", 1)
+    older = tmp_path / "older"
+    (older / "src").mkdir(parents=True)
+    (older / "src" / "adjointbackmap").symlink_to(fresh.NOW / "adjointbackmap")
+    entry = fresh.before_entry("side/8", replace(TINY, before=str(older)))
+    assert entry["pair"] == ["the commit before", "now"]
+    assert all(w["seconds"] > 0 for w in entry["ways"].values())
+    with pytest.raises(ValueError, match=r"--before must be a worktree .* Got .*nothing: make"):
+        runs.run_benchmark(tmp_path / "out.json", quick=True, before=tmp_path / "nothing")
+    with pytest.raises(RuntimeError, match=r"work conv77 must run with the package in .*\. Got"):
+        fresh.fresh("conv77", fresh.NOW, 1, 1)
+
+
+def test_cores_are_busy_only_while_they_are_measured(monkeypatch):
+    """One process per core, and none is left behind."""
+    begun = []
+    start = subprocess.Popen
+
+    def spy(*args):
+        begun.append(start(*args))
+        return begun[-1]
+
+    monkeypatch.setattr(fresh.subprocess, "Popen", spy)
+    monkeypatch.setattr(fresh.os, "cpu_count", lambda: 2)
+    with fresh.busy_cores():
+        assert [process.poll() for process in begun] == [None, None]
+    assert all(process.poll() is not None for process in begun)
+    found = {2: 3.0, 1: 2.0}
+    monkeypatch.setattr(fresh, "fresh", lambda name, source, threads, repeats: found[threads])
+    entry = fresh.busy_entry(TINY)
+    assert [entry["ways"][title]["seconds"] for title in entry["pair"]] == [3.0, 2.0]
+
+
+def test_held_and_float64_entries_have_two_ways():
+    """They are measured on the shipped network."""
+    tiny = replace(TINY, repeats=1)
+    held = entries.held_entry("depth/1", tiny)
+    assert held["pair"] == ["without", "held"]
+    double = entries.float64_entry("depth/1", tiny)
+    assert all(w["seconds"] > 0 for e in (held, double) for w in e["ways"].values())
 
 
 def test_command_measures_and_prints(run, monkeypatch, tmp_path):
@@ -328,7 +409,7 @@ def test_a_file_from_elsewhere_is_refused(file, tmp_path):
 def test_a_quick_look_has_no_aims():
     """It measures too little to say whether they are reached."""
     entry = {"ways": {"a": {"seconds": 1.0}, "b": {"seconds": 2.0, "peer": True}}, "plan": "a"}
-    entry |= {"size": 8}
+    entry |= {"size": 8, "full": True}
     known = {"vgg7/conv1": entry}
     found = [table.short({"entries": known, "quick": quick}) for quick in (False, True)]
     titles = [[sheet.title for sheet in sheets] for sheets in found]

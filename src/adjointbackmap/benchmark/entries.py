@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 
 import adjointbackmap as abm
+from adjointbackmap.benchmark.aims import FASTER
+from adjointbackmap.benchmark.fresh import before_entry, busy_entry
 from adjointbackmap.benchmark.networks import benchmark_network, kernel_names
 from adjointbackmap.benchmark.peers import CLASS_PEERS, PEERS, Work
 from adjointbackmap.benchmark.timing import Counter, time_and_memory
@@ -137,6 +139,29 @@ def sweep_entry(name: str, settings: Settings) -> dict[str, Any]:
     return {"ways": {"sweep": {**found, "multiply_adds": counted.products}}, "gflops": rates}
 
 
+def held_entry(name: str, settings: Settings) -> dict[str, Any]:
+    """One unit of the last convolution, without and with a held pattern."""
+    network = benchmark_network(name).network
+    x = benchmark_network(name).x[:1]
+    maps = [layer for layer in network.distinct_layers() if layer.kernel is not None]
+    last = [layer.name for layer in maps if len(layer.out_shape) == 3][-1]
+    call = partial(abm.hyperplanes, network, x, last, units=(4, 4, 3))
+    titles = {"without": call, "held": partial(call, pattern=abm.record_pattern(network, x))}
+    ways = {title: time_and_memory(run, settings.repeats) for title, run in titles.items()}
+    return {"ways": ways, "pair": list(ways), "layer": last}
+
+
+def float64_entry(name: str, settings: Settings) -> dict[str, Any]:
+    """The verification of every unit in float64 and in float32."""
+    network = benchmark_network(name).network
+    x = benchmark_network(name).x[:1]
+    ways = {
+        dtype: time_and_memory(partial(abm.verify, network, x, dtype=dtype), settings.repeats)
+        for dtype in ("float64", "float32")
+    }
+    return {"ways": ways, "pair": list(ways)}
+
+
 def rate_entry(settings: Settings) -> dict[str, Any]:
     """GFLOP/s of a large plain convolution, 3 x 3 at 32 x 32, float32, channels last."""
     ways = {}
@@ -170,9 +195,16 @@ def entries(settings: Settings) -> dict[str, Measure]:
             found[f"{name}/verify"] = partial(verify_entry, name)
             found[f"{name}/sweep"] = partial(sweep_entry, name)
             found[f"{name}/classes"] = partial(classes_entry, name)
+            found[f"held/{name}"] = partial(held_entry, name)
+            found[f"float64/{name}"] = partial(float64_entry, name)
     growing = [f"side/{n}" for n in settings.sides] + [f"depth/{n}" for n in settings.depths]
     for name in growing:
         found[name] = partial(growing_entry, name)
+    if settings.before:
+        for work in FASTER:
+            found[f"before/{work}"] = partial(before_entry, work)
+    if not settings.quick:
+        found["busy/vgg7"] = busy_entry
     return found
 
 

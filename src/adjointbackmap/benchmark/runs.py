@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adjointbackmap.benchmark.entries import Measure, entries, warm_up
+from adjointbackmap.benchmark.fresh import package_of
 from adjointbackmap.benchmark.ways import QUICK, Settings
 from adjointbackmap.files.checked import DamagedFile, read_or_set_aside, sealed_text
 from adjointbackmap.files.disk import hold_file, write
@@ -68,6 +69,7 @@ def run_benchmark(
     quick: bool = False,
     repeats: int | None = None,
     report: Callable[[str, float], None] | None = None,
+    before: Path | None = None,
 ) -> dict[str, Any]:
     """Measure every entry that the file lacks.
 
@@ -77,15 +79,20 @@ def run_benchmark(
         quick: Whether to measure only a few entries, with one run each.
         repeats: Number of runs; the median of their times is taken.
         report: Called with the name of the next entry and the finished share.
+        before: Worktree of an older commit to compare with.
 
     Returns:
         The content of the file: ``format``, ``quick``, ``environment`` and ``entries``.
 
     Raises:
-        ValueError: If no entry has such a name, or the file is not one of this benchmark.
+        ValueError: If no entry has such a name, the file is not one of this benchmark, or
+            ``before`` holds no package.
         BlockingIOError: If another process writes to the file.
     """
     settings = settings_for(quick, repeats)
+    if before is not None:
+        package_of(before)
+        settings = replace(settings, before=str(before))
     order = entries(settings)
     if not any(only in name for name in order):
         some = ", ".join(list(order)[:3])

@@ -1,16 +1,24 @@
 """The tables of a benchmark, made from the entries of its file, for a page or for the terminal."""
 
 import math
-from collections.abc import Callable, Sequence
-from statistics import fmean
+from collections.abc import Callable
 from typing import Any
 
-from adjointbackmap.benchmark.networks import kernel_names
+from adjointbackmap.benchmark.aims import aims
+from adjointbackmap.benchmark.figures import (
+    DEFECT,
+    Entries,
+    best_of,
+    exponent,
+    plan_distance,
+    planned,
+    ratio,
+    whole_network,
+)
 from adjointbackmap.benchmark.peers import CLASS_PEERS, IMAGE_AND_BIAS, PEERS
 from adjointbackmap.benchmark.ways import STUDY
 from adjointbackmap.report.sheets import Sheet
 
-DEFECT = 1.5  # largest ratio of the plan's choice to our fastest method that is accepted
 SIDES = "Growth with the side of the image: four convolutions of 16 channels, the last one's units"
 DEPTHS = (
     "Growth with depth: residual blocks of two convolutions of 16 channels at 32 x 32, "
@@ -20,7 +28,6 @@ NOTE = (
     "time of some units, columns or images extrapolated to all; "
     "its memory is that of those that were measured"
 )
-Entries = dict[str, dict[str, Any]]
 
 
 # figures as text
@@ -44,136 +51,12 @@ def products_of(way: dict[str, Any]) -> str:
     return f"{way['multiply_adds'] / 1e9:.3g} G" if "multiply_adds" in way else ""
 
 
-def ratio(slower: dict[str, Any] | None, faster: dict[str, Any]) -> float:
-    """Ratio of two times, slower / faster; NaN if one is missing."""
-    if slower and "seconds" in slower and "seconds" in faster:
-        return slower["seconds"] / faster["seconds"]
-    return math.nan
-
-
 def times(value: float) -> str:
     """A ratio as text."""
     return "-" if math.isnan(value) else f"{value:.3g} x"
 
 
-# what the entries say
-
-
-def best_of(entry: dict[str, Any], peer: bool, whole: bool = True) -> tuple[str, dict[str, Any]]:
-    """The fastest of our methods, or of the peers.
-
-    With ``whole``, only those count that compute image and bias parts.
-    """
-    ways = {
-        n: w
-        for n, w in entry["ways"].items()
-        if "seconds" in w and w.get("peer", False) == peer and n != "verify"
-    }
-    able = {
-        n: w
-        for n, w in ways.items()
-        if not whole or w.get("gives", IMAGE_AND_BIAS) == IMAGE_AND_BIAS
-    }
-    return min(able.items(), key=lambda item: item[1]["seconds"], default=("none", {}))
-
-
-def planned(entry: dict[str, Any]) -> dict[str, Any]:
-    """The method that the plan chose."""
-    return entry["ways"][entry["plan"]]
-
-
-def plan_distance(entry: dict[str, Any]) -> float:
-    """Time of the plan's choice divided by that of our fastest method.
-
-    It is infinite if the plan's choice gave no time.
-    """
-    if "seconds" not in planned(entry):
-        return math.inf
-    return ratio(planned(entry), best_of(entry, peer=False)[1])
-
-
-def defects(found: dict[str, Any]) -> list[str]:
-    """Entries in which the plan's choice is much slower than our fastest method.
-
-    The limit is the ratio ``DEFECT``.
-    """
-    far = {n: plan_distance(e) for n, e in found["entries"].items() if e.get("full")}
-    return [f"{n} ({distance:.2f})" for n, distance in far.items() if distance > DEFECT]
-
-
-def layer_entries(known: Entries, name: str) -> list[dict[str, Any]]:
-    """The entries of all layers of a network; empty if one is missing."""
-    if not any(n.startswith(name) for n in known):
-        return []  # saves building the network
-    found = [known.get(f"{name}/{layer}") for layer in kernel_names(name)]
-    return [e for e in found if e] if all(found) else []
-
-
-def whole_network(
-    known: Entries, name: str
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """All layers of one image: times of our methods, and times of the peers.
-
-    The times of jacrev are added over the layers.
-    """
-    layers = layer_entries(known, name)
-    ways = known.get(f"{name}/layers", {}).get("ways", {})
-    our = {n: w for n, w in ways.items() if not w.get("peer") and "seconds" in w}
-    our |= known.get(f"{name}/verify", {}).get("ways", {})
-    peers = {n: w for n, w in ways.items() if w.get("peer")}
-    added = [e["ways"]["jacrev"] for e in layers]
-    if added and all("seconds" in w for w in added):
-        most = max((w["mib"] for w in added if w["mib"] is not None), default=None)
-        peers["jacrev, layer by layer"] = {
-            "seconds": sum(w["seconds"] for w in added),
-            "mib": most,
-            "measured": "added",
-        }
-    return our, peers
-
-
-def exponent(sizes: list[int], values: Sequence[int | float]) -> str:
-    """The power of the size with which a figure grows: the slope of a line in logarithms."""
-    pairs = [(math.log(s), math.log(v)) for s, v in zip(sizes, values, strict=True) if v and v > 0]
-    if len({p[0] for p in pairs}) < 2:
-        return "-"
-    middle = [fmean(side) for side in zip(*pairs, strict=True)]
-    spread = sum((x - middle[0]) ** 2 for x, _ in pairs)
-    return f"{sum((x - middle[0]) * (y - middle[1]) for x, y in pairs) / spread:.2f}"
-
-
 # the tables
-
-
-def aims(known: Entries) -> Sheet:
-    """The aims of the project, and the figures that were reached."""
-    sheet = Sheet("Aims", ["work", "compared with", "aim", "measured", "reached"])
-
-    def add(work: str, against: str, aim: int, value: float, unit: str = "x") -> None:
-        figure = "-" if math.isnan(value) else f"{value:.3g} {unit}"
-        reached = "not measured" if math.isnan(value) else "yes" if value >= aim else "no"
-        sheet.rows.append([work, against, f"{aim:g} {unit}", figure, reached])
-
-    for name, aim in (("vgg7/conv1", 400), ("vgg7/conv3", 100), ("vgg7/conv5", 15)):
-        if name in known:
-            title, peer = best_of(known[name], peer=True)
-            value = ratio(peer, planned(known[name]))
-            add(f"{name}, all units", f"the fastest peer, {title}", aim, value)
-    for name, aim in (("vgg7", 100), ("resnet20", 120)):
-        our, peers = whole_network(known, name)
-        for title, peer in sorted(peers.items(), key=lambda item: item[1]["seconds"]):
-            add(f"{name}, all layers", title, aim, ratio(peer, our.get("all layers", {})))
-    for name in STUDY:
-        if f"{name}/classes" in known:
-            entry = known[f"{name}/classes"]
-            title = "Captum InputXGradient"
-            value = ratio(entry["ways"][title], planned(entry))
-            add(f"{name}, ten classes of a batch", f"{title} (image only)", 2, value)
-        if f"{name}/sweep" in known and "machine/rate" in known:
-            rate = known[f"{name}/sweep"]["gflops"]["touching"]
-            share = 100 * rate / known["machine/rate"]["gflops"]
-            add(f"{name}, windowed sweep", "the rate of a plain convolution", 80, share, "%")
-    return sheet
 
 
 def plan_and_peers(known: Entries) -> Sheet:
@@ -365,7 +248,19 @@ def short(found: dict[str, Any]) -> list[Sheet]:
 def _measured(known: Entries) -> list[Sheet]:
     """The tables of time and memory."""
     grown = [growing(known, "side", SIDES), growing(known, "depth", DEPTHS)]
-    return [plan_and_peers(known), totals(known), rates(known), *grown]
+    return [plan_and_peers(known), totals(known), rates(known), in_one_run(known), *grown]
+
+
+def in_one_run(known: Entries) -> Sheet:
+    """Two ways of the same work, measured in the same run."""
+    head = ["work", "first", "time", "second", "time", "first / second"]
+    sheet = Sheet("Two ways in one run", head)
+    for name, e in known.items():
+        if e.get("pair"):
+            (first, second) = (e["ways"][title] for title in e["pair"])
+            cells = [e["pair"][0], seconds_of(first), e["pair"][1], seconds_of(second)]
+            sheet.rows.append([name, *cells, times(ratio(first, second))])
+    return sheet
 
 
 def sheets(known: Entries) -> list[Sheet]:

@@ -52,6 +52,7 @@ class Settings:
         depths: Numbers of residual blocks of the family of growing networks.
         most: Largest cost of one of our runs in multiply-adds, about half a minute on two cores.
             Runs that cost more are left out.
+        before: Worktree of an older commit to compare with; empty for none.
     """
 
     quick: bool = False
@@ -63,6 +64,7 @@ class Settings:
     sides: tuple[int, ...] = (32, 64, 128, 224)
     depths: tuple[int, ...] = (2, 4, 8, 16)
     most: float = 3e12
+    before: str = ""
 
 
 QUICK = Settings(True, 1, 16, 32, 8, ("vgg7",), (32, 64), (2, 4), 2e11)

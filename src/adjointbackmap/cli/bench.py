@@ -18,6 +18,7 @@ def bench(
     out: Path | None = None,
     docs: Path | None = None,
     threads: int | None = None,
+    before: Path | None = None,
     output: Output = TABLES,
 ) -> None:
     """Measure time and memory of this package and of other libraries on an idle machine.
@@ -33,19 +34,15 @@ def bench(
             with --quick.
         docs: Page to write the tables into, such as docs/speed.md.
         threads: Number of processor threads.
+        before: Worktree of an older commit, whose package is measured in the same run.
         output: How tables are printed.
 
     Raises:
         RuntimeError: If the plan's choice is much slower than the fastest method.
     """
+    from adjointbackmap.benchmark.figures import DEFECT, defects
     from adjointbackmap.benchmark.runs import SPEED_PLACE, run_benchmark
-    from adjointbackmap.benchmark.table import (
-        DEFECT,
-        defects,
-        short,
-        speed_markdown,
-        where_measured,
-    )
+    from adjointbackmap.benchmark.table import short, speed_markdown, where_measured
 
     use_threads(threads)
     if docs:
@@ -56,7 +53,7 @@ def bench(
         def report(name: str, share: float) -> None:
             bar.update(job, completed=share, description=name)
 
-        found = run_benchmark(file, only, quick, repeats, report)
+        found = run_benchmark(file, only, quick, repeats, report, before)
     output.text(console, where_measured(found))
     output.tables(console, *(sheet.rich() for sheet in short(found)))
     if docs:
