@@ -10,6 +10,7 @@ from cyclopts import CycloptsError
 from adjointbackmap.capture.decompositions import TAKEN_APART
 from adjointbackmap.cli import app
 from adjointbackmap.rules import RULES
+from adjointbackmap.rules.curved import CURVED
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
@@ -22,6 +23,7 @@ PAGES = (
     "docs/larger-than-memory.md",
     "docs/analysis.md",
     "docs/lines.md",
+    "docs/curved.md",
     "docs/faq.md",
 )
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -67,6 +69,14 @@ def test_every_operation_with_a_rule_is_listed():
     assert listed_operations() == {name.split(".")[1] for name in RULES} | {
         name.split(".")[0] for name in TAKEN_APART
     }
+
+
+def test_every_curved_operation_is_listed():
+    """The table of curved operations names each that has a rule, and no other."""
+    text = (ROOT / "docs/operations.md").read_text().split("\n## Curved operations\n")[1]
+    rows = [line for line in text.split("\n## ")[0].splitlines() if line.startswith("| `")]
+    listed = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert listed == {name.split(".")[1] for name in CURVED}
 
 
 COMMAND = re.compile(r"^ *(?:\S*/)?adjointbackmap ([a-z].*)$", re.MULTILINE)
