@@ -11,7 +11,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 EXAMPLES = sorted((DOCS / "gallery").glob("*.py"))
 NOTEBOOKS = [*sorted((DOCS / "notebooks").glob("*.md")), DOCS / "which-method.md"]
 CELL = re.compile(
-    r"^```\{code-cell\} ipython3\n((?::.*\n)*\n?)(.*?)^```$", re.DOTALL | re.MULTILINE
+    r"^```\{code-cell\} ipython3\n((?::[^\n]*\n)*\n?)(.*?)^```$", re.DOTALL | re.MULTILINE
 )
 
 
