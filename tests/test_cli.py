@@ -413,8 +413,8 @@ BAD_INPUT = {
         ("verify", *TINY, "--images", "2"),
         r"--images are pictures of shape \(3, 32, 32\). Got a network of \(3, 8, 8\)",
     ),
-    "no network": (("layers",), "Name a shipped network .* Got neither"),
-    "two networks": (("layers", SHIPPED, "--model", "a:b"), "Got both"),
+    "no network": (("layers",), "Name a shipped network .* Got none"),
+    "two networks": (("layers", SHIPPED, "--model", "a:b"), "Got a shipped name and --model"),
     "unknown network": (("layers", "vgg9"), "must be one of .*vgg7-cifar10.* Got 'vgg9'"),
     "no such module": (
         ("layers", "--model", "nowhere:f"),

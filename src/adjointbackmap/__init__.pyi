@@ -62,7 +62,7 @@ from adjointbackmap import attacks as attacks, examples as examples
 from adjointbackmap import plots as plots, spectra as spectra
 
 # dialects of other libraries
-from adjointbackmap import captum as captum, quantus as quantus
+from adjointbackmap import captum as captum, onnx as onnx, quantus as quantus
 
 # networks and data of the study
 from adjointbackmap import models as models, data as data

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SEVERAL = Parameter(consume_multiple=True)
 
 CIFAR_SHAPE = (3, 32, 32)
+RANDOM = "random"  # the image of numbers drawn from [0, 1]
 
 
 # An option that is given or left out; --no-fold would say what its absence says.
@@ -28,11 +29,12 @@ Switch = Annotated[bool, Parameter(negative=())]
 @Parameter(name="*")
 @dataclass(frozen=True)
 class NetworkOptions:
-    """The network of a command: a shipped name, or a function that builds one.
+    """The network of a command: a shipped name, a function that builds one, or an ONNX file.
 
     Attributes:
         name: A shipped network, such as vgg7-cifar10. The word --name may be left out.
         model: module:function that returns a module, instead of a shipped name.
+        onnx: ONNX file, instead of a shipped name.
         weights: Weights for --model: a safetensors file, or one that torch.load can read with
             weights_only.
         shape: Shape of one input of --model: channels, rows and columns. The default is 3 channels
@@ -51,6 +53,7 @@ class NetworkOptions:
     name: str | None = None
     _: KW_ONLY
     model: str | None = None
+    onnx: Path | None = None
     weights: Path | None = None
     shape: tuple[int, int, int] | None = None
     fold: Switch = False
@@ -138,9 +141,10 @@ def load_subject(source: NetworkOptions) -> Subject:
     from adjointbackmap.engine.folding import fold
     from adjointbackmap.images.preprocessing import Preprocessing
 
-    if source.model is not None and source.name is None:
+    _check_one_network(source)
+    if source.name is None:
         subject = _own_subject(source)
-    elif source.name is not None and source.model is None:
+    else:
         _refuse_own_pictures(source)
         classes = data.SOURCES[models.card(source.name)["dataset"]].classes
         module = models.load(source.name)
@@ -148,15 +152,29 @@ def load_subject(source: NetworkOptions) -> Subject:
         own = "cifar10" if isinstance(prepare, models.Normalise) else "none"
         wanted = Preprocessing.of(own).but(size=CIFAR_SHAPE[1:])
         subject = Subject(module, prepare, classes, source.name, CIFAR_SHAPE, wanted)
-    else:
-        given = "neither" if source.model is None else "both"
-        shipped = ", ".join(models.names())
-        msg = f"Name a shipped network ({shipped}) or give --model module:function. Got {given}."
-        raise ValueError(msg)
     if not source.fold:
         return subject
     folded = fold(subject.module, torch.zeros(1, *subject.shape)).model
     return replace(subject, module=folded, title=f"{subject.title} (folded)")
+
+
+def _check_one_network(source: NetworkOptions) -> None:
+    """Raise if the options name no network, or more than one.
+
+    Raises:
+        ValueError: If they do.
+    """
+    from adjointbackmap import models
+
+    ways = {"a shipped name": source.name, "--model": source.model, "--onnx": source.onnx}
+    given = [way for way, value in ways.items() if value is not None]
+    if len(given) != 1:
+        shipped = ", ".join(models.names())
+        msg = (
+            f"Name a shipped network ({shipped}), or give --model module:function "
+            f"or --onnx FILE. Got {' and '.join(given) or 'none'}."
+        )
+        raise ValueError(msg)
 
 
 def _own_subject(source: NetworkOptions) -> Subject:
@@ -170,10 +188,17 @@ def _own_subject(source: NetworkOptions) -> Subject:
     from adjointbackmap.images.preprocessing import Preprocessing
     from adjointbackmap.models import Normalise
 
-    assert source.model is not None
+    fixed: tuple[int, ...] | None
+    if source.onnx is not None:
+        module, fixed, title = _of_onnx(source)
+    else:
+        assert source.model is not None
+        module = _built(source.model, source.weights)
+        fixed = source.shape
+        title = source.model
     wanted = Preprocessing.of(source.preprocess)
     wanted = wanted.checked(source.size, source.mean, source.std, source.resize)
-    shape = source.shape or (3, *(wanted.size or CIFAR_SHAPE[1:]))
+    shape = fixed or (3, *(wanted.size or CIFAR_SHAPE[1:]))
     if wanted.size not in (None, shape[1:]):
         msg = f"--shape and --size must agree. Got {shape[1:]} and {wanted.size}: leave one out."
         raise ValueError(msg)
@@ -186,9 +211,29 @@ def _own_subject(source: NetworkOptions) -> Subject:
             raise ValueError(msg)
     is_plain = set(wanted.mean) == {0.0} and set(wanted.std) == {1.0}
     prepare = nn.Identity() if is_plain else Normalise(wanted.mean, wanted.std)
-    wanted = wanted.but(size=shape[1:])
-    module = _built(source.model, source.weights)
-    return Subject(module, prepare, _class_names(source.classes), source.model, shape, wanted)
+    if len(shape) == 3:
+        wanted = wanted.but(size=shape[1:])
+    return Subject(module, prepare, _class_names(source.classes), title, shape, wanted)
+
+
+def _of_onnx(source: NetworkOptions) -> tuple["nn.Module", tuple[int, ...], str]:
+    """The module of an ONNX file, the shape of one input, and its title.
+
+    Raises:
+        ValueError: If --weights or --shape come with it.
+    """
+    from adjointbackmap import onnx
+
+    assert source.onnx is not None
+    for option, value in (("--weights", source.weights), ("--shape", source.shape)):
+        if value is not None:
+            msg = (
+                f"{option} must come with --model. "
+                "Got --onnx, whose file has its own: leave it out."
+            )
+            raise ValueError(msg)
+    found = onnx.read(source.onnx)
+    return found.module, found.in_shape, source.onnx.stem
 
 
 def _refuse_own_pictures(source: NetworkOptions) -> None:
@@ -279,23 +324,29 @@ def _weights(weights: Path) -> dict[str, "Tensor"]:
 def find_image(image: str, subject: Subject) -> tuple["Tensor", str]:
     """Pixels in [0, 1] of one image, and a description of it.
 
-    The image is a sample image by number or class, or a picture file. Where its size is not that of
-    the network, it is resized and its centre is cropped; the description says so.
+    The image is a sample image by number or class, a picture file, or ``"random"`` for numbers
+    drawn from [0, 1]. Where the size of a picture is not that of the network, it is resized and its
+    centre is cropped; the description says so.
 
     Raises:
         ValueError: If there is no such image, or it cannot be read.
         FileNotFoundError: If there is no such file.
     """
+    import torch
+
     from adjointbackmap import data
 
+    if image == RANDOM:
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(subject.shape, generator=generator), "random numbers from 0 to 1"
     sample = data.sample()
     if image in sample.classes:
         image = str(int((sample.labels == sample.classes.index(image)).nonzero()[0]))
     if image.isdigit():
         if int(image) >= len(sample):
             msg = (
-                f"--image must be from 0 to {len(sample) - 1}, a class, or a picture file. "
-                f"Got {image}."
+                f"--image must be from 0 to {len(sample) - 1}, a class, a picture file, or "
+                f"{RANDOM}. Got {image}."
             )
             raise ValueError(msg)
         chosen = sample[[int(image)]]
@@ -304,8 +355,8 @@ def find_image(image: str, subject: Subject) -> tuple["Tensor", str]:
         return pixels, f"sample image {image} ({name}, {chosen.hashes[0][:8]}{steps})"
     if not Path(image).expanduser().is_file():
         msg = (
-            "--image must be the number or class of a sample image, or a picture file. "
-            f"Got {image}."
+            "--image must be the number or class of a sample image, a picture file, or "
+            f"{RANDOM}. Got {image}."
         )
         raise FileNotFoundError(msg)
     pixels, steps = _fitted(Path(image), subject)
@@ -359,10 +410,10 @@ def _fitted(picture: "Path | Tensor", subject: Subject) -> tuple["Tensor", str]:
     from adjointbackmap.images import image
 
     channels = subject.shape[0]
-    if channels not in (1, 3):
+    if channels not in (1, 3) or len(subject.shape) != 3:
         msg = (
-            "A picture must have 1 or 3 channels. "
-            f"Got a network of {channels}: use the package instead of the command line."
+            "A picture must have 1 or 3 channels, rows and columns. Got a network with inputs of "
+            f"{subject.shape}: give --image {RANDOM}, or use the package."
         )
         raise ValueError(msg)
     plain = subject.preprocessing().but(mean=(0.0,), std=(1.0,))  # prepare normalises

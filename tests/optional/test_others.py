@@ -11,6 +11,8 @@ import others
 import pytest
 import zoo
 
+import adjointbackmap as abm
+
 
 @pytest.fixture
 def onnx():
@@ -18,6 +20,7 @@ def onnx():
     onnx = pytest.importorskip("onnx")
     zoo.mend_torchvision()
     pytest.importorskip("onnx2torch")
+    pytest.importorskip("onnxruntime")
     return onnx
 
 
@@ -56,12 +59,93 @@ def test_a_small_file_is_reproduced(onnx, tmp_path, monkeypatch, operation):
     """With its opset raised to one that the converter knows."""
     (tmp_path / "onnx").mkdir()
     onnx.save(small(onnx, operation, *OPERATIONS[operation]), tmp_path / "onnx" / "small.onnx")
-    monkeypatch.setitem(others.ONNX, "small", others.Converted("small", (2, 8, 8), opset=9))
+    monkeypatch.setitem(others.ONNX, "small", others.Converted("small"))
     found = others.check_converted(tmp_path, "small")
     assert found["error"] <= others.LIMIT
     assert found["conversion"] <= others.CONVERTED
-    assert found["opset"] == "8, raised to 9"
+    assert found["opset"] == "8, raised to 13"
     assert found["biases"] == 7
+
+
+def with_reshape(onnx):
+    """A convolution, then a reshape to a batch of one, as files of one image have it."""
+    generator = np.random.default_rng(1)
+    helper = onnx.helper
+    to_tensor = onnx.numpy_helper.from_array
+    arrays = {
+        "w": generator.normal(size=(3, 2, 3, 3)).astype("float32"),
+        "shape": np.array([1, 108]),
+        "m": generator.normal(size=(108, 4)).astype("float32"),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["conv"]),
+        helper.make_node("Relu", ["conv"], ["relu"]),
+        helper.make_node("Reshape", ["relu", "shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "m"], ["y"]),
+    ]
+    numbers = [to_tensor(array, name) for name, array in arrays.items()]
+    ends = [("x", [1, 2, 8, 8]), ("y", [1, 4])]
+    x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in ends)
+    graph = helper.make_graph(nodes, "reshape", [x], [y], numbers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+
+
+def test_a_batch_of_one_is_made_free(onnx, tmp_path, monkeypatch):
+    (tmp_path / "onnx").mkdir()
+    onnx.save(with_reshape(onnx), tmp_path / "onnx" / "one.onnx")
+    monkeypatch.setitem(others.ONNX, "one", others.Converted("one"))
+    found = others.check_converted(tmp_path, "one")  # on ten images at once
+    assert found["error"] <= others.LIMIT
+    assert found["conversion"] <= others.CONVERTED
+
+
+def test_an_operation_without_a_converter_is_named(onnx, tmp_path):
+    helper = onnx.helper
+    ends = [("x", [1, 4]), ("y", [1, 4])]
+    x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in ends)
+    node = helper.make_node("Hardmax", ["x"], ["y"])
+    graph = helper.make_graph([node], "hardmax", [x], [y])
+    file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+    onnx.save(file, tmp_path / "hardmax.onnx")
+    with pytest.raises(ValueError, match=r"must have a converter in onnx2torch. Got .*Hardmax"):
+        abm.onnx.load(tmp_path / "hardmax.onnx")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([("x", [1, 0])], r"must fix the size of its input.*export it with a fixed size"),
+        ([("x", [1, 4]), ("z", [1, 4])], r"must be a network of one input. Got 2: x, z"),
+    ],
+)
+def test_inputs_that_do_not_fit(onnx, tmp_path, inputs, message):
+    helper = onnx.helper
+    infos = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in inputs]
+    if message.startswith("must fix"):
+        infos[0].type.tensor_type.shape.dim[1].dim_param = "n"
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 4])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", infos, [y])
+    file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+    onnx.save(file, tmp_path / "g.onnx")
+    with pytest.raises(ValueError, match=message):
+        abm.onnx.load(tmp_path / "g.onnx")
+
+
+def test_what_is_no_onnx_file(onnx, tmp_path):
+    (tmp_path / "no.onnx").write_bytes(b"no network")
+    with pytest.raises(ValueError, match=r"no.onnx must be a network in ONNX"):
+        abm.onnx.load(tmp_path / "no.onnx")
+
+
+def test_one_command_verifies_a_file(onnx, tmp_path, capsys):
+    from adjointbackmap.cli import app
+
+    onnx.save(with_reshape(onnx), tmp_path / "one.onnx")
+    arguments = ["--onnx", str(tmp_path / "one.onnx"), "--image", "random", "--dtype", "float64"]
+    with pytest.raises(SystemExit) as stop:
+        app(["verify", *arguments, "--csv"])
+    assert stop.value.code in (0, None)
+    assert "100" in capsys.readouterr().out
 
 
 @pytest.mark.slow
