@@ -1,58 +1,35 @@
 """The explorer's server: its bytes are those of the library, and what it refuses."""
 
+import base64
+import gzip
 import io
+import json
+import re
 import threading
 import time
 
 import numpy as np
 import pytest
 import torch
+from explorer_session import SHAPE, small_session
 from PIL import Image
-from torch import nn
-
-import adjointbackmap as abm
-from adjointbackmap.sources import NetworkOptions, Subject
-
-pytest.importorskip("starlette")
-
 from starlette.testclient import TestClient
 
-from adjointbackmap.explorer import whatif
+import adjointbackmap as abm
+from adjointbackmap.explorer import export, panels, whatif
 from adjointbackmap.explorer.answers import unpacked
 from adjointbackmap.explorer.held import cone_of
 from adjointbackmap.explorer.panels import Place
 from adjointbackmap.explorer.server import MOST_BYTES, Server
-from adjointbackmap.explorer.session import Loaded, Session
+from adjointbackmap.explorer.session import Session
 from adjointbackmap.explorer.worker import Worker
-
-SHAPE = (3, 12, 12)
-CLASSES = tuple("abcd")
-
-
-class Small(nn.Module):
-    """A network with a pooling and a skip connection."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
-        self.conv2 = nn.Conv2d(6, 6, 3, padding=1)
-        self.fc = nn.Linear(6 * 36, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        first = torch.relu(self.conv1(x))
-        second = torch.relu(self.conv2(first) + first)
-        return self.fc(torch.max_pool2d(second, 2).flatten(1))
+from adjointbackmap.sources import NetworkOptions
 
 
 @pytest.fixture(scope="module")
 def session():
     """A session with a small network, traced once."""
-    torch.manual_seed(0)
-    module = Small().eval()
-    subject = Subject(module, nn.Identity(), CLASSES, "small", SHAPE)
-    made = Session(NetworkOptions(model="small"), picture="frog")
-    made.loaded["small"] = Loaded(subject, subject.trace())
-    return made
+    return small_session()
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +111,8 @@ def test_modes_add_up(client):
     for found in head["sums"]:
         assert found["difference"] < 1e-5 * found["largest"]
         assert sum(found["values"]) + found["own"] == pytest.approx(found["value"], abs=1e-5)
-    assert arrays["RM4 parts"].shape == (6, *SHAPE)
+    assert arrays["RM4 parts"].shape == (6, 3, 5, 3)  # of its field, which the border cuts
+    assert arrays["RM3 parts"].shape == (6, *SHAPE)
 
 
 def gates_differ(session, pixels, plane):
@@ -204,7 +182,7 @@ def test_breakpoints_are_where_gates_flip(session, client):
     _, own, _ = whatif.precise(session, Place("small", "frog"))
     end = own + 0.2 * torch.sin(torch.arange(own.numel(), dtype=torch.float64)).view(SHAPE)
     words = {"layer": "conv2", "unit": "5,0,2", "mode": "RM2"}
-    given = {"net": "small", "img": "frog", **words}
+    given = {"net": "small", "img": "frog", "regions": "10000", **words}
     answer = client.post("/token/api/breakpoints", params=given, content=end.numpy().tobytes())
     t = answer.json()["t"]
     assert t == sorted(t)
@@ -296,3 +274,20 @@ def test_what_is_held_is_bounded(session):
     for picture in ("0", "1", "0"):
         small.at("small", picture)
     assert list(small.held) == [("small", "0")]
+
+
+def test_one_file_has_what_the_server_answers(session):
+    """Its halves are those of the server's bytes, and units that do not fit are left out."""
+    html, counts = export.exported(session, "conv2", most=300_000)
+    assert 0 < counts["conv2"] < 6 * 144
+    assert len(html) < 300_000
+    assert "http" not in re.sub(r"http://www.w3.org/2000/svg", "", html.split("<body>")[0])
+    text = re.search(r'id="answers">([^<]*)<', html)[1]
+    blob = gzip.decompress(base64.b64decode(text))
+    stop = 4 + int.from_bytes(blob[:4], "little")
+    places = json.loads(blob[4:stop])
+    picture = session.first_image
+    words = f"net=small&img={picture}&layer=conv2&unit=0%2C1%2C0&mode=RM2"
+    first, last = places[f"api/unit?{words}"]
+    place = Place("small", picture, "conv2", "0,1,0", "RM2")
+    assert blob[stop + first : stop + last] == export.halved(panels.unit_answer(session, place))

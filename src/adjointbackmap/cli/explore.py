@@ -1,5 +1,8 @@
 """The command that opens the explorer."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from adjointbackmap.cli.frame import (
     NO_NETWORK,
     app,
@@ -10,9 +13,13 @@ from adjointbackmap.cli.frame import (
 )
 from adjointbackmap.sources import NetworkOptions
 
+if TYPE_CHECKING:
+    from adjointbackmap.explorer.session import Session
+
 EXPLORE_EXAMPLES = help_examples(
     "adjointbackmap explore",
     "adjointbackmap explore resnet20-cifar10 --image frog",
+    "adjointbackmap explore --export page.html",
     "adjointbackmap explore --model mine:build --weights mine.safetensors --size 64",
 )
 
@@ -27,6 +34,9 @@ def explore(
     browser: bool = True,
     memory: str = "2GiB",
     threads: int | None = None,
+    export: Path | None = None,
+    export_layer: str | None = None,
+    export_size: str = "20MB",
 ) -> None:
     """Open a page in the browser that shows the hyperplane of any unit and its receipt.
 
@@ -42,6 +52,10 @@ def explore(
         memory: Memory for the activation patterns of networks at images. The least recently used
             ones go first.
         threads: Number of processor threads.
+        export: File to write, instead of opening a page: one page for this network at this image,
+            which needs no server. It has all outputs and channels, and the units of one layer.
+        export_layer: The layer whose units are in the file. The default is one in the middle.
+        export_size: Largest size of the file. Units that do not fit are left out.
     """
     check_extra("explore", "explore", starlette="starlette", uvicorn="uvicorn")
     from adjointbackmap.explorer.running import serve
@@ -52,7 +66,23 @@ def explore(
     is_named = source.name is not None or source.model is not None
     chosen = source if is_named else NetworkOptions(DEFAULT_NETWORK, fold=source.fold)
     session = Session(chosen, bytes_of(memory), image)
+    if export is not None:
+        _export(session, export, export_layer, bytes_of(export_size))
+        return
     serve(session, host, port, browser, _told)
+
+
+def _export(session: "Session", path: Path, layer: str | None, most: int) -> None:
+    """Write the explorer as one file, and say what is in it."""
+    from adjointbackmap.explorer.export import exported
+    from adjointbackmap.files import disk
+
+    with console.status("Computing the hyperplanes of the page"):
+        page, counts = exported(session, layer, most)
+    disk.write(path, page.encode())
+    units = ", ".join(f"{count:,} units of {name}" for name, count in counts.items())
+    size = len(page.encode()) / 1e6
+    console.print(f"Written: {path}, {size:.1f} MB: all outputs and channels, and {units}")
 
 
 def _told(address: str) -> None:

@@ -8,14 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjointbackmap.capture.precision import exact
 from adjointbackmap.engine.layers import OUTPUT, Layer
 from adjointbackmap.engine.network import Network
-from adjointbackmap.engine.observe import Recorded, record
-from adjointbackmap.engine.operators import pull
-from adjointbackmap.engine.pattern import ActivationPattern, pattern_of
-from adjointbackmap.planes.hyperplane import Hyperplanes
-from adjointbackmap.planes.query import Query
+from adjointbackmap.engine.observe import Recorded
+from adjointbackmap.engine.pattern import ActivationPattern, record_pattern
+from adjointbackmap.planes.hyperplane import Hyperplanes, hyperplanes
 from adjointbackmap.planes.single import Box, SingleHyperplane
 from adjointbackmap.rules import Field
 from adjointbackmap.rules.field import Axis, Number
@@ -28,14 +25,10 @@ class Held:
     """A network at one image.
 
     Attributes:
-        query: The query of the network's output at the image; others are made from it.
-        pattern: The activation pattern at the image.
-        recorded: What the untouched model computes in each layer.
+        pattern: The activation pattern at the image, and what the model computes in each layer.
     """
 
-    query: Query
     pattern: ActivationPattern
-    recorded: Recorded
 
     @classmethod
     def of(cls, network: Network, x: Tensor, dtype: torch.dtype | None = None) -> "Held":
@@ -46,66 +39,56 @@ class Held:
             x: One image, ``(1, C, H, W)``.
             dtype: Precision; by default the model's.
         """
-        query = Query.of(network, x, OUTPUT, dtype=dtype, memory=None)
-        pattern = pattern_of(network, query.images, 1.0)
-        return cls(query, pattern, record(network, query.images, network.distinct_layers()))
+        pattern = record_pattern(network, x, dtype=dtype)
+        pattern.recorded(network.distinct_layers())
+        return cls(pattern)
 
     @property
     def network(self) -> Network:
         """The network."""
-        return self.query.network
+        return self.pattern.network
 
     @property
     def x(self) -> Tensor:
         """The image, ``(C, H, W)``."""
-        return self.query.images[0]
+        return self.pattern.x[0]
+
+    @property
+    def recorded(self) -> Recorded:
+        """What the untouched model computes in each layer."""
+        return self.pattern.recorded(())
 
     @cached_property
     def bytes(self) -> int:
         """Bytes of what is kept."""
         gates = [gate for found in self.pattern.gates.values() for gate in found]
         maps = [*self.recorded.inputs.values(), *self.recorded.outputs.values()]
-        return sum(t.numel() * t.element_size() for t in (*gates, *maps, self.query.images))
+        return sum(t.numel() * t.element_size() for t in (*gates, *maps, self.pattern.x))
 
     def maps(self, layer: Layer) -> Tensor:
         """What a layer computes, as tiles ``(tiles, rows, columns)``."""
         found = self.recorded.outputs[layer.name][0]
         return found.reshape(tiles_of(layer))
 
-    def planes(self, layer: str, mode: str | None = None, unit: Any = None) -> Hyperplanes:
-        """The hyperplane of one unit, from one cotangent.
+    def planes(self, layer: str, mode: str | None, units: Any) -> Hyperplanes:
+        """Hyperplanes of units of a layer, see :func:`adjointbackmap.hyperplanes`."""
+        pattern = self.pattern
+        return hyperplanes(
+            self.network, pattern.x, layer, mode, units, dtype=pattern.dtype, pattern=pattern
+        )
 
-        Args:
-            layer: Name of the layer.
-            mode: Reconstruction mode.
-            unit: An int for each dimension of the units of the mode.
+    def single(self, layer: str, mode: str | None, unit: tuple[int, ...]) -> SingleHyperplane:
+        """The hyperplane of one unit.
 
         Raises:
             ValueError: If there is no such unit.
         """
-        query = self.query.at_layer(layer, mode, unit)
-        _check_single(query, unit)
-        image, bias = self.pulled(query)
-        return Hyperplanes(
-            image,
-            bias[:, query.readout.entries],
-            query.readout.entries,
-            query.values(self.recorded),
-            query.images,
-            query.network,
-            query.layer.name,
-            query.mode,
-            query.units,
-            query.own_bias,
-            query.scale,
-            query.memory,
-        )
-
-    def pulled(self, query: Query) -> tuple[Tensor, Tensor]:
-        """Image parts ``(K, C, H, W)`` and bias parts ``(K, M)`` of the units of a query."""
-        with exact(query.images.device):
-            flat = query.units.numbers(slice(0, 1), 1, query.images.device)
-            return pull(self.pattern, query.readout.cotangents(flat[0], query.dtype))
+        planes = self.planes(layer, mode, unit)
+        if planes.units.count != 1:
+            names = ", ".join(planes.units.dims)
+            msg = f"A unit must be one number for each of {names}. Got {unit}: give all of them."
+            raise ValueError(msg)
+        return planes.single()
 
     def scores(self) -> Tensor | None:
         """The outputs of the model; ``None`` if they are not flat."""
@@ -117,18 +100,6 @@ class Held:
         """The layer that is the output, under the name of its kernel if it has one."""
         slot = self.network.layers[OUTPUT].value.slot
         return next(a for a in self.network.distinct_layers() if a.value.slot == slot)
-
-
-def _check_single(query: Query, unit: Any) -> None:
-    """Raise if a query is not about one unit.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if query.units.count != 1:
-        names = ", ".join(query.units.dims)
-        msg = f"A unit must be one number for each of {names}. Got {unit}: give all of them."
-        raise ValueError(msg)
 
 
 def tiles_of(layer: Layer) -> tuple[int, int, int]:

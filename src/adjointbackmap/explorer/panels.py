@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from adjointbackmap.engine.layers import Layer
@@ -53,7 +54,7 @@ class Place:
 
     def single(self, held: Held) -> SingleHyperplane:
         """The hyperplane of the unit."""
-        return held.planes(self.layer, self.mode or None, self.numbers()).single()
+        return held.single(self.layer, self.mode or None, self.numbers())
 
 
 # the network
@@ -229,11 +230,11 @@ def _over_in_channels(
     """The hyperplanes of all in-channels of one unit, and their sum."""
     *positions, channel = numbers
     unit = (slice(None), channel) if mode == "RM3" else (*positions, slice(None), channel)
-    query = held.query.at_layer(layer.name, mode, unit)
-    values = query.values(held.recorded)[0]
-    images = held.pulled(query)[0]
+    planes = held.planes(layer.name, mode, unit)
+    values = planes.value[0]
+    images = planes.image[0]
     into = "RM1" if mode == "RM3" else "RM2"
-    whole = held.planes(layer.name, into, numbers[-1:] if into == "RM1" else numbers).single()
+    whole = held.single(layer.name, into, numbers[-1:] if into == "RM1" else numbers)
     summed = images.sum(0)
     most = values.abs().argsort(descending=True)[:MOST_PARTS]
     return {
@@ -245,7 +246,10 @@ def _over_in_channels(
         "own": whole.value - float(values.double().sum()),
         "difference": float((summed - whole.image).abs().max()),
         "largest": float(whole.image.abs().max()),
-        "arrays": {f"{mode} parts": images[most], f"{into} sum": summed},
+        "arrays": {
+            f"{mode} parts": torch.stack([on_field(whole, images[n]) for n in most.tolist()]),
+            f"{into} sum": on_field(whole, summed),
+        },
     }
 
 

@@ -54,6 +54,11 @@ def _maps(session: Session, place: Place, request: Request, body: bytes) -> Answ
     return panels.maps_answer(session, place, start, count)
 
 
+def _breakpoints(session: Session, place: Place, request: Request, body: bytes) -> Answer:
+    regions = int(request.query_params.get("regions", 1))
+    return whatif.breakpoints_answer(session, place, _edited(body), regions)
+
+
 # Name of a question -> what answers it, in the worker's thread.
 QUESTIONS: dict[str, Ask] = {
     "network": lambda s, p, r, b: panels.network_answer(s, p),
@@ -67,9 +72,12 @@ QUESTIONS: dict[str, Ask] = {
     "boundary": lambda s, p, r, b: whatif.boundary_answer(s, p),
     "attack": lambda s, p, r, b: whatif.attack_answer(s, p),
     "whatif": lambda s, p, r, b: whatif.whatif_answer(s, p, _edited(b)),
-    "breakpoints": lambda s, p, r, b: whatif.breakpoints_answer(s, p, _edited(b)),
+    "breakpoints": _breakpoints,
     "upload": lambda s, p, r, b: {"id": s.add(b, r.query_params.get("name", "picture"))},
 }
+
+# These take seconds. They have a thread of their own, so that units are shown meanwhile.
+SLOW = frozenset({"kink", "boundary", "attack", "breakpoints"})
 
 
 class Server:
@@ -84,6 +92,7 @@ class Server:
         self.session = session
         self.token = token or secrets.token_urlsafe(16)
         self.worker = Worker()
+        self.slow = Worker()
 
     def app(self) -> Starlette:
         """The application, for any server of ASGI."""
@@ -104,7 +113,8 @@ class Server:
         first = partial(self.session.at, self.session.first_network, self.session.first_image)
         self.worker.submit("start", first)
         yield
-        await asyncio.to_thread(self.worker.close)
+        for worker in (self.worker, self.slow):
+            await asyncio.to_thread(worker.close)
 
     async def _page(self, request: Request) -> Response:
         return Response((STATIC / "index.html").read_bytes(), media_type="text/html")
@@ -123,7 +133,8 @@ class Server:
 
     async def _ask(self, request: Request) -> Response:
         """Compute an answer in the worker, unless the browser stops waiting for it."""
-        asked = QUESTIONS.get(request.path_params["question"])
+        question = request.path_params["question"]
+        asked = QUESTIONS.get(question)
         if asked is None:
             return JSONResponse({"error": "There is no such question."}, 404)
         body = await _body(request)
@@ -134,7 +145,8 @@ class Server:
         names = ("net", "img", "layer", "unit", "mode")
         place = Place(*(words.get(name, "") for name in names))
         channel = words.get("channel") or secrets.token_urlsafe(8)
-        work = self.worker.submit(channel, partial(asked, self.session, place, request, body))
+        worker = self.slow if question in SLOW else self.worker
+        work = worker.submit(channel, partial(asked, self.session, place, request, body))
         try:
             answer = await _unless_gone(request, asyncio.wrap_future(work))
         except asyncio.CancelledError:

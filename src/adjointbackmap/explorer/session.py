@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from adjointbackmap import data, models
+from adjointbackmap.analysis.lines import RegionLine
 from adjointbackmap.engine.network import Network
 from adjointbackmap.explorer.held import Held
 from adjointbackmap.images import image
@@ -64,7 +65,7 @@ class Upload:
 class Session:
     """Networks, pictures and what is held of them.
 
-    All methods that compute are called in one thread, see :class:`Worker`.
+    Two threads may use it at once, see :class:`adjointbackmap.explorer.server.Server`.
 
     Args:
         source: The network that is shown first.
@@ -83,7 +84,9 @@ class Session:
         self.loaded: dict[str, Loaded] = {}
         self.uploads: OrderedDict[str, Upload] = OrderedDict()
         self.held: OrderedDict[tuple[str, ...], Held] = OrderedDict()
+        self.line: tuple[tuple[Any, ...], RegionLine] | None = None  # the one walked last
         self._lock = threading.Lock()
+        self._loading = threading.Lock()
         self.first_image = self._first(picture)
 
     # networks
@@ -105,20 +108,24 @@ class Session:
         Raises:
             ValueError: If there is no such network, or its input is no picture.
         """
-        if name not in self.loaded:
-            if name not in self.names():
-                msg = f"net must be one of {', '.join(self.names())}. Got {name!r}: choose one."
-                raise ValueError(msg)
-            own = name == self.first_network
-            subject = load_subject(self.source if own else NetworkOptions(name))
-            if len(subject.shape) != 3 or subject.shape[0] not in (1, 3):
-                msg = (
-                    "The explorer shows networks of pictures with 1 or 3 channels. "
-                    f"Got inputs of {subject.shape}: use the package in Python."
-                )
-                raise ValueError(msg)
-            self.loaded[name] = Loaded(subject, subject.trace())
-        return self.loaded[name]
+        with self._loading:
+            if name not in self.loaded:
+                self.loaded[name] = self._load(name)
+            return self.loaded[name]
+
+    def _load(self, name: str) -> Loaded:
+        if name not in self.names():
+            msg = f"net must be one of {', '.join(self.names())}. Got {name!r}: choose one."
+            raise ValueError(msg)
+        own = name == self.first_network
+        subject = load_subject(self.source if own else NetworkOptions(name))
+        if len(subject.shape) != 3 or subject.shape[0] not in (1, 3):
+            msg = (
+                "The explorer shows networks of pictures with 1 or 3 channels. "
+                f"Got inputs of {subject.shape}: use the package in Python."
+            )
+            raise ValueError(msg)
+        return Loaded(subject, subject.trace())
 
     # pictures
 
@@ -128,6 +135,9 @@ class Session:
         Raises:
             FileNotFoundError: If it is neither a sample image nor a file.
         """
+        sample = data.sample()
+        if picture in sample.classes:  # the page knows sample images by number
+            return str(int((sample.labels == sample.classes.index(picture)).nonzero()[0]))
         if _is_sample(picture):
             return picture
         path = Path(picture).expanduser()
@@ -187,13 +197,16 @@ class Session:
 
     def keep(self, key: tuple[str, ...], make: Callable[[], Held]) -> Held:
         """What is held under a key, or made now; the least recently used goes first."""
-        if key in self.held:
+        with self._lock:
+            found = self.held.get(key)
+        if found is None:
+            found = make()
+        with self._lock:
+            self.held[key] = found
             self.held.move_to_end(key)
-            return self.held[key]
-        self.held[key] = make()
-        while len(self.held) > 1 and sum(h.bytes for h in self.held.values()) > self.memory:
-            self.held.popitem(last=False)
-        return self.held[key]
+            while len(self.held) > 1 and sum(h.bytes for h in self.held.values()) > self.memory:
+                self.held.popitem(last=False)
+        return found
 
     def prepared(self, loaded: Loaded, pixels: Tensor) -> Tensor:
         """Pixels as the network takes them, ``(1, C, H, W)``, in their dtype."""

@@ -29,7 +29,7 @@ NOWHERE: Part = ()
 BEYOND = 1e-3  # the image is moved this share of the step beyond a kink or a boundary
 STEP = 1 / 255  # length of a step of the attack, in pixels
 STEPS = 50  # most steps of the attack
-MOST_REGIONS = 4000  # regions of the whole network that a slider's line is walked through
+MOST_REGIONS = 10_000  # of the whole network, through which a slider's line is walked
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +153,7 @@ def kink_answer(session: Session, place: Place) -> bytes:
     """
     loaded, pixels, held = precise(session, place)
     plane = place.single(held)
-    distances = kink_distances(loaded.network, held.x, sweep=torch.float32)
+    distances = kink_distances(loaded.network, held.x, held.x.dtype, torch.float32, held.pattern)
     parts = _watched_parts(held.pattern, cone_of(plane))
     masked = {
         w.name: _only(found, parts.get(w.value.slot, parts.get(_base(w.name), NOWHERE)))
@@ -250,17 +250,32 @@ def _split(pixels: Tensor) -> dict[str, Tensor]:
     return {"pixels": high, "rest": (pixels - high.double()).float()}
 
 
-def breakpoints_answer(session: Session, place: Place, end: Tensor) -> dict[str, Any]:
-    """Where gates of a unit flip on the way from the image to another one."""
+def breakpoints_answer(session: Session, place: Place, end: Tensor, regions: int) -> dict[str, Any]:
+    """Where gates of a unit flip on the way from the image to another one.
+
+    Args:
+        session: What can be shown.
+        place: The unit.
+        end: Pixels at the end of the way.
+        regions: Number of regions of the whole network to walk through. A later call with more of
+            them goes on where this one stops.
+    """
     loaded, pixels, held = precise(session, place)
     plane = place.single(held)
-    x = session.prepared(loaded, end.to(pixels.dtype).view_as(pixels))
-    line = region_line(loaded.network, held.x, x[0], regions=MOST_REGIONS)
+    most = min(max(1, regions), MOST_REGIONS)
+    key = (place.net, place.img, end.numpy().tobytes())
+    if session.line is not None and session.line[0] == key:
+        line = session.line[1].resume(most)
+    else:
+        x = session.prepared(loaded, end.to(pixels.dtype).view_as(pixels))
+        line = region_line(loaded.network, held.x, x[0], regions=most)
+    session.line = (key, line)
     cone = cone_of(plane)
-    names = step_names(loaded.network, line.walk.steps)
     parts = {
         name: cone[step.output.slot]
-        for name, step in zip(names, line.walk.steps, strict=True)
+        for name, step in zip(
+            step_names(loaded.network, line.walk.steps), line.walk.steps, strict=True
+        )
         if step.output.slot in cone
     }
     ticks = [
@@ -268,7 +283,9 @@ def breakpoints_answer(session: Session, place: Place, end: Tensor) -> dict[str,
         for t, flipped in zip(line.t[1:-1].tolist(), line.flips, strict=True)
         if any(flip.name in parts and _within(flip.unit, parts[flip.name]) for flip in flipped)
     ]
-    return {"t": ticks, "regions": line.regions, "until": float(line.t[-1])}
+    until = float(line.t[-1])
+    is_last = line.complete or line.regions >= MOST_REGIONS
+    return {"t": ticks, "regions": line.regions, "until": until, "last": is_last}
 
 
 def _within(unit: tuple[int, ...], part: Part) -> bool:

@@ -177,7 +177,7 @@ export function magnitudes(map, rows, columns) {
 export function short(v, digits = 4) {
   if (v === 0) return "0";
   const text = Math.abs(v) < 1e-3 || Math.abs(v) >= 1e6 ? v.toExponential(Math.max(1, digits - 3)) : String(Number(v.toPrecision(digits)));
-  return text.replace("-", "−");
+  return text.replaceAll("-", "−");
 }
 
 /** A number with its sign. */

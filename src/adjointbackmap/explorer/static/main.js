@@ -1,11 +1,11 @@
 // The page: reads the address, asks for what is seen, and follows pointer and keys.
 
-import { ask, file } from "./net.js";
+import { alone, ask, file } from "./net.js";
 import * as draw from "./draw.js";
 import { chosen, drawStrip, drawTiles, loadTiles, markLayer, network, placeOf, unitAt } from "./network.js";
 import { modeFor, read, setUnit, state, write } from "./state.js";
 import * as take from "./take.js";
-import { drawReceipt, drawUnit, loadSums, loadUnit, makeSwitches, readPixel, unit } from "./unit.js";
+import { drawReceipt, drawUnit, keepUnit, loadSums, loadUnit, makeSwitches, readPixel, unit } from "./unit.js";
 import * as whatif from "./whatif.js";
 
 const $ = (id) => document.getElementById(id);
@@ -47,6 +47,7 @@ function changedUnit() {
   attempt(async () => {
     await loadUnit();
     if (whatif.edit.pixels) whatif.loadWhatif();
+    if (held) whatif.renewTicks();
   });
 }
 
@@ -279,6 +280,7 @@ function connect() {
     $("zoom").setAttribute("aria-pressed", !state.zoom);
     changedSwitch({ zoom: !state.zoom });
   });
+  on("keep", "click", keepUnit);
   on("j", "input", () => { state.j = Math.max(0, Number($("j").value) || 0); changedUnit(); });
   on("sums", "toggle", () => { if ($("sums").open) attempt(loadSums); });
   for (const way of ["kink", "boundary", "attack"]) {
@@ -306,7 +308,11 @@ function connect() {
   });
   addEventListener("hashchange", () => attempt(open));
   let later = 0;
-  addEventListener("resize", () => { clearTimeout(later); later = setTimeout(redraw, 120); });
+  const watch = new ResizeObserver(() => {
+    clearTimeout(later);
+    later = setTimeout(() => { if (network.overview) redraw(); }, 60);
+  });
+  for (const id of ["tiles", "photo", "plane"]) watch.observe($(id));
 }
 
 /** Show what the address says. */
@@ -344,8 +350,9 @@ async function boot() {
   start = await ask("start");
   network.shipped = start.networks.filter((name) => name !== start.net || /cifar/.test(name));
   $("net").replaceChildren(...start.networks.map((name) => new Option(name, name)));
+  document.body.classList.toggle("alone", alone());
   await open();
-  await loadPictures();
+  if (!alone()) await loadPictures();
   document.body.dataset.ready = "yes";
 }
 

@@ -1,15 +1,54 @@
 // Questions to the server, and answers made of a JSON head and arrays of float32.
 
 const tab = Math.random().toString(36).slice(2);
-const prepared = new Map(); // answers that a page without a server brings along
+let prepared = null; // in a page without a server: an address -> where its answer lies
+let content = null;
 
-/** Answers that need no server: an address relative to the page -> its content. */
-export function prepare(answers) {
-  for (const [address, content] of answers) prepared.set(address, content);
+/** Whether the page has no server: its answers lie in the page itself. */
+export const alone = () => document.getElementById("answers") !== null;
+
+async function open() {
+  if (prepared) return;
+  const text = document.getElementById("answers").textContent;
+  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const buffer = await new Response(stream).arrayBuffer();
+  const length = new DataView(buffer).getUint32(0, true);
+  content = buffer.slice(4 + length);
+  prepared = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
 }
 
-/** Whether the page has no server. */
-export const alone = () => prepared.size > 0;
+/** An answer that lies in the page. */
+async function prepare(question, words) {
+  await open();
+  if (question === "maps") return partOf(lying("maps " + words.layer), Number(words.start), Number(words.count));
+  return lying(`api/${question}?${new URLSearchParams(words)}`);
+}
+
+function lying(address) {
+  const place = prepared[address];
+  if (!place) throw new Error("This page has no answer to that. The explorer itself has: adjointbackmap explore.");
+  return unpack(content.slice(...place));
+}
+
+/** Some tiles of all. */
+function partOf(answer, start, count) {
+  const { maps } = answer.arrays;
+  const [tiles, rows, columns] = maps.shape;
+  const stop = Math.min(tiles, start + count);
+  const part = maps.slice(start * rows * columns, stop * rows * columns);
+  return { start, of: tiles, arrays: { maps: Object.assign(part, { shape: [stop - start, rows, columns] }) } };
+}
+
+/** Numbers of float16, as float32. */
+function halves(buffer, start, count) {
+  const bits = new Uint16Array(buffer, start, count);
+  return Float32Array.from(bits, (b) => {
+    const [exponent, share] = [(b >> 10) & 31, b & 1023];
+    const size = exponent ? 2 ** (exponent - 15) * (1 + share / 1024) : 2 ** -24 * share;
+    return b & 32768 ? -size : size;
+  });
+}
 
 function unpack(buffer) {
   const length = new DataView(buffer).getUint32(0, true);
@@ -18,9 +57,9 @@ function unpack(buffer) {
   let start = 4 + length;
   for (const { name, shape } of head.arrays) {
     const count = shape.reduce((a, b) => a * b, 1);
-    const data = new Float32Array(buffer, start, count);
+    const data = head.half ? halves(buffer, start, count) : new Float32Array(buffer, start, count);
     arrays[name] = Object.assign(data, { shape });
-    start += 4 * count;
+    start += (head.half ? 2 : 4) * count;
   }
   return { ...head, ...{ arrays } };
 }
@@ -30,11 +69,7 @@ export async function ask(question, words = {}, body = null) {
   const panel = words.panel ?? question;
   const { panel: _, ...rest } = words;
   const address = `api/${question}?${new URLSearchParams(rest)}`;
-  if (alone()) {
-    const found = prepared.get(address);
-    if (found === undefined) throw new Error("This page has no answer to that: open the explorer itself.");
-    return found instanceof ArrayBuffer ? unpack(found) : found;
-  }
+  if (alone()) return prepare(question, rest);
   const options = body === null ? {} : { method: "POST", body };
   const answer = await fetch(`${address}&channel=${tab}-${panel}`, options);
   if (answer.status === 204) return null;

@@ -176,6 +176,7 @@ export function drawUnit() {
     if (name) drawName(context, name, x, y);
   });
   drawScale(found);
+  drawKept();
 }
 
 /** The receptive field as a box, unless it is all that is shown. */
@@ -228,6 +229,55 @@ export function readPixel(event) {
 
 const withZero = (v) => (v === 0 ? "0" : draw.withSign(v));
 
+// beside another unit
+
+let keptUnit = null;
+
+/** Keep the unit that is shown beside those that come next, or let it go. */
+export function keepUnit() {
+  const { answer } = unit;
+  const shape = network.info.shape;
+  const words = `${$("unit").textContent} (${state.mode}), ${state.net}, ${network.overview.words.split(" (")[0]}`;
+  keptUnit = keptUnit ? null : { map: whole(answer.arrays.H, answer.box), answer, shape, words };
+  $("keep").setAttribute("aria-pressed", keptUnit !== null);
+  drawKept();
+}
+
+function drawKept() {
+  $("kept").hidden = keptUnit === null;
+  if (!keptUnit) return;
+  const now = whole(unit.answer.arrays.H, unit.answer.box);
+  const fits = keptUnit.shape.join() === network.info.shape.join();
+  const limit = Math.max(draw.limitOf(keptUnit.map), fits ? draw.limitOf(now) : 0);
+  drawCompared("kept", keptUnit.map, keptUnit.shape, limit);
+  drawCompared("now", now, network.info.shape, fits ? limit : draw.limitOf(now));
+  const difference = fits ? now.map((v, i) => v - keptUnit.map[i]) : null;
+  drawCompared("difference", difference, network.info.shape, limit);
+  const [a, b] = [keptUnit.answer, unit.answer];
+  $("kept-words").textContent = `Kept: ${keptUnit.words}. Its value is ${draw.short(a.value, 5)}, now ${draw.short(b.value, 5)}; `
+    + `pixels add ${draw.withSign(a.pixels, 3)}, now ${draw.withSign(b.pixels, 3)}.`
+    + (fits ? ` Cosine of the two H: ${cosine(keptUnit.map, now).toFixed(3)}.` : "");
+}
+
+function cosine(a, b) {
+  let [product, left, right] = [0, 0, 0];
+  a.forEach((v, i) => {
+    product += v * b[i];
+    left += v * v;
+    right += b[i] * b[i];
+  });
+  return product / (Math.sqrt(left * right) || 1);
+}
+
+function drawCompared(name, map, [channels, rows, columns], limit) {
+  const { context, width, height } = draw.fitted($(`c-${name}`));
+  if (!map) return;
+  const image = channels === 3
+    ? draw.coloured(map, rows, columns, limit)
+    : draw.signed(map, rows, columns, limit);
+  draw.put(context, image, 0, 0, width, height);
+}
+
 // the receipt
 
 function line(name, from, to, low, high, kind, amount, choose) {
@@ -265,7 +315,7 @@ export function drawReceipt() {
   $("rows").replaceChildren(...rows);
   $("receipt-sum").textContent = answer.sum.toPrecision(7).replace("-", "−");
   $("model-value").textContent = answer.value.toPrecision(7).replace("-", "−");
-  $("receipt-error").textContent = answer.error.toExponential(1).replace("-", "−");
+  $("receipt-error").textContent = answer.error.toExponential(1).replaceAll("-", "−");
   $("receipt-sum").dataset.value = answer.sum;
   $("model-value").dataset.value = answer.value;
   $("receipt-error").dataset.value = answer.error;
@@ -328,9 +378,11 @@ function sumOf(found, arrays) {
   const share = found.difference / found.largest;
   const words = document.createElement("p");
   words.className = "words";
+  // without a bias of its own, what is left is rounding
+  const isRounding = Math.abs(found.own) < 1e-5 * draw.largest(found.values);
+  const own = isRounding ? "" : `, its own bias ${draw.withSign(found.own, 3)}`;
   words.textContent = `${found.from} → ${found.into}: the ${found.values.length} kernels ${over} add `
-    + `${draw.withSign(found.values.reduce((s, v) => s + v, 0), 4)}, its own bias ${draw.withSign(found.own, 3)}: `
-    + `${draw.short(found.value, 5)}. The hyperplanes sum to ${found.into}'s; the largest difference is ${share.toExponential(0)} of its largest number.`;
+    + `${draw.withSign(found.values.reduce((s, v) => s + v, 0), 4)}${own}. The value is ${draw.short(found.value, 4)}. The hyperplanes sum to ${found.into}'s; the largest difference is ${share.toExponential(0)} of its largest number.`;
   const parts = document.createElement("div");
   parts.className = "parts";
   const all = arrays[`${found.from} parts`];

@@ -114,9 +114,9 @@ function show(answer) {
   const is = answer.same;
   $("state").className = `state ${is ? "same" : "other"}`;
   $("state").dataset.state = is ? "same" : "other";
-  const gives = `${draw.short(answer.old, 6)} and the model ${draw.short(answer.value, 6)}`;
+  const gives = `${draw.short(answer.old, 4)}, the model ${draw.short(answer.value, 4)}`;
   $("state").textContent = is
-    ? `Same hyperplane: it still gives the value, ${draw.short(answer.value, 6)}`
+    ? `Same hyperplane: it still gives the value, ${draw.short(answer.value, 5)}`
     : `Another hyperplane: the old one gives ${gives}`;
   $("flipped").textContent = answer.count;
   const listed = answer.flipped.slice(0, 6).map(({ name, count }) => `${name} ${count}`);
@@ -160,7 +160,7 @@ export async function follow(way, t = 1) {
     edit.end = Float64Array.from(pixels, (v, i) => v + rest[i]);
     state.way = way;
     state.t = t;
-    $("whatif-words").textContent = `At the end: ${answer.what}, ${draw.short(answer.distance, 3)} away in l2.`;
+    $("whatif-words").textContent = `The way leads to ${answer.what}, ${draw.short(answer.distance, 3)} away in l2.`;
     $("slide").disabled = false;
     slideTo(t);
     loadTicks();
@@ -181,16 +181,28 @@ export function slideTo(t) {
   loadWhatif();
 }
 
+/** The breakpoints as ticks: they come in parts, as long as the way and the unit are the same. */
 const loadTicks = newest(async () => {
-  const context = draw.fitted($("ticks")).context;
-  const answer = await ask("breakpoints", words(), edit.end);
-  if (answer === null || !state.way) return;
-  const { width, height } = draw.fitted($("ticks"));
-  context.fillStyle = draw.colour("--warn");
-  for (const t of answer.t) context.fillRect(7 + t * (width - 14), 0, 1, height);
-  const known = answer.until < 1 ? ` up to ${(100 * answer.until).toFixed(0)} %` : "";
-  $("slide-words").textContent += `; this unit has ${answer.t.length + 1} regions on it${known}`;
+  const { end } = edit;
+  const key = JSON.stringify(words());
+  draw.fitted($("ticks"));
+  $("tick-words").textContent = "; looking for breakpoints…";
+  for (let regions = 100; ; regions += Math.min(regions, 500)) {
+    const answer = await ask("breakpoints", { ...words(), regions }, end);
+    if (answer === null || edit.end !== end || key !== JSON.stringify(words())) return;
+    const { context, width, height } = draw.fitted($("ticks"));
+    context.fillStyle = draw.colour("--warn");
+    for (const t of answer.t) context.fillRect(8 + t * (width - 16), 0, 1, height);
+    const known = answer.until < 1 ? ` up to ${(100 * answer.until).toFixed(0)} %` : "";
+    $("tick-words").textContent = `; ${answer.t.length + 1} regions of this unit${known}`;
+    if (answer.last) return;
+  }
 });
+
+/** Look for the breakpoints of another unit on the same way. */
+export function renewTicks() {
+  if (state.way && edit.end) loadTicks();
+}
 
 /** Back to the original image. */
 export function reset() {
@@ -200,6 +212,7 @@ export function reset() {
   $("slide").disabled = true;
   $("slide-words").textContent = "Paint on the image, or choose a way.";
   $("whatif-words").textContent = "";
+  $("tick-words").textContent = "";
   draw.fitted($("ticks"));
   drawPhoto();
   loadWhatif();
