@@ -34,6 +34,7 @@ SIGMA = 4.0  # pixels, of the blurred baseline
 MOST = 256  # gradients in one batch
 LIMITS = (0.05, 0.01)
 SHOWN = 50  # gradients: what users of Captum take by default
+ENDS = ("left", "right", "trapezoid")  # rules at the ends of equal parts
 MOST_PARTS = 1000  # of the segment, in the tables of [Sotoudeh2019]
 PLACE = PagePlace(
     "<!-- integrals: written by benchmarks/integrals.py -->", "<!-- integrals: end -->"
@@ -181,18 +182,21 @@ def as_published(model: nn.Module, network: abm.Network, x: Tensor, label: int) 
     Table 2: the first number of parts from which on five in a row are within 5 %, for each rule.
     """
     truth = abm.integrated_gradients(network, x, 0.0, units=label)
-    exact = truth.image.reshape(x.shape)
+    exact = truth.image.flatten()
     change = float(truth.change.sum())
+    line = abm.region_line(network, torch.zeros_like(x), x)
+    # a gradient is the same everywhere in a region, so one for each region is enough
+    slopes = gradients(model, line.at(line.middles), label).flatten(1)
 
     @cache
     def of(n: int) -> tuple[dict[str, float], float]:
         """Errors of the rules with n parts, and that of the sum by the left rule."""
-        places = (torch.arange(n + 1).double() / n).view(-1, 1, 1, 1)
-        slopes = gradients(model, places * x, label)
-        parts = {"left": slopes[:-1], "right": slopes[1:], "trapezoid": slopes}
-        sampled = {
-            rule: x * torch.tensordot(RULES[rule](n)[1], part, 1) for rule, part in parts.items()
-        }
+        sampled = {}
+        for rule in ENDS:
+            places, weights = RULES[rule](n)
+            in_region = torch.zeros(line.regions).double()
+            in_region.index_add_(0, torch.searchsorted(line.t[1:-1], places), weights)
+            sampled[rule] = x.flatten() * (in_region @ slopes)
         errors = {rule: mean_error(found, exact) for rule, found in sampled.items()}
         return errors, abs(float(sampled["left"].sum()) - change) / abs(change)
 
@@ -201,7 +205,7 @@ def as_published(model: nn.Module, network: abm.Network, x: Tensor, label: int) 
         if of(n)[1] < 0.01:
             found |= {"steps": n, "error": of(n)[0]["left"]}
             break
-    for rule in ("left", "right", "trapezoid"):
+    for rule in ENDS:
         first = five_in_a_row(lambda n, rule=rule: of(n)[0][rule] < 0.05)
         if first is not None:
             found[rule] = first + (rule == "trapezoid")  # it takes both ends
@@ -236,10 +240,11 @@ def run_published(folder: Path | None, kept: Path, images: int) -> None:
 
 
 def as_published_means(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over images, as the tables have them; images that miss a limit are left out."""
-    keys = ("error", "regions", "left", "right", "trapezoid")
+    """Mean and median over images; images that miss a limit are left out, as in the tables."""
+    keys = ("error", "regions", *ENDS)
     whole = [row for row in rows if all(key in row for key in keys)]
-    means = {key: float(np.mean([row[key] for row in whole])) for key in keys}
+    found = {key: [row[key] for row in whole] for key in keys}
+    means = {key: [float(np.mean(of)), float(np.median(of))] for key, of in found.items()}
     return {"images": len(rows), "left out": len(rows) - len(whole), **means}
 
 
@@ -316,6 +321,28 @@ def needed(errors: list[float], most: float) -> float:
     return STEPS[first] if first < len(STEPS) else float("inf")
 
 
+def picture(found: dict[str, Any], path: Path) -> None:
+    """Draw both errors of all rules against the number of gradients, for conv_small_pgd."""
+    from matplotlib.figure import Figure
+
+    part = found["networks"]["conv_small_pgd"]["baselines"]["black"]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    both = figure.subplots(1, 2, sharey=True)
+    titles = {"pixels": "error per pixel", "total": "error of the sum"}
+    for axes, (kind, title) in zip(both, titles.items(), strict=True):
+        for rule in RULES:
+            medians, low, high = 100 * np.array(part[kind][rule]).T
+            axes.plot(STEPS, medians, marker=".", label=rule)
+            axes.fill_between(STEPS, low, high, alpha=0.12)
+        axes.set(xscale="log", yscale="log", xlabel="gradients", title=title)
+        axes.set_xticks(STEPS, [str(n) for n in STEPS], minor=False)
+        axes.minorticks_off()
+        axes.grid(color="0.92")
+    both[0].set_ylabel("median over images, in %")
+    both[1].legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
 def finite(number: float) -> float | None:
     """A number for JSON, which has no infinity."""
     return number if number < float("inf") else None
@@ -346,15 +373,19 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def published_sheet(found: dict[str, Any]) -> Sheet:
-    """The means that Tables 1 and 2 of [Sotoudeh2019] have, for conv_small_pgd."""
+    """Means, as Tables 1 and 2 of [Sotoudeh2019] have them, and medians, for conv_small_pgd."""
     head = ["network", "images", "left out", "error of the usual rule", "exact: regions"]
     sheet = Sheet(
         "Measured as in Tables 1 and 2 of Sotoudeh and Thakur",
-        [*head, "left", "right", "trapezoid"],
+        [*head, *ENDS],
     )
-    cells = [f"{found[key]:,.0f}" for key in ("regions", "left", "right", "trapezoid")]
+    columns = {"error": ("{:.1f} %", 100), **dict.fromkeys(("regions", *ENDS), ("{:,.0f}", 1))}
+    cells = []
+    for key, (pattern, factor) in columns.items():
+        mean, median = (pattern.format(factor * number) for number in found[key])
+        cells.append(f"{mean} (median {median})")
     counts = [str(found["images"]), str(found["left out"])]
-    sheet.rows.append(["`conv_small_pgd`", *counts, f"{100 * found['error']:.1f} %", *cells])
+    sheet.rows.append(["`conv_small_pgd`", *counts, *cells])
     return sheet
 
 
@@ -376,6 +407,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=os.environ.get(FOLDER), help="the files")
     parser.add_argument("--only", default=",".join(NAMES), help="names of networks, with commas")
     parser.add_argument("--images", type=int, default=30)
+    parser.add_argument("--picture", type=Path, help="file for the picture of the errors")
     parser.add_argument("--published", type=int, default=0, help="images as in [Sotoudeh2019]")
     parser.add_argument("--kept", type=Path, default=Path("runs/integrals"), help="lines of images")
     parser.add_argument("--out", type=Path, default=Path("docs/results/integrals.json"))
@@ -390,6 +422,8 @@ def main() -> None:
         write(arguments.out, json.dumps(collected(arguments.kept, before), indent=1) + "\n")
     found = json.loads(arguments.out.read_text())
     print(markdown(found))
+    if arguments.picture:
+        picture(found, arguments.picture)
     if arguments.docs:
         PLACE.check(arguments.docs)
         PLACE.fill(arguments.docs, markdown(found))

@@ -90,7 +90,24 @@ def test_a_walk_that_finds_nothing_says_so():
     assert walk.found is None
     assert walk.upper == float("inf")
     assert "no point found" in repr(walk)
-    assert walk.reason.startswith("No step towards the nearest class boundary")
+    assert walk.reason.startswith("Neither steps towards the nearest class boundary")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_random_ways_where_steps_lead_nowhere(norm):
+    """The margin of this network has a minimum near the image."""
+    generator = torch.Generator().manual_seed(3)
+    model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3)).double().eval()
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    x = torch.tensor([0.6, 0.8], dtype=torch.float64)
+    walk = abm.region_walk(abm.trace(model, x[None]), x, norm)
+    assert walk.by_bisection
+    assert int(model(walk.point[None]).argmax()) == walk.found != walk.predicted
+    before = torch.lerp(x, walk.point, 1 - 1e-9)
+    assert int(model(before[None]).argmax()) == walk.predicted
+    # the nearest on a dense grid
+    assert 3.7 < float((walk.point - x).norm()) < 20
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -42,7 +42,11 @@ GAIN = 1e-9
 # region where each begins, and then halves the way back so often.
 STEPS = 100
 HALVINGS = 60
-NOTHING = "No step towards the nearest class boundary led to another class."
+# If the steps lead nowhere, so many random ways are looked at, with lengths from 2**-6 to 2**9 of
+# the image's.
+RAYS = 64
+DOUBLINGS = (-6, 10)
+NOTHING = "Neither steps towards the nearest class boundary nor random ways led to another class."
 
 Bounds = tuple[float | int, float | int]
 
@@ -65,7 +69,7 @@ class RegionWalk(Shown):
         regions: Number of regions that were visited.
         distances: Distance of the boundary in each region that has one, in the order of the walk.
         finished: Whether the walk ended because no neighbouring region brought it nearer.
-        by_bisection: Whether the point is the end of steps from boundary to boundary and of a
+        by_bisection: Whether the point is from steps towards boundaries or from random ways, and a
             bisection, because no visited region gave one. It may then be far from the nearest.
     """
 
@@ -112,9 +116,9 @@ def region_walk(
     ends. In the first region that holds a boundary, the point of the boundary that is nearest to
     the image is computed exactly: a quadratic program in l2, a linear one in l-infinity, with the
     kinks of all units as constraints. The walk goes on through the walls that bound this point, as
-    long as it comes nearer. If ``regions`` are visited before one holds a boundary, steps to the
-    nearest boundary of the region where each begins go on without a count of regions, and a
-    bisection of the way back gives the point.
+    long as it comes nearer. If it finds no point, steps to the nearest boundary of the region where
+    each begins, or random ways, look for another class without a count of regions. A bisection of
+    the way back then gives the point.
     All numbers are float64.
 
     Args:
@@ -238,30 +242,53 @@ class _Walker:
         return None
 
     def bisect(self) -> None:
-        """Keep a point of another class by steps from plane to plane, and a bisection back."""
+        """Keep a point of another class, found without a count of regions, and a way back."""
+        end = self.by_steps()
+        if end is None:
+            end = self.by_rays()
+        if end is None:
+            return
+        low, high = 0.0, 1.0
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            if self.class_at(torch.lerp(self.x, end, middle)) == self.predicted:
+                low = middle
+            else:
+                high = middle
+        self.point = torch.lerp(self.x, end, high)
+        self.by_bisection = True
+
+    def by_steps(self) -> Tensor | None:
+        """A point of another class, by steps to the nearest plane of each region."""
         here = self.x
         for _ in range(STEPS):
             planes = boundaries(self.network, here, self.predicted, self.others)
             steps = [step for step in map(self.step_onto, planes) if step is not None]
             if not steps:
-                return
+                return None
             moved = self.inside(here + OVERSHOOT * min(steps, key=self.length))
             if self.class_at(moved) != self.predicted:
-                break
+                return moved
             if torch.equal(moved, here):
-                return
+                return None
             here = moved
-        else:
-            return
-        low, high = 0.0, 1.0
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            if self.class_at(torch.lerp(self.x, moved, middle)) == self.predicted:
-                low = middle
-            else:
-                high = middle
-        self.point = torch.lerp(self.x, moved, high)
-        self.by_bisection = True
+        return None
+
+    def by_rays(self) -> Tensor | None:
+        """A point of another class, on random ways that become longer and longer."""
+        generator = torch.Generator().manual_seed(0)
+        ways = torch.randn(RAYS, *self.x.shape, generator=generator, dtype=FLOAT64)
+        ways = (ways if self.norm == "l2" else ways.sign()).to(self.x.device)
+        ways /= ways.flatten(1).norm(dim=1).view(-1, *(1,) * self.x.dim())
+        size = max(1.0, float(self.x.norm()))
+        layer = self.network.layers[OUTPUT]
+        for doubled in range(*DOUBLINGS):
+            points = self.inside(self.x + 2.0**doubled * size * ways)
+            classes = record(self.network, points, [layer]).outputs[OUTPUT].argmax(1)
+            found = (classes != self.predicted).nonzero().flatten()
+            if len(found):
+                return points[int(found[0])]
+        return None
 
     def step_onto(self, plane: Boundary) -> Tensor | None:
         """The shortest step from a plane's point onto it, inside the bounds.

@@ -56,8 +56,13 @@ def _of(images: Any) -> Found:
         "turn until there": _range([row["turn until there"] for row in attacked]),
         "regions until there": _range([row["regions until there"] for row in attacked], COUNT),
         "ratio": _range(ratios),
-        **{end: {key: _range([row[end][key] for row in rows]) for key in COLUMNS} for end in ENDS},
+        **{end: _of_end([row[end] for row in rows]) for end in ENDS},
     }
+
+
+def _of_end(rows: Sequence[Found]) -> Found:
+    """Medians and ranges of the segments to one of the two ends."""
+    return {key: _range([row[key] for row in rows], pattern) for key, pattern in COLUMNS.items()}
 
 
 def _range(numbers: Sequence[float | int], pattern: str = "{:.3g}") -> str:
