@@ -11,9 +11,15 @@ from adjointbackmap import data, models, plots
 from adjointbackmap.analysis import boundaries, crossings
 from adjointbackmap.analysis.fields import Sparsity, sparsity
 from adjointbackmap.report.sections import Claim, Picture, Table
+from adjointbackmap.spectra import high_share
 from adjointbackmap.study.pictures import panels, surroundings
 from adjointbackmap.study.pictures import run as pictures
-from adjointbackmap.study.pictures.tables import picture_claims, region_table, sparsity_table
+from adjointbackmap.study.pictures.tables import (
+    picture_claims,
+    region_table,
+    sparsity_table,
+    white_noise,
+)
 from adjointbackmap.study.setup import Setup, read_json
 
 BIASED = "vgg7-cifar10"
@@ -134,6 +140,15 @@ def test_spectra_over_many_are_those_of_each_image(run):
     assert found["angles"]["two classes"]["median"] == pytest.approx(
         statistics.median(between["two classes"]), rel=1e-3
     )
+
+
+def test_white_noise_has_the_same_energy_at_every_frequency():
+    """Its share above 0.25 is the share of such frequencies, counted one by one, without DC."""
+    squares = [min(k, 32 - k) ** 2 / 32**2 for k in range(32)]
+    high = sum(a + b > 1 / 16 for a in squares for b in squares)
+    assert white_noise() == pytest.approx(high / (32**2 - 1), rel=1e-6)
+    noise = torch.randn(200, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert high_share(noise).mean() == pytest.approx(white_noise(), abs=2e-3)
 
 
 def test_positions_are_pairs_of_whole_fields(run):

@@ -25,8 +25,17 @@ SMALL = 8.0
 MEDIUM = 9.0
 LARGE = 11.0
 # Colour-blind readers can distinguish these.
-COLOURS = ("#d7191c", "black", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-MARKERS = "o^sDvPX"
+COLOURS = (
+    "#d7191c",
+    "black",
+    "#0072b2",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#8a8a8a",
+)  # one for each network of the study
+MARKERS = "o^sDvPX*"
 # Formats, with the metadata that make the same picture give the same file.
 FORMATS: dict[str, dict[str, Any]] = {
     "png": {},

@@ -13,7 +13,7 @@ from adjointbackmap.files.checked import read_sealed, sealed_text
 from adjointbackmap.files.disk import write
 from adjointbackmap.report.page import data_url
 from adjointbackmap.report.sections import Claim, Picture, ReportBlock, Section, Table
-from adjointbackmap.report.sheets import PagePlace, Sheet
+from adjointbackmap.report.sheets import PagePlace, Sheet, folded
 from adjointbackmap.report.verdicts import MARKS, group_claims
 
 STUDY_PLACE = PagePlace("<!-- study: written by adjointbackmap report -->", "<!-- study: end -->")
@@ -118,12 +118,12 @@ def page_markdown(content: Content) -> str:
     parts = [f"# {page.question}", page.lead, *shown[:2]]
     if content.claims:
         parts += ["## What was found", claims_table(content.claims)]
-        parts.append(_folded("Each claim with its numbers, network by network", _details(content)))
+        parts.append(folded("Each claim with its numbers, network by network", _details(content)))
     if shown[2:]:
         parts += ["## Pictures", *shown[2:]]
     if content.tables:
         parts += ["## Tables", *_tables(content.tables)]
-    parts += ["## What was run", _folded("Images, weights and settings", content.ran), MADE]
+    parts += ["## What was run", folded("Images, weights and settings", content.ran), MADE]
     return "\n\n".join(parts) + "\n"
 
 
@@ -166,14 +166,7 @@ def _tables(tables: Sequence[Table]) -> Iterator[str]:
         summary = f"{table.sheet.title}: {count} {'row' if count == 1 else 'rows'}"
         shown = Sheet("", table.sheet.head, table.sheet.rows).markdown()
         own = [table.caption] if table.caption and table.caption not in shared else []
-        yield _folded(summary, [shown, *own])
-
-
-def _folded(summary: str, parts: Sequence[str] | Iterator[str]) -> str:
-    """Text that a reader opens by its summary. Markdown needs empty lines around it."""
-    return "\n\n".join(
-        [f"<details><summary>{summary}</summary>", *parts, "</details>"],
-    )
+        yield folded(summary, [shown, *own])
 
 
 def index_markdown(found: Sequence[Content]) -> str:

@@ -3,6 +3,7 @@
 A :class:`PagePlace` is where tables go in a page.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,20 @@ class Sheet:
         for row in self.rows:
             table.add_row(*map(plain, row[:columns]))
         return table
+
+
+def folded(summary: str, parts: Iterable[str]) -> str:
+    """Markdown that a reader opens by its summary. Markdown needs the empty lines around it.
+
+    Example:
+        >>> print(folded("Losses", ["Low is good."]))
+        <details><summary>Losses</summary>
+        <BLANKLINE>
+        Low is good.
+        <BLANKLINE>
+        </details>
+    """
+    return "\n\n".join([f"<details><summary>{summary}</summary>", *parts, "</details>"])
 
 
 def plain(cell: str) -> str:

@@ -61,6 +61,9 @@ def interval_rows(
     axes.set_yticks(range(len(rows)), rows, fontsize=MEDIUM)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xscale("log" if log else "linear")
+    if log and axes.get_xlim()[1] < 100 * axes.get_xlim()[0]:  # few powers of ten: plain numbers
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel(quantity, fontsize=MEDIUM)
     axes.tick_params(axis="x", which="both", labelsize=SMALL)
     axes.grid(axis="x", color="0.92")

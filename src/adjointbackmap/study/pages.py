@@ -55,7 +55,9 @@ PAGES = (
         "pictures",
         "A ReLU that is off cuts its paths to the image. So a kernel at one position (RM4) may "
         "use only a part of its receptive field, or nothing at all. Layers with a leaky slope, as "
-        "in ResNet20, cut nothing: there no hyperplane is zero, and each uses its whole field.\n\n"
+        "in ResNet20, cut nothing: there no hyperplane is zero, and each uses its whole field. "
+        "In fixup-resnet20-nobias-cifar10, training left whole channels of some convolutions at "
+        "zero, so many of its zero hyperplanes have no ReLU as their cause.\n\n"
         "Around an image there is a region in which the network is one linear map. It ends at the "
         "nearest kink, where the first unit changes its sign. The nearest class boundary is much "
         "farther. A hyperplane at the image therefore says nothing about the boundary by itself: "
@@ -115,7 +117,7 @@ PAGES = (
         "patterns share. Adversarial patterns come from nine attacks, so they share nine "
         "directions; Gaussian ones share none. A large ratio in the picture of two factors follows "
         "from this alone, whatever the network is. Only the original space counts, and "
-        "there image parts and bias parts differ: the first figures show both.",
+        "there image parts and bias parts differ: the charts of ratios show both.",
         (
             "scaled/ratios-image.png",
             "scaled/ratios-bias.png",

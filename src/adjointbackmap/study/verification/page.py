@@ -8,7 +8,7 @@ from typing import Any
 from adjointbackmap import plots
 from adjointbackmap.files.disk import write
 from adjointbackmap.report.sections import Claim, Picture, ReportBlock, Section, Table
-from adjointbackmap.report.sheets import PagePlace, Sheet
+from adjointbackmap.report.sheets import PagePlace, Sheet, folded
 from adjointbackmap.study.published.columns import PUBLISHED_COLUMNS, Column
 from adjointbackmap.study.verification.histograms import histograms
 from adjointbackmap.study.verification.results_file import RESULTS, read_results
@@ -189,13 +189,13 @@ def _network(name: str, entry: dict[str, Any], figures: str) -> Iterator[str]:
     column = PUBLISHED_COLUMNS[name]
     yield f"### {name}"
     yield f"Published: {column.source}; histograms: {column.figure}."
-    yield layer_rows(entry, column).markdown()
     for kind in ("signed", "absolute"):
         yield f"![Relative errors of {name}, {kind}]({figures}/verification-{name}-{kind}.png)"
+    layers = layer_rows(entry, column)
+    yield folded(f"{name}: {len(layers.rows)} layers", [layers.markdown()])
     for title, sheet in ((SUMS_TITLE, sums_rows(entry)), (ORDERS_TITLE, order_rows(entry))):
         if sheet.rows:
-            yield title
-            yield sheet.markdown()
+            yield folded(title.rstrip(":"), [sheet.markdown()])
 
 
 def draw_histograms(found: dict[str, Any], folder: Path) -> Iterator[Path]:
