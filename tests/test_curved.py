@@ -11,6 +11,7 @@ from curved_cases import CASES, Hold
 from torch import nn
 
 import adjointbackmap as abm
+from adjointbackmap.cli import app
 from adjointbackmap.rules import activations, multiplying, statistics
 
 TOLERANCE = 1e-12
@@ -311,3 +312,28 @@ def test_copy_keeps_the_reading():
     network = copy.deepcopy(abm.trace(model, x, curved="frozen"))
     assert network.note
     assert not network.is_derivative
+
+
+def test_store_keeps_the_reading(tmp_path):
+    """A store of frozen hyperplanes says so, and refuses a network with another reading."""
+    model, x, _ = curved_cases.make("highway-layer", images=1)
+    frozen, tangent = (abm.trace(model, x, curved=curved) for curved in ("frozen", "tangent"))
+    stored = abm.save(tmp_path / "store", frozen, x, layer="output", mode="RM0")
+    assert "frozen gates: not the derivative" in repr(stored)
+    planes = abm.hyperplanes(frozen, x, "output")
+    assert torch.equal(stored.planes(network=frozen).image, planes.image)
+    with pytest.raises(ValueError, match="must be traced with the curved= and products= of the"):
+        stored.planes(network=tangent)
+
+
+def test_command_takes_curved_networks(tmp_path, monkeypatch, capsys):
+    """``--curved`` lists the layers of a network that is refused without it."""
+    layers = "nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.GELU()).eval()"
+    source = f"from torch import nn\n\ndef build():\n    return {layers}\n"
+    (tmp_path / "curved_network.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["layers", "--model", "curved_network:build", "--shape", "3", "2", "2"]
+    with pytest.raises(abm.UnsupportedOperation, match="gelu at 2"):
+        app(words, result_action="return_value")
+    app([*words, "--curved", "frozen"], result_action="return_value")
+    assert "GELU" in capsys.readouterr().out

@@ -40,6 +40,9 @@ class NetworkOptions:
         shape: Shape of one input of --model: channels, rows and columns. The default is 3 channels
             of --size, otherwise 3 32 32.
         fold: Merge batch norm and multipliers into the kernels first.
+        curved: What to do with curved operations such as GELU, norms and attention: refuse them,
+            hold their gates constant (frozen: hyperplanes are not the derivative), or take their
+            derivative (tangent).
         preprocess: How --model wants its pictures: imagenet (224 pixels of 256, ImageNet's mean and
             std), cifar10 (32 pixels, the mean and std of CIFAR-10), or none (pixels from 0 to 1).
             The options below change its parts.
@@ -57,6 +60,7 @@ class NetworkOptions:
     weights: Path | None = None
     shape: tuple[int, int, int] | None = None
     fold: Switch = False
+    curved: Literal["refuse", "frozen", "tangent"] = "refuse"
     preprocess: Literal["imagenet", "cifar10", "none"] | None = None
     size: int | None = None
     resize: int | None = None
@@ -76,6 +80,7 @@ class Subject:
         title: Its name for titles and files.
         shape: Shape of one input ``(C, H, W)``.
         wanted: How it wants its pictures; ``None`` for pixels in [0, 1] of its shape.
+        curved: What to do with curved operations, see :func:`adjointbackmap.trace`.
     """
 
     module: "nn.Module"
@@ -84,6 +89,7 @@ class Subject:
     title: str
     shape: tuple[int, ...]
     wanted: "Preprocessing | None" = None
+    curved: str = "refuse"
 
     def preprocessing(self) -> "Preprocessing":
         """How it wants its pictures."""
@@ -97,7 +103,8 @@ class Subject:
 
         from adjointbackmap.tracing import trace
 
-        network = trace(self.module.to(device), torch.zeros(1, *self.shape, device=device))
+        example = torch.zeros(1, *self.shape, device=device)
+        network = trace(self.module.to(device), example, curved=self.curved)
         shape = network.layers["output"].out_shape
         if self.classes and len(shape) == 1:
             self.check_classes(shape[0])
@@ -126,7 +133,8 @@ class Subject:
         from adjointbackmap.tracing import trace
 
         whole = copy.deepcopy(torch.nn.Sequential(self.prepare, self.module)).double().eval()
-        return trace(whole, torch.zeros(1, *self.shape, dtype=torch.float64))
+        example = torch.zeros(1, *self.shape, dtype=torch.float64)
+        return trace(whole, example, curved=self.curved)
 
 
 def load_subject(source: NetworkOptions) -> Subject:
@@ -152,6 +160,7 @@ def load_subject(source: NetworkOptions) -> Subject:
         own = "cifar10" if isinstance(prepare, models.Normalise) else "none"
         wanted = Preprocessing.of(own).but(size=CIFAR_SHAPE[1:])
         subject = Subject(module, prepare, classes, source.name, CIFAR_SHAPE, wanted)
+    subject = replace(subject, curved=source.curved)
     if not source.fold:
         return subject
     folded = fold(subject.module, torch.zeros(1, *subject.shape)).model

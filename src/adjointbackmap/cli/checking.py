@@ -71,7 +71,7 @@ def verify(
             names, or a download.
         layer: Names of the layers to verify; all if left out.
         own_bias: Whether a layer's own bias belongs to its units.
-        scale: The factor k of the activation pattern.
+        scale: The factor k of the activation pattern. Networks with curved operations take 1.
         dtype: Precision of the network and of the hyperplanes.
         values: Precision of the network alone, if it is another one: --dtype float64 --values
             float32 compares exact hyperplanes with the values of the float32 network.
@@ -109,6 +109,9 @@ def verify(
     x = subject.prepare(pixels).to(device, getattr(torch, dtype))
     network = subject.trace(device)
     sums = getattr(torch, accumulate or dtype)
+    if network.curved and scale == STUDY_SCALE:
+        scale = 1.0
+        output.text(console, "k is 1, because curved gates change with k.")
     terms = terms_of(network, layer, own_bias, scale, x.dtype, sums, values=values)
     names = [image_hash(bytes_) for bytes_ in (255 * pixels).round().to(torch.uint8)]
     checks = _verified(network, x, terms, names, keep, cluster or workers, output)

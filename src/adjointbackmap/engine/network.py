@@ -4,6 +4,7 @@ import copy
 import hashlib
 import pickle
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any
@@ -34,7 +35,7 @@ from adjointbackmap.engine.layers import (
 from adjointbackmap.engine.lowering import lower
 from adjointbackmap.engine.plans import Plan
 from adjointbackmap.engine.program import KernelCall, Program, UnsupportedOperation
-from adjointbackmap.rules.curved import FROZEN, CurvedCall
+from adjointbackmap.rules.curved import FROZEN, NOTE, CurvedCall
 
 
 class Network(Shown):
@@ -111,9 +112,14 @@ class Network(Shown):
         return self.reading.curved != FROZEN or not self.curved
 
     @property
+    def curved_settings(self) -> dict[str, str]:
+        """What files must say of the reading; empty for a piecewise-affine network."""
+        return asdict(self.reading) if self.curved else {}
+
+    @property
     def note(self) -> str:
         """What pictures and reports must say of the hyperplanes; empty if they are derivatives."""
-        return "" if self.is_derivative else "frozen gates: not the derivative"
+        return "" if self.is_derivative else NOTE
 
     def read_as(self, curved: str) -> "Network":
         """The same network with another reading of curved operations, see ``trace``.

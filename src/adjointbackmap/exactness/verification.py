@@ -11,7 +11,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +27,6 @@ from adjointbackmap.exactness.journal import Record
 from adjointbackmap.exactness.layer_check import LayerCheck
 from adjointbackmap.files.disk import hold_file
 from adjointbackmap.planes.query import bytes_of
-from adjointbackmap.rules.curved import REFUSE
 from adjointbackmap.tracing import trace
 
 Checks = dict[str, LayerCheck]
@@ -243,7 +241,7 @@ def job_of(network: Network, terms: Terms) -> dict[str, Any]:
         "layers": list(terms.layers),
         "own bias": terms.own_bias,
         "k": terms.scale,
-        **({} if network.reading.curved == REFUSE else asdict(network.reading)),
+        **network.curved_settings,
         "dtype": str(terms.dtype).removeprefix("torch."),
         "accumulate": str(terms.accumulate).removeprefix("torch."),
         **of_values,

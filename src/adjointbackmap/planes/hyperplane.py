@@ -246,6 +246,7 @@ class Hyperplanes(Shown):
             "mode": self.mode,
             "own_bias": int(self.own_bias),
             "k": self.scale,
+            **self.network.curved_settings,
         }
         return xarray.Dataset(data, coords, attrs)
 

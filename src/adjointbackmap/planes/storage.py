@@ -202,6 +202,7 @@ def provenance(work: Stream) -> dict[str, Any]:
         "unit dimensions": list(query.units.names),
         "mode dimensions": query.units.dims,
         "biases": {name: [part.slice.start, part.slice.stop] for name, part in biases},
+        **query.network.curved_settings,
     }
 
 

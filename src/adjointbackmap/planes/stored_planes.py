@@ -18,6 +18,7 @@ from adjointbackmap.planes.manifest import CheckedStore, Manifest, metadata_of
 from adjointbackmap.planes.query import Block, bytes_of
 from adjointbackmap.planes.streaming import tiles
 from adjointbackmap.planes.units import Selection
+from adjointbackmap.rules.curved import NOTE
 
 if TYPE_CHECKING:
     import xarray
@@ -43,6 +44,8 @@ class StoredPlanes(Shown):
             "hyperplanes": ", ".join(extents),
             "dtype": str(about["dtype"]),
         }
+        if about.get("curved") == "frozen":
+            facts["gates"] = NOTE
         return Summary(f"StoredPlanes in {self.path}", facts)
 
     @property
@@ -217,12 +220,21 @@ class StoredPlanes(Shown):
         """Raise if a network is not that of the hyperplanes.
 
         Raises:
-            ValueError: If it has other weights.
+            ValueError: If it has other weights, or another reading of curved operations.
         """
         if network.weights_hash() != self.attributes["weights sha256"]:
             msg = (
                 f"The network must have the weights that {self.path} was computed with. "
                 "Got others: load and trace that model."
+            )
+            raise ValueError(msg)
+
+        kept = {name: self.attributes.get(name) for name in ("curved", "products")}
+        given = network.curved_settings
+        if kept != {name: given.get(name) for name in kept}:
+            msg = (
+                "The network must be traced with the curved= and products= of the store, "
+                f"{kept}. Got {given or 'a piecewise-affine network'}: trace it so."
             )
             raise ValueError(msg)
 

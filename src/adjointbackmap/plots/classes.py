@@ -26,6 +26,7 @@ from adjointbackmap.plots.drawing import (
     colour_bar,
     finished,
     new_figure,
+    noted,
 )
 from adjointbackmap.plots.scale import PIXEL_SCALE, Scale, drawable
 
@@ -92,7 +93,7 @@ def class_hyperplanes(
         "value": value,
         "classes": np.array(classes),
     }
-    return finished(figure, numbers, caption)
+    return finished(figure, numbers, caption + noted(planes.network))
 
 
 def _check_classes(planes: Hyperplanes, classes: Sequence[str]) -> None:

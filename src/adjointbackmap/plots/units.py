@@ -16,7 +16,7 @@ from adjointbackmap.planes.hyperplane import Hyperplanes
 from adjointbackmap.planes.single import receptive_fields
 from adjointbackmap.planes.thumbnails import PERCENTILE
 from adjointbackmap.plots.classes import IMAGE_UNIT
-from adjointbackmap.plots.drawing import SMALL, WIDTH, Drawing, finished, new_figure
+from adjointbackmap.plots.drawing import SMALL, WIDTH, Drawing, finished, new_figure, noted
 from adjointbackmap.plots.scale import Scale, drawable
 
 MOST_PANELS = 64
@@ -142,7 +142,7 @@ def _unit_grid(
             f"below each panel: its own scale, the {PERCENTILE:g}th percentile of its magnitudes "
             f"in {IMAGE_UNIT}"
         )
-    return finished(figure, numbers, f"{caption}; {words}")
+    return finished(figure, numbers, f"{caption}; {words}{noted(planes.network)}")
 
 
 def _extents(units: np.ndarray) -> tuple[int, int]:

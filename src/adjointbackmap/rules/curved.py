@@ -28,6 +28,8 @@ C = TypeVar("C", bound="CurvedOperation")
 REFUSE = "refuse"
 FROZEN = "frozen"
 TANGENT = "tangent"
+NOTE = "frozen gates: not the derivative"
+"""What must be said of hyperplanes with frozen gates."""
 READINGS = (REFUSE, FROZEN, TANGENT)
 """What a trace may do with curved operations."""
 
