@@ -5,6 +5,8 @@ import gzip
 import io
 import json
 import re
+import socket
+import sys
 import threading
 import time
 
@@ -16,6 +18,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 import adjointbackmap as abm
+from adjointbackmap import cli
 from adjointbackmap.explorer import export, panels, whatif
 from adjointbackmap.explorer.answers import unpacked
 from adjointbackmap.explorer.held import cone_of
@@ -291,3 +294,23 @@ def test_one_file_has_what_the_server_answers(session):
     first, last = places[f"api/unit?{words}"]
     place = Place("small", picture, "conv2", "0,1,0", "RM2")
     assert blob[stop + first : stop + last] == export.halved(panels.unit_answer(session, place))
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["--model", "nothing:here"], "--model must be module:function"),
+        (["--image", "none.png"], "--image must be the number or class"),
+        (["vgg7-cifar10", "--port", "PORT"], "--port must be free"),
+    ],
+)
+def test_bad_options_get_one_line(monkeypatch, capsys, words, match):
+    """Before a page is opened."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        given = [port if word == "PORT" else word for word in words]
+        monkeypatch.setattr(sys, "argv", ["adjointbackmap", "explore", "--no-browser", *given])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    assert stop.value.code == 2
+    assert match in capsys.readouterr().err

@@ -297,3 +297,14 @@ def test_nothing_shows_a_tensor(planes):
 def test_plots_are_functions_too(planes, photo):
     assert plots.over_image(planes, photo).caption == planes.plot(photo).caption
     assert plots.receipt(planes.receipt(0)).numbers["total"] == planes.receipt(0).total
+
+
+def test_a_unit_without_biases_has_a_receipt_of_pixels():
+    """The first layer of a network whose convolution has no bias."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    x = torch.rand(1, 3, 6, 6)
+    network = abm.trace(model, x)
+    found = abm.hyperplanes(network, x, "0", "RM2", units=(1, 2, 3)).receipt()
+    assert {line.kind for line in found.lines} == {"pixels"}
+    assert found.total == pytest.approx(float(model[0](x).detach()[0, 3, 1, 2]), abs=1e-6)

@@ -63,12 +63,13 @@ def explore(
     from adjointbackmap.planes.query import bytes_of
 
     use_threads(threads)
-    is_named = source.name is not None or source.model is not None
+    is_named = any((source.name, source.model, source.onnx))
     chosen = source if is_named else NetworkOptions(DEFAULT_NETWORK, fold=source.fold)
     session = Session(chosen, bytes_of(memory), image)
     if export is not None:
         _export(session, export, export_layer, bytes_of(export_size))
         return
+    _ = session.first_subject  # bad options are told here, not on the page
     serve(session, host, port, browser, _told)
 
 

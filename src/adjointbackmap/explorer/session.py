@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,14 @@ class Session:
     @property
     def first_network(self) -> str:
         """Name of the network that is shown first."""
-        return self.source.name or self.source.model or DEFAULT_NETWORK
+        source = self.source
+        file = source.onnx.name if source.onnx is not None else None
+        return source.name or source.model or file or DEFAULT_NETWORK
+
+    @cached_property
+    def first_subject(self) -> Subject:
+        """The network that is shown first, before it is traced."""
+        return load_subject(self.source)
 
     def names(self) -> list[str]:
         """Names of the networks that can be shown."""
@@ -117,8 +125,8 @@ class Session:
         if name not in self.names():
             msg = f"net must be one of {', '.join(self.names())}. Got {name!r}: choose one."
             raise ValueError(msg)
-        own = name == self.first_network
-        subject = load_subject(self.source if own else NetworkOptions(name))
+        is_first = name == self.first_network
+        subject = self.first_subject if is_first else load_subject(NetworkOptions(name))
         if len(subject.shape) != 3 or subject.shape[0] not in (1, 3):
             msg = (
                 "The explorer shows networks of pictures with 1 or 3 channels. "

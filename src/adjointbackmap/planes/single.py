@@ -229,7 +229,7 @@ def _image_part(planes: "Hyperplanes", number: int, image: int) -> Tensor:
 def _bias_part(planes: "Hyperplanes", number: int, image: int) -> Tensor:
     """Bias part ``(M,)`` of one unit."""
     compact = planes.bias_part[image]
-    row = compact.reshape(-1, compact.shape[-1])[number]
+    row = compact.reshape(planes.units.count, compact.shape[-1])[number]
     whole = row.new_zeros(len(planes.network.biases))
     whole[planes.entries] = row
     return whole
