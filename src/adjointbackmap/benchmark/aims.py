@@ -27,7 +27,7 @@ THAN_PEERS = {
 AT_MOST = {"float64/vgg7": 2.0, "float64/resnet20": 3.0, "busy/vgg7": 1.2}
 # Entry of a held pattern -> most milliseconds of one unit.
 MILLISECONDS = {"held/vgg7": 3.0, "held/resnet20": 15.0}
-OF_PLAIN = 80  # per cent of the rate of the best plain convolution
+OF_PLAIN = 80.0  # per cent of the rate of the best plain convolution
 OF_BEST = 1.2  # largest ratio of the plan's choice to our fastest method
 
 
