@@ -50,7 +50,8 @@ def test_the_section_says_what_carries_the_logit(setup):
     plain, biased = (block for block in section.blocks if isinstance(block, origins.Claim))
     assert plain.holds is True
     assert "carry none" in biased.text
-    assert section.blocks[2].path.name == "vgg7-cifar10.png"
+    assert section.blocks[2].path.name == "vgg7-cifar10-shares.png"
+    assert origins.origins_section(setup.folder) == section  # pictures replace no results
 
 
 @pytest.mark.parametrize(

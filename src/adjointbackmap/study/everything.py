@@ -12,7 +12,7 @@ from adjointbackmap.files.checked import read_or_set_aside, shortened
 from adjointbackmap.files.disk import DiskFull, hold_folder, remove_partial
 from adjointbackmap.machine import environment
 from adjointbackmap.report.sections import Section
-from adjointbackmap.study import attributions
+from adjointbackmap.study import attributions, origins
 from adjointbackmap.study.adversarial import many, noise, scaled, targets
 from adjointbackmap.study.adversarial.many_report import many_section
 from adjointbackmap.study.adversarial.noise_report import noise_section
@@ -47,6 +47,7 @@ EXPERIMENTS = {
     attributions.KEY: Experiment(
         attributions.compute_attributions, attributions.attributions_section
     ),
+    origins.KEY: Experiment(origins.compute_origins, origins.origins_section),
 }
 """Key -> experiment, in the order of the report."""
 

@@ -219,16 +219,22 @@ def _table(networks: Networks, quantity: str) -> Table:
     sheet = Sheet(f"Share of the {quantity} that pixels carry", head)
     for name, (found, arrays) in networks.items():
         part = shares(arrays, quantity)
-        cells = [f"{_words(*median_interval(c))}; {Quantiles.of(c)}" for c in part.pixels.T]
+        cells = [_cell(column) for column in part.pixels.T]
         sheet.rows.append([name, *cells, _largest(found, part), f"{part.error:.1g}"])
     caption = (
         f"Share of the {quantity}: the median over images and its 95 % bootstrap interval; then "
-        "the median again with the 5 and 95 % quantiles of the images. Largest part of biases: "
+        "the 5 and 95 % quantiles of the images. Largest part of biases: "
         "the layer whose biases carry the largest median share, and this share. Error: the "
         "largest difference of the sum from the network's own value, relative to the sum of the "
         "terms' magnitudes."
     )
     return Table(sheet, caption)
+
+
+def _cell(numbers: np.ndarray) -> str:
+    """The median with its interval, and the range of the images."""
+    images = Quantiles.of(numbers)
+    return f"{_words(*median_interval(numbers))}; images {images.low:.2f} to {images.high:.2f}"
 
 
 def _largest(found: Found, part: Shares) -> str:
@@ -250,4 +256,5 @@ def _picture(folder: Path, name: str, found: Found, arrays: Arrays) -> Picture:
     title = f"{name}: what carries the logit of the most likely class"
     drawing = plots.by_layer(values, title, "share of the logit", kind="bar")
     caption = f"{captioned(drawing)} Bars are medians, whiskers 5 to 95 % of the images."
-    return save_picture(folder, f"{KEY}/{name}", drawing, caption)
+    # the arrays of the results are NAME.npz, and a picture has its numbers as NPZ too
+    return save_picture(folder, f"{KEY}/{name}-shares", drawing, caption)

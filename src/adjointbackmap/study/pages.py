@@ -148,5 +148,23 @@ PAGES = (
             "attributions/errors.png",
         ),
     ),
+    QuestionPage(
+        "origins",
+        "How much of a logit do pixels carry?",
+        "origins",
+        "The value of a unit is what its pixels add plus what all biases add. A picture of an "
+        "image part shows the first sum only. In a network without biases that is everything. In "
+        "all six networks with biases it is, for the median image, nothing: the biases of the late "
+        "layers carry the logit.\n\n"
+        "This is a fact about the whole sum, not about single pixels. Large positive and negative "
+        "contributions cancel, and for one image the share may be large. A picture of an image "
+        "part says where the network's answer changes with a pixel. It does not say where the "
+        "answer comes from, unless the bias part is shown with it.\n\n"
+        "Two things could make this an artefact. The logit has an arbitrary offset, so the margin "
+        "over the second class is measured too. And pixels need an origin: zero, the mean image "
+        "and black are compared. What the origin itself contributes is then counted with the "
+        "biases.",
+        (f"origins/{SHOWN}-shares.png", "origins/resnet20-cifar10-shares.png"),
+    ),
 )
 """In the order of reading."""
