@@ -452,7 +452,7 @@ BAD_INPUT = {
     ),
     "no such picture": (
         ("verify", SHIPPED, "--image", "nowhere.png"),
-        "a sample image, or a picture file. Got nowhere.png",
+        "a sample image, a picture file, or random. Got nowhere.png",
     ),
     "too many images": (
         ("verify", SHIPPED, "--images", "201"),
@@ -709,8 +709,8 @@ def test_help_shows_its_examples_and_no_option_that_says_nothing(run, words):
     assert status == 0
     assert f"adjointbackmap {words}" in out.split("Examples:")[1]
     negative = set(re.findall(r"--no-[\w-]+", out))
-    # these two have a third state, in which the command decides
-    assert negative <= {"--no-own-bias", "--no-until-success"}
+    # two have a third state, in which the command decides; the explorer opens a browser by itself
+    assert negative <= {"--no-own-bias", "--no-until-success", "--no-browser"}
 
 
 def test_attack_prints_its_table_for_programs(run, tmp_path):

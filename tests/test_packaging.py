@@ -17,7 +17,7 @@ from adjointbackmap import models
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-FOR_A_CLONE = {"dev", "docs"}  # extras of people who work on the package
+FOR_A_CLONE = {"dev", "docs", "others"}  # extras of people who work on the package
 MOST_MEGABYTES = 25  # the wheel is downloaded by everyone
 
 

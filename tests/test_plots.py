@@ -172,7 +172,10 @@ def test_network_without_biases_has_no_bias_panels():
 def test_classes_that_do_not_fit_are_refused(small):
     for wrong, name in ((None, "NoneType"), ("cat", "str")):
         with pytest.raises(TypeError, match=rf"must be a list with a name .* Got {name}: give"):
-            plots.class_hyperplanes(small.planes("5", "RM0"), wrong, small.x[0], "title")
+            # unwrapped: the tests check types of arguments too
+            inspect.unwrap(plots.class_hyperplanes)(
+                small.planes("5", "RM0"), wrong, small.x[0], "title"
+            )
     with pytest.raises(
         ValueError, match=r"Classes must be those of the RM0 hyperplanes\. Got 3 for 4 of RM0"
     ):
