@@ -96,7 +96,7 @@ def class_hyperplanes(
     return finished(figure, numbers, caption + noted(planes.network))
 
 
-def _check_classes(planes: Hyperplanes, classes: Sequence[str]) -> None:
+def _check_classes(planes: Hyperplanes, classes: object) -> None:
     """Raise if hyperplanes are not those of these classes.
 
     Raises:
