@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 
 import adjointbackmap as abm
 from adjointbackmap import cli
-from adjointbackmap.explorer import export, panels, whatif
+from adjointbackmap.explorer import export, others, panels, whatif
 from adjointbackmap.explorer.answers import unpacked
 from adjointbackmap.explorer.held import cone_of
 from adjointbackmap.explorer.panels import Place
@@ -78,6 +78,45 @@ def test_the_bytes_are_those_of_the_library(session, client, layer, mode, unit):
     assert head["value"] == float(planes.value)
     assert head["pixels"] + sum(b["adds"] for b in head["biases"]) == pytest.approx(head["sum"])
     assert head["sum"] == pytest.approx(head["value"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "mode", "unit"),
+    [("fc", "RM0", "3"), ("conv2", "RM2", "5,0,2"), ("conv2", "RM1", "2")],
+)
+def test_other_methods_are_those_of_the_untouched_model(session, client, layer, mode, unit):
+    """Captum's maps are those of autograd, and each says how far it is from the value."""
+    pytest.importorskip("captum.attr", reason="Captum is not installed", exc_type=ImportError)
+    head, arrays = asked(client, "others", layer=layer, mode=mode, unit=unit)
+    held = session.at("small", "frog")
+    model = held.network.model
+    x = held.x.detach().clone()[None].requires_grad_()
+    first = torch.relu(model.conv1(x))
+    maps = model.conv2(first)[0]
+    found = {
+        "fc": lambda: model(x)[0, 3],
+        "conv2RM2": lambda: maps[2, 5, 0],
+        "conv2RM1": lambda: maps[2].sum(),
+    }
+    value = found[layer if layer == "fc" else layer + mode]()
+    (gradient,) = torch.autograd.grad(value, x)
+    assert arrays["Saliency"] == pytest.approx(gradient[0].abs().numpy(), abs=1e-5)
+    product = (gradient * x)[0].detach().numpy()
+    assert arrays["Input x gradient"] == pytest.approx(product, abs=1e-5)
+    for method in head["methods"]:
+        away = float(arrays[method["name"]].astype(float).sum()) - float(value.detach())
+        if method["name"] != others.OURS:  # whose sum has the biases too
+            assert method["off"] == pytest.approx(away, abs=1e-4)
+            assert abs(method["off"]) > 1e-2
+    assert abs(head["methods"][0]["off"]) < 1e-5
+
+
+def test_other_methods_take_no_kernel(client):
+    """The model does not compute the part of one in-channel alone."""
+    words = {"net": "small", "img": "frog", "layer": "conv2", "unit": "5,0,1,2", "mode": "RM4"}
+    answer = client.get("/token/api/others", params=words)
+    assert answer.status_code == 400
+    assert re.search("take RM0, RM1 or RM2. Got RM4", answer.json()["error"])
 
 
 def test_the_page_is_behind_the_token(client):

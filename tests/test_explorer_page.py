@@ -206,6 +206,17 @@ def test_keys_alone_suffice(opened):
     expect(page.locator("#state")).to_contain_text("it still gives the value", timeout=PATIENCE)
 
 
+def test_other_methods_are_drawn_beside_ours(opened):
+    """Four pictures, and of these only the hyperplane's receipt closes."""
+    pytest.importorskip("captum.attr", reason="Captum is not installed", exc_type=ImportError)
+    page = opened("#net=small&img=frog&layer=conv2&unit=4,4,2&mode=RM2")
+    page.locator("#others summary").click()
+    expect(page.locator("#others-body canvas")).to_have_count(4, timeout=PATIENCE)
+    off = page.locator("#others-body [data-off]").evaluate_all("all => all.map(s => s.dataset.off)")
+    is_exact = [abs(float(each)) < 1e-5 for each in off]
+    assert is_exact == [True, False, False, False]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_is_wider_than_the_screen(opened, width, scheme):

@@ -22,7 +22,7 @@ from adjointbackmap.planes.units import unit_dims
 
 STATIC = Path(__file__).parent / "static"
 # In the order of their imports: a module comes after those that it reads.
-MODULES = ("net", "state", "draw", "network", "unit", "whatif", "take", "main")
+MODULES = ("net", "state", "draw", "network", "unit", "others", "whatif", "take", "main")
 MOST_BYTES = 20 * 10**6  # of the file, by default
 COMPRESSED = 0.75  # of base64's 4 bytes for 3, what is left after compression, about
 

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from adjointbackmap.explorer import panels, whatif
+from adjointbackmap.explorer import others, panels, whatif
 from adjointbackmap.explorer.panels import Place
 from adjointbackmap.explorer.session import Session
 from adjointbackmap.explorer.worker import Worker
@@ -67,6 +67,7 @@ QUESTIONS: dict[str, Ask] = {
     "maps": _maps,
     "unit": lambda s, p, r, b: panels.unit_answer(s, p),
     "modes": lambda s, p, r, b: panels.modes_answer(s, p),
+    "others": lambda s, p, r, b: others.others_answer(s, p),
     "npz": lambda s, p, r, b: panels.npz_answer(s, p),
     "kink": lambda s, p, r, b: whatif.kink_answer(s, p),
     "boundary": lambda s, p, r, b: whatif.boundary_answer(s, p),
@@ -77,7 +78,7 @@ QUESTIONS: dict[str, Ask] = {
 }
 
 # These take seconds. They have a thread of their own, so that units are shown meanwhile.
-SLOW = frozenset({"kink", "boundary", "attack", "breakpoints"})
+SLOW = frozenset({"kink", "boundary", "attack", "breakpoints", "others"})
 
 
 class Server:
@@ -151,7 +152,7 @@ class Server:
             answer = await _unless_gone(request, asyncio.wrap_future(work))
         except asyncio.CancelledError:
             return Response(status_code=NOT_WAITED_FOR)
-        except (ValueError, TypeError, RuntimeError, OSError) as error:
+        except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
             return JSONResponse({"error": str(error)}, 400)
         if answer is None:
             return Response(status_code=NOT_WAITED_FOR)

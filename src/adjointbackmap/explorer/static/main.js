@@ -4,6 +4,7 @@ import { alone, ask, file } from "./net.js";
 import * as draw from "./draw.js";
 import { chosen, drawStrip, drawTiles, loadTiles, markLayer, network, placeOf, unitAt } from "./network.js";
 import { modeFor, read, setUnit, state, write } from "./state.js";
+import { loadOthers } from "./others.js";
 import * as take from "./take.js";
 import { drawReceipt, drawUnit, keepUnit, loadSums, loadUnit, makeSwitches, readPixel, unit } from "./unit.js";
 import * as whatif from "./whatif.js";
@@ -48,6 +49,7 @@ function changedUnit() {
     await loadUnit();
     if (whatif.edit.pixels) whatif.loadWhatif();
     if (held) whatif.renewTicks();
+    if ($("others").open) loadOthers();
   });
 }
 
@@ -283,6 +285,7 @@ function connect() {
   on("keep", "click", keepUnit);
   on("j", "input", () => { state.j = Math.max(0, Number($("j").value) || 0); changedUnit(); });
   on("sums", "toggle", () => { if ($("sums").open) attempt(loadSums); });
+  on("others", "toggle", () => { if ($("others").open) loadOthers(); });
   for (const way of ["kink", "boundary", "attack"]) {
     on(`to-${way}`, "click", () => attempt(async () => { await whatif.follow(way); write(chosen()); }));
   }

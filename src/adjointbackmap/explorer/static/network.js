@@ -1,7 +1,7 @@
 // The network as columns of tiles, and the tiles of the chosen layer.
 
 import { ask, newest } from "./net.js";
-import { colour, fitted, largest, put, short, signed, small } from "./draw.js";
+import { colour, fitted, isDark, largest, put, short, signed, small } from "./draw.js";
 import { state } from "./state.js";
 
 const $ = (id) => document.getElementById(id);
@@ -108,26 +108,44 @@ export const loadTiles = newest(async () => {
   drawTiles();
 });
 
+// The tiles without marks: pointing at another unit of the same page draws them from here.
+const plain = { key: "", canvas: document.createElement("canvas") };
+
 /** Draw the tiles, and mark the chosen unit. */
 export function drawTiles() {
   if (!network.maps || network.of !== state.layer) return;
   const { context, width, height } = fitted($("tiles"));
-  const [, rows, columns] = network.shape;
+  const { canvas } = context;
   const { across, wide, high } = layout(width, height, network.shape);
+  const key = [network.key, canvas.width, canvas.height, state.mode, isDark()].join();
+  if (plain.key === key) {
+    context.save();
+    context.resetTransform(); // both canvases have the screen's pixels
+    context.drawImage(plain.canvas, 0, 0);
+    context.restore();
+  } else {
+    drawMaps(context, across, wide, high);
+    Object.assign(plain.canvas, { width: canvas.width, height: canvas.height });
+    plain.canvas.getContext("2d").drawImage(canvas, 0, 0);
+    plain.key = key;
+  }
+  mark(context, across, wide, high);
+  const last = network.start + network.maps.shape[0];
+  $("page-words").textContent = `${network.start}–${last - 1} of ${network.shape[0]}`;
+  $("page-back").disabled = network.start === 0;
+  $("page-on").disabled = last >= network.shape[0];
+}
+
+function drawMaps(context, across, wide, high) {
+  const [, rows, columns] = network.shape;
   const limit = largest(network.maps);
-  const count = network.maps.shape[0];
   const isFlat = rows * columns === 1;
-  for (let i = 0; i < count; i++) {
+  for (let i = 0; i < network.maps.shape[0]; i++) {
     const [x, y] = [(i % across) * (wide + 6), Math.floor(i / across) * (high + 6)];
     const map = network.maps.subarray(i * rows * columns, (i + 1) * rows * columns);
     put(context, signed(map, rows, columns, limit), x, y, wide, high);
     if (isFlat) label(context, i, map[0], x, y, wide, limit);
   }
-  mark(context, across, wide, high);
-  const last = network.start + count;
-  $("page-words").textContent = `${network.start}–${last - 1} of ${network.shape[0]}`;
-  $("page-back").disabled = network.start === 0;
-  $("page-on").disabled = last >= network.shape[0];
 }
 
 function label(context, i, value, x, y, wide, limit) {
