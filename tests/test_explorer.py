@@ -1,5 +1,6 @@
 """The explorer's server: its bytes are those of the library, and what it refuses."""
 
+import asyncio
 import base64
 import gzip
 import io
@@ -23,6 +24,7 @@ from adjointbackmap.explorer import export, others, panels, whatif
 from adjointbackmap.explorer.answers import unpacked
 from adjointbackmap.explorer.held import cone_of
 from adjointbackmap.explorer.panels import Place
+from adjointbackmap.explorer.running import _listening
 from adjointbackmap.explorer.server import MOST_BYTES, Server
 from adjointbackmap.explorer.session import Session
 from adjointbackmap.explorer.worker import Worker
@@ -117,6 +119,27 @@ def test_other_methods_take_no_kernel(client):
     answer = client.get("/token/api/others", params=words)
     assert answer.status_code == 400
     assert re.search("take RM0, RM1 or RM2. Got RM4", answer.json()["error"])
+
+
+def test_answers_do_not_wait_for_acknowledgements():
+    """A connection to the explorer's socket sends small packets at once."""
+
+    async def delays():
+        found = asyncio.get_running_loop().create_future()
+
+        async def accepted(reader, writer):
+            own = writer.get_extra_info("socket")
+            found.set_result(own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listening = _listening("127.0.0.1", 0)
+        async with await asyncio.start_server(accepted, sock=listening):
+            _, writer = await asyncio.open_connection(*listening.getsockname())
+            answer = await asyncio.wait_for(found, 10)
+            writer.close()
+        return answer
+
+    assert asyncio.run(delays()) == 1
 
 
 def test_the_page_is_behind_the_token(client):
