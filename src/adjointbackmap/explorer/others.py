@@ -54,19 +54,20 @@ def unit_function(
     Raises:
         ValueError: If it is a kernel, whose value is only a part of what the model computes.
     """
-    places = dict(plane.place)
+    places = {name: int(n) for name, n in plane.place.items()}
     if "in_channel" in places:
         msg = f"Captum's methods take RM0, RM1 or RM2. Got {plane.mode}: choose one of these."
         raise ValueError(msg)
     # an output is (N, channel, *positions): the name of a unit has its channel last
     if "out_channel" in places:
-        index = (places.pop("out_channel"), *places.values())
+        index = [places.pop("out_channel"), *places.values()]
     else:
-        index = tuple(places.values())
+        index = list(places.values())
+    where: tuple[Any, ...] = (slice(None), *index)
 
     def value(images: Tensor) -> Tensor:
         output = record_call(network, images, [layer]).outputs[layer.name]
-        return output[:, *index].reshape(len(images), -1).sum(1)
+        return output[where].reshape(len(images), -1).sum(1)
 
     return value
 
