@@ -153,3 +153,13 @@ def test_page_makes_its_pictures(tmp_path, monkeypatch):
     pictures = set(re.findall(r"\(figures/(.*?)\)", text))
     assert pictures == {file.name for file in tmp_path.glob("*.png")}
     assert all((ROOT / "docs/figures" / name).is_file() for name in pictures)
+
+
+def test_a_picture_of_a_size_that_the_model_does_not_take_names_size(path):
+    with pytest.raises(ValueError, match=r"size must be given for a model .* take 50 x 64 pixels"):
+        abm.explain(small(), path)
+
+
+def test_a_class_is_no_unit_of_a_feature_map(path):
+    with pytest.raises(ValueError, match=r"unit must be a tuple .* in 0, which gives 4 x 8 x 8"):
+        abm.explain(small(), path, layer="0", size=10)

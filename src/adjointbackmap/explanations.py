@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adjointbackmap import data, models
+from adjointbackmap.capture.model_check import takes
 from adjointbackmap.display import Shown, Summary, shown_html
 from adjointbackmap.engine.layers import OUTPUT
 from adjointbackmap.engine.network import Network
@@ -154,9 +155,10 @@ def explain(
     module, named = _module_of(model)
     wanted = _wanted(model, module, preprocess).checked(size, mean, std, resize)
     x = _input(source, module, wanted, _channels(model, module))
-    network = model if isinstance(model, Network) else trace(module, x.detach())
+    network = model if isinstance(model, Network) else _traced(module, x.detach(), source, wanted)
     names = tuple(classes) if classes is not None else named
     chosen = unit
+    _check_unit(network, unit, layer)
     if isinstance(unit, str) and unit != "predicted":
         chosen = _index(unit, names)
     planes = hyperplanes(network, x, layer, units=_one_unit(chosen), dtype=dtype)
@@ -250,6 +252,43 @@ def _input(source: Any, module: nn.Module, wanted: Preprocessing, channels: int)
     if (x.dtype, x.device) == (like.dtype, like.device):
         return x
     return x.to(like.device, like.dtype)
+
+
+def _traced(module: nn.Module, x: Tensor, source: Any, wanted: Preprocessing) -> Network:
+    """The traced module.
+
+    Raises:
+        ValueError: If it cannot be traced. For a picture in its own size, the message names the
+            argument that gives another size.
+    """
+    try:
+        return trace(module, x)
+    except ValueError as error:
+        own_size = wanted.size is None and not isinstance(source, Tensor)
+        if module.training or not own_size or takes(module, lambda: x):
+            raise
+        rows, columns = x.shape[2:]
+        msg = (
+            f"size must be given for a model that does not take {rows} x {columns} pixels, the "
+            "picture's own size. Got None: give what the model takes, as in size=32."
+        )
+        raise ValueError(msg) from error
+
+
+def _check_unit(network: Network, unit: Any, layer: str | nn.Module) -> None:
+    """Check that no class is asked for in a layer of feature maps.
+
+    Raises:
+        ValueError: If one is.
+    """
+    found = network.layer(layer)
+    if isinstance(unit, str) and len(found.out_shape) != 1:
+        shape = " x ".join(map(str, found.out_shape))
+        msg = (
+            f"unit must be a tuple such as (row, column, channel) in {found.name}, which gives "
+            f"{shape} numbers. Got {unit!r}: classes are units of the output."
+        )
+        raise ValueError(msg)
 
 
 def _index(name: str, classes: tuple[str, ...] | None) -> int:
