@@ -151,8 +151,6 @@ def test_map_writes_a_store_and_a_picture(run, tmp_path):
         SHIPPED,
         "--layer",
         "conv3",
-        "--mode",
-        "RM2",
         "--units",
         "8,2:4,5",
         "--image",

@@ -125,7 +125,7 @@ def map_units(
     source: NetworkOptions = NO_NETWORK,
     *,
     layer: str,
-    mode: Literal["RM4", "RM3", "RM2", "RM1", "RM0"],
+    mode: Literal["RM4", "RM3", "RM2", "RM1", "RM0"] | None = None,
     units: str | None = None,
     image: str = "0",
     own_bias: bool | None = None,
@@ -142,7 +142,8 @@ def map_units(
     Args:
         source: The network.
         layer: Name of the layer. The command layers lists the names.
-        mode: Reconstruction mode.
+        mode: Reconstruction mode. The default is one hyperplane for each unit: RM2, and RM0 for a
+            fully connected layer.
         units: One part per unit dimension of the mode, separated by commas: an int, a slice such as
             2:5, or : for all. For RM0 also the word predicted. All units if left out.
         image: A sample image by number, the first sample image of a class, or a picture file.
@@ -169,8 +170,9 @@ def map_units(
     x = subject.prepare(pixels)
     chosen = parse_units(units)
     work = stream(Query.of(network, x, layer, mode, chosen, own_bias, scale, dtype, memory=memory))
+    found_mode = work.query.mode
     out = out or Path(
-        _file_name("hyperplanes", subject.title, layer, mode, units, Path(image).stem)
+        _file_name("hyperplanes", subject.title, layer, found_mode, units, Path(image).stem)
     )
     folder = out.with_name(f"{out.name}.zarr")
     picture = out.with_name(f"{out.name}.png")
@@ -183,9 +185,9 @@ def map_units(
     console.print(f"{work} on disk in {folder}")
     with progress(f"hyperplanes of {layer}") as (bar, job):
         stored = _written(folder, work, lambda share: bar.update(job, completed=share))
-    console.print(f"hyperplanes of {layer} ({mode}) for {described}: {_errors(stored)}")
-    _first_units(stored, network, f"{subject.title}, {layer}, {mode}, {described}", picture)
-    _record(out, subject, image, described, layer, mode, units)
+    console.print(f"hyperplanes of {layer} ({found_mode}) for {described}: {_errors(stored)}")
+    _first_units(stored, network, f"{subject.title}, {layer}, {found_mode}, {described}", picture)
+    _record(out, subject, image, described, layer, found_mode, units)
     endings = ", ".join(f".{kind}" for kind in ("zarr", "png", "npz", "json"))
     console.print(f"Written: {out} with the endings {endings}")
 
