@@ -1,5 +1,6 @@
 """Objects show themselves in a few lines, or as a small page; none prints a tensor."""
 
+import pickle
 import re
 from functools import cache
 from html.parser import HTMLParser
@@ -155,6 +156,22 @@ def test_verify_and_plans_show_their_numbers():
     plan = shown_objects()["Plan"]
     assert repr(plan).startswith(f"Plan: {plan.method}\n")
     assert str(plan).startswith(f"{plan.method}: ")
+
+
+def test_layers_and_checks_are_tables_with_a_row_for_each():
+    """What network.layers and verify give are dicts, and show themselves as one table."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten()).eval()
+    x = torch.rand(1, 1, 5, 5)
+    network = abm.trace(model, x)
+    checks = abm.verify(network, x)
+    lines = repr(checks).splitlines()
+    assert isinstance(checks, dict) and lines[0] == f"Checks of layers: {len(checks)}"
+    assert lines[1].split()[:2] == ["name", "units"]
+    assert [line.split()[0] for line in lines[2:]] == list(checks)
+    lines = repr(network.layers).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == list(network.layers)
+    assert "2 x 3 x 3" in lines[2] and "<td" in network.layers._repr_html_()
+    assert pickle.loads(pickle.dumps(checks)) == checks
 
 
 def test_stored_planes_show_what_is_stored(tmp_path):

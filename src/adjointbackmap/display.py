@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from html import escape
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -60,6 +60,9 @@ class Summary:
     tables: Mapping[str, Table] = field(default_factory=dict)
 
 
+Part = TypeVar("Part", bound="Shown")
+
+
 class Shown:
     """Something that shows itself by its ``_summary``, and in a notebook by ``_pictures`` too."""
 
@@ -75,6 +78,39 @@ class Shown:
 
     def _repr_html_(self) -> str:
         return shown_html(self._summary(), self._pictures())
+
+
+class ShownDict(Shown, dict[str, Part]):
+    """A dict of things that show themselves. It shows a row for each.
+
+    Args:
+        title: What the things are.
+        parts: Name -> thing, as a ``dict`` takes them.
+
+    Example:
+        >>> class Sized(Shown):
+        ...     def _summary(self):
+        ...         return Summary("Sized", {"units": "8"})
+        >>> ShownDict("Layers", {"conv": Sized()})
+        Layers: 1
+          name  units
+          conv      8
+    """
+
+    def __init__(
+        self, title: str, parts: Mapping[str, Part] | Iterable[tuple[str, Part]] = ()
+    ) -> None:
+        super().__init__(parts)
+        self.title = title
+
+    def _summary(self) -> Summary:
+        facts = {name: part._summary().facts for name, part in self.items()}
+        heads = list(dict.fromkeys(head for of_part in facts.values() for head in of_part))
+        rows = [
+            [name, *(of_part.get(head, "") for head in heads)] for name, of_part in facts.items()
+        ]
+        title = f"{self.title}: {len(self)}"
+        return Summary(title, {}, {"": Table(["name", *heads], rows)} if rows else {})
 
 
 class ShownFields(Shown):
@@ -122,6 +158,16 @@ def range_of(values: Tensor) -> str:
 def by(shape: Iterable[int]) -> str:
     """A shape in words, such as ``3 x 32 x 32``."""
     return " x ".join(map(str, shape)) or "scalar"
+
+
+def numbered(count: int, name: str) -> str:
+    """A number of things, one or several.
+
+    Example:
+        >>> numbered(1, "block"), numbered(3000, "block")
+        ('1 block', '3,000 blocks')
+    """
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 
 def words_of_bytes(count: int) -> str:

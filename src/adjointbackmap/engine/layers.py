@@ -17,7 +17,7 @@ from adjointbackmap.capture.graph import (
     pick,
     source_of,
 )
-from adjointbackmap.display import Shown, Summary
+from adjointbackmap.display import Shown, ShownDict, Summary
 from adjointbackmap.engine import showing
 from adjointbackmap.engine.program import KernelCall, Program
 from adjointbackmap.rules import RULES, Value, field_size
@@ -176,7 +176,7 @@ def layers_in_graph(
     order = {node: i for i, node in enumerate(captured.nodes)}
     # inner modules come before those that only pass their output on, and "output" comes last
     ends.sort(key=lambda end: (order[end.node], end.name == OUTPUT, -end.name.count(".")))
-    layers: dict[str, Layer] = {}
+    layers: ShownDict[Layer] = ShownDict("Layers")
     for end in ends:
         value = program.values.get(end.node.name)
         if value is not None and value.shape:

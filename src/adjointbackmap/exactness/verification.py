@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adjointbackmap.display import ShownDict
 from adjointbackmap.engine.network import Network, check_network, several
 from adjointbackmap.engine.pattern import check_images, check_scale, dtype_of
 from adjointbackmap.engine.sweep import images_per_sweep
@@ -102,7 +103,8 @@ def verify(
     x = check_images(network, images, terms.dtype)
     if names is None:
         names = [image_hash(image) for image in images.reshape(x.shape)]
-    total: Checks = {name: LayerCheck(name) for name in terms.layers}
+    empty = {name: LayerCheck(name) for name in terms.layers}
+    total: ShownDict[LayerCheck] = ShownDict("Checks of layers", empty)
     for _, checks in verified(network, x, terms, names, report, keep, workers):
         merge(total, checks)
     return total

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adjointbackmap.display import words_of_bytes, words_of_work
+from adjointbackmap.display import numbered, words_of_bytes, words_of_work
 from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.pattern import ActivationPattern
 from adjointbackmap.engine.plans import Plan
@@ -122,7 +122,7 @@ class Stream:
         blocks = len(self.blocks)
         work = words_of_work(self.plan.multiply_adds * blocks)
         size = words_of_bytes(count * self.query.bytes_each)
-        what = f"{count:,} hyperplanes in {blocks:,} block{'' if blocks == 1 else 's'}"
+        what = f"{numbered(count, 'hyperplane')} in {numbered(blocks, 'block')}"
         return f"{what}, {self.method}, at most {work}, at most {size}"
 
 
