@@ -165,12 +165,14 @@ def test_layers_and_checks_are_tables_with_a_row_for_each():
     network = abm.trace(model, x)
     checks = abm.verify(network, x)
     lines = repr(checks).splitlines()
-    assert isinstance(checks, dict) and lines[0] == f"Checks of layers: {len(checks)}"
+    assert isinstance(checks, dict)
+    assert lines[0] == f"Checks of layers: {len(checks)}"
     assert lines[1].split()[:2] == ["name", "units"]
     assert [line.split()[0] for line in lines[2:]] == list(checks)
     lines = repr(network.layers).splitlines()
     assert [line.split()[0] for line in lines[2:]] == list(network.layers)
-    assert "2 x 3 x 3" in lines[2] and "<td" in network.layers._repr_html_()
+    assert "2 x 3 x 3" in lines[2]
+    assert "<td" in network.layers._repr_html_()
     assert pickle.loads(pickle.dumps(checks)) == checks
 
 
