@@ -160,6 +160,14 @@ def test_layers_know_what_they_read(client):
     assert found["skips"] == [["conv1", "conv2"]]
 
 
+def test_layers_know_what_a_hyperplane_costs(client):
+    """One unit of a first layer of 3 x 3 kernels costs its kernel at least, later ones more."""
+    found = client.get("/token/api/network", params={"net": "small"}).json()
+    counts = [int(layer["work"].split(" ")[0].replace(",", "")) for layer in found["layers"]]
+    assert counts == sorted(set(counts))
+    assert counts[0] >= 27
+
+
 def test_maps_are_what_the_model_computes(session, client):
     """A page of tiles."""
     head, arrays = asked(client, "maps", layer="conv1", start="2", count="3")

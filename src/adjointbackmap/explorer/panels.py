@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adjointbackmap.display import words_of_work
 from adjointbackmap.engine.layers import Layer
 from adjointbackmap.engine.network import Network
 from adjointbackmap.explorer.answers import packed
 from adjointbackmap.explorer.held import Held, box_of, is_drawn, tiles_of
 from adjointbackmap.explorer.session import Session
+from adjointbackmap.planes.planner import plan
 from adjointbackmap.planes.single import SingleHyperplane
 from adjointbackmap.planes.units import unit_dims
 
@@ -96,9 +98,17 @@ def _layer(network: Network, layer: Layer) -> dict[str, Any]:
         "field": layer.receptive_field,
         "modes": {mode: unit_dims(layer, mode, in_channels) for mode in layer.modes},
         "units": prod(layer.out_shape),
+        "work": words_of_work(_multiply_adds(network, layer, in_channels)),
         # of each axis: a position reads the pixels from position * step + low to ... + high
         "axes": [[float(a.step), float(a.low), float(a.high)] for a in field or ()],
     }
+
+
+def _multiply_adds(network: Network, layer: Layer, in_channels: int) -> int:
+    """Multiply-adds of the hyperplane of one unit, the one in the middle of the layer."""
+    mode = "RM2" if "RM2" in layer.modes else layer.modes[0]
+    middle = tuple(extent // 2 for extent in unit_dims(layer, mode, in_channels).values())
+    return plan(network, layer.name, mode, units=middle, method="adjoint").multiply_adds
 
 
 def _connections(network: Network) -> tuple[dict[str, str | None], list[tuple[str, str]]]:

@@ -42,7 +42,7 @@ function column(layer, choose) {
   button.className = "column";
   button.dataset.layer = layer.name;
   const title = `${layer.kind}, ${layer.shape.join(times)}; receptive field ${layer.field.join(times)} pixels; `
-    + `${layer.units.toLocaleString("en")} units; ${Object.keys(layer.modes).join(" ")}`;
+    + `${layer.units.toLocaleString("en")} units; ${Object.keys(layer.modes).join(" ")}; a hyperplane takes ${layer.work}`;
   button.title = title;
   button.setAttribute("aria-label", `Layer ${layer.name}: ${title}`);
   button.innerHTML = `<b></b><small>${layer.shape.join("×")}</small>`;
