@@ -59,7 +59,6 @@ def unit_function(
         msg = f"Captum's methods take RM0, RM1 or RM2. Got {plane.mode}: choose one of these."
         raise ValueError(msg)
     # an output is (N, channel, *positions): the name of a unit has its channel last
-    index: tuple[Any, ...]
     if "out_channel" in places:
         index = [places.pop("out_channel"), *places.values()]
     else:
