@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import adjointbackmap as abm
 from adjointbackmap.engine.observe import record
 from adjointbackmap.files.disk import write
+from adjointbackmap.onnx import mend_torchvision
 from adjointbackmap.planes.hyperplane import relative_error
 from adjointbackmap.report.sheets import PagePlace
 
@@ -97,21 +98,6 @@ MEMBERS = {
 ZOO = {
     f"{library}/{member.name}": member for library, members in MEMBERS.items() for member in members
 }
-
-
-def mend_torchvision() -> None:
-    """Declare two operators that torchvision needs.
-
-    Without them a torchvision for CUDA cannot be imported with a torch for the CPU.
-    """
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        for name in ("nms", "qnms"):
-            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            torch.library.define(f"torchvision::{name}", schema)
-    except ImportError:
-        return
 
 
 def build(name: str) -> nn.Module:

@@ -3,12 +3,14 @@
 docs/networks-of-others.md says how to run them.
 """
 
+import importlib
 import os
 from pathlib import Path
 
 import numpy as np
 import others
 import pytest
+import torch
 import zoo
 
 import adjointbackmap as abm
@@ -97,6 +99,48 @@ def test_a_batch_of_one_is_made_free(onnx, tmp_path, monkeypatch):
     found = others.check_converted(tmp_path, "one")  # on ten images at once
     assert found["error"] <= others.LIMIT
     assert found["conversion"] <= others.CONVERTED
+
+
+def test_a_reshape_that_is_not_of_the_batch_stays(onnx, tmp_path):
+    """Channels are moved before the batch, then joined: a size of 0 would keep the channels."""
+    helper = onnx.helper
+    shape = onnx.numpy_helper.from_array(np.array([1, -1]), "shape")
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["moved"], perm=[1, 0, 2]),
+        helper.make_node("Reshape", ["moved", "shape"], ["flat"]),
+        helper.make_node("ReduceSum", ["flat"], ["sum"], keepdims=1),
+        helper.make_node("Relu", ["sum"], ["y"]),
+    ]
+    nodes[2].input.append("axes")
+    axes = onnx.numpy_helper.from_array(np.array([1]), "axes")
+    x, y = (
+        helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s)
+        for n, s in (("x", [1, 3, 4]), ("y", [1, 1]))
+    )
+    graph = helper.make_graph(nodes, "moved", [x], [y], [shape, axes])
+    file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+    onnx.save(file, tmp_path / "moved.onnx")
+    image = torch.rand(1, 3, 4)
+    found = abm.onnx.load(tmp_path / "moved.onnx")(image)
+    torch.testing.assert_close(found, image.sum().view(1, 1))
+
+
+def test_a_raised_file_is_compared_with_the_file(onnx, tmp_path, monkeypatch):
+    """A change of version that doubles a constant is found."""
+    changer = importlib.import_module("onnx.version_converter")
+    convert = changer.convert_version
+
+    def wrong(file, version):
+        raised = convert(file, version)
+        place = next(t for t in raised.graph.initializer if t.name == "c")
+        numbers = 2 * onnx.numpy_helper.to_array(place)
+        place.CopyFrom(onnx.numpy_helper.from_array(numbers, "c"))
+        return raised
+
+    monkeypatch.setattr(changer, "convert_version", wrong)
+    onnx.save(small(onnx, "LeakyRelu", ("alpha", 0.1)), tmp_path / "small.onnx")
+    with pytest.raises(ValueError, match=r"same network with a newer opset. Got other outputs"):
+        abm.onnx.load(tmp_path / "small.onnx")
 
 
 def test_an_operation_without_a_converter_is_named(onnx, tmp_path):
