@@ -197,6 +197,19 @@ def _base(name: str) -> str:
     return name.partition("#")[0].partition("[")[0]
 
 
+def _class_scores(held: Held, what: str) -> Tensor:
+    """The scores of the classes.
+
+    Raises:
+        ValueError: If the network has no classes.
+    """
+    scores = held.scores()
+    if scores is None or len(scores) < 2:
+        msg = f"{what} needs a network with two classes or more. Got one without."
+        raise ValueError(msg)
+    return scores
+
+
 def boundary_answer(session: Session, place: Place) -> bytes:
     """The image just beyond the nearest class boundary of its linear region.
 
@@ -204,10 +217,7 @@ def boundary_answer(session: Session, place: Place) -> bytes:
         ValueError: If the network has no classes.
     """
     loaded, pixels, held = precise(session, place)
-    scores = held.scores()
-    if scores is None or len(scores) < 2:
-        msg = "A boundary needs a network with two classes or more. Got one without."
-        raise ValueError(msg)
+    scores = _class_scores(held, "A boundary")
     best = int(scores.argmax())
     others = [c for c in range(len(scores)) if c != best]
     prepare = loaded.subject.prepare
@@ -227,10 +237,7 @@ def attack_answer(session: Session, place: Place) -> bytes:
         ValueError: If the network has no classes.
     """
     loaded, pixels, held = precise(session, place)
-    scores = held.scores()
-    if scores is None or len(scores) < 2:
-        msg = "An attack needs a network with two classes or more. Got one without."
-        raise ValueError(msg)
+    scores = _class_scores(held, "An attack")
     attack = Attack(STEP, iterations=STEPS, until_success=True)
     found = basic_iterative(
         loaded.subject.module,

@@ -5,6 +5,7 @@ and :math:`\beta` is an entry of ``b``. A norm as a value of its own is
 :math:`\|x\| = \langle x, [x / \|x\|] \rangle`, and zero at zero.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
@@ -133,9 +134,9 @@ class StatisticsNorm(CurvedOperation):
         return linearized(builder, function, given[names[0]])
 
     @classmethod
+    @abstractmethod
     def frozen(cls, builder: Builder, given: dict[str, Any]) -> Value:
         """Append the steps with the deviation as a gate."""
-        raise NotImplementedError
 
 
 def _tensor(argument: Any) -> Any:

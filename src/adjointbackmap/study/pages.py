@@ -154,8 +154,9 @@ PAGES = (
         "origins",
         "The value of a unit is what its pixels add plus what all biases add. A picture of an "
         "image part shows the first sum only. In a network without biases that is everything. In "
-        "all six networks with biases it is, for the median image, nothing: the biases of the late "
-        "layers carry the logit.\n\n"
+        "all six networks with biases it is, for the median image, nothing: the biases carry the "
+        "logit. In five of the six, a late layer has the largest share of it; in vgg7-cifar100 it "
+        "is conv1. The tables have the numbers.\n\n"
         "This is a fact about the whole sum, not about single pixels. Large positive and negative "
         "contributions cancel, and for one image the share may be large. A picture of an image "
         "part says where the network's answer changes with a pixel. It does not say where the "
