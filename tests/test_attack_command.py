@@ -125,12 +125,30 @@ def test_least_likely_on_a_network_of_ones_own(run, tmp_path):
     status, text, err = run(*TINY, "--images", "2", "--method", "least-likely", "--threads", "1")
     assert status == 0, err
     rows = json.loads((tmp_path / "out/attack.json").read_text())["images"]
-    assert [row["steps"] for row in rows] == [attacks.STUDY_STEPS] * 2
+    assert [row["steps"] for row in rows] == [attacks.iterative.STUDY_STEPS] * 2
     pixels = data.sample()[:2].unit_interval()
     with torch.no_grad():
         scores = tiny_network().eval()(pixels)
     assert [row["before"] for row in rows] == scores.argmax(1).tolist()
     assert "of 2 images fooled" in text
+
+
+@pytest.mark.parametrize(("method", "norm"), [("pgd", "linf"), ("apgd", "l2")])
+def test_attack_inside_a_ball(run, tmp_path, method, norm):
+    """The images are those of the function with the same numbers."""
+    words = ("--method", method, "--norm", norm, "--radius", "0.05", "--iterations", "4")
+    status, _, err = run(*TINY, "--images", "2", *words, "--starts", "2", "--seed", "5")
+    assert status == 0, err
+    pixels = data.sample()[:2].unit_interval()
+    model = tiny_network().eval()
+    with torch.no_grad():
+        labels = model(pixels).argmax(1)
+    ball = attacks.Ball(0.05, norm)
+    expected = getattr(attacks, method)(model, pixels, labels, ball, steps=4, starts=2, seed=5)
+    made = load_file(tmp_path / "out/attack.safetensors")["adversarial"]
+    assert torch.equal(made, expected.adversarial)
+    numbers = json.loads((tmp_path / "out/attack.json").read_text())
+    assert (numbers["method"], numbers["norm"], numbers["radius"]) == (method, norm, 0.05)
 
 
 def test_kept_images_are_not_attacked_again(run, tmp_path, monkeypatch):
@@ -193,7 +211,15 @@ def test_examples_of_a_file_are_measured(run, tmp_path):
 BAD = {
     "no-target": (
         ("--method", "targeted"),
-        "--target must come with --method targeted, and that with --target",
+        "--target must come with --method targeted, pgd or apgd, and targeted with --target",
+    ),
+    "apgd-step": (
+        ("--method", "apgd", "--step", "0.1"),
+        "--step must be left out for --method apgd",
+    ),
+    "pgd-radii": (
+        ("--method", "pgd", "--radius", "0.1", "0.2", "0.1"),
+        "--radius must be one number for --method pgd",
     ),
     "target-alone": (("--target", "bird"), "Got basic and bird"),
     "no-such-class": (("--method", "targeted", "--target", "unicorn"), "or airplane, automobile"),

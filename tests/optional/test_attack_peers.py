@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adjointbackmap import data, models
-from adjointbackmap.attacks import Attack, basic_iterative, least_likely
+from adjointbackmap.attacks import Attack, Ball, apgd, basic_iterative, least_likely, pgd
 from adjointbackmap.examples import examine, examples_of, read_examples
 
 STEP = 2 / 256
@@ -60,6 +60,31 @@ def test_torchattacks_gives_the_same_images_towards_the_least_likely_class(subje
     assert torch.equal(
         examples_of(attack, pixels, labels), least_likely(model, pixels, ATTACK).adversarial
     )
+
+
+def test_torchattacks_gives_the_same_images_of_pgd(subject, torchattacks):
+    """``PGD`` without a random start; ours keeps the last success, theirs the last place."""
+    model, pixels, labels = subject
+    made = torchattacks.PGD(model, eps=RADIUS, alpha=STEP, steps=5, random_start=False)(
+        pixels, labels
+    )
+    ours = pgd(model, pixels, labels, Ball(RADIUS), steps=5, step=STEP, seed=None)
+    fooled = examine(model, pixels, made).after != labels
+    assert fooled.any()
+    assert torch.equal(made[fooled], ours.adversarial[fooled])
+
+
+@pytest.mark.parametrize(("norm", "radius"), [("linf", 2 / 256), ("l2", 0.2)])
+def test_torchattacks_gives_the_same_images_of_apgd(subject, torchattacks, norm, radius):
+    """``APGD`` on the cross-entropy from the same random start, where the image is fooled."""
+    model, pixels, labels = subject
+    attack = torchattacks.APGD(model, norm=norm.capitalize(), eps=radius, steps=30, seed=0)
+    made = attack(pixels, labels).detach()
+    ours = apgd(model, pixels, labels, Ball(radius, norm), steps=30, seed=0)
+    fooled = examine(model, pixels, made).after != labels
+    assert fooled.any()
+    assert torch.equal(fooled, ours.after != labels)
+    torch.testing.assert_close(made[fooled], ours.adversarial[fooled], rtol=0, atol=1e-6)
 
 
 def test_file_of_torchattacks_is_read(subject, torchattacks, tmp_path):

@@ -1,18 +1,25 @@
 """The command attack."""
 
 import hashlib
-import json
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.table import Table
 
+from adjointbackmap.cli.attempt import (
+    BALL_METHODS,
+    Attempt,
+    Steps,
+    ball_settings,
+    job_of,
+    study_settings,
+)
 from adjointbackmap.cli.frame import (
     NO_NETWORK,
     NOT_KEPT,
@@ -30,7 +37,6 @@ from adjointbackmap.sources import NetworkOptions, Subject, chosen_images, load_
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adjointbackmap.attacks import Attack
     from adjointbackmap.exactness.journal import Record
     from adjointbackmap.examples import Attacked
 
@@ -53,8 +59,11 @@ def attack(
     images: int | None = None,
     dataset: Literal["sample", "cifar10", "cifar100"] = "sample",
     data: Path | None = None,
-    method: Literal["basic", "targeted", "least-likely"] = "basic",
+    method: Literal["basic", "targeted", "least-likely", "pgd", "apgd"] = "basic",
     target: str | None = None,
+    norm: Literal["linf", "l2"] = "linf",
+    starts: int = 1,
+    seed: int = 0,
     step: Annotated[list[float] | None, Parameter(consume_multiple=True)] = None,
     radius: Annotated[list[float] | None, Parameter(consume_multiple=True)] = None,
     iterations: int | None = None,
@@ -79,9 +88,14 @@ def attack(
         data: Folder of the official binary files. If left out: the folder that ADJOINTBACKMAP_DATA
             names, or a download.
         method: Away from the predicted class (basic), towards the class of --target (targeted), or
-            towards the least likely class of each image (least-likely).
-        target: Name or number of a class, for --method targeted. Images that the network already
-            assigns to this class are left out.
+            towards the least likely class of each image (least-likely): the attacks of the study.
+            Away from the predicted class, or towards --target, inside a ball of --radius (8/255 if
+            left out): projected gradient descent (pgd), or Auto-PGD (apgd).
+        target: Name or number of a class, for --method targeted, pgd or apgd. Images that the
+            network already assigns to this class are left out.
+        norm: Norm of the ball of pgd and apgd.
+        starts: Number of random starts of pgd and apgd.
+        seed: Seed of these starts.
         step: Length of a step, for pixels in [0, 1]. One number, or one per channel.
         radius: Largest change of a pixel. One number, or one per channel. If left out, only the
             limits 0 and 1 of a pixel count.
@@ -111,69 +125,18 @@ def attack(
             job, found = _examined(subject, pixels, examples, out)
         else:
             pixels = _not_yet_at_goal(subject, pixels, goal, target)
-            settings = _settings(method, subject, pixels, step, radius, iterations, until_success)
-            attempt = _Attempt(subject, pixels, method, goal, settings)
+            steps = Steps(step, radius, iterations, until_success)
+            settings = (
+                ball_settings(method, norm, starts, seed, steps)
+                if method in BALL_METHODS
+                else study_settings(method, subject, pixels, steps)
+            )
+            attempt = Attempt(subject, pixels, method, goal, settings)
             job = attempt.job
             _check_kept(out, job, pixels)
             with _advice_when_stopped(keep):
                 found = _attacked(attempt, keep)
         _show_and_write(found, subject, goal, job, out, output)
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """An attack on some images: all that its results depend on."""
-
-    subject: Subject
-    pixels: "Tensor"
-    method: str
-    goal: int | None  # the class of --target
-    settings: "Attack"
-
-    @cached_property
-    def job(self) -> dict[str, Any]:
-        """What identifies the results, as JSON has it."""
-        chosen = {"method": self.method, "target": self.goal, **asdict(self.settings)}
-        return _job(self.subject, chosen)
-
-    def run(self, part: slice) -> "Attacked":
-        """Attack one batch of the images."""
-        import torch
-
-        from adjointbackmap.attacks import basic_iterative, least_likely
-        from adjointbackmap.examples import scores_of
-
-        module = self.subject.module
-        prepare = self.subject.prepare
-        pixels = self.pixels[part]
-        if self.method == "least-likely":
-            return least_likely(module, pixels, self.settings, prepare)
-        labels = scores_of(module, pixels, prepare).argmax(1)
-        targets = None if self.goal is None else torch.full_like(labels, self.goal)
-        return basic_iterative(module, pixels, labels, self.settings, prepare, targets)
-
-
-def _settings(
-    method: str,
-    subject: Subject,
-    pixels: "Tensor",
-    step: list[float] | None,
-    radius: list[float] | None,
-    iterations: int | None,
-    until_success: bool | None,
-) -> "Attack":
-    """The attack of the study, with the options that were given."""
-    from adjointbackmap.attacks import study_attack
-
-    options: dict[str, Any] = {
-        "step": tuple(step or ()) or None,
-        "radius": tuple(radius or ()) or None,
-        "iterations": iterations,
-        "until_success": until_success,
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    experiment = 1 if method == "basic" else 2
-    return replace(study_attack(experiment, pixels, subject.prepare), **given)
 
 
 def _examined(
@@ -184,7 +147,7 @@ def _examined(
 
     made = read_examples(examples)
     checksum = hashlib.sha256(examples.read_bytes()).hexdigest()
-    job = _job(subject, {"examples": str(examples), "sha256": checksum})
+    job = job_of(subject, {"examples": str(examples), "sha256": checksum})
     _check_kept(out, job, pixels)
     return job, examine(subject.module, pixels, made, subject.prepare)
 
@@ -254,12 +217,6 @@ def _check_kept(out: Path, job: dict[str, Any], pixels: "Tensor") -> None:
         raise ValueError(msg)
 
 
-def _job(subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:
-    """What identifies the results, as JSON has it."""
-    made_by = {"network": subject.title, "weights sha256": subject.trace().weights_hash()}
-    return json.loads(json.dumps(made_by | settings))
-
-
 def _goal(method: str, target: str | None, classes: tuple[str, ...]) -> int | None:
     """Number of the target class.
 
@@ -267,9 +224,10 @@ def _goal(method: str, target: str | None, classes: tuple[str, ...]) -> int | No
         ValueError: If --target and --method targeted do not come together, or there is no such
             class.
     """
-    if (method == "targeted") != (target is not None):
+    free = method in BALL_METHODS  # with or without a target
+    if not free and (method == "targeted") != (target is not None):
         msg = (
-            "--target must come with --method targeted, and that with --target. "
+            "--target must come with --method targeted, pgd or apgd, and targeted with --target. "
             f"Got {method} and {target or 'no target'}."
         )
         raise ValueError(msg)
@@ -282,7 +240,7 @@ def _goal(method: str, target: str | None, classes: tuple[str, ...]) -> int | No
     return classes.index(target)
 
 
-def _attacked(attempt: _Attempt, keep: Path | None) -> "Attacked":
+def _attacked(attempt: Attempt, keep: Path | None) -> "Attacked":
     """Attack batch by batch. A batch is skipped if all its images are kept."""
     from adjointbackmap.examples import BATCH
 
@@ -302,7 +260,7 @@ def _attacked(attempt: _Attempt, keep: Path | None) -> "Attacked":
     return _joined(attempt, [results[name] for name in names])
 
 
-def _record(keep: Path, attempt: _Attempt) -> "Record":
+def _record(keep: Path, attempt: Attempt) -> "Record":
     """The finished images in a file; each result is checked against the size of an image."""
     from adjointbackmap.exactness.journal import Record
 
@@ -317,7 +275,7 @@ def _results(made: "Attacked", goal: int | None) -> Iterator[tuple[str, dict[str
         yield row["image"], {"adversarial": content, "steps": row["steps"]}
 
 
-def _joined(attempt: _Attempt, results: list[dict[str, Any]]) -> "Attacked":
+def _joined(attempt: Attempt, results: list[dict[str, Any]]) -> "Attacked":
     """Results of the file as tensors, measured again."""
     import torch
 
@@ -328,8 +286,7 @@ def _joined(attempt: _Attempt, results: list[dict[str, Any]]) -> "Attacked":
     numbers = bytearray(b"".join(b64decode(result["adversarial"]) for result in results))
     adversarial = torch.frombuffer(numbers, dtype=pixels.dtype).view_as(pixels)
     steps = torch.tensor([result["steps"] for result in results])
-    box = attempt.settings.box
-    found = examine(subject.module, pixels, adversarial, subject.prepare, box)
+    found = examine(subject.module, pixels, adversarial, subject.prepare)
     return replace(found, steps=steps)
 
 

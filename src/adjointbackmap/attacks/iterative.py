@@ -1,8 +1,4 @@
-"""Attacks on images: the basic iterative method, also towards a target or the least likely class.
-
-Images, steps, radii and norms are in pixels. ``prepare`` maps pixels to the model's input. One
-attack is therefore the same for networks with and without normalisation.
-"""
+"""The attacks of the study: the basic iterative method, also towards a target [Kurakin2017]."""
 
 from dataclasses import KW_ONLY, dataclass, replace
 from math import isfinite
@@ -110,16 +106,12 @@ def basic_iterative(
         >>> found.adversarial.flatten().tolist(), int(found.steps), float(found.linf)
         ([0.5625, 0.6875], 3, 0.1875)
     """
-    start = _start(model, pixels, attack)
+    start = start_images(model, pixels, attack.box)
     count = scores_of(model, start[:1], prepare).shape[1]
-    known = _checked_classes(labels, "labels", start, count)
+    known = check_classes(labels, "labels", start, count)
     if targets is None:
         return _attack_in_batches(model, start, known, attack, prepare, 1)
-    wanted = _checked_classes(targets, "targets", start, count)
-    if (wanted == known).any():
-        first = int((wanted == known).nonzero()[0])
-        msg = f"targets must be other classes than labels. Got the same for image {first}."
-        raise ValueError(msg)
+    wanted = check_targets(targets, known, start, count)
     return _attack_in_batches(model, start, wanted, attack, prepare, -1)
 
 
@@ -151,7 +143,7 @@ def least_likely(
         >>> bool(found.inside.all())
         True
     """
-    start = _start(model, pixels, attack)
+    start = start_images(model, pixels, attack.box)
     return _attack_in_batches(
         model, start, scores_of(model, start, prepare).argmin(1), attack, prepare, -1
     )
@@ -315,7 +307,7 @@ def _scores_and_slopes(
     return scores.detach(), torch.autograd.grad(loss, pixels)[0]
 
 
-def _start(model: nn.Module, pixels: Tensor, attack: Attack) -> Tensor:
+def start_images(model: nn.Module, pixels: Tensor, box: tuple[float, float]) -> Tensor:
     """The images that an attack starts from, after checks.
 
     Raises:
@@ -323,7 +315,7 @@ def _start(model: nn.Module, pixels: Tensor, attack: Attack) -> Tensor:
     """
     check_eval(model, ValueError)
     images = finite_batch(pixels, "pixels")
-    low, high = attack.box
+    low, high = box
     if images.amin() < low or images.amax() > high:
         least = float(images.amin())
         largest = float(images.amax())
@@ -332,7 +324,7 @@ def _start(model: nn.Module, pixels: Tensor, attack: Attack) -> Tensor:
     return images
 
 
-def _checked_classes(classes: Tensor, what: str, pixels: Tensor, count: int) -> Tensor:
+def check_classes(classes: Tensor, what: str, pixels: Tensor, count: int) -> Tensor:
     """Classes on the device of the images, after checks.
 
     Raises:
@@ -352,6 +344,20 @@ def _checked_classes(classes: Tensor, what: str, pixels: Tensor, count: int) -> 
         )
         raise ValueError(msg)
     return classes.to(pixels.device)
+
+
+def check_targets(targets: Tensor, labels: Tensor, pixels: Tensor, count: int) -> Tensor:
+    """Targets on the device of the images, after checks.
+
+    Raises:
+        ValueError: If they are no classes, or one is the label of its image.
+    """
+    wanted = check_classes(targets, "targets", pixels, count)
+    if (wanted == labels).any():
+        first = int((wanted == labels).nonzero()[0])
+        msg = f"targets must be other classes than labels. Got the same for image {first}."
+        raise ValueError(msg)
+    return wanted
 
 
 def _limits(attack: Attack, pixels: Tensor) -> tuple[Tensor, Tensor]:
