@@ -3,9 +3,12 @@
 The network is compared with the module once.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
+from adjointbackmap.capture.entering import Entrance, Example
 from adjointbackmap.capture.fingerprints import attributes_read
 from adjointbackmap.capture.graph import capture
 from adjointbackmap.capture.model_check import batch_of
@@ -20,13 +23,14 @@ from adjointbackmap.rules.infinite import InfiniteValue
 
 def trace(
     model: nn.Module,
-    example: Tensor,
+    example: Example,
     until: str | nn.Module | None = None,
     output: int | str | None = None,
     audit: bool = True,
     *,
     curved: str = REFUSE,
     products: str = GATE,
+    after: str | nn.Module | None = None,
 ) -> Network:
     r"""Capture a module in eval mode as a graph.
 
@@ -35,7 +39,8 @@ def trace(
     Args:
         model: Any module of piecewise-affine operations. It is not changed.
         example: A batch ``(N, *in_shape)`` such as ``(1, 3, 32, 32)``; only its shape and dtype
-            matter.
+            matter. With ``after`` it is what the model takes: a tensor such as token numbers
+            ``(N, T)``, or a tuple or dict of tensors, such as token numbers and a mask.
         until: Name or module of the layer that ends the network. Later operations are left out.
         output: Name or index of the output to take, if the module returns several.
         audit: Whether to compare the network with the module on one random input, see
@@ -47,6 +52,9 @@ def trace(
         products: Which factor of a product of two values is frozen. ``"gate"`` takes the one that
             is a gate by nature, such as a sigmoid. If there is none, or with ``"half"``, each
             factor is frozen in turn with weight one half.
+        after: Name or module of the layer whose output is the network's input, such as the
+            embedding of tokens. :meth:`adjointbackmap.Network.embed` makes such inputs. What the
+            model takes beside them, such as masks, is read by gates alone.
 
     Returns:
         The network, for inputs of the example's shape and any batch size.
@@ -68,14 +76,19 @@ def trace(
     """
     reading = Reading(curved, products)
     check_eval(model, ValueError)
-    captured = capture(model, example)
-    attributes = attributes_read(model, batch_of(example))
-    network = Network(model, captured, plan, until, output, attributes, reading)
+    entrance = None
+    if after is not None:
+        entrance = Entrance.of(model, after, example)
+        example = entrance.embed(model, entrance.given)
+    x = cast("Tensor", example)
+    captured = capture(model, x, entrance)
+    attributes = attributes_read(model, batch_of(x), entrance)
+    network = Network(model, captured, plan, until, output, attributes, reading, entrance)
     if audit and network.device.type != "meta":  # tensors on meta have no values
         # drawn on the CPU in float64: the same numbers on every device and in every dtype
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(1, *network.in_shape, generator=generator, dtype=torch.float64)
-        _check(network, noise.to(network.device, network.dtype), batch_of(example)[:1])
+        _check(network, noise.to(network.device, network.dtype), batch_of(x)[:1])
     return network
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adjointbackmap.capture.copies import ATOMS, contents_of, structural_copy
+from adjointbackmap.capture.entering import Entrance, run
 from adjointbackmap.capture.globals_read import globals_read
 
 Names = Mapping[str, frozenset[str]]
@@ -69,7 +70,7 @@ def fingerprint(model: nn.Module, read: Names) -> dict[str, Any]:
     return {**found, **{name: states.get(name) for name in chosen}}
 
 
-def attributes_read(model: nn.Module, x: Tensor) -> Names:
+def attributes_read(model: nn.Module, x: Tensor, entrance: Entrance | None = None) -> Names:
     """The attributes that a forward reads but does not change.
 
     They are found in one forward pass of a copy of the model. An attribute that the forward sets,
@@ -78,6 +79,7 @@ def attributes_read(model: nn.Module, x: Tensor) -> Names:
     Args:
         model: Any module.
         x: A batch that it takes.
+        entrance: Where the batch enters, if not at the beginning.
     """
     copied = structural_copy(model)
     modules = dict(copied.named_modules())
@@ -95,7 +97,7 @@ def attributes_read(model: nn.Module, x: Tensor) -> Names:
     for path, module in modules.items():
         module.__class__ = _spied(type(module), read[path])
     with torch.no_grad():
-        copied(x.clone())
+        run(copied, x.clone(), entrance)
     after = now()
     written = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     kept = {

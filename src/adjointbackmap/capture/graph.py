@@ -17,6 +17,7 @@ from adjointbackmap.capture.attention import put_batch_first
 from adjointbackmap.capture.casting import all_tensors
 from adjointbackmap.capture.copies import structural_copy
 from adjointbackmap.capture.decompositions import decompositions
+from adjointbackmap.capture.entering import Entrance
 from adjointbackmap.capture.inlining import CastingPart, inline_parts
 from adjointbackmap.capture.model_check import advice, batch_of, is_exported, takes
 from adjointbackmap.capture.precision import exact, while_torch_sets
@@ -54,6 +55,7 @@ class Capture:
         reads_floats: Whether the forward reads floating numbers from constants. Their values depend
             on the dtype of the constants.
         read: Names of the parameters and buffers from which Python reads numbers.
+        given: The nodes of what the model takes, if the image enters after one of its modules.
     """
 
     nodes: tuple[torch.fx.Node, ...]
@@ -65,6 +67,7 @@ class Capture:
     names: dict[str, str]
     reads_floats: bool
     read: frozenset[str] = frozenset()
+    given: tuple[torch.fx.Node, ...] = ()
 
 
 def call_name(path: str, call: int) -> str:
@@ -117,14 +120,22 @@ def listening(
 class _Listened(nn.Module):
     """Returns the outputs of the module and of all submodules, so that the graph has them all."""
 
-    def __init__(self, model: nn.Module, readings: Readings | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        readings: Readings | None = None,
+        entrance: Entrance | None = None,
+    ) -> None:
         super().__init__()
         # the paths are taken here: during the export a module with two names looks like two modules
         self.model = model
         self.paths = paths_of(model)
         self.readings = readings
+        self.entrance = entrance
 
-    def forward(self, x: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def forward(
+        self, x: Tensor, given: tuple[Tensor, ...] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         outputs: dict[str, Tensor] = {}
 
         def keep(name: str, module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
@@ -133,15 +144,18 @@ class _Listened(nn.Module):
 
         replayed = Replay(self.readings, x.shape[0]) if self.readings else nullcontext()
         with listening(self.model, keep, self.paths), replayed:
-            return named(self.model(x)), outputs
+            if self.entrance is None:
+                return named(self.model(x)), outputs
+            return named(self.entrance.run(self.model, x, given)), outputs
 
 
-def capture(model: nn.Module, example: Tensor) -> Capture:
+def capture(model: nn.Module, example: Tensor, entrance: Entrance | None = None) -> Capture:
     """Capture a module in eval mode with a batch of any size up to ``MOST_IMAGES``.
 
     Args:
         model: The module; it is not changed.
         example: A batch of inputs.
+        entrance: Where they enter, if not at the beginning.
 
     Raises:
         CastingPart: If the module turns autocast on.
@@ -150,19 +164,25 @@ def capture(model: nn.Module, example: Tensor) -> Capture:
             it changes its buffers.
     """
     batch = batch_of(example)
-    readings = _readings_of_run(model, example, batch)
+    readings = _readings_of_run(model, example, batch, entrance)
     if is_exported(model) and not takes(model, lambda: torch.cat([batch, batch[:1]])):
         raise ValueError(FIXED_EXPORT)
     copied = structural_copy(model)  # torch.export puts fake tensors into it
     put_batch_first(copied)
-    wrapper = _Listened(copied, readings)
+    wrapper = _Listened(copied, readings, entrance)
     wrapper.training = model.training
     # an export has its own bounds, which PyTorch finds
     any_number = torch.export.Dim("batch", max=MOST_IMAGES)
-    shapes = ({0: torch.export.Dim.DYNAMIC if is_exported(model) else any_number},)
+    batches = {0: torch.export.Dim.DYNAMIC if is_exported(model) else any_number}
+    inputs: tuple[Any, ...] = (batch,)
+    shapes: tuple[Any, ...] = (batches,)
+    if entrance is not None:
+        given = tuple(t.clone() for t in entrance.given_for(batch))
+        inputs = (batch, given)
+        shapes = (batches, tuple(batches for _ in given))
     try:
         with CAPTURING, exact(batch.device), while_torch_sets(), quiet():
-            exported = _exported(wrapper, batch, shapes)
+            exported = _exported(wrapper, inputs, shapes)
             inline_parts(exported)
             with torch.no_grad():
                 exported = exported.run_decompositions(dict(decompositions()))
@@ -188,20 +208,24 @@ def _why_not_captured(model: nn.Module, example: Tensor, error: Exception) -> st
     )
 
 
-def _exported(wrapper: nn.Module, example: Tensor, shapes: Any) -> torch.export.ExportedProgram:
+def _exported(
+    wrapper: nn.Module, inputs: tuple[Any, ...], shapes: Any
+) -> torch.export.ExportedProgram:
     """The graph without gradients; with them if the forward turns gradients on.
 
     ``torch.export`` cannot follow a forward that turns them on while they are off.
     """
     try:
         with torch.no_grad():
-            return torch.export.export(wrapper, (example,), dynamic_shapes=shapes, strict=False)
+            return torch.export.export(wrapper, inputs, dynamic_shapes=shapes, strict=False)
     except IndexError:
         with torch.enable_grad():
-            return torch.export.export(wrapper, (example,), dynamic_shapes=shapes, strict=False)
+            return torch.export.export(wrapper, inputs, dynamic_shapes=shapes, strict=False)
 
 
-def _readings_of_run(model: nn.Module, example: Tensor, batch: Tensor) -> Readings:
+def _readings_of_run(
+    model: nn.Module, example: Tensor, batch: Tensor, entrance: Entrance | None
+) -> Readings:
     """Run a copy of the model on a batch; it has its own buffers, which the forward may change.
 
     Returns:
@@ -213,7 +237,8 @@ def _readings_of_run(model: nn.Module, example: Tensor, batch: Tensor) -> Readin
     copied = _with_own_buffers(model)
     try:
         named = {**dict(copied.named_parameters()), **dict(copied.named_buffers())}
-        return readings_of(_Listened(copied), all_tensors(copied), batch, named)
+        listened = _Listened(copied, entrance=entrance)
+        return readings_of(listened, all_tensors(copied), batch, named)
     except Exception as error:
         shape = ", ".join(map(str, ("N", *example.shape[1:])))
         reason = explained(error).removesuffix(".")
@@ -387,6 +412,7 @@ def _capture_of(
         names={name: _shown_name(target) for name, target in lifted.items()},
         reads_floats=readings.floats,
         read=frozenset(readings.tensors),
+        given=tuple(n for n in nodes if n.name in signature.user_inputs[1:]),
     )
 
 

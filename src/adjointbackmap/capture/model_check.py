@@ -121,6 +121,8 @@ def batch_of(example: Tensor) -> Tensor:
             "The example must be a batch (N, ...) of floating numbers. "
             f"Got {tuple(example.shape)} of {example.dtype}."
         )
+        if not example.is_floating_point():
+            msg = f"{msg} For token numbers name their embedding with after=."
         raise ValueError(msg)
     repeated = example.detach().expand(max(2, len(example)), *example.shape[1:])
     return repeated.clone(memory_format=torch.contiguous_format)

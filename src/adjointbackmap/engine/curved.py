@@ -141,6 +141,7 @@ def _goes_over_batch(node: torch.fx.Node) -> bool:
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     dims = [v for n, v in given.items() if n in ("dim", "dims", "dim0", "dim1")]
     rank = max((n.meta["val"].dim() for n in node.all_input_nodes if _is_tensor(n)), default=0)
+    rank += str(node.target) == "aten.unsqueeze.default"  # its dimension is one of the output
     numbers = [d for dim in dims for d in (dim if isinstance(dim, list | tuple) else [dim])]
     return any(d is None or (isinstance(d, int) and d % max(rank, 1) == 0) for d in numbers)
 

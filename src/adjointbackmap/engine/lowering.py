@@ -116,6 +116,8 @@ class _Lowering:
         self.own = capture.image.meta["val"].dtype  # the dtype that the model was captured in
         self.constants = Constants(capture, tensors, dtype, self.device)
         self.found: dict[str, Any] = {}  # node -> value, list of values, or mask
+        # nodes that depend on what the model takes beside the image, and not on the image
+        self.aside: set[str] = set()
         self.numbers: dict[Mask, Value] = {}  # mask -> value, for masks that are used as values
         self.numbers_of: dict[str, Value] = {}  # node of a layer -> the value of its mask
         self.flat: set[int] = set()  # slots of values that are constant on pieces
@@ -152,7 +154,8 @@ class _Lowering:
         values = {name: value for name, value in found.items() if isinstance(value, Value)}
         infinite = self.program.infinite
         self._look_at_each_image(found.get(target.name))
-        untold = infinite.keys() | self._without_tangent()
+        aside = {value.slot for name, value in values.items() if name in self.aside}
+        untold = infinite.keys() | self._without_tangent() | aside
         self.program.values = {n: v for n, v in values.items() if v.slot not in untold}
         self._leave_out_constants()
         if target.name in values and target.name not in self.program.values:
@@ -354,6 +357,8 @@ class _Lowering:
         self.node = node
         if node is self.capture.image:
             self.found[node.name] = self.program.image
+        elif node in self.capture.given:
+            self._take_given(node)
         elif node.op == "placeholder" or node.op == "get_attr":
             self.constants.take(node)
         elif isinstance(node.meta.get("val"), SYMBOLS):
@@ -399,7 +404,40 @@ class _Lowering:
             reason = f"it casts to {dtype}, and the network computes in {self.dtype}"
             self._refuse(node, reason)
 
+    def _take_given(self, node: torch.fx.Node) -> None:
+        """Add what the model takes beside the image; gates alone read it."""
+        self.slots += 1
+        value = Value(self.slots, self.shape)
+        self.program.given[self.capture.given.index(node)] = value
+        self.flat.add(value.slot)
+        self.aside.add(node.name)
+        self.found[node.name] = value
+
+    def _is_aside(self, node: torch.fx.Node) -> bool:
+        data = [n.name for n in node.all_input_nodes if n.name in self.found]
+        return bool(self.aside) and all(name in self.aside for name in data)
+
+    def _set_aside(self, node: torch.fx.Node) -> None:
+        """Compute an operation on what the model takes beside the image, such as a mask."""
+        self.aside.add(node.name)
+        if is_getitem(node):
+            self.found[node.name] = self.found[first_input(node).name][cast("int", node.args[1])]
+            return
+        made = computed(node, self.found, self.constants)
+        if made is None:
+            self._refuse(node, "it mixes the rows of a batch, or is random")
+            self.found[node.name] = Value(REFUSED, self.shape)
+            return
+        inputs, rules = made
+        pairs = zip(rules, self.shapes, strict=True)
+        values = [self.apply(rule, *inputs, shape=shape) for rule, shape in pairs]
+        several = isinstance(node.meta["val"], tuple | list)
+        self.found[node.name] = values if several else values[0]
+
     def _operation(self, node: torch.fx.Node) -> None:
+        if self._is_aside(node):
+            self._set_aside(node)
+            return
         before = self._state()
         try:
             built = self._output(node) if is_getitem(node) else self._build(node)
@@ -508,6 +546,8 @@ class _Lowering:
             Refused: If the rule cannot take a list of values.
         """
         found = self.found.get(node.name)
+        if node.name in self.aside and isinstance(found, Value):
+            found = Mask(self._as_given, (found,), found.shape, kinks=())
         if isinstance(found, Mask) and not rule.takes_masks:
             return self.as_numbers(found)
         if isinstance(found, list) and not rule.takes_lists:
@@ -519,6 +559,10 @@ class _Lowering:
         self.constants.uses[constant.source] += 1
         tensor = self._in_dtype(constant.tensor)
         return replace(constant, tensor=tensor, base=self._in_dtype(constant.base))
+
+    def _as_given(self, k: float, tensor: Tensor) -> Tensor:
+        """What the model takes, as a mask: k does not multiply it."""
+        return tensor if tensor.dtype == torch.bool else tensor.to(self.dtype)
 
     def _keep_kernel(self, rule: Kernel, x: Value, output: Value) -> None:
         node = self.node

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from adjointbackmap.capture.casting import cast
 from adjointbackmap.capture.copies import structural_copy
+from adjointbackmap.capture.entering import Embedded, Entrance, Example
 from adjointbackmap.capture.fingerprints import Names, attributes_read, fingerprint, named_tensors
 from adjointbackmap.capture.graph import Capture, ancestors, capture, explained
 from adjointbackmap.capture.model_check import check_kind, in_train_mode
@@ -48,6 +49,7 @@ class Network(Shown):
         until: Name of the layer that ends the network; ``None`` for the module's output.
         output: Which of the module's outputs that is, if it has several.
         reading: What the trace did with curved operations, and with products of two values.
+        entrance: Where the input enters, if that is after a module of the model.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class Network(Shown):
         output: int | str | None = None,
         read: Names = MappingProxyType({}),
         reading: Reading = REFUSED_READING,
+        entrance: Entrance | None = None,
     ) -> None:
         self.reading = reading
+        self.entrance = entrance
         self.model = model
         self.output = output
         if until is model:
@@ -132,7 +136,48 @@ class Network(Shown):
         """
         reading = Reading(curved, self.reading.products)
         ends = (self.until, self.output, self._read)
-        return Network(self.model, self._capture, self._planner, *ends, reading)
+        return Network(self.model, self._capture, self._planner, *ends, reading, self.entrance)
+
+    @property
+    def after(self) -> str | None:
+        """Name of the module whose output is the network's input; ``None`` for the model's own."""
+        return None if self.entrance is None else self.entrance.after
+
+    def embed(self, given: Example) -> Embedded:
+        """What the module ``after`` gives, for what the model takes.
+
+        Args:
+            given: A batch such as token numbers ``(N, T)``, or a tuple or dict of tensors, of the
+                shape of the example of the trace.
+
+        Returns:
+            The output of the module, ``(N, *in_shape)``. It is accepted wherever an image is, and
+            carries what the model took, such as masks.
+
+        Raises:
+            TypeError: If it is no tensor, or tuple or dict of tensors.
+            ValueError: If the network was traced without ``after=``, or the shape is another.
+
+        Example:
+            >>> from adjointbackmap import hyperplanes, trace
+            >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 2)).eval()
+            >>> network = trace(model, torch.tensor([[1, 2, 3]]), after="0")
+            >>> words = network.embed(torch.tensor([[4, 5, 6]]))
+            >>> words.shape
+            torch.Size([1, 3, 4])
+            >>> planes = hyperplanes(network, words, "output")
+            >>> bool((planes.reconstruct() - planes.value).abs().max() < 1e-5)
+            True
+        """
+        if self.entrance is None:
+            msg = (
+                "embed needs a network that begins after a module. Got one that takes the model's "
+                "own input: trace it with after=."
+            )
+            raise ValueError(msg)
+        self.check_unchanged()
+        tensors = self.entrance.check(given)
+        return self.entrance.embed(self.model, tuple(t.to(self.device) for t in tensors))
 
     def check_piecewise_affine(self, what: str) -> None:
         """Check that the network has no curved call.
@@ -200,7 +245,8 @@ class Network(Shown):
     def _captured_in(self, dtype: torch.dtype) -> tuple[Capture, torch.fx.Node]:
         example = torch.zeros(2, *self.in_shape, dtype=dtype, device=self.device)
         try:
-            captured = capture(structural_copy(self.model, partial(cast, dtype=dtype)), example)
+            copied = structural_copy(self.model, partial(cast, dtype=dtype))
+            captured = capture(copied, example, self.entrance)
         except ValueError as error:
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             reason = explained(cause).removesuffix(".")
@@ -318,7 +364,7 @@ class Network(Shown):
     def _again(self, model: nn.Module) -> tuple[Any, ...]:
         """What traces a model as this network's was: a function and its arguments."""
         example = (self.in_shape, self.dtype, self.device)
-        ends = (self.until, self.output, self.reading)
+        ends = (self.until, self.output, self.reading, self.entrance)
         return _traced_again, (model, self._planner, *example, *ends)
 
     def check_unchanged(self) -> None:
@@ -382,11 +428,13 @@ def _traced_again(
     until: str | None,
     output: int | str | None,
     reading: Reading,
+    entrance: Entrance | None,
 ) -> Network:
     """The network of a model from a copy or a pickle."""
     example = torch.zeros(2, *in_shape, dtype=dtype, device=device)
-    read = attributes_read(model, example)
-    return Network(model, capture(model, example), planner, until, output, read, reading)
+    read = attributes_read(model, example, entrance)
+    captured = capture(model, example, entrance)
+    return Network(model, captured, planner, until, output, read, reading, entrance)
 
 
 def check_eval(model: nn.Module, error: type[Exception]) -> None:

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from adjointbackmap.capture.casting import cast
 from adjointbackmap.capture.copies import structural_copy
+from adjointbackmap.capture.entering import run
 from adjointbackmap.capture.graph import call_name, convolution_name, listening, pick
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.engine.layers import OUTPUT, Layer
@@ -127,7 +128,7 @@ def _recorded_in_one_call(
             kept.outputs[heard[name]] = output.clone()
 
     with _module_stack(model) as stack, listening(model, module), _Kernels(stack, function):
-        output = model(x.clone(memory_format=torch.contiguous_format))
+        output = run(model, x.clone(memory_format=torch.contiguous_format), network.entrance)
     _check_called(kept, wanted)
     if OUTPUT in names and network.until:
         kept.outputs[OUTPUT] = kept.outputs[network.until]

@@ -8,6 +8,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from adjointbackmap.capture.entering import plain
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.display import Shown, Summary
 from adjointbackmap.engine import showing
@@ -166,6 +167,9 @@ def pattern_of(
     gates: dict[int, Gates] = {}
     with exact(images.device):
         values = extended_input(program, images, scale)
+        if network.entrance is not None:
+            given = network.entrance.given_for(images)
+            values |= {value.slot: given[i] for i, value in program.given.items()}
         for step in program.steps:
             inputs = [values[i.slot] for i in step.inputs]
             found = step.rule.gates(scale, *inputs)
@@ -209,6 +213,8 @@ def check_pattern(
         other = f"k = {pattern.scale:g} where scale = {scale:g}"
     elif pattern.x.shape != images.shape or not torch.equal(pattern.x, images):
         other = "other images"
+    elif network.entrance is not None and not _same_given(network, pattern.x, images):
+        other = "other inputs of the model, such as masks"
     if other:
         msg = (
             "pattern must be of the same network, images, k and dtype. "
@@ -217,9 +223,16 @@ def check_pattern(
         raise ValueError(msg)
 
 
+def _same_given(network: Network, one: Tensor, other: Tensor) -> bool:
+    """Whether the model took the same for two batches."""
+    assert network.entrance is not None
+    pairs = zip(network.entrance.given_for(one), network.entrance.given_for(other), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
 def extended_input(program: Program, images: Tensor, scale: float = 1.0) -> dict[int, Tensor]:
     """Slot -> k times the image, or k times an entry, repeated for every image."""
-    values = {IMAGE: scale * laid_out(images)}
+    values = {IMAGE: scale * laid_out(plain(images))}
     for entry in (*program.entries, *program.constants):
         values[entry.slot] = (scale * entry.value).expand(len(images), *entry.value.shape)
     return values

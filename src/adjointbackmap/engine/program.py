@@ -93,6 +93,8 @@ class Program:
         kernels: Name of a node -> its convolution or linear call.
         curved: Slot of a value -> the curved call that makes it.
         constants: Additive constants that gates alone read; they are no part of ``b``.
+        given: Number of an input of the model -> its value, which gates alone read, if the image
+            enters after one of the model's modules.
     """
 
     image: Value
@@ -103,6 +105,7 @@ class Program:
     kernels: dict[str, KernelCall] = field(default_factory=dict)
     curved: dict[int, CurvedCall] = field(default_factory=dict)
     constants: list[Entry] = field(default_factory=list)
+    given: dict[int, Value] = field(default_factory=dict)
 
     @cached_property
     def chunk(self) -> int:
@@ -160,7 +163,8 @@ class Program:
         for step in reversed(self.steps):
             if step.output.slot in needed:
                 # what only frozen gates read has no tangents
-                linear = step.linear_inputs if self.curved else step.inputs
+                has_gates_apart = self.curved or self.given
+                linear = step.linear_inputs if has_gates_apart else step.inputs
                 needed.update(i.slot for i in linear)
                 kept.append(step)
         return kept[::-1]
@@ -189,6 +193,7 @@ class Program:
         """Slot -> receptive field; to be read once all steps are there."""
         spatial = max(len(self.image.shape) - 1, 0)  # axes of the image without its channels
         fields: dict[int, Field] = {e.slot: () for e in (*self.entries, *self.constants)}
+        fields |= {value.slot: () for value in self.given.values()}
         fields[IMAGE] = (Axis(),) * spatial if spatial else None
         for step in self.steps:
             known = [_field_in(fields[i.slot], i, step) for i in step.inputs]

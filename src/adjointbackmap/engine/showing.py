@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 def of_network(network: "Network") -> Summary:
     """The image, the bias vector, and a table of the layers."""
     until = f", until {network.until!r}" if network.until else ""
+    shape = f"{by(network.in_shape)}, {_dtype(network.dtype)} on {network.device}"
     facts = {
-        "image": f"{by(network.in_shape)}, {_dtype(network.dtype)} on {network.device}",
+        **({"input": f"{shape}, after {network.after!r}"} if network.after else {"image": shape}),
         "biases": f"M = {len(network.biases):,} in {len(network.biases.names)} parts",
         "layers": f"{len(network.layers)}, of them {_kernels(network)} with a kernel",
     }

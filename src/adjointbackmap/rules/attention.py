@@ -64,6 +64,8 @@ class LogSoftmax(CurvedOperation):
 class Attention(CurvedOperation):
     r"""Attention: :math:`\mathrm{softmax}(q k^T / \sqrt{d} + m)\,v`, the softmax as gate."""
 
+    takes_masks = True
+
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
         """Append one step.
@@ -75,10 +77,10 @@ class Attention(CurvedOperation):
         if given["dropout_p"]:
             msg = "it drops units at random: pass dropout_p=0.0 in eval mode"
             raise Refused(msg)
-        query, key, value = (_as_value(given[name]) for name in ("query", "key", "value"))
+        query, key, value = (_as_value(builder, given[n]) for n in ("query", "key", "value"))
         mask = given["attn_mask"]
-        data = [query, key, *mask.inputs] if isinstance(mask, Mask) else [query, key]
-        data = [*data, mask] if isinstance(mask, Value) else data
+        data = [query, key, mask] if isinstance(mask, Value) else [query, key]
+        held = mask.inputs if isinstance(mask, Mask) else ()
 
         def weights(q: Tensor, k: Tensor, *rest: Tensor) -> Tensor:
             return attention_weights(q, k, _mask(mask, rest), given)
@@ -89,22 +91,27 @@ class Attention(CurvedOperation):
             return gate @ (v.repeat_interleave(groups, -3) if groups > 1 else v)
 
         if builder.curved == TANGENT:
-            if isinstance(mask, Mask):
+            if isinstance(mask, Mask) and mask.kinks != ():
                 msg = "its mask depends on the image"
                 raise Refused(msg)
-            return linearized(
-                builder, lambda v, *others: product(v, weights(*others)), value, *data
-            )
+
+            def whole(v: Tensor, *others: Tensor) -> Tensor:
+                return product(v, weights(*others))
+
+            return linearized(builder, whole, value, *data, held=held)
         rule = Held(product, lambda v, *others: (weights(*others),))
-        return builder.note(builder.apply(rule, value, *data), "the softmax of the scores")
+        made = builder.apply(rule, value, *data, *held)
+        return builder.note(made, "the softmax of the scores")
 
 
-def _as_value(argument: Any) -> Value:
+def _as_value(builder: Builder, argument: Any) -> Value:
     """Query, key or value, which must depend on the image.
 
     Raises:
         Refused: If it does not.
     """
+    if isinstance(argument, Mask):
+        argument = builder.as_numbers(argument)
     if not isinstance(argument, Value):
         msg = "its query, key or value is a constant: write the attention with matmul and softmax"
         raise Refused(msg)

@@ -128,37 +128,57 @@ class Linearized(Rule):
 
     Args:
         function: A function of batches whose images are independent.
+        held: Number of its last arguments that are constant, such as masks. They are the inputs
+            after the entry.
     """
 
     takes_infinities = True
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor], held: int = 0) -> None:
         self.function = function
+        self.held = held
+
+    def linear_inputs(self, count: int) -> int:
+        return count - self.held
 
     def output(self, gates: Gates, *inputs: Tensor) -> Tensor:
-        return self.function(*inputs[:-1])
+        moving, held = self._parts(inputs)
+        return self.function(*moving, *held)
 
     def gates(self, scale: float, *inputs: Tensor) -> Gates:
-        data = inputs[:-1]
+        data, held = self._parts(inputs)
         finite = tuple(t.masked_fill(t.isinf(), 0) for t in data)
-        value, through = torch.func.jvp(self.function, tuple(data), finite)[:2]
-        return (*data, value - through)
+        value, through = torch.func.jvp(self._at(held), tuple(data), finite)[:2]
+        return (*data, *held, value - through)
 
     def forward(self, gates: Gates, *tangents: Tensor) -> Tensor:
-        *data, intercept = gates
-        *moving, one = tangents
-        at = tuple(repeated(t, len(moving[0])) for t in data)
-        through = torch.func.jvp(self.function, at, tuple(t.contiguous() for t in moving))[1]
+        *known, intercept = gates
+        count = len(known) - self.held
+        moving = tangents[:count]
+        one = tangents[count]
+        at = tuple(repeated(t, len(moving[0])) for t in known)
+        function = self._at(at[count:])
+        through = torch.func.jvp(function, at[:count], tuple(t.contiguous() for t in moving))[1]
         return through + gated(intercept, one)
 
     def adjoint(
         self, gates: Gates, cotangent: Tensor, shapes: Sequence[Shape]
     ) -> tuple[Tensor | None, ...]:
-        *data, intercept = gates
-        at = tuple(repeated(t, len(cotangent)) for t in data)
-        of_data = torch.func.vjp(self.function, *at)[1](cotangent)
-        of_one = gated(intercept, cotangent).sum_to_size(len(cotangent), *shapes[-1])
-        return (*of_data, of_one)
+        *known, intercept = gates
+        count = len(known) - self.held
+        at = tuple(repeated(t, len(cotangent)) for t in known)
+        of_data = torch.func.vjp(self._at(at[count:]), *at[:count])[1](cotangent)
+        of_one = gated(intercept, cotangent).sum_to_size(len(cotangent), *shapes[count])
+        return (*of_data, of_one, *[None] * self.held)
+
+    def _parts(self, inputs: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The inputs with tangents, without the entry; and those that are held."""
+        count = len(inputs) - self.held
+        return inputs[: count - 1], inputs[count:]
+
+    def _at(self, held: Sequence[Tensor]) -> Callable[..., Tensor]:
+        """The function of the arguments with tangents."""
+        return lambda *moving: self.function(*moving, *held)
 
     def kinks(self) -> None:
         """Unknown."""
@@ -219,9 +239,19 @@ def linearized(
     function: Callable[..., Tensor],
     *inputs: Value,
     shape: Shape | None = None,
+    held: Sequence[Value] = (),
 ) -> Value:
-    """Append the derivative of a function, with its intercept as an entry of ``b``."""
+    """Append the derivative of a function, with its intercept as an entry of ``b``.
+
+    Args:
+        builder: The trace.
+        function: A function of batches whose images are independent.
+        *inputs: Its arguments with tangents.
+        shape: Shape of its value; by default that of the operation.
+        held: Its last arguments, which are constant.
+    """
     shape = builder.shape if shape is None else shape
     one = builder.number("intercept", 1.0)
-    made = builder.apply(Linearized(function), *inputs, one, shape=shape)
+    rule = Linearized(function, len(held))
+    made = builder.apply(rule, *inputs, one, *held, shape=shape)
     return builder.note(made, "the derivative")

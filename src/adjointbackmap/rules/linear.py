@@ -1,6 +1,7 @@
 """Operations that are linear in the image and the biases, whatever the pattern."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any, ClassVar
 
@@ -336,14 +337,25 @@ class Multiply(Pointwise):
 
 @rule_for("aten.div.Tensor", "aten.div.Scalar")
 class Divide(Multiply):
-    """Quotient by a constant."""
-
-    takes_masks = False
+    """Quotient by a constant, or by a mask that never changes, such as the number of words."""
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
-        tensor_of(args[1], "divisor")
-        return super().build(builder, *args, **kwargs)
+        """Append one step.
+
+        Raises:
+            Refused: If the divisor depends on the image.
+        """
+        x, divisor = args[:2]
+        if isinstance(x, Mask):
+            x = builder.as_numbers(x)
+        if isinstance(divisor, Mask) and divisor.kinks == ():
+            inverse = replace(divisor, test=lambda k, *t: 1 / divisor.test(k, *t))
+            return Masked.product(builder, x, inverse)
+        if isinstance(divisor, Mask):
+            divisor = builder.as_numbers(divisor)
+        tensor_of(divisor, "divisor")
+        return super().build(builder, x, divisor, *args[2:], **kwargs)
 
     @staticmethod
     def prepared(factor: Tensor | float) -> Tensor | float:
