@@ -17,6 +17,8 @@ from adjointbackmap.study.adversarial import many, noise, scaled, targets
 from adjointbackmap.study.adversarial.many_report import many_section
 from adjointbackmap.study.adversarial.noise_report import noise_section
 from adjointbackmap.study.adversarial.targets_report import targets_section
+from adjointbackmap.study.judgement import run as judgement
+from adjointbackmap.study.judgement.report import judgement_section
 from adjointbackmap.study.pictures import run as pictures
 from adjointbackmap.study.setup import Setup, read_json, write_json
 from adjointbackmap.study.verification import run as verification
@@ -48,6 +50,7 @@ EXPERIMENTS = {
         attributions.compute_attributions, attributions.attributions_section
     ),
     origins.KEY: Experiment(origins.compute_origins, origins.origins_section),
+    judgement.KEY: Experiment(judgement.compute_judgement, judgement_section),
 }
 """Key -> experiment, in the order of the report."""
 

@@ -8,6 +8,18 @@ PLAIN = "vgg7-nobias-cifar10"
 
 PAGES = (
     QuestionPage(
+        "judgement",
+        "Which sentences hold, also under their controls?",
+        "judgement",
+        "Each sentence of the dissertation that can be measured is a row with a threshold, and so "
+        "are controls of our own. [The rule](../study-rule.md) was written before the numbers were "
+        "computed: three verdicts, intervals over images that are corrected for all rows, and two "
+        "draws of images that must agree.\n\n"
+        "The other pages show the experiments on the dissertation's own images. Their claims are "
+        "about these images; where a page and this one differ, this one decides.",
+        ("judgement/ratios-spread.png", "judgement/ratios-change.png"),
+    ),
+    QuestionPage(
         "looks",
         "What do hyperplanes look like?",
         "pictures",

@@ -155,8 +155,8 @@ def high_of(sample: Sample) -> Found:
     noise = torch.randn(NOISE_MAPS, *sample.pixels.shape[1:], generator=sample.generator)
     maps = {
         "pixels": sample.pixels,
-        "hyperplane": sample.planes(sample.pixels).image[:, 0],
-        "untrained": sample.planes(sample.pixels, sample.twin).image[:, 0],
+        "hyperplane": sample.planes(sample.pixels).image,
+        "untrained": sample.planes(sample.pixels, sample.twin).image,
         "white noise": noise,
     }
     return {name: float(high_share(part).mean()) for name, part in maps.items()}
