@@ -184,7 +184,7 @@ def test_pages_share_the_claims_tables_and_pictures(folder, docs):
     assert index.endswith("Below.\n")
     assert "earlier" not in index
     assert "| [Is it small?](small.md) | 0 of 1 |" in index
-    assert "1 of 3 tests hold" in (docs / "claims.md").read_text()
+    assert "| It is. | cannot tell |" in (docs / "claims.md").read_text()
     figure = docs.parent / "figures" / "study" / "noise-lines.png"
     drawn = [Image.open(path).convert("RGB") for path in (figure, folder / "noise" / "lines.png")]
     assert drawn[0].tobytes() == drawn[1].tobytes()
@@ -203,7 +203,19 @@ def test_verdict_of_several_networks_names_the_others():
     assert group_claims(claims[:2])[0].holds is None
     assert group_claims(claims[::3])[0].verdict == "holds for both networks"
     off = [Claim("No.", "0", False, network=name) for name in "abcde"]
-    assert group_claims(off)[0].verdict == "holds for 0 of 5 networks"
+    assert group_claims(off)[0].verdict == "holds for none of 5 networks"
+
+
+def test_cifar100_stands_apart():
+    """Its networks are named after the others, and count for no verdict."""
+    verdicts = {"a-cifar10": True, "b-cifar10": True, "a-cifar100": False}
+    claims = [Claim("It is.", "1", holds, network=name) for name, holds in verdicts.items()]
+    (group,) = group_claims(claims)
+    assert group.holds is True
+    words = "holds for both networks. CIFAR-100: holds for 0 of 1 network, not for a-cifar100"
+    assert group.verdict == words
+    (alone,) = group_claims(claims[2:])
+    assert (alone.holds, alone.verdict) == (False, f"CIFAR-100: {words.split(': ')[1]}")
 
 
 def test_command_makes_the_pages_of_a_summary(folder, docs, run, monkeypatch):

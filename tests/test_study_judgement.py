@@ -18,7 +18,7 @@ NAME = "vgg7-cifar10"
 
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory):
-    found = Setup(tmp_path_factory.mktemp("study"), (NAME,), images=2, sample=True)
+    found = Setup(tmp_path_factory.mktemp("study"), (NAME,), images=1, sample=True)
     run.compute_judgement(found, lambda what, share: None)
     return found
 
