@@ -24,7 +24,7 @@ from adjointbackmap.study.verification.summation import orders, outside_alone
 from adjointbackmap.study.verification.tally import Tally, design_effect, interval
 
 NETWORK = "vgg7-cifar10"
-FEW = Counts(2, 1, 3)
+FEW = Counts(2, 1, 3, 1)
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 
 
@@ -187,15 +187,33 @@ def test_study_verifies_every_arithmetic(study, tmp_path, network):
         images.hashes[1],
         images.hashes[0],
         images.hashes[0],
-    ]  # float32, float64, sums in float64
+        images.hashes[0],
+    ]  # float32, float64, sums in float64, float64 hyperplanes
     ran = {
         name: {part: found["images"] for part, found in run.items()}
         for name, run in entry["runs"].items()
     }
     assert ran["float32"] == {"fc": 3, "convolutions": 2}
+    assert ran.pop(verification.WIDENED) == {"convolutions": 1}
+    assert ran.pop(verification.BESIDE) == {"fc": 1, "convolutions": 1}
     assert set(map(str, (ran[name] for name in ran if name != "float32"))) == {
         "{'fc': 3, 'convolutions': 1}"
     }
+    widened = abm.verify(
+        network,
+        images[:1].unit_interval(),
+        ["conv1", "fc"],
+        dtype=torch.float64,
+        values=torch.float32,
+        names=images.hashes[:1],
+    )
+    found = page.layers_of(entry, verification.WIDENED)
+    assert {name: layer["check"] for name, layer in found.items()} == json.loads(
+        json.dumps({name: check.to_dict() for name, check in widened.items()})
+    )
+    rows = page.widened_rows(entry, PUBLISHED_COLUMNS[NETWORK]).rows
+    assert [row[0] for row in rows] == ["conv1", "fc"]
+    assert all(row[5] and row[8] for row in rows)
     ours = abm.verify(network, images[:2].unit_interval(), ["conv1"], names=images.hashes[:2])[
         "conv1"
     ]
@@ -218,7 +236,7 @@ def test_study_verifies_every_arithmetic(study, tmp_path, network):
 
 def test_layer_fc_by_rm0_is_as_by_tangents(study, network):
     """The same units and shares as every unit by tangents; errors within rounding."""
-    entry, _ = study(Counts(1, 1, 1))
+    entry, _ = study(Counts(1, 1, 1, 1))
     images = data.sample()[:10].by_hash()[:1]
     theirs = abm.verify(network, images.unit_interval(), ["fc"], names=images.hashes)["fc"]
     ours = LayerCheck.from_dict(page.layers_of(entry, "float32")["fc"]["check"])
@@ -251,10 +269,10 @@ def test_image_that_is_there_twice_counts_twice(network, tmp_path):
 def test_later_run_only_adds(study):
     """More images: the new ones are computed. Fewer: none, and what is there stays."""
     study()
-    entry, seen = study(Counts(3, 1, 4))
+    entry, seen = study(Counts(3, 1, 4, 1))
     assert seen == [data.sample()[:10].by_hash().hashes[2]]
     assert entry["runs"]["float32"]["fc"]["images"] == 4
-    again, seen = study(Counts(1, 1, 1))
+    again, seen = study(Counts(1, 1, 1, 1))
     assert seen == []
     assert {part: run["images"] for part, run in again["runs"]["float32"].items()} == {
         "fc": 4,
@@ -265,13 +283,13 @@ def test_later_run_only_adds(study):
 
 def test_results_alone_are_enough_to_go_on(study, tmp_path):
     """Without the files of finished images, only what the results lack is computed again."""
-    whole, _ = study(Counts(3, 1, 4))
+    whole, _ = study(Counts(3, 1, 4, 1))
     for name in (results_file.RESULTS, *(path.name for path in tmp_path.glob("*.jsonl"))):
         (tmp_path / name).unlink()
     study()
     for path in tmp_path.glob("*.jsonl"):
         path.unlink()
-    entry, seen = study(Counts(3, 1, 4))
+    entry, seen = study(Counts(3, 1, 4, 1))
     assert seen == [data.sample()[:10].by_hash().hashes[2]]
     ours, theirs = (found["runs"]["float32"] for found in (entry, whole))
     assert ours["convolutions"]["layers"] == theirs["convolutions"]["layers"]
@@ -284,7 +302,7 @@ def test_machines_are_told_for_each_run(study, monkeypatch):
     monkeypatch.setattr(
         results_file, "environment", lambda device: {"cpu": "another", "gpu": device}
     )
-    entry, _ = study(Counts(3, 1, 3))
+    entry, _ = study(Counts(3, 1, 3, 1))
     ran = {part: run["environments"] for part, run in entry["runs"]["float32"].items()}
     assert ran == {"fc": [0], "convolutions": [0, 1]}
 
@@ -293,7 +311,7 @@ def test_machines_are_told_for_each_run(study, monkeypatch):
 def test_study_on_cuda_is_computed_there(tmp_path, monkeypatch):
     """Float64 exact, the card in the results, the orders of summation of its own worst units."""
     monkeypatch.setattr(data, "load", lambda *arguments: data.sample()[:2])
-    found = verification.verify_networks(tmp_path, [NETWORK], Counts(1, 1, 2), device="cuda")
+    found = verification.verify_networks(tmp_path, [NETWORK], Counts(1, 1, 2, 1), device="cuda")
     entry = found["networks"][NETWORK]
     assert found["environments"][0]["gpu"] == torch.cuda.get_device_name()
     assert all(
@@ -331,7 +349,7 @@ def test_interrupt_keeps_finished_images(study, monkeypatch, tmp_path):
 def test_other_numbers_of_images_are_refused(study, count):
     """Zero is not the default; the message tells how many there are."""
     with pytest.raises(ValueError, match=rf"must be from 1 to 10\. Got {count}: leave it out"):
-        study(Counts(1, count))
+        study(Counts(1, count, None, 1))
 
 
 def test_unknown_network_is_refused():

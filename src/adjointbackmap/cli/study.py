@@ -36,6 +36,7 @@ def verification(
     images: int | None = None,
     images_float64: int | None = None,
     images_fc: int | None = None,
+    images_widened: int | None = None,
     out: Path = Path("study-verification"),
     data: Path | None = None,
     workers: int | None = None,
@@ -58,6 +59,8 @@ def verification(
         images_float64: Number of images in float64, and in float32 with sums in float64. The
             default is 200 for VGG7 and 50 for ResNet20.
         images_fc: Number of images for the layer fc. The default is all test images.
+        images_widened: Number of images with hyperplanes in float64 and the network's values in
+            float32. The default is 1,000 for VGG7 and 100 for ResNet20.
         out: Folder for the finished images and the results (verification.json).
         data: Folder of the official binary files. If left out: the folder that ADJOINTBACKMAP_DATA
             names, or a download.
@@ -83,7 +86,7 @@ def verification(
     if workers is not None:
         check_extra("--workers", "cluster", distributed="Dask")
     chosen = check_networks(network)
-    counts = Counts(images, images_float64, images_fc)
+    counts = Counts(images, images_float64, images_fc, images_widened)
     file = results or out / RESULTS
     if docs:
         VERIFICATION_PLACE.check(docs)

@@ -12,7 +12,7 @@ from adjointbackmap.report.sheets import PagePlace, Sheet, folded
 from adjointbackmap.study.published.columns import PUBLISHED_COLUMNS, Column
 from adjointbackmap.study.verification.histograms import histograms
 from adjointbackmap.study.verification.results_file import RESULTS, read_results
-from adjointbackmap.study.verification.run import KEY
+from adjointbackmap.study.verification.run import BESIDE, KEY, WIDENED
 from adjointbackmap.study.verification.summation import SUM_ORDERS
 
 VERIFICATION_PLACE = PagePlace(
@@ -20,6 +20,7 @@ VERIFICATION_PLACE = PagePlace(
     "<!-- verification: end -->",
 )
 SUMS_TITLE = "The same images, inner products summed in float32 and in float64:"
+WIDENED_TITLE = "Hyperplanes in float64, held to the network's own float32 values:"
 ORDERS_TITLE = (
     "The worst unit of each layer, its terms summed in other orders and precisions "
     "(relative errors):"
@@ -153,6 +154,31 @@ def sums_rows(entry: dict[str, Any]) -> Sheet:
     return sheet
 
 
+def widened_rows(entry: dict[str, Any], column: Column) -> Sheet:
+    """Table with a row for each layer: hyperplanes in float64, the network's values in float32.
+
+    The float32 columns are of the same images.
+    """
+    head = ["layer", "images", "published", "e <= 1 %", "is", "in float32", "\\|e\\| <= 1 %", "is"]
+    head += ["in float32", "95 % interval", "outside", "gates that differ"]
+    sheet = Sheet("", head)
+    single = layers_of(entry, BESIDE)
+    for name, layer in layers_of(entry, WIDENED).items():
+        check = layer["check"]
+        units = check["units"]
+        published = column.shares[name]
+        same = name in single and single[name]["images"] == layer["images"]
+        row = [name, f"{layer['images']:,}", f"{'>= ' if column.at_least else ''}{published:g}"]
+        for of in ("_signed", ""):
+            other = single[name]["check"][f"within{of}"] if same else None
+            row += [percent(check[f"within{of}"], units), verdict(layer, published, of)]
+            row.append("" if other is None else percent(other, units))
+        row.append(" to ".join(f"{100 * end:.5f}" for end in layer["interval"]))
+        row += [f"{units - check['within']:,}", f"{check['flipped']:,}"]
+        sheet.rows.append(row)
+    return sheet
+
+
 def order_rows(entry: dict[str, Any]) -> Sheet:
     """Table of the worst unit of each layer: its error for each order and precision of the sum."""
     sheet = Sheet("", ["layer", "image", "unit", "c", "sum of \\|x h\\|, \\|b h\\|", *SUM_ORDERS])
@@ -193,7 +219,12 @@ def _network(name: str, entry: dict[str, Any], figures: str) -> Iterator[str]:
         yield f"![Relative errors of {name}, {kind}]({figures}/verification-{name}-{kind}.png)"
     layers = layer_rows(entry, column)
     yield folded(f"{name}: {len(layers.rows)} layers", [layers.markdown()])
-    for title, sheet in ((SUMS_TITLE, sums_rows(entry)), (ORDERS_TITLE, order_rows(entry))):
+    more = {
+        WIDENED_TITLE: widened_rows(entry, column),
+        SUMS_TITLE: sums_rows(entry),
+        ORDERS_TITLE: order_rows(entry),
+    }
+    for title, sheet in more.items():
         if sheet.rows:
             yield folded(title.rstrip(":"), [sheet.markdown()])
 

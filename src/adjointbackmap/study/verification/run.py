@@ -25,14 +25,37 @@ from adjointbackmap.study.verification.tally import Tally
 from adjointbackmap.training.evaluation import accuracy
 
 KEY = "verification"
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The precision of each part of a verification.
+
+    Attributes:
+        planes: Of the hyperplanes.
+        sums: Of the inner products.
+        values: Of the network's own values.
+    """
+
+    planes: torch.dtype
+    sums: torch.dtype
+    values: torch.dtype
+
+
+WIDENED = "float64 hyperplanes, float32 values"
+BESIDE = "float32, images of the widened run"
 ARITHMETICS = {
-    "float32": (torch.float32, torch.float32),
-    "float64": (torch.float64, torch.float64),
+    "float32": Arithmetic(torch.float32, torch.float32, torch.float32),
+    "float64": Arithmetic(torch.float64, torch.float64, torch.float64),
     # The same images as in the next run. Finished images come from the file of "float32".
-    "float32 again": (torch.float32, torch.float32),
-    "float32, sums in float64": (torch.float32, torch.float64),
+    "float32 again": Arithmetic(torch.float32, torch.float32, torch.float32),
+    "float32, sums in float64": Arithmetic(torch.float32, torch.float64, torch.float32),
+    # Again the same images as in the next run.
+    BESIDE: Arithmetic(torch.float32, torch.float32, torch.float32),
+    # The float32 parameters are widened, and gates are those of the float32 pass.
+    WIDENED: Arithmetic(torch.float64, torch.float64, torch.float32),
 }
-"""Name -> precision of values and hyperplanes, then precision of the inner products."""
+"""Name of a run -> its precision."""
 
 TaskReport = Callable[[str, float], None]
 
@@ -48,11 +71,14 @@ class Counts:
         images_float64: In float64, and for the two runs that compare sums in float32 and float64.
             The default is 200 for VGG7 and 50 for ResNet20.
         images_fc: For the layer ``fc``. The default is all.
+        images_widened: With hyperplanes in float64 and values in float32, for all layers. The
+            default is 1,000 for VGG7 and 100 for ResNet20.
     """
 
     images: int | None = None
     images_float64: int | None = None
     images_fc: int | None = None
+    images_widened: int | None = None
 
     def check(self, available: int) -> None:
         """Check that the numbers do not exceed the available test images.
@@ -60,7 +86,7 @@ class Counts:
         Raises:
             ValueError: If one is less than 1, or more than there are.
         """
-        for count in (self.images, self.images_float64, self.images_fc):
+        for count in (self.images, self.images_float64, self.images_fc, self.images_widened):
             if count is not None and not 0 < count <= available:
                 msg = (
                     f"The number of images must be from 1 to {available}. "
@@ -73,6 +99,8 @@ class Counts:
         small = models.architecture(name).startswith("vgg7")
         if arithmetic == "float32":
             return self.images or (10_000 if small else 1_000)
+        if arithmetic in (BESIDE, WIDENED):
+            return self.images_widened or (1_000 if small else 100)
         return self.images_float64 or (200 if small else 50)
 
 
@@ -149,7 +177,8 @@ def compute_verification(setup: Setup, report: TaskReport) -> None:
 
     The run's number of images is used in float32, and a tenth of it in float64.
     """
-    counts = Counts(setup.images, max(1, setup.images // 10), setup.images)
+    few = max(1, setup.images // 10)
+    counts = Counts(setup.images, few, setup.images, few)
     names = check_networks(setup.networks)
     verify_networks(
         setup.folder / KEY, names, counts, setup.root, report=report, sample=setup.sample
@@ -196,12 +225,19 @@ class NetworkRun:
             self.entry["accuracy"] = accuracies(trained, self.subject, self.images, self.device)
             self.results.write()
         for arithmetic in ARITHMETICS:
-            self.verify(arithmetic, "fc", self.counts.images_fc or len(self.images))
+            if arithmetic != WIDENED:  # its fc is verified with its convolutions
+                self.verify(arithmetic, "fc", self._outputs_of(arithmetic))
         for arithmetic in ARITHMETICS:
             self.verify(arithmetic, "convolutions", self.counts.of(self.name, arithmetic))
         self.entry["orders"] = self.orders()
         self.entry["outside alone"] = self.alone()
         self.results.write()
+
+    def _outputs_of(self, arithmetic: str) -> int:
+        """Number of images for ``fc``."""
+        if arithmetic == BESIDE:
+            return self.counts.of(self.name, arithmetic)
+        return self.counts.images_fc or len(self.images)
 
     def verify(self, arithmetic: str, part: str, asked: int) -> None:
         """Verify every unit of the convolutions, or every output of ``fc``.
@@ -214,9 +250,13 @@ class NetworkRun:
         if asked <= first:
             return
         chosen = self.images[first:asked]
-        dtype, accumulate = ARITHMETICS[arithmetic]
-        terms = terms_of(self.network, self.layers(part), False, SCALE, dtype, accumulate)
-        x = self.subject.prepare(chosen.unit_interval()).to(self.device, dtype)
+        used = ARITHMETICS[arithmetic]
+        layers = [*self.layers(part), *(self.layers("fc") if arithmetic == WIDENED else ())]
+        terms = terms_of(
+            self.network, layers, False, SCALE, used.planes, used.sums, values=used.values
+        )
+        # in float32 first, as the network sees it
+        x = self.subject.prepare(chosen.unit_interval()).to(self.device, used.planes)
         report = partial(self.report, f"{self.name}, {part}, {arithmetic}")
         arguments = (self.network, x, terms, chosen.hashes, report, self._file(part, arithmetic))
         with self._kept(run) as tallies:
@@ -232,7 +272,9 @@ class NetworkRun:
 
     def _file(self, part: str, arithmetic: str) -> Path:
         """The file of finished images; runs in the same precision share it."""
-        names = [str(dtype).removeprefix("torch.") for dtype in ARITHMETICS[arithmetic]]
+        used = ARITHMETICS[arithmetic]
+        parts = [used.planes, used.sums, *([used.values] if arithmetic == WIDENED else [])]
+        names = [str(dtype).removeprefix("torch.") for dtype in parts]
         precision = "-".join(dict.fromkeys(names))
         return self.results.path.parent / f"{self.name}-{part}-{precision}.jsonl"
 
