@@ -341,7 +341,7 @@ def test_interrupt_keeps_finished_images(study, monkeypatch, tmp_path):
     assert kept["images"] == 1
     entry, seen = study()
     assert seen[0] == second
-    assert len(seen) == 3
+    assert len(seen) == 4
     assert "first" not in entry["runs"]["float32"]["convolutions"]
 
 
@@ -452,7 +452,7 @@ def test_command_writes_results_and_page(run, tmp_path):
     there.parent.mkdir()
     there.write_text(f"{page.VERIFICATION_PLACE.begin}\n{page.VERIFICATION_PLACE.end}\n")
     names = ("--network", NETWORK, "--network", "fixup-resnet20-nobias-cifar10")
-    counts = ("--images", 1, "--images-float64", 1, "--images-fc", 2)
+    counts = ("--images", 1, "--images-float64", 1, "--images-fc", 2, "--images-widened", 1)
     status, text, err = run(*names, *counts, "--out", out, "--docs", there)
     assert status == 0, err
     assert "vgg7-cifar10, Table 3.3" in text
@@ -475,7 +475,16 @@ def test_command_stopped_still_writes_the_tables(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(runs, "verify_images", stopped)
     status, text, err = run(
-        "--images", 1, "--images-float64", 1, "--images-fc", 2, "--out", tmp_path / "out"
+        "--images",
+        1,
+        "--images-float64",
+        1,
+        "--images-fc",
+        2,
+        "--images-widened",
+        1,
+        "--out",
+        tmp_path / "out",
     )
     assert status == 130
     assert "finished work is kept" in err
