@@ -17,6 +17,7 @@ from adjointbackmap.engine.operators import basis, pull, push, reached
 from adjointbackmap.engine.patches import Patches
 from adjointbackmap.engine.pattern import ActivationPattern
 from adjointbackmap.engine.program import IMAGE, KernelCall
+from adjointbackmap.engine.result_memory import lazy_zeros
 from adjointbackmap.engine.sweep import Sweep
 from adjointbackmap.engine.windows import put
 from adjointbackmap.planes.planner import images_per_batch, vectors_at_once
@@ -227,7 +228,7 @@ def _bias_columns(queries: Sequence[Query], pattern: ActivationPattern) -> list[
     found = []
     for r in readouts:
         shape = (images, len(r.entries), r.units.count)
-        found.append(torch.zeros(shape, dtype=pattern.dtype, device=device))
+        found.append(lazy_zeros(shape, pattern.dtype, device))
     for b in basis(pattern, reached(pattern.program, targets) - {IMAGE}):
         out = push(pattern, b.tangents, sources)
         for readout, flat, columns in zip(readouts, flats, found, strict=True):
@@ -336,7 +337,7 @@ def _blank_patches(query: Query, pattern: ActivationPattern) -> Tensor:
     geometry = query.patches
     channels = query.network.in_shape[0]
     shape = (*geometry.counts, *geometry.size, channels, query.readout.elements.shape[0])
-    return torch.zeros(shape, dtype=pattern.dtype, device=query.network.device)
+    return lazy_zeros(shape, pattern.dtype, query.network.device)
 
 
 def _patches_of_units(query: Query, whole: Tensor) -> Patches:
