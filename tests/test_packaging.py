@@ -116,7 +116,8 @@ def test_wheel_has_what_a_user_needs(wheel):
         names = set(content.namelist())
         (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
         head = Parser().parsestr(content.read(metadata).decode())
-    assets = {f"{name}.{kind}" for name in models.names() for kind in ("safetensors", "json")}
+    assets = {f"{name}.{kind}" for name in models.names("all") for kind in ("safetensors", "json")}
+    assets |= {f"{name}.words.txt" for name in models.names("sentences")}
     needed = {f"adjointbackmap/assets/{name}" for name in assets | {"cifar10-sample.bin"}}
     needed |= {"adjointbackmap/py.typed", "adjointbackmap/__init__.pyi"}
     assert needed <= names

@@ -18,6 +18,10 @@ from torch import Tensor, nn
 
 from adjointbackmap.files.checked import OF_FILE, compare, read_sealed, sha256_of
 from adjointbackmap.files.weights import load_weights, read_safetensors
+from adjointbackmap.text.networks import NETWORKS as OF_SENTENCES
+from adjointbackmap.text.readers import FROZEN, Reader
+from adjointbackmap.text.reviews import CLASSES as OF_REVIEWS
+from adjointbackmap.text.words import Vocabulary, of_lines
 
 # Defaults of TensorFlow, which the study used. PyTorch's are 0.01 and 0.00001.
 LEAKY_SLOPE = 0.2
@@ -215,12 +219,16 @@ ARCHITECTURES: dict[str, tuple[Callable[[int], nn.Module], type[nn.Module]]] = {
 def architecture(name: str) -> str:
     """Architecture of a network.
 
-    It is ``"vgg7"`` for ``"vgg7"``, ``"vgg7-cifar10"`` and ``"vgg7-cifar100"``.
+    It is ``"vgg7"`` for ``"vgg7"``, ``"vgg7-cifar10"`` and ``"vgg7-cifar100"``, and ``"textcnn"``
+    for ``"textcnn-reviews"``.
 
     Raises:
         ValueError: If ``name`` is neither an architecture nor one followed by a data set.
     """
     stem = name.removesuffix("-cifar100").removesuffix("-cifar10")
+    sentences = stem.removesuffix("-reviews")
+    if sentences in OF_SENTENCES:
+        return sentences
     if stem not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         msg = (
@@ -232,28 +240,33 @@ def architecture(name: str) -> str:
 
 
 def build(name: str, classes: int = 10) -> nn.Module:
-    """Build a network of the study with its own initialisation, in train mode.
+    """Build a network with its own initialisation, in train mode.
 
     Args:
         name: ``"vgg7-nobias"``, ``"fixup-resnet20-nobias"``, ``"vgg7"``, ``"resnet20"`` or
-            ``"fixup-resnet20"``.
-        classes: Number of outputs of ``fc``.
+            ``"fixup-resnet20"``; or ``"textcnn"`` or ``"transformer"``, which read sentences.
+        classes: Number of outputs of ``fc``; for the networks of sentences the number of words
+            that they know.
 
     Returns:
-        A module that takes ``(N, 3, 32, 32)`` and gives ``(N, classes)``.
+        A module that takes ``(N, 3, 32, 32)`` and gives ``(N, classes)``, or token numbers
+        ``(N, T)`` and gives ``(N, 2)``.
 
     Example:
         >>> kernels = [p for p in build("resnet20").parameters() if p.dim() > 1]
         >>> sum(p.numel() for p in kernels)
         729888
     """
-    return ARCHITECTURES[architecture(name)][0](classes)
+    stem = architecture(name)
+    if stem in OF_SENTENCES:
+        return OF_SENTENCES[stem](classes)
+    return ARCHITECTURES[stem][0](classes)
 
 
 def preprocessing(name: str) -> nn.Module:
     """Map from pixels in [0, 1] to the input of a network.
 
-    It is the study's normalisation, or the identity.
+    It is the study's normalisation, or the identity; the identity too for networks of sentences.
 
     Args:
         name: An architecture or a shipped name.
@@ -262,26 +275,80 @@ def preprocessing(name: str) -> nn.Module:
         >>> preprocessing("vgg7-cifar10")
         Identity()
     """
-    return ARCHITECTURES[architecture(name)][1]()
+    stem = architecture(name)
+    return nn.Identity() if stem in OF_SENTENCES else ARCHITECTURES[stem][1]()
 
 
-def names() -> tuple[str, ...]:
+def names(takes: str = "images") -> tuple[str, ...]:
     """Names of the trained networks that ship with the package.
+
+    Args:
+        takes: ``"images"`` for the networks of the study, ``"sentences"`` for those that take token
+            numbers, or ``"all"``.
+
+    Raises:
+        ValueError: If ``takes`` is none of these.
 
     Example:
         >>> "vgg7-cifar10" in names()
         True
+        >>> names("sentences")
+        ('textcnn-reviews', 'transformer-reviews')
     """
+    if takes not in ("images", "sentences", "all"):
+        msg = f"takes must be images, sentences or all. Got {takes!r}: give one of these."
+        raise ValueError(msg)
     suffix = ".safetensors"
     found = [f.name for f in _assets().iterdir() if f.name.endswith(suffix)]
-    return tuple(sorted(name.removesuffix(suffix) for name in found))
+    every = sorted(name.removesuffix(suffix) for name in found)
+    if takes == "all":
+        return tuple(every)
+    return tuple(name for name in every if takes_sentences(name) == (takes == "sentences"))
+
+
+def takes_sentences(name: str) -> bool:
+    """Whether a network takes the token numbers of sentences.
+
+    Args:
+        name: An architecture or a shipped name.
+
+    Raises:
+        ValueError: If there is no such architecture.
+
+    Example:
+        >>> takes_sentences("textcnn-reviews"), takes_sentences("vgg7-cifar10")
+        (True, False)
+    """
+    return architecture(name) in OF_SENTENCES
+
+
+def vocabulary(name: str) -> Vocabulary:
+    """The words that a shipped network of sentences knows.
+
+    Args:
+        name: One of ``names("sentences")``.
+
+    Raises:
+        ValueError: If it is none of these, or its file is damaged.
+
+    Example:
+        >>> vocabulary("textcnn-reviews").tokens("a good film").shape
+        torch.Size([1, 3])
+    """
+    if name not in names("sentences"):
+        known = ", ".join(names("sentences"))
+        msg = f"A network of sentences must be one of {known}. Got {name!r}: name one."
+        raise ValueError(msg)
+    with as_file(_assets() / f"{name}.words.txt") as path:
+        compare(sha256_of(path), card(name)["words sha256"], path, "its card", INSTALL_AGAIN)
+        return of_lines(path.read_text(encoding="utf-8"))
 
 
 def load(name: str) -> nn.Module:
-    """Load a trained network of the study in eval mode.
+    """Load a trained network in eval mode.
 
     Args:
-        name: One of :func:`names`.
+        name: One of ``names("all")``.
 
     Raises:
         ValueError: If no such network is shipped, or its file is damaged.
@@ -291,12 +358,31 @@ def load(name: str) -> nn.Module:
         False
     """
     about = card(name)
-    model = build(name, classes=about["classes"])
+    model = build(name, about["words" if takes_sentences(name) else "classes"])
     with as_file(_assets() / f"{name}.safetensors") as path:
         if OF_FILE in about:
             compare(sha256_of(path), about[OF_FILE], path, "its card", INSTALL_AGAIN)
         load_weights(model, read_safetensors(path), path)
     return model.eval()
+
+
+def reader(name: str, curved: str = FROZEN) -> Reader:
+    """A shipped network that reads sentences, with its words.
+
+    Args:
+        name: One of ``names("sentences")``.
+        curved: What to do with curved operations, see :func:`adjointbackmap.trace`. It changes
+            nothing for ``"textcnn-reviews"``, which is piecewise affine.
+
+    Raises:
+        ValueError: If it is none of these, or its file is damaged.
+
+    Example:
+        >>> reader("transformer-reviews").read("a gripping story").predicted
+        'positive'
+    """
+    words = vocabulary(name)
+    return Reader(load(name), words, OF_REVIEWS, name, curved=curved)
 
 
 def card(name: str) -> dict[str, Any]:
@@ -321,6 +407,6 @@ def _assets() -> Traversable:
 
 
 def _check_shipped(name: str) -> None:
-    if name not in names():
-        msg = f"A shipped network must be one of {', '.join(names())}. Got {name!r}."
+    if name not in names("all"):
+        msg = f"A shipped network must be one of {', '.join(names('all'))}. Got {name!r}."
         raise ValueError(msg)

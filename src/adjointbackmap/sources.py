@@ -153,6 +153,12 @@ def load_subject(source: NetworkOptions) -> Subject:
     if source.name is None:
         subject = _own_subject(source)
     else:
+        if source.name in models.names("sentences"):
+            msg = (
+                f"The network must take pictures. Got {source.name}, which reads sentences: "
+                f'adjointbackmap text "..." --network {source.name}.'
+            )
+            raise ValueError(msg)
         _refuse_own_pictures(source)
         classes = data.SOURCES[models.card(source.name)["dataset"]].classes
         module = models.load(source.name)

@@ -21,6 +21,7 @@ from adjointbackmap.cli import (
     regions,
     study,
     study_line,
+    text,
 )
 from adjointbackmap.cli.frame import app, console
 from adjointbackmap.files.checked import DamagedFileWarning
@@ -40,6 +41,7 @@ __all__ = [
     "regions",
     "study",
     "study_line",
+    "text",
 ]
 
 

@@ -1,5 +1,6 @@
 """Commands on trained networks: train, evaluate."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -22,6 +23,7 @@ from adjointbackmap.sources import CIFAR_SHAPE, NetworkOptions, load_subject
 if TYPE_CHECKING:
     from adjointbackmap.sources import Subject
     from adjointbackmap.training.recipes import Recipe
+    from adjointbackmap.training.sentences import SentenceRecipe
     from adjointbackmap.training.task import Progress
 
 
@@ -74,12 +76,32 @@ class RecipeOptions:
         intervals = changes.pop("interval")
         return choose_recipe(network, dataset, preset, intervals=intervals, **changes)
 
+    def of_sentences(self) -> "SentenceRecipe":
+        """The recipe of the networks of sentences with these changes.
+
+        Raises:
+            ValueError: If a change is one of images.
+        """
+        from adjointbackmap.training.sentences import SentenceRecipe
+
+        changes = {name: value for name, value in asdict(self).items() if value is not None}
+        known = asdict(SentenceRecipe())
+        other = [f"--{name.replace('_', '-')}" for name in changes if name not in known]
+        if other:
+            msg = (
+                "A network of sentences has the options --epochs, --batch, --peak-rate, "
+                f"--weight-decay and --label-smoothing. Got {', '.join(other)}: leave it out."
+            )
+            raise ValueError(msg)
+        return SentenceRecipe(**changes)
+
 
 OWN_RECIPE = RecipeOptions()
 TRAIN_EXAMPLES = help_examples(
     "adjointbackmap train vgg7 --data FOLDER",
     "adjointbackmap train resnet20 cifar100 --preset study --out runs/study",
     "adjointbackmap train vgg7 --objective local-linearity --out runs/calm",
+    "adjointbackmap train transformer reviews --data FOLDER",
 )
 EVALUATE_EXAMPLES = help_examples(
     "adjointbackmap evaluate vgg7-cifar10 --dataset sample",
@@ -90,7 +112,7 @@ EVALUATE_EXAMPLES = help_examples(
 @app.command(help_epilogue=TRAIN_EXAMPLES)
 def train(
     network: str,
-    dataset: Literal["cifar10", "cifar100"] = "cifar10",
+    dataset: Literal["cifar10", "cifar100", "reviews"] = "cifar10",
     *,
     data: Path | None = None,
     out: Path | None = None,
@@ -101,15 +123,17 @@ def train(
     device: Literal["cpu", "cuda"] = "cpu",
     threads: int | None = None,
 ) -> None:
-    """Train a network of the study.
+    """Train a network of the study, or one that reads sentences.
 
-    A stopped run continues when the same command is run again.
+    A stopped run continues when the same command is run again. Networks of sentences are trained on
+    each of ten folds of the reviews; the weights that are written are those of the first.
 
     Args:
-        network: vgg7-nobias, fixup-resnet20-nobias, vgg7, resnet20 or fixup-resnet20.
-        dataset: The data.
-        data: Folder of the official binary files. If left out: the folder that ADJOINTBACKMAP_DATA
-            names, or a download.
+        network: vgg7-nobias, fixup-resnet20-nobias, vgg7, resnet20 or fixup-resnet20; textcnn or
+            transformer for the reviews.
+        dataset: The data: reviews for the networks of sentences.
+        data: Folder of the official binary files, or of the reviews. If left out: the folder that
+            ADJOINTBACKMAP_DATA names, or a download.
         out: Folder for checkpoint, log, training curves, weights and card. The default is
             runs/NETWORK-DATASET-SEED.
         preset: Recipe that fills in the options from --epochs to --augmentation: our own, or the
@@ -124,6 +148,10 @@ def train(
     from adjointbackmap.training.task import Task
 
     use_threads(threads)
+    if _is_of_sentences(network, dataset):
+        choices = {"--preset": preset != "own", "--start": start, "--device": device != "cpu"}
+        _train_sentences(network, data, out, options, seed, choices)
+        return
     check_device(device)
     recipe = options.recipe(network, dataset, preset)
     task = Task(network, dataset, seed, recipe, str(start) if start else None)
@@ -138,6 +166,61 @@ def train(
         card = run(task, folder, data, device, report)
     accuracy = f"{100 * card['test accuracy']:.2f} %"
     console.print(f"test accuracy {accuracy}, kept epoch {card['kept epoch']}; written to {folder}")
+
+
+def _is_of_sentences(network: str, dataset: str) -> bool:
+    """Whether a network reads sentences.
+
+    Raises:
+        ValueError: If the data are of the other kind.
+    """
+    from adjointbackmap import models
+
+    of_sentences = models.takes_sentences(network)
+    if of_sentences != (dataset == "reviews"):
+        wanted = "the reviews" if of_sentences else "images"
+        data = "reviews" if of_sentences else "cifar10"
+        msg = (
+            f"{network} must be trained on {wanted}. Got {dataset}: "
+            f"adjointbackmap train {network} {data}."
+        )
+        raise ValueError(msg)
+    return of_sentences
+
+
+def _train_sentences(
+    network: str,
+    data: Path | None,
+    out: Path | None,
+    options: RecipeOptions,
+    seed: int,
+    choices: Mapping[str, object],
+) -> None:
+    """Train a network of sentences on ten folds.
+
+    Raises:
+        ValueError: If an option is one of images.
+    """
+    from adjointbackmap import models
+    from adjointbackmap.training.sentences import SentenceTask
+    from adjointbackmap.training.sentences import train as run
+
+    given = [option for option, value in choices.items() if value]
+    if given:
+        msg = f"{', '.join(given)} must come with a network of images. Got {network}: leave it out."
+        raise ValueError(msg)
+    task = SentenceTask(models.architecture(network), seed, options.of_sentences())
+    folder = out or Path("runs") / f"{network}-reviews-{seed}"
+    with progress(f"{network} on reviews") as (bar, job):
+
+        def report(now: "Progress") -> None:
+            description = f"{network} on reviews: loss {now.loss:.3f}"
+            bar.update(job, completed=now.step / now.steps, description=description)
+
+        card = run(task, folder, data, report)
+    mean = f"{100 * card['mean accuracy']:.1f} %"
+    spread = f"{100 * card['standard deviation']:.1f}"
+    console.print(f"mean accuracy of ten folds {mean}, deviation {spread}; written to {folder}")
 
 
 @app.command(help_epilogue=EVALUATE_EXAMPLES)

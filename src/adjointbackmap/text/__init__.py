@@ -1,0 +1,1 @@
+"""Sentences: words and token numbers, two small networks, and the movie reviews they learn from."""
