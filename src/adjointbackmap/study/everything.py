@@ -13,9 +13,10 @@ from adjointbackmap.files.disk import DiskFull, hold_folder, remove_partial
 from adjointbackmap.machine import environment
 from adjointbackmap.report.sections import Section
 from adjointbackmap.study import attributions, origins
-from adjointbackmap.study.adversarial import many, noise, scaled, targets
+from adjointbackmap.study.adversarial import many, noise, scaled, strengths, targets
 from adjointbackmap.study.adversarial.many_report import many_section
 from adjointbackmap.study.adversarial.noise_report import noise_section
+from adjointbackmap.study.adversarial.strengths_report import strengths_section
 from adjointbackmap.study.adversarial.targets_report import targets_section
 from adjointbackmap.study.judgement import run as judgement
 from adjointbackmap.study.judgement.report import judgement_section
@@ -50,6 +51,7 @@ EXPERIMENTS = {
         attributions.compute_attributions, attributions.attributions_section
     ),
     origins.KEY: Experiment(origins.compute_origins, origins.origins_section),
+    strengths.KEY: Experiment(strengths.compute_strengths, strengths_section),
     judgement.KEY: Experiment(judgement.compute_judgement, judgement_section),
 }
 """Key -> experiment, in the order of the report."""

@@ -138,6 +138,18 @@ PAGES = (
         ),
     ),
     QuestionPage(
+        "strengths",
+        "What do attacks of today do to hyperplanes, and what does other noise of their size?",
+        "strengths",
+        "The attacks of the dissertation have no limit but a number of steps. Here projected "
+        "gradient descent (PGD) stays in a ball, and the ball grows from one grey level of 255 to "
+        "eight. Three controls have the same size: random signs, nine Gaussian directions, which "
+        "have the rank of the nine attacks, and independent Gaussian noise.\n\n"
+        "Where the curve of PGD is above that of the nine directions, the direction of the noise "
+        "matters, and not its size or its rank.",
+        (f"strengths/{SHOWN}-curves.png", "strengths/resnet20-cifar10-curves.png"),
+    ),
+    QuestionPage(
         "many-images",
         "Does it hold for many images?",
         "many",
