@@ -18,11 +18,13 @@ from adjointbackmap.rules.base import (
     Shape,
     Signs,
     Value,
+    channels_last,
     filled,
     rule_for,
     tensor_of,
     unfilled,
 )
+from adjointbackmap.rules.few_channels import SMALLEST, back_in_squares, square_of
 from adjointbackmap.rules.field import Reach
 from adjointbackmap.rules.linear import Add
 from adjointbackmap.rules.padding import Pad, grown
@@ -215,6 +217,10 @@ class Convolution(Kernel, Local):
         return flipped.back(tangents, (self.weight.shape[0], *sizes))
 
     def back(self, cotangent: Tensor, shape: Shape) -> Tensor:
+        square = self._square(cotangent)
+        if square:
+            kernel = (self.weight, self.stride, self.padding)
+            return back_in_squares(*kernel, cotangent, shape, square)
         # a transposed convolution, in the form that is fastest in float64 too
         geometry = (self.stride, self.padding, self.dilation, False, [0] * len(self.stride))
         back = torch.ops.aten.convolution_backward.default(
@@ -227,6 +233,14 @@ class Convolution(Kernel, Local):
             [True, False, False],  # of input, weight and bias, only the input's gradient
         )
         return back[0]
+
+    def _square(self, cotangent: Tensor) -> int:
+        """The size of the squares in which the adjoint is computed; 0 for the plain adjoint."""
+        if cotangent.dim() != 4 or not channels_last(cotangent) or cotangent.numel() < SMALLEST:
+            return 0
+        if self.groups > 1 or set(self.dilation) != {1} or len(set(self.stride)) > 1:
+            return 0
+        return square_of(self.weight, self.stride)
 
     def reach(self) -> Reach:
         return pooled(self.extent(), self.stride, self.padding)
