@@ -68,8 +68,11 @@ def chain(traced_case):
     return traced_case("plain-conv-chain")
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("mode", ["RM2", "RM4"])
+# windowed cotangents are for RM2 alone
+PAIRS = [(m, mode) for m in METHODS for mode in ("RM2", "RM4") if (m, mode) != (METHODS[-1], "RM4")]
+
+
+@pytest.mark.parametrize(("method", "mode"), PAIRS)
 def test_batches_shrink_and_hyperplanes_stay(chain, method, mode):
     """From the batch that is fast to one vector; what they give is the same."""
     result = plan_query(Query.of(chain.network, chain.x, "2", mode, method=method)).bytes

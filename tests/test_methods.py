@@ -12,6 +12,7 @@ from adjointbackmap.engine.gated_convolution import AliveConvolution
 from adjointbackmap.engine.patches import Patches
 from adjointbackmap.engine.sweep import Sweep
 from adjointbackmap.engine.windows import Group, Span, Windows
+from adjointbackmap.planes import planner
 from adjointbackmap.planes.planner import plan_queries
 from adjointbackmap.planes.query import Query
 from adjointbackmap.planes.readout import Readout
@@ -40,7 +41,7 @@ def compare(network, x):
     for layer in network.distinct_layers():
         mode = "RM2" if "RM2" in layer.modes else "RM0"
         expected = abm.hyperplanes(network, x, layer.name, mode, method="adjoint")
-        for method in ("basis", "coloured", "windowed"):
+        for method in ("basis", "coloured", "windowed", "windowed-adjoint"):
             if method != "basis" and (len(layer.out_shape) != 3 or len(network.in_shape) != 3):
                 with pytest.raises(ValueError, match="method must be one of adjoint, basis for"):
                     network.plan(layer.name, mode, method=method)
@@ -51,7 +52,7 @@ def compare(network, x):
 
 
 def test_methods_agree_on_every_network(traced):
-    """Cotangents, unit tangents and windowed tangents agree on image and bias at every layer."""
+    """Cotangents and tangents, whole and windowed, agree on image and bias at every layer."""
     compare(traced.network, traced.x)
 
 
@@ -150,7 +151,8 @@ def test_dense_part_larger_than_memory_is_refused_by_its_compact_name():
 def test_unknown_method_is_refused(traced_case):
     """One sentence with what there is."""
     with pytest.raises(
-        ValueError, match=r"method must be one of adjoint, basis, coloured, windowed .*Got 'fast'"
+        ValueError,
+        match=r"one of adjoint, basis, coloured, windowed, windowed-adjoint for .*Got 'fast'",
     ):
         traced_case(CHAIN).network.plan("4", "RM2", method="fast")
 
@@ -219,6 +221,44 @@ def test_one_sweep_serves_every_map_of_vgg7():
     assert [plan.method for plan in plan_queries(queries)] == ["windowed"] * 3
     asked = [replace(query, method="basis") for query in queries]
     assert len({plan.method for plan in plan_queries(asked)}) == 1
+
+
+# windowed cotangents
+
+
+def test_some_units_of_a_large_image_take_windowed_cotangents():
+    """Four positions of a deep layer cost less on the windows that they see."""
+    convs = [torch.nn.Conv2d(n, 16, 3, padding=1) for n in (3, 16, 16, 16)]
+    parts = [part for conv in convs for part in (conv, torch.nn.ReLU())]
+    network = abm.trace(torch.nn.Sequential(*parts).eval(), torch.rand(1, 3, 64, 64), audit=False)
+    units = (slice(20, 22), slice(20, 22))
+    planned = network.plan("6", "RM2", units)
+    whole = network.plan("6", "RM2", units, method="adjoint")
+    assert planned.method == "windowed-adjoint"
+    assert str(planned).startswith("windowed-adjoint: 64 cotangents, ")
+    assert planned.vectors == whole.vectors
+    assert planned.multiply_adds < whole.multiply_adds / 10
+
+
+def test_plan_says_that_windows_save_nothing():
+    """A unit whose field is the image."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.Conv2d(2, 2, 3))
+    network = abm.trace(model.eval(), torch.rand(1, 1, 4, 4))
+    assert str(network.plan("1", "RM2", 0)).endswith("(each unit sees the whole image)")
+    assert "whole image" not in str(network.plan("0", "RM2", 0))
+
+
+@pytest.mark.parametrize("units", [None, (slice(0, 4, 3), [0, 2, 3], 1), (-1, -1, 0)], ids=str)
+@pytest.mark.parametrize("side", [1, 4])
+def test_tiles_of_any_side_give_the_same(traced_case, monkeypatch, units, side):
+    """Positions apart or together, at the border and inside; several images have gates each."""
+    monkeypatch.setattr(planner, "tilings", lambda query: [planner.Tiling.of(query, side)])
+    traced = traced_case("small-resnet")
+    _, x = make(LARGER["small-resnet"], images=2)
+    for layer in ("layer1.0.conv2", "layer2.0"):
+        expected = abm.hyperplanes(traced.network, x, layer, "RM2", units, method="adjoint")
+        found = abm.hyperplanes(traced.network, x, layer, "RM2", units, method="windowed-adjoint")
+        assert_same(found, expected)
 
 
 # the sweep itself

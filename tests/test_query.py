@@ -207,14 +207,19 @@ def test_modules_that_give_no_layer_are_refused():
 # units
 
 
-@pytest.mark.parametrize("method", ["adjoint", "basis", "coloured", "windowed"])
+BACKWARDS = [
+    ("RM2", (BACK, BACK, BACK)),
+    ("RM2", (slice(3, 0, -2), 1, BACK)),
+    ("RM2", (slice(1, None), BACK)),
+    ("RM4", (BACK, slice(2, 0, -1), BACK, BACK)),
+]
+
+
 @pytest.mark.parametrize(
-    ("mode", "units"),
+    ("method", "mode", "units"),
     [
-        ("RM2", (BACK, BACK, BACK)),
-        ("RM2", (slice(3, 0, -2), 1, BACK)),
-        ("RM2", (slice(1, None), BACK)),
-        ("RM4", (BACK, slice(2, 0, -1), BACK, BACK)),
+        *((m, *b) for m in ("adjoint", "basis", "coloured", "windowed") for b in BACKWARDS),
+        *(("windowed-adjoint", *b) for b in BACKWARDS[:3]),
     ],
 )
 def test_slices_may_step_backwards(chain, method, mode, units):
@@ -500,8 +505,8 @@ SAID = {
     "own_bias ": "ValueError: own_bias must be True, False or None for the mode's default. Got ",
     "mode ": "ValueError: Layer '0' has the modes RM4, RM3, RM2, RM1. Got 2: choose one of these",
     "method ": (
-        "ValueError: method must be one of adjoint, basis, coloured, windowed for "
-        "layer '0' in RM2. Got ['adjoint']"
+        "ValueError: method must be one of adjoint, basis, coloured, windowed, "
+        "windowed-adjoint for layer '0' in RM2. Got ['adjoint']"
     ),
     "memory ": "ValueError: memory must be a number of bytes or such as '2GiB'",
     "scale ": "ValueError: scale must be a positive number, such as 1/8. Got ",

@@ -77,7 +77,7 @@ def test_predicted_units(traced_case):
     assert_blocks_equal(work, abm.hyperplanes(flat.network, flat.x, "fc", "RM0", "predicted"))
 
 
-@pytest.mark.parametrize("method", ["adjoint", "basis", "coloured", "windowed"])
+@pytest.mark.parametrize("method", ["adjoint", "basis", "coloured", "windowed", "windowed-adjoint"])
 def test_every_method_gives_the_same_form(chain, method):
     """Patches on the receptive field, from a method that gives whole images too."""
     work = stream(Query.of(chain.network, chain.x, "2", "RM2", method=method, memory=60_000))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.display import Shown, Summary
 from adjointbackmap.engine import showing
+from adjointbackmap.engine.cotangent_windows import CotangentWindows
 from adjointbackmap.engine.layers import Layer
 from adjointbackmap.engine.network import Network, check_network
 from adjointbackmap.engine.pattern import (
@@ -24,10 +26,17 @@ from adjointbackmap.engine.pattern import (
 )
 from adjointbackmap.engine.program import IMAGE, Program, Step
 from adjointbackmap.rules import Value
-from adjointbackmap.rules.base import laid_out
+from adjointbackmap.rules.base import gated_in_place, laid_out
+from adjointbackmap.rules.kernels import Kernel
+from adjointbackmap.rules.piecewise import Gate
+from adjointbackmap.rules.pooling import AveragePooling, MaxPooling
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
+
+
+# Rules whose adjoint gives a tensor that nothing else shares.
+MAKES_ITS_OWN = (Kernel, Gate, MaxPooling, AveragePooling)
 
 
 def push(
@@ -71,32 +80,46 @@ def _forward(pattern: ActivationPattern, step: Step, inputs: list[Tensor | None]
 
 
 def pull(
-    pattern: ActivationPattern, cotangents: dict[int, Float[Tensor, "batch *_"]]
+    pattern: ActivationPattern,
+    cotangents: dict[int, Float[Tensor, "batch *_"]],
+    windows: CotangentWindows | None = None,
 ) -> tuple[Float[Tensor, "batch *in"], Float[Tensor, "batch m"]]:
     """Adjoint: from cotangents of values to those of the image and of the bias vector.
 
     Args:
         pattern: The activation pattern.
         cotangents: Slot -> cotangents, folded ``(N * K, *shape)``.
+        windows: The windows that the cotangents cover; by default whole maps.
 
     Returns:
-        Cotangents of the image, ``(N * K, C, H, W)``, and of the bias vector, ``(N * K, M)``.
+        Cotangents of the image or of its window, ``(N * K, C, H, W)``, and of the bias vector,
+        ``(N * K, M)``.
     """
     program = pattern.program
     sums = dict(cotangents)
+    owned: set[int] = set()  # slots whose sums no other value shares, so that they may be changed
     batch, like = next((len(c), c) for c in cotangents.values())
     for step in reversed(program.upstream(Value(slot, ()) for slot in cotangents)):
         cotangent = sums.pop(step.output.slot, None)
         if cotangent is None:
             continue
-        shapes = [i.shape for i in step.inputs]
-        gates = pattern.gates.get(step.output.slot, ())
-        parts = step.rule.adjoint(gates, laid_out(cotangent), shapes)
-        for i, part in zip(step.inputs, parts, strict=True):
-            if part is not None:
-                sums[i.slot] = sums[i.slot] + part if i.slot in sums else part
+        is_owned = step.output.slot in owned
+        back = partial(_back, pattern) if windows is None else windows.back
+        for i, part in zip(step.inputs, back(step, cotangent, is_owned), strict=True):
+            if part is None:
+                continue
+            if i.slot not in sums:
+                sums[i.slot] = part
+                owned |= {i.slot} if isinstance(step.rule, MAKES_ITS_OWN) else set()
+            elif i.slot in owned:
+                sums[i.slot].add_(part)
+            else:
+                sums[i.slot] = sums[i.slot] + part
+                owned.add(i.slot)
     image = sums.get(IMAGE)
-    image = like.new_zeros(batch, *program.image.shape) if image is None else image
+    if image is None:
+        shape = program.image.shape if windows is None else windows.shape(program.image)
+        image = like.new_zeros(batch, *shape)
     bias = [like.new_zeros(batch, 0)]
     for entry in program.entries:
         cotangent = sums.get(entry.slot)
@@ -104,6 +127,23 @@ def pull(
             cotangent = like.new_zeros(batch, entry.value.numel())
         bias.append(cotangent.reshape(batch, -1))
     return image, torch.cat(bias, 1)
+
+
+def _back(
+    pattern: ActivationPattern, step: Step, cotangent: Tensor, is_owned: bool
+) -> tuple[Tensor | None, ...]:
+    """Cotangents of a step's inputs, from that of its output.
+
+    Args:
+        pattern: The activation pattern.
+        step: The step.
+        cotangent: The cotangent of its output.
+        is_owned: Whether the cotangent may be changed.
+    """
+    gates = pattern.gates.get(step.output.slot, ())
+    if is_owned and isinstance(step.rule, Gate):
+        return (gated_in_place(gates[0], laid_out(cotangent)),)
+    return step.rule.adjoint(gates, laid_out(cotangent), [i.shape for i in step.inputs])
 
 
 @dataclass(frozen=True)

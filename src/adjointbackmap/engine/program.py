@@ -110,9 +110,13 @@ class Program:
     @cached_property
     def chunk(self) -> int:
         """Number of tangents or cotangents of one image that are computed as one batch."""
+        return self.chunk_of(self.largest)
+
+    def chunk_of(self, largest: int) -> int:
+        """The same where the largest part of a map that is computed has so many numbers."""
         if self.device.type == "cpu":
-            return max(1, min(CHUNK, CHUNK_NUMBERS // self.largest))
-        return max(1, CHUNK_NUMBERS_ON_DEVICE // self.largest)
+            return max(1, min(CHUNK, CHUNK_NUMBERS // largest))
+        return max(1, CHUNK_NUMBERS_ON_DEVICE // largest)
 
     @cached_property
     def largest(self) -> int:

@@ -1,4 +1,4 @@
-"""The memory that a batch of vectors takes in a network, and how many vectors fit."""
+"""The work and the memory of a batch of vectors in a network, and how many vectors fit."""
 
 from collections.abc import Callable, Collection, Sequence
 from math import prod
@@ -6,6 +6,7 @@ from math import prod
 from adjointbackmap.engine.program import Step
 from adjointbackmap.engine.windows import Group
 from adjointbackmap.rules import Field, Value
+from adjointbackmap.rules.kernels import Kernel
 
 # An operation copies its inputs and its output: padded, in another layout, or times a gate.
 # Measured as the peak memory of a process: two copies of everything, see tests/test_memory.py.
@@ -67,6 +68,22 @@ def held(steps: Sequence[Step], size: Size = whole, kept: Collection[int] = ()) 
             if last[value.slot] == n and value.slot not in kept:
                 sizes.pop(value.slot, None)
     return most
+
+
+def work_of(steps: Sequence[Step], shares: dict[int, float] | None = None) -> tuple[float, float]:
+    """Multiply-adds of one tangent through some steps, and numbers that it writes.
+
+    Args:
+        steps: The steps.
+        shares: Slot of an output -> share of its elements that is computed; by default all.
+    """
+    products = numbers = 0.0
+    for step in steps:
+        size = prod(step.output.shape) * (1.0 if shares is None else shares[step.output.slot])
+        numbers += size
+        if isinstance(step.rule, Kernel):
+            products += size * step.rule.weight[0].numel()
+    return products, numbers
 
 
 def bytes_of_vector(numbers: int, itemsize: int) -> int:

@@ -374,7 +374,9 @@ def hyperplanes(
             - ``"basis"``: one tangent for each scalar of [x; b];
             - ``"coloured"``: one tangent for all pixels of which no unit sees two;
             - ``"windowed"``: one tangent for each pixel, only on the windows that the pixel
-              reaches.
+              reaches;
+            - ``"windowed-adjoint"``: one cotangent for each hyperplane, only on the windows that
+              the unit sees.
         memory: Bytes for the result and for the batches that compute it, or a size such as
             ``"2GiB"``; ``None`` for no bound. A batch has at least one vector, see ``workspace`` of
             :func:`plan`.

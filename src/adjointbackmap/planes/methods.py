@@ -1,6 +1,6 @@
-"""Four methods that give the same hyperplanes exactly.
+"""Five methods that give the same hyperplanes exactly.
 
-They use cotangents, unit tangents, coloured tangents or windowed tangents.
+They use cotangents, unit tangents, coloured tangents, windowed tangents or windowed cotangents.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +22,7 @@ from adjointbackmap.engine.sweep import Sweep
 from adjointbackmap.engine.windows import put
 from adjointbackmap.planes.planner import images_per_batch, vectors_at_once
 from adjointbackmap.planes.query import Query
+from adjointbackmap.planes.windowed_adjoint import of_windows
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,11 @@ def _on_patches(query: Query, rows: Tensor, flat: Tensor) -> Tensor:
     return maps.gather(3, pixels[:, None].expand(*maps.shape[:3], -1)).flatten(2)
 
 
+def _windowed_adjoint(query: Query, pattern: ActivationPattern, flat: Tensor) -> Parts:
+    """The hyperplanes of units, each from one cotangent on the windows that the unit sees."""
+    return Parts(*of_windows(query, pattern))
+
+
 # tangents
 
 
@@ -359,4 +365,9 @@ def _patches_of_units(query: Query, whole: Tensor) -> Patches:
 
 Way = Callable[[Query, ActivationPattern, Tensor], Parts]
 # The methods that take one query at a time; a windowed sweep takes several.
-_WAYS: dict[str, Way] = {"adjoint": _adjoint, "basis": _basis, "coloured": _coloured}
+_WAYS: dict[str, Way] = {
+    "adjoint": _adjoint,
+    "basis": _basis,
+    "coloured": _coloured,
+    "windowed-adjoint": _windowed_adjoint,
+}

@@ -10,21 +10,24 @@ from torch import nn
 from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.observe import IMAGES_AT_ONCE
 from adjointbackmap.engine.plans import Plan
-from adjointbackmap.engine.program import KernelCall, Program, Step
+from adjointbackmap.engine.program import KernelCall, Program
 from adjointbackmap.engine.sweep import Batches
 from adjointbackmap.engine.workspace import (
     bytes_of_vector,
     on_windows,
     vectors_within,
     whole,
+    work_of,
 )
 from adjointbackmap.planes.query import Query
 from adjointbackmap.planes.readout import Readout
+from adjointbackmap.planes.tiles import Tiling, tilings
 from adjointbackmap.rules import Value
-from adjointbackmap.rules.kernels import Kernel
 
+WHOLE_FIELD = "each unit sees the whole image"  # so that windows of cotangents save nothing
 # Costs are in multiply-adds: the number of these that take as long, measured on a CPU.
 STEP_COST = 2_000_000  # the start of a step, before it computes
+WINDOWED_STEPS = 2  # times this: a step of windowed cotangents also cuts gates and pads
 NUMBER_COST = 10  # reading and writing one number
 
 
@@ -113,38 +116,25 @@ def able_methods(query: Query) -> list[str]:
 def _is_able(query: Query, method: str) -> bool:
     """Whether a method can give the hyperplanes of a query.
 
-    Coloured and windowed tangents need units at the positions of a map.
+    Coloured and windowed tangents need units at the positions of a map. Windowed cotangents take
+    RM2 alone: in RM4 units share rows, which is cheaper.
     """
     if method == "adjoint":
         return True
+    if method == "windowed-adjoint":
+        return query.in_patches and query.mode == "RM2"
     return query.readout.takes_tangents and (method == "basis" or query.is_on_maps)
 
 
-def _work(steps: list[Step], shares: dict[int, float] | None = None) -> tuple[float, float]:
-    """Multiply-adds of one tangent through some steps, and numbers that it writes.
-
-    Args:
-        steps: The steps.
-        shares: Slot of an output -> share of its elements that is computed; by default all.
-    """
-    products = numbers = 0.0
-    for step in steps:
-        size = prod(step.output.shape) * (1.0 if shares is None else shares[step.output.slot])
-        numbers += size
-        if isinstance(step.rule, Kernel):
-            products += size * step.rule.weight[0].numel()
-    return products, numbers
-
-
 def _work_to(program: Program, target: Value) -> tuple[float, float]:
-    """The work of one vector through all steps that lead to a value, see :func:`_work`."""
-    return program.once(("work to", target.slot), lambda: _work(program.upstream([target])))
+    """The work of one vector through all steps that lead to a value, see :func:`work_of`."""
+    return program.once(("work to", target.slot), lambda: work_of(program.upstream([target])))
 
 
 def _work_of(readout: Readout) -> tuple[float, float]:
-    """The work of one tangent from the image to the units, see :func:`_work`."""
+    """The work of one tangent from the image to the units, see :func:`work_of`."""
     key = ("work of", readout.source.slot, readout.elements)
-    return readout.program.once(key, lambda: _work(readout.steps()))
+    return readout.program.once(key, lambda: work_of(readout.steps()))
 
 
 def _work_on_windows(readout: Readout, strides: tuple[int, ...]) -> tuple[float, float]:
@@ -154,7 +144,7 @@ def _work_on_windows(readout: Readout, strides: tuple[int, ...]) -> tuple[float,
         size = on_windows(readout.program.fields, strides)
         steps = readout.steps()
         shares = {step.output.slot: size(step.output) / whole(step.output) for step in steps}
-        return _work(steps, shares)
+        return work_of(steps, shares)
 
     key = ("work on windows", readout.source.slot, readout.elements, strides)
     return readout.program.once(key, compute)
@@ -162,6 +152,8 @@ def _work_on_windows(readout: Readout, strides: tuple[int, ...]) -> tuple[float,
 
 def vectors_at_once(query: Query, method: str) -> int:
     """Number of tangents or cotangents in a batch of a method, over all its images."""
+    if method == "windowed-adjoint":
+        return cheapest_tiling(query).at_once
     within = vectors_within(query.room, _held(query, method), query.dtype.itemsize)
     return query.program.chunk if within is None else min(within, query.program.chunk)
 
@@ -177,6 +169,8 @@ def _held(query: Query, method: str) -> int:
     readout = query.readout
     program = query.program
     image = prod(query.network.in_shape)
+    if method == "windowed-adjoint":
+        return cheapest_tiling(query).cost.held + prod(query.part_shape) + program.bias_length
     if method != "adjoint":
         return readout.numbers_of_tangent + image
     return readout.numbers_of_cotangent + image + program.bias_length
@@ -216,6 +210,8 @@ def _plan_adjoint(query: Query) -> Plan:
     at_once = vectors_at_once(query, "adjoint")
     found = _planned(query, "adjoint", vectors, work, vectors / at_once)
     if readout.row_count is None:
+        if query.is_on_maps and query.patches.size == query.network.in_shape[1:]:
+            return replace(found, note=WHOLE_FIELD)
         return found
     kernel = cast("KernelCall", readout.kernel)
     vectors = readout.row_count * readout.taps
@@ -225,6 +221,28 @@ def _plan_adjoint(query: Query) -> Plan:
     length = prod(query.part_shape) + readout.entries.numel()
     weighted = len(query.images) * query.units.count * readout.taps * length
     return replace(rows, multiply_adds=rows.multiply_adds + weighted, cost=rows.cost + weighted)
+
+
+def _plan_windowed_adjoint(query: Query) -> Plan:
+    """One cotangent for each unit, on the windows of the units at the same tile of positions.
+
+    All tiles cost what one in the middle of the map costs.
+    """
+    tiling = cheapest_tiling(query)
+    work = (tiling.cost.products, tiling.cost.numbers)
+    batches = WINDOWED_STEPS * tiling.batches
+    return _planned(query, "windowed-adjoint", query.units.count, work, batches)
+
+
+def cheapest_tiling(query: Query) -> Tiling:
+    """The tiles of windowed cotangents: larger ones make fewer batches, but larger windows."""
+    steps = len(query.program.upstream([query.target]))
+
+    def cost(tiling: Tiling) -> float:
+        vector = tiling.cost.products + NUMBER_COST * tiling.cost.numbers
+        return query.units.count * vector + STEP_COST * WINDOWED_STEPS * tiling.batches * steps
+
+    return min(tilings(query), key=cost)
 
 
 def _plan_basis(query: Query) -> Plan:
@@ -276,5 +294,6 @@ _PLANS: dict[str, Callable[[Query], Plan]] = {
     "basis": _plan_basis,
     "coloured": _plan_coloured,
     "windowed": _plan_windowed,
+    "windowed-adjoint": _plan_windowed_adjoint,
 }
 METHODS = tuple(_PLANS)

@@ -160,7 +160,15 @@ class Selection(ShownFields):
     @cached_property
     def box(self) -> tuple[range, ...]:
         """The smallest box of positions that has all chosen units: a range for each axis."""
-        ends = [_first_and_last(self.positions(part)) for part in self.parts()]
+        return self.box_of(*self.parts())
+
+    def box_of(self, *parts: Tensor) -> tuple[range, ...]:
+        """The smallest box of positions of the units with some numbers, see :attr:`box`.
+
+        Args:
+            *parts: Numbers of units, in parts.
+        """
+        ends = [_first_and_last(self.positions(part)) for part in parts]
         # from a list of parts, each with all axes, to a list of axes, each with all parts
         by_axis = [zip(*of_parts, strict=True) for of_parts in zip(*ends, strict=True)]
         return tuple(range(min(first), max(last) + 1) for first, last in by_axis)

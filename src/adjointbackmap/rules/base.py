@@ -450,3 +450,10 @@ def gated(gate: Tensor, tangents: Tensor) -> Tensor:
         return gate * tangents
     # (N, K, *shape) times (N, 1, *shape)
     return (tangents.unflatten(0, (len(gate), -1)) * gate.unsqueeze(1)).flatten(0, 1)
+
+
+def gated_in_place(gate: Tensor, cotangents: Tensor) -> Tensor:
+    """The same as :func:`gated`, written into the cotangents, which saves the memory of another."""
+    # (N, K, *shape) times (N, 1, *shape)
+    cotangents.unflatten(0, (len(gate), -1)).mul_(gate.unsqueeze(1))
+    return cotangents
