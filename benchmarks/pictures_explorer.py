@@ -2,21 +2,27 @@
 
     python benchmarks/pictures_explorer.py
 
-It needs playwright and Chromium.
+It needs playwright, Chromium and JupyterLab.
 """
 
 import io
 import re
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hover_explorer import PATIENCE, ready
+from in_jupyterlab import explorer_in, in_jupyterlab, run_cell
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 VGG7 = "#net=vgg7-cifar10&img=160"
 RESNET20 = "#net=resnet20-cifar10&img=160&layer=conv13&unit=4,3,5&mode=RM2&view=over"
+CELL = """import adjointbackmap as abm
+
+widget = abm.explore("vgg7-cifar10", "ship", view="#layer=conv3&unit=9,6,5&mode=RM2")
+widget"""
 COLOURS = 255  # of the recording; one more is left for what stays the same
 WIDTH = 880  # pixels of the recording
 POINT = """async ([row, col, channel]) => {
@@ -90,6 +96,21 @@ def panels(browser: Browser, address: str) -> None:
     page.close()
 
 
+def notebook(browser: Browser) -> None:
+    """The page below the cell that made it."""
+    with TemporaryDirectory() as folder, in_jupyterlab(Path(folder), [CELL]) as address:
+        page = browser.new_page(viewport={"width": 1240, "height": 1360})
+        page.set_default_timeout(PATIENCE)
+        page.goto(address)
+        page.locator(".jp-NotebookPanel").wait_for()
+        page.keyboard.press("Control+b")  # hides the list of files
+        run_cell(page, 0)
+        explorer_in(page)
+        page.wait_for_timeout(1500)
+        page.locator(".jp-NotebookPanel").screenshot(path=FIGURES / "explorer-notebook.png")
+        page.close()
+
+
 def recording(browser: Browser, address: str) -> None:
     """Point at some units, then slide along an attack."""
     page = opened(browser, f"{address}{VGG7}")
@@ -132,6 +153,7 @@ def main() -> None:
     try:
         with sync_playwright() as play:
             browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            notebook(browser)
             panels(browser, address)
             recording(browser, address)
     finally:

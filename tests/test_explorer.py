@@ -23,9 +23,10 @@ from adjointbackmap import cli
 from adjointbackmap.explorer import export, others, panels, whatif
 from adjointbackmap.explorer.answers import unpacked
 from adjointbackmap.explorer.held import cone_of
+from adjointbackmap.explorer.pages import MOST_BYTES
 from adjointbackmap.explorer.panels import Place
 from adjointbackmap.explorer.running import _listening
-from adjointbackmap.explorer.server import MOST_BYTES, Server
+from adjointbackmap.explorer.server import Server
 from adjointbackmap.explorer.session import Session
 from adjointbackmap.explorer.worker import Worker
 from adjointbackmap.sources import NetworkOptions

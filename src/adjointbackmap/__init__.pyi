@@ -33,6 +33,9 @@ from adjointbackmap.planes.stored_planes import StoredPlanes as StoredPlanes
 # a model and a picture: all of the above in one call
 from adjointbackmap.explanations import explain as explain, Explanation as Explanation
 
+# hyperplanes of the units that one points at, in a notebook
+from adjointbackmap.explorer.notebook import explore as explore
+
 # exactness
 from adjointbackmap.engine.auditing import audit as audit
 from adjointbackmap.exactness.checks import dot_test as dot_test, dense_test as dense_test

@@ -152,10 +152,10 @@ def explain(
         >>> found.name, abs(found.receipt.error) < 1e-4
         ('ship (output, unit 8)', True)
     """
-    module, named = _module_of(model)
-    wanted = _wanted(model, module, preprocess).checked(size, mean, std, resize)
-    x = _input(source, module, wanted, _channels(model, module))
-    network = model if isinstance(model, Network) else _traced(module, x.detach(), source, wanted)
+    module, named = module_of(model)
+    wanted = wanted_by(model, module, preprocess).checked(size, mean, std, resize)
+    x = input_of(source, module, wanted, channels_of(model, module))
+    network = model if isinstance(model, Network) else traced(module, x.detach(), source, wanted)
     names = tuple(classes) if classes is not None else named
     chosen = unit
     _check_unit(network, unit, layer)
@@ -173,7 +173,7 @@ def explain(
     return Explanation(network, x, planes, planes.receipt(by=by), scores, names)
 
 
-def _module_of(model: Any) -> tuple[nn.Module, tuple[str, ...] | None]:
+def module_of(model: Any) -> tuple[nn.Module, tuple[str, ...] | None]:
     """The module, and the names of its classes if they are known.
 
     Raises:
@@ -201,7 +201,7 @@ def _shipped_classes(module: nn.Module) -> tuple[str, ...] | None:
     return known.get(module.fc.out_features)
 
 
-def _wanted(model: Any, module: nn.Module, preprocess: Any) -> Preprocessing:
+def wanted_by(model: Any, module: nn.Module, preprocess: Any) -> Preprocessing:
     """How the model wants its pictures, where it is not said."""
     found = Preprocessing.of(preprocess)
     if preprocess is None and isinstance(module, models.VGG7 | models.ResNet20):
@@ -214,7 +214,7 @@ def _wanted(model: Any, module: nn.Module, preprocess: Any) -> Preprocessing:
     return found
 
 
-def _channels(model: Any, module: nn.Module) -> int:
+def channels_of(model: Any, module: nn.Module) -> int:
     """Channels that the model takes: those of its first convolution, if that can be a picture."""
     if isinstance(model, Network):
         found = model.in_shape[0]
@@ -224,7 +224,7 @@ def _channels(model: Any, module: nn.Module) -> int:
     return found if found in (1, 3) else 3
 
 
-def _input(source: Any, module: nn.Module, wanted: Preprocessing, channels: int) -> Tensor:
+def input_of(source: Any, module: nn.Module, wanted: Preprocessing, channels: int) -> Tensor:
     """The input of the model, on its device and in its dtype.
 
     Raises:
@@ -254,7 +254,7 @@ def _input(source: Any, module: nn.Module, wanted: Preprocessing, channels: int)
     return x.to(like.device, like.dtype)
 
 
-def _traced(module: nn.Module, x: Tensor, source: Any, wanted: Preprocessing) -> Network:
+def traced(module: nn.Module, x: Tensor, source: Any, wanted: Preprocessing) -> Network:
     """The traced module.
 
     Raises:

@@ -105,10 +105,29 @@ class Subject:
 
         example = torch.zeros(1, *self.shape, device=device)
         network = trace(self.module.to(device), example, curved=self.curved)
+        self._check_outputs(network)
+        return network
+
+    def _check_outputs(self, network: "Network") -> None:
         shape = network.layers["output"].out_shape
         if self.classes and len(shape) == 1:
             self.check_classes(shape[0])
-        return network
+
+    def trace_shipped(self) -> "Network":
+        """Trace the module of a shipped network, from the graph that is kept of it.
+
+        It is what :meth:`trace` gives, some two seconds earlier in a process that has not imported
+        ``torch.export``.
+        """
+        import torch
+
+        from adjointbackmap.capture.kept import kept_graph
+        from adjointbackmap.tracing import trace_captured
+
+        captured = kept_graph(self.title)
+        if captured is None:
+            return self.trace()
+        return trace_captured(self.module, captured, torch.zeros(1, *self.shape))
 
     def check_classes(self, outputs: int) -> None:
         """Raise if the names of the classes are not as many as the outputs.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adjointbackmap.capture.entering import Entrance, Example
 from adjointbackmap.capture.fingerprints import attributes_read
-from adjointbackmap.capture.graph import capture
+from adjointbackmap.capture.graph import Capture, capture
 from adjointbackmap.capture.model_check import batch_of
 from adjointbackmap.engine.auditing import audit as audit_network
 from adjointbackmap.engine.curved import Reading
@@ -84,12 +84,31 @@ def trace(
     captured = capture(model, x, entrance)
     attributes = attributes_read(model, batch_of(x), entrance)
     network = Network(model, captured, plan, until, output, attributes, reading, entrance)
-    if audit and network.device.type != "meta":  # tensors on meta have no values
-        # drawn on the CPU in float64: the same numbers on every device and in every dtype
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(1, *network.in_shape, generator=generator, dtype=torch.float64)
-        _check(network, noise.to(network.device, network.dtype), batch_of(x)[:1])
+    if audit:
+        _audit(network, x)
     return network
+
+
+def trace_captured(model: nn.Module, captured: Capture, example: Tensor) -> Network:
+    """The network of a module whose graph is known, see :func:`trace`.
+
+    Raises:
+        RuntimeError: If the audit fails, because the graph is not that of the module.
+    """
+    attributes = attributes_read(model, batch_of(example))
+    network = Network(model, captured, plan, None, None, attributes, Reading(REFUSE, GATE))
+    _audit(network, example)
+    return network
+
+
+def _audit(network: Network, example: Tensor) -> None:
+    """Compare a network with its model at random numbers."""
+    if network.device.type == "meta":  # its tensors have no values
+        return
+    # drawn on the CPU in float64: the same numbers on every device and in every dtype
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, *network.in_shape, generator=generator, dtype=torch.float64)
+    _check(network, noise.to(network.device, network.dtype), batch_of(example)[:1])
 
 
 def _check(network: Network, noise: Tensor, image: Tensor) -> None:

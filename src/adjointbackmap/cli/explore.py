@@ -59,31 +59,36 @@ def explore(
     """
     check_extra("explore", "explore", starlette="starlette", uvicorn="uvicorn")
     from adjointbackmap.explorer.running import serve
-    from adjointbackmap.explorer.session import DEFAULT_NETWORK, Session
-    from adjointbackmap.planes.query import bytes_of
 
-    use_threads(threads)
-    is_named = any((source.name, source.model, source.onnx))
-    chosen = source if is_named else NetworkOptions(DEFAULT_NETWORK, fold=source.fold)
-    session = Session(chosen, bytes_of(memory), image)
-    if export is not None:
-        _export(session, export, export_layer, bytes_of(export_size))
-        return
-    _ = session.first_subject  # bad options are told here, not on the page
-    serve(session, host, port, browser, _told)
+    def session() -> "Session":
+        from adjointbackmap.explorer.session import DEFAULT_NETWORK, Session
+        from adjointbackmap.planes.query import bytes_of
+
+        use_threads(threads)
+        is_named = any((source.name, source.model, source.onnx))
+        chosen = source if is_named else NetworkOptions(DEFAULT_NETWORK, fold=source.fold)
+        made = Session(chosen, bytes_of(memory), image)
+        _ = made.first_subject  # bad options end the command, with a sentence here
+        return made
+
+    if export is None:
+        serve(session, host, port, browser, _told)
+    else:
+        _export(session(), export, export_layer, export_size)
 
 
-def _export(session: "Session", path: Path, layer: str | None, most: int) -> None:
+def _export(session: "Session", path: Path, layer: str | None, size: str) -> None:
     """Write the explorer as one file, and say what is in it."""
     from adjointbackmap.explorer.export import exported
     from adjointbackmap.files import disk
+    from adjointbackmap.planes.query import bytes_of
 
     with console.status("Computing the hyperplanes of the page"):
-        page, counts = exported(session, layer, most)
+        page, counts = exported(session, layer, bytes_of(size))
     disk.write(path, page.encode())
     units = ", ".join(f"{count:,} units of {name}" for name, count in counts.items())
-    size = len(page.encode()) / 1e6
-    console.print(f"Written: {path}, {size:.1f} MB: all outputs and channels, and {units}")
+    megabytes = len(page.encode()) / 1e6
+    console.print(f"Written: {path}, {megabytes:.1f} MB: all outputs and channels, and {units}")
 
 
 def _told(address: str) -> None:

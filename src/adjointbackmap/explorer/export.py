@@ -3,32 +3,26 @@
 import base64
 import gzip
 import json
-import re
 from collections.abc import Iterator
-from math import prod
-from pathlib import Path
+from itertools import product
 from typing import Any
 from urllib.parse import urlencode
-
-import numpy as np
 
 from adjointbackmap.engine.layers import Layer
 from adjointbackmap.explorer import panels
 from adjointbackmap.explorer.answers import packed, unpacked
 from adjointbackmap.explorer.held import is_drawn, tiles_of
+from adjointbackmap.explorer.pages import one_file
 from adjointbackmap.explorer.panels import Place
 from adjointbackmap.explorer.session import Session
 from adjointbackmap.planes.units import unit_dims
 
-STATIC = Path(__file__).parent / "static"
-# In the order of their imports: a module comes after those that it reads.
-MODULES = ("net", "state", "draw", "network", "unit", "others", "whatif", "take", "main")
 MOST_BYTES = 20 * 10**6  # of the file, by default
 COMPRESSED = 0.75  # of base64's 4 bytes for 3, what is left after compression, about
 
 
 def exported(
-    session: Session, layer: str | None = None, most: int = MOST_BYTES
+    session: Session, layer: str | None = None, most: int = MOST_BYTES, channels: int | None = None
 ) -> tuple[str, dict[str, int]]:
     """A page for the first network at the first image.
 
@@ -37,7 +31,9 @@ def exported(
     Args:
         session: What can be shown.
         layer: The layer whose units are in the page; by default one in the middle.
-        most: Largest size of the file in bytes.
+        most: Largest size of the file in bytes. Channels of the layer whose units do not fit are
+            left out.
+        channels: Most channels of each layer; by default all.
 
     Returns:
         The page as HTML, and the number of units of RM2 in it, by layer.
@@ -49,16 +45,48 @@ def exported(
     network = session.at(place.net, place.img).network
     layers = [each for each in network.distinct_layers() if is_drawn(each)]
     chosen = network.layer(layer) if layer is not None else _middle(layers)
-    answers = dict(_always(session, place, layers))
+    shown = {each.name: _shown_tiles(each, channels) for each in layers}
+    answers = dict(_always(session, place, layers, shown))
     size = sum(len(content) for content in answers.values())
-    count = 0
-    for address, content in _units(session, place, chosen, "RM2"):
-        if size + len(content) > most * COMPRESSED:
+    count = complete = 0
+    for channel in range(shown[chosen.name]):
+        found = dict(_units(session, place, chosen, "RM2", channel))
+        size += sum(len(content) for content in found.values())
+        if not found or size > most * COMPRESSED:
             break
-        answers[address] = content
-        size += len(content)
-        count += 1
+        answers |= found
+        count += len(found)
+        complete += 1
+    if complete:
+        shown[chosen.name] = complete
+    at = Place(place.net, place.img, chosen.name)
+    answers[f"maps {chosen.name}"] = halved(panels.maps_answer(session, at, 0, shown[chosen.name]))
+    about = _about(session, place, shown, chosen.name if complete else None)
+    start = {"networks": [place.net], "net": place.net, "img": place.img, "upload": 0}
+    answers[_address("start")] = _json({**start, "layer": chosen.name})
+    answers[_address("network", net=place.net)] = _json(about)
     return page(answers), {chosen.name: count}
+
+
+def _shown_tiles(layer: Layer, most: int | None) -> int:
+    """How many tiles of a layer are in the page. Outputs without a position are all in it."""
+    tiles, rows, columns = tiles_of(layer)
+    return tiles if most is None or rows * columns == 1 else min(tiles, most)
+
+
+def _about(
+    session: Session, place: Place, shown: dict[str, int], chosen: str | None
+) -> dict[str, Any]:
+    """The layers of the network, with the tiles and the modes that are in the page."""
+    found = panels.network_answer(session, place)
+    for layer in found["layers"]:
+        _, rows, columns = layer["tiles"]
+        layer["tiles"] = (shown[layer["name"]], rows, columns)
+        there = {"RM0", "RM1", "RM2"} if layer["name"] == chosen else {"RM0", "RM1"}
+        layer["modes"] = {mode: dims for mode, dims in layer["modes"].items() if mode in there}
+    # a layer with positions but without channels has no unit in the page
+    found["layers"] = [layer for layer in found["layers"] if layer["modes"]]
+    return found
 
 
 def _middle(layers: list[Layer]) -> Layer:
@@ -71,31 +99,29 @@ def _address(question: str, **words: Any) -> str:
     return f"api/{question}?{urlencode(words)}"
 
 
-def _always(session: Session, place: Place, layers: list[Layer]) -> Iterator[tuple[str, bytes]]:
-    """The answers that each page has: network, image, maps, and the units of RM0 and RM1."""
-    start = {"networks": [place.net], "net": place.net, "img": place.img, "upload": 0}
-    yield _address("start"), _json(start)
-    yield _address("network", net=place.net), _json(panels.network_answer(session, place))
+def _always(
+    session: Session, place: Place, layers: list[Layer], shown: dict[str, int]
+) -> Iterator[tuple[str, bytes]]:
+    """The answers that each page has: image, maps, and the units of RM0 and RM1."""
     overview = panels.overview_answer(session, place)
     yield _address("overview", net=place.net, img=place.img), overview
     for layer in layers:
         at = Place(place.net, place.img, layer.name)
-        yield f"maps {layer.name}", halved(panels.maps_answer(session, at, 0, tiles_of(layer)[0]))
-        for mode in ("RM0", "RM1"):
-            yield from _units(session, place, layer, mode)
+        yield f"maps {layer.name}", halved(panels.maps_answer(session, at, 0, shown[layer.name]))
+        for channel in range(shown[layer.name]):
+            for mode in ("RM0", "RM1"):
+                yield from _units(session, place, layer, mode, channel)
 
 
-def _units(session: Session, place: Place, layer: Layer, mode: str) -> Iterator[tuple[str, bytes]]:
-    """The answers for all units of a layer in a mode, those of the first channels first."""
+def _units(
+    session: Session, place: Place, layer: Layer, mode: str, channel: int
+) -> Iterator[tuple[str, bytes]]:
+    """The answers for all units of a channel in a mode."""
     if mode not in layer.modes:
         return
-    dims = unit_dims(layer, mode)
-    extents = tuple(dims.values())
-    order = list(range(prod(extents)))
-    if mode == "RM2":  # the channel is the last number of a unit: sort by it
-        order.sort(key=lambda n: n % extents[-1])
-    for n in order:
-        unit = ",".join(str(int(i)) for i in np.unravel_index(n, extents))
+    *positions, _ = unit_dims(layer, mode).values()  # the channel is the last number of a unit
+    for where in product(*map(range, positions)):
+        unit = ",".join(map(str, (*where, channel)))
         at = Place(place.net, place.img, layer.name, unit, mode)
         words = {"net": at.net, "img": at.img, "layer": at.layer, "unit": unit, "mode": mode}
         yield _address("unit", **words), halved(panels.unit_answer(session, at))
@@ -110,6 +136,7 @@ def halved(content: bytes) -> bytes:
     """An answer whose arrays are float16.
 
     Example:
+        >>> import numpy as np
         >>> content = packed({}, {"H": np.full(800, 0.5)})  # packed as float32
         >>> len(halved(content)) < 0.6 * len(content)
         True
@@ -123,10 +150,7 @@ def halved(content: bytes) -> bytes:
 
 
 def page(answers: dict[str, bytes]) -> str:
-    """The page with its style, its modules and its answers in one file."""
-    html = (STATIC / "index.html").read_text()
-    style = (STATIC / "style.css").read_text()
-    urls = {f"explorer/{name}": _url(_module(name)) for name in MODULES}
+    """The page with its answers in one file."""
     places = {}
     start = 0
     for address, content in answers.items():
@@ -135,21 +159,4 @@ def page(answers: dict[str, bytes]) -> str:
     head = json.dumps(places).encode()
     blob = len(head).to_bytes(4, "little") + head + b"".join(answers.values())
     data = base64.b64encode(gzip.compress(blob, 6)).decode()
-    scripts = (
-        f'<script type="importmap">{json.dumps({"imports": urls})}</script>\n'
-        f'<script type="application/octet-stream" id="answers">{data}</script>\n'
-        '<script type="module">import "explorer/main";</script>'
-    )
-    html = re.sub(r"<link rel=\"stylesheet\".*>", lambda _: f"<style>{style}</style>", html)
-    return re.sub(r"<script type=\"module\".*</script>", lambda _: scripts, html)
-
-
-def _module(name: str) -> str:
-    """A module whose imports are found by the page's import map."""
-    text = (STATIC / f"{name}.js").read_text()
-    return re.sub(r'"\./(\w+)\.js"', r'"explorer/\1"', text)
-
-
-def _url(text: str) -> str:
-    encoded = base64.b64encode(text.encode()).decode()
-    return f"data:text/javascript;base64,{encoded}"
+    return one_file(f'<script type="application/octet-stream" id="answers">{data}</script>')

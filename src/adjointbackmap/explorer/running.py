@@ -3,15 +3,18 @@
 import socket
 import webbrowser
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from adjointbackmap.explorer.server import Server
-from adjointbackmap.explorer.session import Session
+
+if TYPE_CHECKING:
+    from adjointbackmap.explorer.session import Session
 
 SECONDS = 2  # that answers get to finish after Ctrl-C
 
 
 def serve(
-    session: Session,
+    session: "Session | Callable[[], Session]",
     host: str = "127.0.0.1",
     port: int = 0,
     open_browser: bool = True,
@@ -20,7 +23,7 @@ def serve(
     """Serve the explorer until Ctrl-C.
 
     Args:
-        session: What can be shown.
+        session: What can be shown, or a function that makes it. The page opens before.
         host: Address to listen at.
         port: Port; 0 for a free one.
         open_browser: Whether to open the page.
@@ -28,6 +31,7 @@ def serve(
 
     Raises:
         OSError: If the port is taken.
+        Exception: If the session cannot be made.
     """
     import uvicorn
 
@@ -44,7 +48,11 @@ def serve(
             access_log=False,
             timeout_graceful_shutdown=SECONDS,
         )
-        uvicorn.Server(config).run(sockets=[listening])
+        running = uvicorn.Server(config)
+        server.failed = lambda: setattr(running, "should_exit", True)
+        running.run(sockets=[listening])
+    if server.error is not None:
+        raise server.error
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -1,27 +1,26 @@
-"""The explorer's server: the page, and the answers that it asks for."""
+"""The explorer's server: the page, and the answers that it asks for.
+
+The page is served at once. PyTorch, which takes seconds to import, is loaded meanwhile.
+"""
 
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from adjointbackmap.explorer import others, panels, whatif
-from adjointbackmap.explorer.panels import Place
-from adjointbackmap.explorer.session import Session
-from adjointbackmap.explorer.worker import Worker
+from adjointbackmap.explorer.pages import MOST_BYTES, REFUSED, STATIC
 
-STATIC = Path(__file__).parent / "static"
-MOST_BYTES = 20 * 2**20  # of an upload
+if TYPE_CHECKING:
+    from adjointbackmap.explorer.questions import Answer, Desk
+    from adjointbackmap.explorer.session import Session
+
 NOT_WAITED_FOR = 204  # status of an answer that was dropped; the browser logs no error for it
 HEADERS = {
     "Cache-Control": "no-store",
@@ -33,67 +32,27 @@ HEADERS = {
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
 }
-Answer = bytes | dict[str, Any]
-Ask = Callable[[Session, Place, Request, bytes], Answer]
-
-
-def _edited(body: bytes) -> torch.Tensor:
-    """Pixels in float64 from the body of a request.
-
-    Raises:
-        ValueError: If the body is no list of numbers.
-    """
-    if len(body) % 8 or not body:
-        msg = f"An edited image must be numbers of float64. Got {len(body)} bytes."
-        raise ValueError(msg)
-    return torch.frombuffer(bytearray(body), dtype=torch.float64)
-
-
-def _maps(session: Session, place: Place, request: Request, body: bytes) -> Answer:
-    start, count = (int(request.query_params.get(name, 1)) for name in ("start", "count"))
-    return panels.maps_answer(session, place, start, count)
-
-
-def _breakpoints(session: Session, place: Place, request: Request, body: bytes) -> Answer:
-    regions = int(request.query_params.get("regions", 1))
-    return whatif.breakpoints_answer(session, place, _edited(body), regions)
-
-
-# Name of a question -> what answers it, in the worker's thread.
-QUESTIONS: dict[str, Ask] = {
-    "network": lambda s, p, r, b: panels.network_answer(s, p),
-    "overview": lambda s, p, r, b: panels.overview_answer(s, p),
-    "samples": lambda s, p, r, b: panels.samples_answer(s),
-    "maps": _maps,
-    "unit": lambda s, p, r, b: panels.unit_answer(s, p),
-    "modes": lambda s, p, r, b: panels.modes_answer(s, p),
-    "others": lambda s, p, r, b: others.others_answer(s, p),
-    "npz": lambda s, p, r, b: panels.npz_answer(s, p),
-    "kink": lambda s, p, r, b: whatif.kink_answer(s, p),
-    "boundary": lambda s, p, r, b: whatif.boundary_answer(s, p),
-    "attack": lambda s, p, r, b: whatif.attack_answer(s, p),
-    "whatif": lambda s, p, r, b: whatif.whatif_answer(s, p, _edited(b)),
-    "breakpoints": _breakpoints,
-    "upload": lambda s, p, r, b: {"id": s.add(b, r.query_params.get("name", "picture"))},
-}
-
-# These take seconds. They have a thread of their own, so that units are shown meanwhile.
-SLOW = frozenset({"kink", "boundary", "attack", "breakpoints", "others"})
 
 
 class Server:
     """The routes of the explorer, below a path with a token.
 
     Args:
-        session: What can be shown.
+        session: What can be shown, or a function that makes it while the page opens.
         token: Text that each address must have; by default a new one.
+
+    Attributes:
+        error: What went wrong when the session was made.
+        failed: Called when something went wrong.
     """
 
-    def __init__(self, session: Session, token: str | None = None) -> None:
-        self.session = session
+    def __init__(
+        self, session: "Session | Callable[[], Session]", token: str | None = None
+    ) -> None:
+        self._session = session
         self.token = token or secrets.token_urlsafe(16)
-        self.worker = Worker()
-        self.slow = Worker()
+        self.error: Exception | None = None
+        self.failed: Callable[[], None] = lambda: None
 
     def app(self) -> Starlette:
         """The application, for any server of ASGI."""
@@ -110,49 +69,58 @@ class Server:
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        # the first network is traced while the browser opens the page
-        first = partial(self.session.at, self.session.first_network, self.session.first_image)
-        self.worker.submit("start", first)
+        # PyTorch is imported, and the first network traced, while the browser opens the page
+        self._opening = asyncio.ensure_future(asyncio.to_thread(self._opened))
         yield
-        for worker in (self.worker, self.slow):
-            await asyncio.to_thread(worker.close)
+        await asyncio.wait([self._opening])
+        if self._opening.exception() is None:  # asking for it also says that it was seen
+            await asyncio.to_thread(self._opening.result().close)
+
+    def _opened(self) -> "Desk":
+        """Make the session, and begin with its first network."""
+        try:
+            from adjointbackmap.explorer.questions import Desk
+
+            desk = Desk(self._session() if callable(self._session) else self._session)
+        except Exception as error:
+            self.error = error
+            self.failed()
+            raise
+        desk.prepare()
+        return desk
+
+    async def _desk(self) -> "Desk":
+        """Who answers, once PyTorch is there."""
+        return await asyncio.shield(self._opening)
 
     async def _page(self, request: Request) -> Response:
         return Response((STATIC / "index.html").read_bytes(), media_type="text/html")
 
     async def _start(self, request: Request) -> Response:
-        """What the page shows first; it is known before the network is traced."""
-        session = self.session
-        return JSONResponse(
-            {
-                "networks": session.names(),
-                "net": session.first_network,
-                "img": session.first_image,
-                "upload": MOST_BYTES,
-            }
-        )
+        try:
+            desk = await self._desk()
+        except REFUSED as error:
+            return JSONResponse({"error": str(error)}, 400)
+        return JSONResponse(desk.start())
 
     async def _ask(self, request: Request) -> Response:
         """Compute an answer in the worker, unless the browser stops waiting for it."""
         question = request.path_params["question"]
-        asked = QUESTIONS.get(question)
-        if asked is None:
+        desk = await self._desk()
+        if question not in desk.questions:
             return JSONResponse({"error": "There is no such question."}, 404)
         body = await _body(request)
         if body is None:
             limit = MOST_BYTES // 2**20
             return JSONResponse({"error": f"A picture must have at most {limit} MiB."}, 413)
         words = request.query_params
-        names = ("net", "img", "layer", "unit", "mode")
-        place = Place(*(words.get(name, "") for name in names))
         channel = words.get("channel") or secrets.token_urlsafe(8)
-        worker = self.slow if question in SLOW else self.worker
-        work = worker.submit(channel, partial(asked, self.session, place, request, body))
+        work = desk.ask(question, words, body, channel)
         try:
             answer = await _unless_gone(request, asyncio.wrap_future(work))
         except asyncio.CancelledError:
             return Response(status_code=NOT_WAITED_FOR)
-        except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
+        except REFUSED as error:
             return JSONResponse({"error": str(error)}, 400)
         if answer is None:
             return Response(status_code=NOT_WAITED_FOR)
@@ -173,7 +141,7 @@ async def _body(request: Request) -> bytes | None:
     return b"".join(parts)
 
 
-async def _unless_gone(request: Request, answer: "asyncio.Future[Answer]") -> Answer | None:
+async def _unless_gone(request: Request, answer: "asyncio.Future[Answer]") -> "Answer | None":
     """The answer; ``None`` if the browser closes the connection before it is there."""
     gone = asyncio.ensure_future(_closed(request.receive))
     try:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -55,12 +56,23 @@ class Upload:
     """A picture that the user gave.
 
     Attributes:
-        content: The file.
+        content: The bytes of a file; pixels ``(C, H, W)`` as floating numbers, which may lie
+            outside of [0, 1]; or what :func:`adjointbackmap.image` takes.
         name: Its name.
     """
 
-    content: bytes
+    content: Any
     name: str
+
+    def source(self) -> Any:
+        """The picture as :func:`adjointbackmap.image` takes it."""
+        if isinstance(self.content, bytes):
+            return io.BytesIO(self.content)
+        return self.content.clamp(0, 1) if self.is_pixels() else self.content
+
+    def is_pixels(self) -> bool:
+        """Whether the content is a tensor of pixels."""
+        return isinstance(self.content, Tensor) and self.content.is_floating_point()
 
 
 class Session:
@@ -76,7 +88,7 @@ class Session:
 
     def __init__(
         self,
-        source: NetworkOptions | None = None,
+        source: NetworkOptions | Loaded | None = None,
         memory: int = 2**31,
         picture: str = DEFAULT_IMAGE,
     ) -> None:
@@ -88,7 +100,9 @@ class Session:
         self.line: tuple[tuple[Any, ...], RegionLine] | None = None  # the one walked last
         self._lock = threading.Lock()
         self._loading = threading.Lock()
-        self.first_image = self._first(picture)
+        if isinstance(source, Loaded):
+            self.loaded[source.subject.title] = source
+        self.first_image = self.first(picture)
 
     # networks
 
@@ -96,13 +110,15 @@ class Session:
     def first_network(self) -> str:
         """Name of the network that is shown first."""
         source = self.source
+        if isinstance(source, Loaded):
+            return source.subject.title
         file = source.onnx.name if source.onnx is not None else None
         return source.name or source.model or file or DEFAULT_NETWORK
 
     @cached_property
     def first_subject(self) -> Subject:
         """The network that is shown first, before it is traced."""
-        return load_subject(self.source)
+        return self.source.subject if isinstance(self.source, Loaded) else load_subject(self.source)
 
     def names(self) -> list[str]:
         """Names of the networks that can be shown."""
@@ -133,12 +149,14 @@ class Session:
                 f"Got inputs of {subject.shape}: use the package in Python."
             )
             raise ValueError(msg)
-        return Loaded(subject, subject.trace())
+        source = self.source if is_first else NetworkOptions(name)
+        is_as_shipped = isinstance(source, NetworkOptions) and source == NetworkOptions(source.name)
+        return Loaded(subject, subject.trace_shipped() if is_as_shipped else subject.trace())
 
     # pictures
 
-    def _first(self, picture: str) -> str:
-        """The name of the first image; a file is kept as an upload.
+    def first(self, picture: str) -> str:
+        """The name of an image that the user names; a file is kept as an upload.
 
         Raises:
             FileNotFoundError: If it is neither a sample image nor a file.
@@ -165,8 +183,15 @@ class Session:
         """
         image(io.BytesIO(content))  # before it is kept: a bad file has one clear sentence
         key = f"up-{hashlib.sha256(content).hexdigest()[:12]}"
+        return self._kept(key, Upload(content, name))
+
+    def keep_picture(self, content: Any, name: str) -> str:
+        """Keep a picture of any kind, see :class:`Upload`, and return its name."""
+        return self._kept(f"up-{secrets.token_hex(6)}", Upload(content, name))
+
+    def _kept(self, key: str, upload: Upload) -> str:
         with self._lock:
-            self.uploads[key] = Upload(content, name)
+            self.uploads[key] = upload
             self.uploads.move_to_end(key)
             while len(self.uploads) > MOST_UPLOADS:
                 self.uploads.popitem(last=False)
@@ -181,9 +206,10 @@ class Session:
         subject = self.load(name).subject
         upload = self.uploads.get(picture)
         if upload is not None:
+            if upload.is_pixels() and upload.content.shape == subject.shape:
+                return upload.content, upload.name
             plain = subject.preprocessing().but(mean=(0.0,), std=(1.0,))
-            content = io.BytesIO(upload.content)
-            found = image(content, preprocess=plain, channels=subject.shape[0])
+            found = image(upload.source(), preprocess=plain, channels=subject.shape[0])
             steps = ", ".join(found.preparation.steps())
             return found.detach()[0], f"{upload.name} ({steps})" if steps else upload.name
         if not _is_sample(picture):  # a path here would open any file for whoever has the page
@@ -199,7 +225,7 @@ class Session:
 
         def made() -> Held:
             x = self.prepared(loaded, self.pixels(name, picture)[0])
-            return Held.of(loaded.network, x)
+            return Held.of(loaded.network, x.to(loaded.network.dtype))
 
         return self.keep((name, picture), made)
 

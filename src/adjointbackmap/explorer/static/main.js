@@ -2,6 +2,7 @@
 
 import { alone, ask, file } from "./net.js";
 import * as draw from "./draw.js";
+import { around, connected, inNotebook, tell } from "./frame.js";
 import { chosen, drawStrip, drawTiles, loadTiles, markLayer, network, placeOf, unitAt } from "./network.js";
 import { modeFor, read, setUnit, state, write } from "./state.js";
 import { loadOthers } from "./others.js";
@@ -10,6 +11,9 @@ import { drawReceipt, drawUnit, keepUnit, loadSums, loadUnit, makeSwitches, read
 import * as whatif from "./whatif.js";
 
 const $ = (id) => document.getElementById(id);
+const THEME = "adjointbackmap-theme"; // name in the browser's storage
+const WIDE = 1100; // pixels; a wider page fills its frame, as the style says
+const HEIGHT = 800; // pixels of such a page in a notebook
 let held = false; // whether the unit stays while the pointer moves
 let start = null;
 
@@ -102,7 +106,8 @@ async function choosePicture(id) {
   const names = network.info.layers.map((each) => each.name);
   const kernels = network.info.layers.filter((each) => "RM4" in each.modes);
   const middle = (kernels[kernels.length >> 1] ?? network.info.layers[0]).name;
-  const first = names.includes(state.layer) ? state.layer : middle;
+  const usual = names.includes(start.layer) ? start.layer : middle;
+  const first = names.includes(state.layer) ? state.layer : usual;
   markPictures();
   chooseLayer(first, names.includes(state.layer));
 }
@@ -249,8 +254,21 @@ function setTool(tool) {
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
-  try { localStorage.setItem("theme", theme); } catch { /* a page without storage */ }
   if (network.overview) redraw();
+}
+
+/** Change the theme, and keep it for the next time. */
+function turnTheme() {
+  setTheme(draw.isDark() ? "light" : "dark");
+  try { localStorage.setItem(THEME, document.documentElement.dataset.theme); } catch { /* no storage */ }
+}
+
+/** The theme that the notebook, the address, the last time or the system says. */
+function firstTheme() {
+  let kept = null;
+  try { kept = localStorage.getItem(THEME); } catch { /* no storage */ }
+  const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
+  return around.theme ?? read().theme ?? kept ?? (isDark ? "dark" : "light");
 }
 
 function redraw() {
@@ -296,7 +314,7 @@ function connect() {
   on("save-png", "click", take.savePng);
   on("save-svg", "click", take.saveSvg);
   on("save-npz", "click", () => attempt(take.saveNpz));
-  on("theme", "click", () => setTheme(draw.isDark() ? "light" : "dark"));
+  on("theme", "click", turnTheme);
   on("file", "change", () => attempt(() => upload($("file").files[0])));
   addEventListener("paste", (event) => {
     const found = [...event.clipboardData.files][0];
@@ -310,12 +328,19 @@ function connect() {
     attempt(() => upload(event.dataTransfer.files[0]));
   });
   addEventListener("hashchange", () => attempt(open));
+  document.addEventListener("around", ({ detail }) => {
+    if (detail.theme && detail.theme !== document.documentElement.dataset.theme) setTheme(detail.theme);
+    if (inNotebook) attempt(open);
+  });
   let later = 0;
   const watch = new ResizeObserver(() => {
     clearTimeout(later);
     later = setTimeout(() => { if (network.overview) redraw(); }, 60);
   });
   for (const id of ["tiles", "photo", "plane"]) watch.observe($(id));
+  if (!inNotebook) return;
+  const fit = () => tell({ height: innerWidth > WIDE ? HEIGHT : document.documentElement.offsetHeight });
+  new ResizeObserver(fit).observe(document.body);
 }
 
 /** Show what the address says. */
@@ -346,10 +371,11 @@ async function open() {
 }
 
 async function boot() {
-  let theme = null;
-  try { theme = localStorage.getItem("theme"); } catch { /* a page without storage */ }
-  setTheme(theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"));
+  await connected;
+  setTheme(firstTheme());
+  document.body.classList.toggle("inside", inNotebook);
   connect();
+  if (!alone()) say("Loading PyTorch…");
   start = await ask("start");
   network.shipped = start.networks.filter((name) => name !== start.net || /cifar/.test(name));
   $("net").replaceChildren(...start.networks.map((name) => new Option(name, name)));

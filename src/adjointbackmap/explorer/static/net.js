@@ -1,4 +1,6 @@
-// Questions to the server, and answers made of a JSON head and arrays of float32.
+// Questions to the server or the kernel, and answers made of a JSON head and arrays of float32.
+
+import { askKernel, inNotebook } from "./frame.js";
 
 const tab = Math.random().toString(36).slice(2);
 let prepared = null; // in a page without a server: an address -> where its answer lies
@@ -68,10 +70,13 @@ function unpack(buffer) {
 export async function ask(question, words = {}, body = null) {
   const panel = words.panel ?? question;
   const { panel: _, ...rest } = words;
-  const address = `api/${question}?${new URLSearchParams(rest)}`;
   if (alone()) return prepare(question, rest);
+  const asked = { ...rest, channel: `${tab}-${panel}` };
+  if (inNotebook) return heard(await askKernel(question, asked, body));
   const options = body === null ? {} : { method: "POST", body };
-  const answer = await fetch(`${address}&channel=${tab}-${panel}`, options);
+  const answer = await fetch(`api/${question}?${new URLSearchParams(asked)}`, options).catch(() => {
+    throw new Error("The command that made this page has ended. Its terminal says why.");
+  });
   if (answer.status === 204) return null;
   if (answer.headers.get("content-type")?.startsWith("application/json")) {
     const found = await answer.json();
@@ -82,8 +87,20 @@ export async function ask(question, words = {}, body = null) {
   return unpack(await answer.arrayBuffer());
 }
 
-/** A file from the server. */
+/** What the kernel answered. */
+function heard({ error, json, bytes, dropped }) {
+  if (error) throw new Error(error);
+  if (dropped) return null;
+  return json ?? unpack(bytes);
+}
+
+/** A file from the server or the kernel. */
 export async function file(question, words) {
+  if (inNotebook) {
+    const { error, bytes } = await askKernel(question, words, null);
+    if (error) throw new Error(error);
+    return new Blob([bytes]);
+  }
   const answer = await fetch(`api/${question}?${new URLSearchParams(words)}`);
   if (!answer.ok) throw new Error((await answer.json()).error);
   return answer.blob();

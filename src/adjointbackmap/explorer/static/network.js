@@ -167,7 +167,7 @@ function mark(context, across, wide, high) {
   const [x, y] = [(i % across) * (wide + 6), Math.floor(i / across) * (high + 6)];
   context.strokeStyle = colour("--accent");
   context.lineWidth = 2;
-  context.strokeRect(x - 1, y - 1, wide + 2, high + 2);
+  context.strokeRect(x + 1, y + 1, wide - 2, high - 2); // inside: a canvas cuts what is outside
   if (rows * columns === 1 || state.mode === "RM1" || state.mode === "RM3") return;
   const [w, h] = [wide / columns, high / rows];
   context.strokeStyle = colour("--field");

@@ -1,5 +1,7 @@
 // What is seen, and the address that says it.
 
+import { around, inNotebook, tell } from "./frame.js";
+
 export const state = {
   net: "", img: "", layer: "", row: 0, col: 0, channel: 0, j: 0, mode: "",
   view: "H", contrast: 0, zoom: false, way: "", t: 0,
@@ -37,10 +39,11 @@ export function modeFor(layer, wanted) {
 
 /** Read the address. */
 export function read() {
-  return Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  const address = inNotebook ? around.view : location.hash;
+  return Object.fromEntries(new URLSearchParams(address.replace(/^#/, "")));
 }
 
-/** Write the address; the browser's history keeps one entry. */
+/** Write the address; the browser's history keeps one entry. A notebook has it in the widget. */
 export function write(layer) {
   const words = new URLSearchParams({
     net: state.net, img: state.img, layer: state.layer,
@@ -49,5 +52,7 @@ export function write(layer) {
   if (state.contrast) words.set("contrast", state.contrast);
   if (state.zoom) words.set("zoom", "1");
   if (state.way) { words.set("way", state.way); words.set("t", state.t); }
-  history.replaceState(null, "", `#${words}`.replaceAll("%2C", ","));
+  const address = `#${words}`.replaceAll("%2C", ",");
+  if (inNotebook) tell({ view: address });
+  else history.replaceState(null, "", address);
 }
