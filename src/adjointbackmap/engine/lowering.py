@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from adjointbackmap.capture.graph import (
     Capture,
@@ -444,7 +443,7 @@ class _Lowering:
         except Refused as error:
             self._undo(before)
             built = self._compute(node, self._described(node, str(error)))
-        except GuardOnDataDependentSymNode:
+        except _read_from_data():
             self._refuse(node, "its shape or a number in it is read from the data")
             built = Value(REFUSED, self.shape)
         except Exception:
@@ -615,3 +614,10 @@ class _Lowering:
 def _moved(rule: Rule, mask: Mask, shape: tuple[int, ...]) -> Mask:
     """A mask after a rule that moves its elements and has no gates."""
     return replace(mask, test=lambda k, *t: rule.forward((), mask.test(k, *t)), shape=shape)
+
+
+def _read_from_data() -> type[Exception]:
+    """The error of a shape that depends on the data; its module loads SymPy, so it comes late."""
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    return GuardOnDataDependentSymNode
