@@ -26,6 +26,9 @@ class Reader(nn.Module):
         self.fc = nn.Linear(3, 2)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        # as models of language make masks: by the indices of rows and tokens
+        rows = torch.arange(mask.shape[0], device=mask.device)
+        mask = mask[rows[:, None], torch.arange(mask.shape[1], device=mask.device)[None]]
         x = self.words(ids) + self.kinds(mask)
         q, k, v = self.qkv(x).chunk(3, -1)
         x = x + F.scaled_dot_product_attention(q, k, v, attn_mask=mask.bool()[:, None])

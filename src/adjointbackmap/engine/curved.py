@@ -126,7 +126,7 @@ def computed(
     if is_random or _goes_over_batch(node) or any(map(_is_unknown, data.values())):
         return None
     inputs = [i for part in data.values() for i in _inputs_of(part)]
-    function = partial(_evaluated, node, data, constants)
+    function = partial(evaluated, node, data, constants)
     outputs = outputs_of(node)
     numbers = range(len(outputs)) if len(outputs) > 1 else [None]
     shapes = [without_batch(output) for output in outputs]
@@ -159,7 +159,7 @@ def _inputs_of(part: Value | Mask) -> tuple[Value, ...]:
     return part.inputs if isinstance(part, Mask) else (part,)
 
 
-def _evaluated(
+def evaluated(
     node: torch.fx.Node, data: Mapping[str, Any], constants: Constants, *tensors: Tensor
 ) -> Any:
     """The operation of a node on a batch.
@@ -182,6 +182,9 @@ def _evaluated(
         constant = constants.get(other.name)
         if isinstance(constant, Constant):
             tensor = constant.tensor
+            shape = other.meta["val"].shape
+            if len(shape) and not isinstance(shape[0], int):  # the graph repeats it for each image
+                tensor = tensor.expand(len(tensors[0]), *tensor.shape[1:])
             return tensor.to(constants.dtype) if tensor.is_floating_point() else tensor
         value = other.meta.get("val")
         if isinstance(value, SYMBOLS):

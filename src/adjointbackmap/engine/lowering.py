@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import replace
+from functools import partial
 from itertools import chain, count
 from math import isinf
 from typing import Any, cast
@@ -33,7 +34,13 @@ from adjointbackmap.engine.constants import (
     SYMBOLS,
     Constants,
 )
-from adjointbackmap.engine.curved import REFUSED_READING, Natures, Reading, computed
+from adjointbackmap.engine.curved import (
+    REFUSED_READING,
+    Natures,
+    Reading,
+    computed,
+    evaluated,
+)
 from adjointbackmap.engine.narrower import rounding
 from adjointbackmap.engine.program import IMAGE, KernelCall, Program, Step, UnsupportedOperation
 from adjointbackmap.rules import (
@@ -48,7 +55,7 @@ from adjointbackmap.rules import (
     Value,
 )
 from adjointbackmap.rules.base import Operation
-from adjointbackmap.rules.curved import CURVED, FROZEN, REFUSE, CurvedCall
+from adjointbackmap.rules.curved import CURVED, FROZEN, REFUSE, Computed, CurvedCall
 from adjointbackmap.rules.infinite import Infinite, finite, is_infinite
 from adjointbackmap.rules.kernels import Kernel
 from adjointbackmap.rules.linear import Add, Masked, PlacedEntry
@@ -362,6 +369,8 @@ class _Lowering:
             self.constants.take(node)
         elif isinstance(node.meta.get("val"), SYMBOLS):
             self.constants.read(node)
+        elif self.aside and takes_count(node, self._images) and not self._depends_on_image(node):
+            self._count_aside(node)
         elif takes_count(node, self._images):
             reason = "its numbers depend on how many images there are: write a number"
             self._refuse(node, reason)
@@ -432,6 +441,15 @@ class _Lowering:
         values = [self.apply(rule, *inputs, shape=shape) for rule, shape in pairs]
         several = isinstance(node.meta["val"], tuple | list)
         self.found[node.name] = values if several else values[0]
+
+    def _count_aside(self, node: torch.fx.Node) -> None:
+        """Compute an operation on the number of rows, such as their indices in a mask."""
+        # what the model takes tells the number of rows when the operation is computed
+        number, value = next(iter(self.program.given.items()))
+        data = {self.capture.given[number].name: value}
+        function = partial(evaluated, node, data, self.constants)
+        self.aside.add(node.name)
+        self.found[node.name] = self.apply(Computed(function, self.shape), value)
 
     def _operation(self, node: torch.fx.Node) -> None:
         if self._is_aside(node):
