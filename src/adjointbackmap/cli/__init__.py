@@ -20,6 +20,7 @@ from adjointbackmap.cli import (
     networks,
     regions,
     study,
+    study_calm,
     study_line,
     text,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "networks",
     "regions",
     "study",
+    "study_calm",
     "study_line",
     "text",
 ]

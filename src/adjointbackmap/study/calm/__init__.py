@@ -1,0 +1,1 @@
+"""Training that calms the hypersurface: how far hyperplanes turn, in networks trained for it."""
