@@ -166,11 +166,15 @@ def check(name: str) -> dict:
     }
 
 
+def output_units(network: abm.Network) -> Tensor:
+    """Random units of the output, each once."""
+    count = network.layer("output").out_shape[0]
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:OUTPUTS]
+
+
 def output_errors(network: abm.Network, x: Tensor) -> tuple[float, float]:
     """Largest scale-aware and relative error of ten units of the output in RM0."""
-    count = network.layer("output").out_shape[0]
-    units = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:OUTPUTS]
-    planes = abm.hyperplanes(network, x, "output", "RM0", units=(units,))
+    planes = abm.hyperplanes(network, x, "output", "RM0", units=(output_units(network),))
     figures = abm.reconstruction_test(planes, tolerance=float("inf"))
     return figures["error"], figures["relative"]
 

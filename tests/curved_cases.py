@@ -482,3 +482,43 @@ def recurrent_modules():
         return h
 
     return Net(forward, lstm=nn.LSTM(3, 2, batch_first=True), gru=nn.GRUCell(2, 2)), (3, 3)
+
+
+# the batch elsewhere than first
+
+
+def windows_twin(net, x, hold):
+    q, k, v = net.qkv(x).unflatten(-1, (3, 2, 2)).unbind(3)
+    q, k, v = (t.transpose(2, 3) for t in (q, k, v))  # (N, windows, heads, tokens, features)
+    y = hold.gate((q @ k.mT / math.sqrt(2) + net.table).softmax(-1)) @ v
+    return net.last(y.transpose(2, 3).flatten(3))
+
+
+@case(windows_twin)
+def attention_in_windows():
+    def forward(net, x):
+        images, windows, tokens, _ = x.shape
+        x = x.reshape(images * windows, tokens, 4)  # the batch is merged with the windows
+        qkv = net.qkv(x).reshape(-1, tokens, 3, 2, 2).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        weights = (q * 2**-0.5 @ k.mT + net.table[None]).softmax(-1)
+        x = net.last((weights @ v).transpose(1, 2).reshape(images * windows, tokens, 4))
+        return x.view(images, windows, tokens, 3)
+
+    layers = {"qkv": nn.Linear(4, 12), "last": nn.Linear(4, 3)}
+    return Net(forward, table=parameter(2, 3, 3), **layers), (2, 3, 4)
+
+
+def batch_second_twin(net, x, hold):
+    q, k, v = (heads_of(x, net.attention, part) for part in range(3))
+    y = hold.gate((q @ k.mT / math.sqrt(2)).softmax(-1)) @ v
+    return net.attention.out_proj(y.transpose(1, 2).flatten(2))
+
+
+@case(batch_second_twin)
+def attention_with_the_batch_second():
+    def forward(net, x):
+        x = x.transpose(0, 1)
+        return net.attention(x, x, x)[0].transpose(0, 1)
+
+    return Net(forward, attention=nn.MultiheadAttention(4, 2)), (3, 4)

@@ -1,5 +1,6 @@
 """Random networks for hypothesis: small graphs with branches that meet and parts used twice."""
 
+import copy
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
@@ -520,6 +521,139 @@ def flatten(draw: Draw, shape: Shape) -> nn.Module:
     return nn.Flatten()
 
 
+# curved parts, each with a twin whose gates are detached
+
+
+class Curved(nn.Module):
+    """A curved function of a value, written twice: as users do, and with its gates detached.
+
+    Attributes:
+        detaches: Whether the second is called.
+    """
+
+    def __init__(self, name: str, function: Callable, twin: Callable, **parts: nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        self.function = function
+        self.twin = twin
+        self.parts = nn.ModuleDict(parts)
+        self.detaches = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.twin if self.detaches else self.function)(x, **self.parts)
+
+    def extra_repr(self) -> str:
+        return self.name
+
+
+ELEMENTWISE = {
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "mish": F.mish,
+    "hardswish": F.hardswish,
+    "selu": F.selu,
+    "exponential": lambda u: torch.exp(0.3 * u),
+    "cosine": torch.cos,
+    "log-sigmoid": F.logsigmoid,
+}
+
+
+def elementwise(draw: Draw, shape: Shape) -> nn.Module:
+    """``f(0) + u [(f(u) - f(0)) / u]``, shifted: a rectified value is rarely zero then."""
+    name = pick(draw, *ELEMENTWISE)
+    function = ELEMENTWISE[name]
+    shift = 0.21 + 0.1 * pick(draw, 0, 1, 2)
+
+    def twin(x: Tensor) -> Tensor:
+        u = (0.3 * (x + shift)) if name == "exponential" else x + shift
+        own = torch.exp if name == "exponential" else function
+        at_zero = own(torch.zeros((), dtype=x.dtype))
+        # the gate at zero is the derivative, here a central difference
+        h = 1e-6
+        slope = (own(torch.full_like(u, h)) - own(torch.full_like(u, -h))) / (2 * h)
+        safe = torch.where(u == 0, 1, u)
+        gate = torch.where(u == 0, slope, (own(u) - at_zero) / safe)
+        return at_zero + u * gate.detach()
+
+    return Curved(name, lambda x: function(x + shift), twin)
+
+
+def statistics_norm(draw: Draw, shape: Shape) -> nn.Module:
+    """A norm over the last dimension: layer norm, RMS norm, or division by the length."""
+    eps = pick(draw, 0.1, 0.02)
+
+    def layer_twin(x: Tensor) -> Tensor:
+        c = x - x.mean(-1, keepdim=True)
+        return c * (c.square().mean(-1, keepdim=True) + eps).rsqrt().detach()
+
+    def rms_twin(x: Tensor) -> Tensor:
+        return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt().detach()
+
+    def length_twin(x: Tensor) -> Tensor:
+        return x / (x.norm(dim=-1, keepdim=True) + eps).detach()
+
+    parts = {
+        "layer norm": (lambda x: F.layer_norm(x, x.shape[-1:], eps=eps), layer_twin),
+        "RMS norm": (lambda x: F.rms_norm(x, x.shape[-1:], eps=eps), rms_twin),
+        "over its length": (lambda x: x / (x.norm(dim=-1, keepdim=True) + eps), length_twin),
+    }
+    name = pick(draw, *parts)
+    return Curved(name, *parts[name])
+
+
+def product(draw: Draw, shape: Shape) -> nn.Module:
+    """A product of two linear functions of a value, of which the second may be a gate."""
+    n = shape[-1]
+    kernels = {"first": nn.Linear(n, n), "second": nn.Linear(n, n)}
+
+    def halves(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+        a, b = first(x), second(x)
+        return (a * b.detach() + a.detach() * b) / 2
+
+    parts = {
+        "sigmoid gate": (
+            lambda x, first, second: first(x) * torch.sigmoid(second(x)),
+            lambda x, first, second: first(x) * torch.sigmoid(second(x)).detach(),
+        ),
+        "activated gate": (
+            lambda x, first, second: F.silu(second(x)) * first(x),
+            lambda x, first, second: first(x) * F.silu(second(x)).detach(),
+        ),
+        "halves": (lambda x, first, second: first(x) * second(x), halves),
+        "quotient": (
+            lambda x, first, second: first(x) / (0.5 + second(x).abs()),
+            lambda x, first, second: first(x) / (0.5 + second(x).abs()).detach(),
+        ),
+        "softmax gate": (
+            lambda x, first, second: first(x) * torch.softmax(second(x), -1),
+            lambda x, first, second: first(x) * torch.softmax(second(x), -1).detach(),
+        ),
+    }
+    name = pick(draw, *parts)
+    return Curved(name, *parts[name], **kernels)
+
+
+def attention(draw: Draw, shape: Shape) -> nn.Module:
+    """Attention of the rows of a value to each other, in both forms."""
+    n = shape[-1]
+    kernels = {"query": nn.Linear(n, n), "key": nn.Linear(n, n)}
+
+    def written(x: Tensor, query: nn.Module, key: nn.Module) -> Tensor:
+        return torch.softmax(query(x) @ key(x).mT / n**0.5, -1) @ x
+
+    def fused(x: Tensor, query: nn.Module, key: nn.Module) -> Tensor:
+        return F.scaled_dot_product_attention(query(x), key(x), x)
+
+    def twin(x: Tensor, query: nn.Module, key: nn.Module) -> Tensor:
+        return torch.softmax(query(x) @ key(x).mT / n**0.5, -1).detach() @ x
+
+    name = pick(draw, "written attention", "fused attention")
+    return Curved(name, written if name == "written attention" else fused, twin, **kernels)
+
+
 POINTWISE = [activation, saturating, with_tensor, batch_norm]
 ANYWHERE = [*POINTWISE, linear, moving, reduction, ordering, constants]
 KINDS = {1: [linear, *ANYWHERE]}
@@ -538,6 +672,9 @@ KINDS[3] = [*KINDS[2], mixing]
 KINDS[4] = KINDS[2]
 KINDS[2] = [*KINDS[2], recurrent]
 """Kinds of parts for values of so many dimensions beside the batch."""
+
+CURVED = {n: [elementwise, statistics_norm, product, attention][: 3 + (n > 1)] for n in KINDS}
+"""The same of curved parts."""
 
 MEETINGS = {
     "add": torch.add,
@@ -573,7 +710,7 @@ def meet(draw: Draw, net: RandomNetwork) -> None:
         net.append(Function(name, MEETINGS[name]), last, net.last)
 
 
-def continued(draw: Draw, net: RandomNetwork) -> None:
+def continued(draw: Draw, net: RandomNetwork, curved: bool = False) -> None:
     """A new or an earlier part, after the last value or, as a branch, after an earlier one."""
     source = net.last if pick(draw, True, True, True, False) else draw(st.integers(0, net.last))
     shape = net.shapes[source]
@@ -585,7 +722,8 @@ def continued(draw: Draw, net: RandomNetwork) -> None:
     if used and pick(draw, False, False, False, True):
         net.append(pick(draw, *used), source)
     elif len(shape) in KINDS:
-        kind = pick(draw, *KINDS[len(shape)])
+        kinds = CURVED if curved and pick(draw, True, False) else KINDS
+        kind = pick(draw, *kinds[len(shape)])
         fits = net.append(kind(draw, shape), source)
         if fits and kind in (convolution, transposed_convolution, linear):
             scaled(draw, net)
@@ -603,14 +741,34 @@ SHAPES = [(2, 5, 5), (1, 4, 6), (3, 3, 3), (2, 7), (1, 9), (3, 4), (5,), (4,), (
 
 
 @st.composite
-def networks(draw: Draw) -> tuple[RandomNetwork, Tensor]:
-    """A network of one to twelve operations in float64 and eval mode, and two images."""
+def networks(draw: Draw, curved: bool = False) -> tuple[RandomNetwork, Tensor]:
+    """A network of one to twelve operations in float64 and eval mode, and two images.
+
+    Args:
+        draw: What draws.
+        curved: Whether half of its parts are curved.
+    """
     shape = pick(draw, *SHAPES)
     with torch.random.fork_rng():
         torch.manual_seed(draw(st.integers(0, 2**16)))
         net = RandomNetwork(shape)
         for _ in range(draw(st.integers(1, 12))):
-            (meet if net.calls and pick(draw, False, False, False, True) else continued)(draw, net)
+            if net.calls and pick(draw, False, False, False, True):
+                meet(draw, net)
+            else:
+                continued(draw, net, curved)
+        if curved:
+            last = net.shapes[net.last]
+            net.append(pick(draw, *CURVED[len(last)])(draw, last), net.last)
         net.append(KINDS[len(net.shapes[-1])][0](draw, net.shapes[-1]), net.last)
         enliven(net)
         return net.double().eval(), torch.randn(2, *shape, dtype=torch.float64)
+
+
+def with_detached_gates(net: RandomNetwork) -> RandomNetwork:
+    """A copy of a network whose curved parts detach their gates."""
+    twin = copy.deepcopy(net)
+    for part in twin.parts:
+        if isinstance(part, Curved):
+            part.detaches = True
+    return twin

@@ -306,6 +306,36 @@ def test_pictures_and_angles_say_that_gates_are_frozen():
     assert angle > 1
 
 
+class CastingNorm(nn.RMSNorm):
+    """An RMS norm that casts to float32, as language models do."""
+
+    def forward(self, x):
+        wide = x.to(torch.float32)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return self.weight * wide.to(x.dtype)
+
+
+def test_widening_casts_are_computed_in_float64():
+    """A model in float32 whose norms cast to float32 is exact in float64, as is its value."""
+    model = nn.Sequential(nn.Linear(4, 5), CastingNorm(5), nn.Linear(5, 3)).eval()
+    x = torch.randn(2, 6, 4)
+    network = abm.trace(model, x, curved="frozen")
+    planes = abm.hyperplanes(network, x, "output", dtype=torch.float64)
+    assert abm.reconstruction_test(planes, tolerance=1e-15)["error"] <= 1e-15
+    double = copy.deepcopy(nn.Sequential(model[0], nn.RMSNorm(5, 1e-6), model[2])).double()
+    expected = double(x.double()).mT.detach()  # units are the features, then the positions
+    torch.testing.assert_close(planes.value, expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4)], ids=["group", "map"])
+def test_tangents_of_norms_of_channels_last(norm):
+    """In float32, convolutions give maps with the channels last."""
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GELU(), norm, nn.Conv2d(4, 3, 3)).eval()
+    x = torch.randn(2, 2, 8, 8)
+    network = abm.trace(model, x, curved="tangent")
+    abm.dense_test(abm.operator(network, x, "output"), x, tolerance=1e-5)
+
+
 def test_copy_keeps_the_reading():
     """A copied network has frozen gates too."""
     model, x, _ = curved_cases.make("highway-layer", images=1)

@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import curved_costs
+import curved_zoo
 import exactness
 import pytest
 import torch
@@ -34,6 +36,13 @@ def study(found):
 
 
 PAGES = {  # results -> page, its marks, what writes the text between them, the command
+    "curved-costs": (
+        "curved",
+        curved_costs.PLACE,
+        curved_costs.markdown,
+        "benchmarks/curved_costs.py",
+    ),
+    "curved-zoo": ("zoo", curved_zoo.PLACE, curved_zoo.markdown, "benchmarks/curved_zoo.py"),
     "exactness": ("exactness", exactness.PLACE, exactness.markdown, "make exactness"),
     "speed": ("speed", runs.SPEED_PLACE, table.speed_markdown, "make bench"),
     "study": ("study/index", document.STUDY_PLACE, study, "adjointbackmap study all"),
@@ -99,6 +108,15 @@ def test_every_file_of_results_is_described():
     ]
     described = {row.split("`")[1] for row in rows}
     assert described == {path.name for path in RESULTS.iterdir()} - {"README.md"}
+
+
+def test_curved_networks_are_exact_and_cost_little():
+    """Every network that is not refused passes; a hyperplane costs at most three passes."""
+    networks = json.loads((RESULTS / "curved-zoo.json").read_text())["networks"]
+    checked = [found for found in networks.values() if "refused" not in found]
+    assert all(map(curved_zoo.counts, checked))
+    rows = json.loads((RESULTS / "curved-costs.json").read_text())["rows"]
+    assert max(row["ratio"] for row in rows) <= 3
 
 
 # exactness

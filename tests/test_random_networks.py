@@ -17,7 +17,7 @@ from checks import (
 )
 from hypothesis import event, given, settings
 from hypothesis.strategies import lists
-from strategies import networks
+from strategies import networks, with_detached_gates
 from torch import nn
 
 import adjointbackmap as abm
@@ -94,6 +94,34 @@ def test_regions_of_random_networks_are_exact(drawn):
     found = abm.region_map(network, x[0], u, v, ((-0.02, 0.03), (-0.02, 0.03)), budget=300)
     if found.complete:
         abm.map_test(found, points=2)
+
+
+HALF = max(1, settings.default.max_examples // 2)  # each network is traced twice
+
+
+@settings(max_examples=HALF)
+@given(networks(curved=True))
+def test_random_curved_network_is_exact(drawn):
+    """Frozen, the map is the Jacobian of a twin with detached gates; as tangent, the model's."""
+    model, x = drawn
+    with torch.no_grad():
+        expected = model(x)
+        assert_close(with_detached_gates(model)(x), expected)
+    for curved, other in (("frozen", with_detached_gates(model)), ("tangent", model)):
+        network = abm.trace(model, x, curved=curved)
+        event(f"{curved}, curved calls: {len(network.curved)}")
+        sizes = [check.scaled for check in abm.verify(network, x).values()]
+        assert max(sizes) <= 1e-12
+        operator = abm.operator(network, x, "output")
+        abm.dot_test(operator)
+        images = [jacobian_of(other, image) for image in x]
+        scale = max(1.0, float(torch.stack(images).abs().max()))
+        assert_close(operator.dense()[0] / scale, torch.stack(images) / scale, rtol=0, atol=1e-8)
+
+
+def jacobian_of(model, image):
+    """Derivative of the output of one image, ``(*out_shape, *in_shape)``."""
+    return torch.autograd.functional.jacobian(lambda t: model(t[None])[0], image)
 
 
 THREADS = 8

@@ -1,5 +1,7 @@
 """Every operation with a rule is exact both ways; the others are refused by name."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -438,19 +440,26 @@ def test_cast_to_a_finer_dtype_is_refused():
         abm.trace(model.float(), x.float())
 
 
-def test_cast_that_would_round_is_refused_in_float64():
-    """``.float()`` is accepted in float32, where it changes nothing, and refused in float64."""
-    model, x = with_part(lambda net, x: F.relu(x.float()))
-    network = abm.trace(model, x.float())
-    assert (
-        abm.reconstruction_test(abm.hyperplanes(network, x.float(), "output", "RM2"))["error"]
-        <= 1e-6
-    )
-    with pytest.raises(
-        abm.UnsupportedOperation,
-        match=r"casts to torch\.float32, and the network computes in torch\.float64",
-    ):
-        abm.hyperplanes(network, x.float(), "output", "RM2", dtype=torch.float64)
+def test_cast_to_the_models_own_dtype_does_not_round_in_float64():
+    """``.float()`` changes nothing in float32. In float64 it would round: it becomes a cast to it.
+
+    The value is computed so too. A model in float64 that casts to float32 stays refused.
+    """
+
+    def forward(net, x):
+        sums = torch.cumsum(F.relu(x.float()), 1, dtype=torch.float32)
+        return (sums + torch.arange(4, dtype=torch.float32)[:, None] / 7).to(torch.float32)
+
+    model, x = with_part(forward)
+    double = copy.deepcopy(model)
+    network = abm.trace(model.float(), x.float())
+    for dtype, limit in ((torch.float32, 1e-6), (torch.float64, 1e-15)):
+        planes = abm.hyperplanes(network, x.float(), "output", "RM2", dtype=dtype)
+        assert abm.reconstruction_test(planes, tolerance=limit)["error"] <= limit
+    assert not torch.equal(planes.value, planes.value.float().double())
+    words = r"casts to torch\.float32, and the network computes in torch\.float64"
+    with pytest.raises(abm.UnsupportedOperation, match=words):
+        abm.trace(double, x)
 
 
 def test_antialiased_interpolation_to_one_column_is_refused():

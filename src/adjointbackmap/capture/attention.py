@@ -19,7 +19,7 @@ def put_batch_first(model: nn.Module) -> None:
     """
     for module in model.modules():
         is_plain = type(module) is nn.MultiheadAttention and "forward" not in vars(module)
-        if is_plain and module.batch_first and module.bias_k is None and not module.add_zero_attn:
+        if is_plain and module.bias_k is None and not module.add_zero_attn:
             vars(module)["forward"] = partial(attention, module)
 
 
@@ -34,13 +34,17 @@ def attention(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """The same as :class:`torch.nn.MultiheadAttention` in eval mode, with the batch first."""
+    """The same as :class:`torch.nn.MultiheadAttention` in eval mode, computed with the batch first.
+
+    The batch of its arguments is where the module has it.
+    """
     if query.dim() < 3:
         given: dict[str, Any] = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask}
         given["average_attn_weights"] = average_attn_weights
         whole = partial(type(module).forward, module, query, key, value, **given)
         return whole(need_weights=need_weights, is_causal=is_causal)
-    parts = zip((query, key, value), _kernels(module), _biases(module), strict=True)
+    data = [t if module.batch_first else t.transpose(0, 1) for t in (query, key, value)]
+    parts = zip(data, _kernels(module), _biases(module), strict=True)
     q, k, v = (_by_head(module, x, weight, bias) for x, weight, bias in parts)
     mask = _merged(module, key_padding_mask, attn_mask, query.dtype)
     if need_weights:
@@ -53,6 +57,7 @@ def attention(
     joined = joined.transpose(1, 2).flatten(2)  # (N, T, heads * features)
     out = joined @ module.out_proj.weight.T
     out = out if module.out_proj.bias is None else out + module.out_proj.bias
+    out = out if module.batch_first else out.transpose(0, 1)
     return out, weights.mean(1) if weights is not None and average_attn_weights else weights
 
 

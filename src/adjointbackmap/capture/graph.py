@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from adjointbackmap.capture import batch_places
 from adjointbackmap.capture.attention import put_batch_first
 from adjointbackmap.capture.casting import all_tensors
 from adjointbackmap.capture.copies import structural_copy
@@ -23,6 +24,7 @@ from adjointbackmap.capture.model_check import advice, batch_of, is_exported, ta
 from adjointbackmap.capture.precision import exact, while_torch_sets
 from adjointbackmap.capture.process import CAPTURING, quiet
 from adjointbackmap.capture.readings import FixedBatch, ForeignTensor, Readings, Replay, readings_of
+from adjointbackmap.capture.widening import widened
 
 CLONE = "aten.clone.default"
 WRAPPED = "model"  # name of the user's module inside the one that is exported
@@ -125,8 +127,10 @@ class _Listened(nn.Module):
         model: nn.Module,
         readings: Readings | None = None,
         entrance: Entrance | None = None,
+        own: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self.own = own
         # the paths are taken here: during the export a module with two names looks like two modules
         self.model = model
         self.paths = paths_of(model)
@@ -143,19 +147,27 @@ class _Listened(nn.Module):
                 outputs[name] = output.clone()  # a later operation in place would change it
 
         replayed = Replay(self.readings, x.shape[0]) if self.readings else nullcontext()
-        with listening(self.model, keep, self.paths), replayed:
+        wide = widened(self.own or x.dtype, x.dtype)
+        with listening(self.model, keep, self.paths), wide, replayed:
             if self.entrance is None:
                 return named(self.model(x)), outputs
             return named(self.entrance.run(self.model, x, given)), outputs
 
 
-def capture(model: nn.Module, example: Tensor, entrance: Entrance | None = None) -> Capture:
+def capture(
+    model: nn.Module,
+    example: Tensor,
+    entrance: Entrance | None = None,
+    own: torch.dtype | None = None,
+) -> Capture:
     """Capture a module in eval mode with a batch of any size up to ``MOST_IMAGES``.
 
     Args:
         model: The module; it is not changed.
         example: A batch of inputs.
         entrance: Where they enter, if not at the beginning.
+        own: The model's own dtype, if the example has a wider one; see
+            :mod:`adjointbackmap.capture.widening`.
 
     Raises:
         CastingPart: If the module turns autocast on.
@@ -164,12 +176,12 @@ def capture(model: nn.Module, example: Tensor, entrance: Entrance | None = None)
             it changes its buffers.
     """
     batch = batch_of(example)
-    readings = _readings_of_run(model, example, batch, entrance)
+    readings = _readings_of_run(model, example, batch, entrance, own)
     if is_exported(model) and not takes(model, lambda: torch.cat([batch, batch[:1]])):
         raise ValueError(FIXED_EXPORT)
     copied = structural_copy(model)  # torch.export puts fake tensors into it
     put_batch_first(copied)
-    wrapper = _Listened(copied, readings, entrance)
+    wrapper = _Listened(copied, readings, entrance, own)
     wrapper.training = model.training
     # an export has its own bounds, which PyTorch finds
     any_number = torch.export.Dim("batch", max=MOST_IMAGES)
@@ -224,7 +236,11 @@ def _exported(
 
 
 def _readings_of_run(
-    model: nn.Module, example: Tensor, batch: Tensor, entrance: Entrance | None
+    model: nn.Module,
+    example: Tensor,
+    batch: Tensor,
+    entrance: Entrance | None,
+    own: torch.dtype | None,
 ) -> Readings:
     """Run a copy of the model on a batch; it has its own buffers, which the forward may change.
 
@@ -237,7 +253,7 @@ def _readings_of_run(
     copied = _with_own_buffers(model)
     try:
         named = {**dict(copied.named_parameters()), **dict(copied.named_buffers())}
-        listened = _Listened(copied, entrance=entrance)
+        listened = _Listened(copied, entrance=entrance, own=own)
         return readings_of(listened, all_tensors(copied), batch, named)
     except Exception as error:
         shape = ", ".join(map(str, ("N", *example.shape[1:])))
@@ -402,17 +418,20 @@ def _capture_of(
     outputs, layers = pytree.tree_unflatten(returned, spec)
     parameters = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     lifted = signature.inputs_to_lifted_tensor_constants
+    image = next(n for n in nodes if n.name == signature.user_inputs[0])
+    given = tuple(n for n in nodes if n.name in signature.user_inputs[1:])
+    nodes = batch_places.put_batch_first(nodes, image, given)
     return Capture(
         nodes=tuple(nodes),
-        image=next(n for n in nodes if n.name == signature.user_inputs[0]),
-        outputs=outputs,
-        layers=layers,
+        image=image,
+        outputs=pytree.tree_map_only(torch.fx.Node, batch_places.output_with_batch_first, outputs),
+        layers={name: batch_places.with_batch_first(node) for name, node in layers.items()},
         parameters={n: first.get(_in_model(t), _in_model(t)) for n, t in parameters.items()},
         tensors={name: exported.constants[target] for name, target in lifted.items()},
         names={name: _shown_name(target) for name, target in lifted.items()},
         reads_floats=readings.floats,
         read=frozenset(readings.tensors),
-        given=tuple(n for n in nodes if n.name in signature.user_inputs[1:]),
+        given=given,
     )
 
 

@@ -7,6 +7,13 @@ from itertools import chain, count
 import torch
 from torch import nn
 
+from adjointbackmap.capture.batch_places import (
+    FIRST,
+    PLACE,
+    Place,
+    place_in,
+    with_batch_first,
+)
 from adjointbackmap.capture.graph import (
     Capture,
     ancestors,
@@ -45,6 +52,7 @@ class Layer(Shown):
         module: Name of the module's call, as :func:`adjointbackmap.capture.graph.listening` gives
             it; ``None`` for functional calls.
         value: Its output in the program.
+        place: Where the module's tensors have the batch. The layer's shapes have it first.
     """
 
     name: str
@@ -57,6 +65,7 @@ class Layer(Shown):
     call: str | None
     module: str | None
     value: Value
+    place: Place = FIRST
 
     def _summary(self) -> Summary:
         return showing.of_layer(self)
@@ -114,7 +123,8 @@ def ends_of(model: nn.Module, captured: Capture, last: torch.fx.Node | None = No
         shown = name if name != OUTPUT or is_last else _free_name(name, taken)
         ends.append(End(shown, source_of(node), name, *own.get(name, (None, None))))
     for node, module, name, call in kernels:
-        if module is None:
+        # PyTorch's own code for attention, which has the batch second, calls them out of sight
+        if module is None and place_in(node).is_first:
             ends.append(End(_free_name(name, taken), node, None, node, call))
     return ends
 
@@ -138,8 +148,8 @@ def _kernel_nodes(
     seen: dict[str, int] = {}
     for node in captured.nodes:
         rule = RULES.get(str(node.target))
-        if rule is None or not issubclass(rule, Kernel):
-            continue
+        if rule is None or not issubclass(rule, Kernel) or PLACE in node.meta:
+            continue  # a copy counts as its original
         path, call = module_of(node)
         op = op_name(node)
         inside = f"{call_name(path, call)}/{op}"
@@ -148,7 +158,7 @@ def _kernel_nodes(
         is_kernel_module = isinstance(model.get_submodule(path), KERNEL_MODULES)
         is_own = bool(path) and is_kernel_module and seen[inside] == 0
         module_call = call_name(path, call) if is_own else None
-        yield node, module_call, functional, f"{inside}:{seen[inside]}"
+        yield with_batch_first(node), module_call, functional, f"{inside}:{seen[inside]}"
 
 
 def layers_in_graph(
@@ -209,6 +219,7 @@ def _layer(
         call=end.call if kernel is not None else None,
         module=end.module,
         value=value,
+        place=place_in(end.node),
     )
 
 

@@ -246,7 +246,7 @@ class Network(Shown):
         example = torch.zeros(2, *self.in_shape, dtype=dtype, device=self.device)
         try:
             copied = structural_copy(self.model, partial(cast, dtype=dtype))
-            captured = capture(copied, example, self.entrance)
+            captured = capture(copied, example, self.entrance, self.dtype)
         except ValueError as error:
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             reason = explained(cause).removesuffix(".")

@@ -15,6 +15,7 @@ from adjointbackmap.capture.copies import structural_copy
 from adjointbackmap.capture.entering import run
 from adjointbackmap.capture.graph import call_name, convolution_name, listening, pick
 from adjointbackmap.capture.precision import exact
+from adjointbackmap.capture.widening import widened
 from adjointbackmap.engine.layers import OUTPUT, Layer
 from adjointbackmap.engine.network import Network
 
@@ -112,22 +113,25 @@ def _recorded_in_one_call(
     names = {layer.name for layer in layers}
     wanted = [*layers, network.layers[network.until]] if network.until else layers
     calls = {layer.call: layer for layer in wanted if layer.call is not None}
-    heard = {layer.module: layer.name for layer in wanted if layer.module is not None}
+    heard = {layer.module: layer for layer in wanted if layer.module is not None}
     model = structural_copy(network.model, _replacement(network, x.dtype, tensors))
 
     # clones, because a later operation in place would change the tensors
 
     def function(call: str, x: Tensor, output: Tensor) -> None:
         if call in calls:
-            kept.inputs[calls[call].name] = x.clone()
-            if calls[call].module is None:
-                kept.outputs[calls[call].name] = output.clone()
+            layer = calls[call]
+            kept.inputs[layer.name] = layer.place.batch_first(x).clone()
+            if layer.module is None:
+                kept.outputs[layer.name] = layer.place.batch_first(output).clone()
 
     def module(name: str, module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
         if name in heard and isinstance(output, Tensor):
-            kept.outputs[heard[name]] = output.clone()
+            layer = heard[name]
+            kept.outputs[layer.name] = layer.place.batch_first(output).clone()
 
-    with _module_stack(model) as stack, listening(model, module), _Kernels(stack, function):
+    wide = widened(network.dtype, x.dtype)
+    with _module_stack(model) as stack, listening(model, module), wide, _Kernels(stack, function):
         output = run(model, x.clone(memory_format=torch.contiguous_format), network.entrance)
     _check_called(kept, wanted)
     if OUTPUT in names and network.until:

@@ -89,6 +89,8 @@ class Concatenate(Assembled):
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
         parts, dim = (*args, kwargs.get("dim", 0))[:2]
+        # an empty vector fits everything in PyTorch: caches of language models begin with one
+        parts = [p for p in parts if isinstance(p, Value) or tuple(p.tensor.shape) != (0,)]
         (dim,) = keep_batch([dim], next(p for p in parts if isinstance(p, Value)))
         shapes, values = cls.shapes_and_values(builder, parts)
         return builder.apply(cls(dim, shapes, list(values)), *values.values())

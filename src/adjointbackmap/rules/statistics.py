@@ -128,9 +128,10 @@ class StatisticsNorm(CurvedOperation):
         rest = {n: _tensor(v) for n, v in given.items() if n != names[0]}
 
         def function(x: Tensor) -> Tensor:
-            return builder_call(x, *(rest[n] for n in names[1:]))
+            # the derivative of PyTorch's group norm needs it, also where maps are channels last
+            return call(x.contiguous(), *(rest[n] for n in names[1:]))
 
-        builder_call = builder.call
+        call = builder.call
         return linearized(builder, function, given[names[0]])
 
     @classmethod
