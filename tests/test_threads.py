@@ -18,6 +18,8 @@ from torch import nn
 import adjointbackmap as abm
 from adjointbackmap.capture.copies import structural_copy
 from adjointbackmap.capture.precision import exact
+from adjointbackmap.engine import sweep as sweeping
+from adjointbackmap.engine.threads import in_threads, one_thread
 
 THREADS = 8
 ROUNDS = 1
@@ -266,3 +268,53 @@ def test_copy_computes_the_same(case):
     assert [id(p) for p in copied.parameters()] == [id(p) for p in model.parameters()]
     assert not {id(m) for m in copied.modules()} & {id(m) for m in model.modules()}
     assert [n for n, _ in copied.named_modules()] == [n for n, _ in model.named_modules()]
+
+
+# threads of one computation
+
+
+@pytest.fixture
+def two_threads():
+    """PyTorch has two threads, whatever the machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_work_in_threads_has_one_thread_each_and_leaves_their_number(two_threads):
+    """Results are in order; this thread and later ones have two threads again."""
+    found = list(in_threads(lambda n: (n, torch.get_num_threads()), range(9), 2))
+    assert found == [(n, 1) for n in range(9)]
+    with one_thread(torch.device("cpu")):
+        assert torch.get_num_threads() == 1
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2
+    assert torch.get_num_threads() == 2
+
+
+def test_work_in_threads_raises_what_an_item_raises(two_threads):
+    """The error of one item ends the work."""
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(lambda n: 1 // n, [1, 0, 1], 2))
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_groups_in_threads_give_the_same_bits(two_threads, mode, monkeypatch):
+    """Windows, biases and sums of two threads are those of one, in inference mode too."""
+    monkeypatch.setattr(sweeping, "BATCH_NUMBERS", 1)  # many groups
+    model, x = make("plain-conv-chain", images=1)
+    network = abm.trace(model, x)
+    kept = {}
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        with mode():
+            planes = abm.hyperplanes(network, x, "4", "RM2", method="windowed")
+            check = abm.verify(network, x)["4"]
+        kept[count] = (planes.image_part.values.clone(), planes.bias_part.clone(), check.scaled)
+    assert torch.equal(kept[1][0], kept[2][0])
+    assert torch.equal(kept[1][1], kept[2][1])
+    assert kept[1][2] == kept[2][2]

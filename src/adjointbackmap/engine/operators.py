@@ -25,6 +25,8 @@ from adjointbackmap.engine.pattern import (
     record_pattern,
 )
 from adjointbackmap.engine.program import IMAGE, Program, Step
+from adjointbackmap.engine.threads import threads_for
+from adjointbackmap.engine.workspace import bytes_of_vector, held
 from adjointbackmap.rules import Value
 from adjointbackmap.rules.base import gated_in_place, laid_out
 from adjointbackmap.rules.kernels import Kernel
@@ -181,6 +183,23 @@ def basis(pattern: ActivationPattern, upstream: set[int]) -> Iterator[Basis]:
             stacked = unit.view(1, count, *shape).expand(pattern.images, count, *shape)
             yield Basis(start + first, start + first + count, {slot: _folded(stacked)})
         start += size
+
+
+def threads_of_tangents(
+    pattern: ActivationPattern, targets: Iterable[Value], room: int | None
+) -> int:
+    """Number of parts of a basis that are computed at the same time, each in one thread.
+
+    Args:
+        pattern: The activation pattern.
+        targets: The values whose tangents are computed.
+        room: Bytes for all tangents; ``None`` without a bound.
+    """
+    steps = pattern.program.upstream(targets)
+    numbers = held(steps)
+    vectors = pattern.images * pattern.chunk
+    each = vectors * bytes_of_vector(numbers, pattern.dtype.itemsize)
+    return threads_for(pattern.network.device, room, each)
 
 
 def reached(program: Program, targets: Iterable[Value]) -> set[int]:

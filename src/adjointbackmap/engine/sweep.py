@@ -19,6 +19,7 @@ from torch import Tensor
 from adjointbackmap.engine.gated_convolution import SMALLEST_BATCH, AliveConvolution, mostly_dead
 from adjointbackmap.engine.pattern import ActivationPattern
 from adjointbackmap.engine.program import IMAGE, Program, Step
+from adjointbackmap.engine.threads import threads_for
 from adjointbackmap.engine.windows import (
     Group,
     Span,
@@ -143,6 +144,21 @@ class Sweep:
         self.last = {i.slot: n for n, step in enumerate(self.steps) for i in step.inputs}
         self.corrections: dict[int, Tensor | None] = {}
 
+    @property
+    def threads(self) -> int:
+        """Number of groups that are computed at the same time, each in one thread."""
+        extents = self.values[IMAGE].shape[1:]
+        batches = self._batches()
+        pixels = [-(-n // stride) for n, stride in zip(extents, batches.strides, strict=True)]
+        each = min(batches.pixels(pixels), prod(pixels)) * batches.bytes_of_pixel
+        return threads_for(self.pattern.network.device, self.room, each)
+
+    def _batches(self) -> Batches:
+        pattern = self.pattern
+        return Batches.of(
+            pattern.program, self.targets, self.after, pattern.images, pattern.dtype, self.room
+        )
+
     def groups(self, pixels: Sequence[range] | None = None) -> Iterator[Group]:
         """The image's pixels in groups that are small enough for a batch.
 
@@ -151,10 +167,7 @@ class Sweep:
         """
         _, *image = self.values[IMAGE].shape
         pixels = pixels or [range(n) for n in image]
-        pattern = self.pattern
-        batches = Batches.of(
-            pattern.program, self.targets, self.after, pattern.images, pattern.dtype, self.room
-        )
+        batches = self._batches()
         strides = batches.strides
         # one geometry for each residue of the pixels modulo the strides
         for first in product(*(p[:s] for p, s in zip(pixels, strides, strict=True))):

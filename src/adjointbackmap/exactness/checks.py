@@ -10,11 +10,20 @@ from torch import Tensor
 from adjointbackmap.capture.precision import exact
 from adjointbackmap.engine.network import Network
 from adjointbackmap.engine.observe import Recorded, record, record_call
-from adjointbackmap.engine.operators import Basis, LayerOperator, basis, push, reached
+from adjointbackmap.engine.operators import (
+    Basis,
+    LayerOperator,
+    basis,
+    push,
+    reached,
+    threads_of_tangents,
+)
 from adjointbackmap.engine.pattern import ActivationPattern, check_images, check_scale, pattern_of
 from adjointbackmap.engine.program import IMAGE, Program
 from adjointbackmap.engine.rounding import CANCELLED_SHARE, drawn, path_sizes, scale_of_rounding
 from adjointbackmap.engine.sweep import Sweep, sums_of_products
+from adjointbackmap.engine.threads import in_threads, one_thread
+from adjointbackmap.engine.windows import Group
 from adjointbackmap.engine.workspace import held, vectors_within
 from adjointbackmap.exactness.layer_check import SHARE_LIMIT, LayerCheck, checks_of, larger
 from adjointbackmap.exactness.nearest import NearestByIndex
@@ -282,7 +291,8 @@ def verify_images(
     layers = [network.layer(key) for key in terms.layers]
     network.check_unchanged()
     most = vectors_within(terms.memory, held(network.program(x.dtype).steps), x.dtype.itemsize)
-    pattern, differing = _pattern_for(network, x, seen, check_scale(terms.scale), most)
+    with one_thread(x.device):
+        pattern, differing = _pattern_for(network, x, seen, check_scale(terms.scale), most)
     kernels = {}
     targets = {}
     for layer in layers:
@@ -292,9 +302,10 @@ def verify_images(
             targets[layer.name] = network.kernel(layer, x.dtype).sum
     checks: list[dict[str, LayerCheck]] = [{} for _ in names]
     with exact(x.device):
-        recorded = record(network, seen, layers)
+        with one_thread(x.device):
+            recorded = record(network, seen, layers)
+            paths = path_sizes(pattern, x, targets.values())
         totals = _inner_products(network, x, pattern, targets, terms, report)
-        paths = path_sizes(pattern, x, targets.values())
         for name, (sums, magnitudes) in totals.items():
             scales = scale_of_rounding(magnitudes, paths[targets[name].slot])
             value = recorded.outputs[name]
@@ -368,6 +379,7 @@ def _inner_products(
     The tangent of a bias starts at its own layer. The tangent of a pixel is computed on windows.
     """
     accumulate = terms.accumulate
+    room = terms.memory
     totals = {
         name: x.new_zeros(2, len(x), *value.shape, dtype=accumulate)
         for name, value in targets.items()
@@ -375,12 +387,12 @@ def _inner_products(
     entries = network.biases_in(x.dtype).vector.expand(len(x), -1)
     extended = torch.cat([x.flatten(1), entries], 1).to(accumulate)
     biases = reached(pattern.program, targets.values()) - {IMAGE}
-    _add_columns(pattern, extended, basis(pattern, biases), targets, totals)
+    _add_columns(pattern, extended, basis(pattern, biases), targets, totals, room)
     if x.dim() > 2:
-        sweep = Sweep(pattern, targets.values(), room=terms.memory)
+        sweep = Sweep(pattern, targets.values(), room=room)
         _add_pixels(x.to(accumulate), sweep, targets, totals, report)
     else:
-        _add_columns(pattern, extended, basis(pattern, {IMAGE}), targets, totals)
+        _add_columns(pattern, extended, basis(pattern, {IMAGE}), targets, totals, room)
     report(1.0)
     return totals
 
@@ -394,13 +406,19 @@ def _add_pixels(
 ) -> None:
     """Add the products of all pixels, from windowed tangents."""
     groups = list(sweep.groups())
-    for done, group in enumerate(groups):
-        report(done / len(groups))
+
+    def compute(group: Group) -> dict[str, Tensor | None]:
         tangents = sweep.run(group)
         # (N, channels, pixels of the group), then channels last
         factors = x[(slice(None), slice(None), *group.places().T)].transpose(1, 2).contiguous()
-        for name, value in targets.items():
-            products = sweep.inner(group, tangents[value.slot], factors, value.shape)
+        return {
+            name: sweep.inner(group, tangents[value.slot], factors, value.shape)
+            for name, value in targets.items()
+        }
+
+    for done, found in enumerate(in_threads(compute, groups, sweep.threads)):
+        report(done / len(groups))
+        for name, products in found.items():
             if products is not None:
                 totals[name] += products
 
@@ -411,17 +429,26 @@ def _add_columns(
     bases: Iterable[Basis],
     targets: dict[str, Value],
     totals: dict[str, Tensor],
+    room: int | None,
 ) -> None:
     """Add the products of the scalars of [x; b] in some bases, from tangents on whole maps."""
-    for b in bases:
+
+    def compute(b: Basis) -> dict[str, Tensor]:
         columns = push(pattern, b.tangents, targets.values())
         factors = extended[:, b.start : b.stop]
+        found = {}
         for name, value in targets.items():
             column = columns[value.slot]
             if column is not None:
                 # (N, scalars of the basis, elements of the value)
                 rows = column.flatten(1).unflatten(0, factors.shape).to(factors.dtype)
-                totals[name] += sums_of_products(factors, rows).unflatten(2, value.shape)
+                found[name] = sums_of_products(factors, rows).unflatten(2, value.shape)
+        return found
+
+    threads = threads_of_tangents(pattern, targets.values(), room)
+    for found in in_threads(compute, bases, threads):
+        for name, products in found.items():
+            totals[name] += products
 
 
 def _first_name(model: torch.nn.Module, name: str) -> str:

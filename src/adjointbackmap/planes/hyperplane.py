@@ -1,6 +1,7 @@
 """Effective hyperplanes of a layer's units in the five reconstruction modes RM0 to RM4."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, overload
@@ -13,6 +14,7 @@ from adjointbackmap.display import Shown, ShownFields, Summary
 from adjointbackmap.engine.network import Network, several
 from adjointbackmap.engine.patches import BLOCK, Patches
 from adjointbackmap.engine.pattern import ActivationPattern, check_images
+from adjointbackmap.engine.threads import one_thread
 from adjointbackmap.planes import showing
 from adjointbackmap.planes.methods import compute_parts
 from adjointbackmap.planes.planner import images_per_batch, plan_queries
@@ -439,7 +441,8 @@ def planes_of(queries: Sequence[Query], methods: Sequence[str]) -> list[Hyperpla
     """
     first = queries[0]
     layers = [query.layer for query in queries]
-    recorded = first.recorded(layers, images_per_batch(queries, methods))
+    with one_thread(first.images.device) if "windowed" in methods else nullcontext():
+        recorded = first.recorded(layers, images_per_batch(queries, methods))
     return [
         Hyperplanes(
             image_part=parts.image,

@@ -4,6 +4,7 @@ They use cotangents, unit tangents, coloured tangents, windowed tangents or wind
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
 from typing import cast
@@ -13,13 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adjointbackmap.capture.precision import exact
-from adjointbackmap.engine.operators import basis, pull, push, reached
+from adjointbackmap.engine.operators import (
+    Basis,
+    basis,
+    pull,
+    push,
+    reached,
+    threads_of_tangents,
+)
 from adjointbackmap.engine.patches import Patches
 from adjointbackmap.engine.pattern import ActivationPattern
 from adjointbackmap.engine.program import IMAGE, KernelCall
 from adjointbackmap.engine.result_memory import lazy_zeros
 from adjointbackmap.engine.sweep import Sweep
-from adjointbackmap.engine.windows import put
+from adjointbackmap.engine.threads import in_threads, one_thread
+from adjointbackmap.engine.windows import Group, put
 from adjointbackmap.planes.planner import images_per_batch, vectors_at_once
 from adjointbackmap.planes.query import Query
 from adjointbackmap.planes.windowed_adjoint import of_windows
@@ -56,7 +65,8 @@ def compute_parts(queries: Sequence[Query], methods: Sequence[str]) -> list[Part
     found: list[list[Parts]] = [[] for _ in queries]
     for start in range(0, len(first.images), step):
         part = slice(start, start + step)
-        pattern = first.pattern_at(part, most)
+        with one_thread(first.images.device) if windowed else nullcontext():
+            pattern = first.pattern_at(part, most)
         with exact(first.images.device):
             swept = iter(_windowed(windowed, pattern))
             for (query, method), parts in zip(pairs, found, strict=True):
@@ -235,7 +245,9 @@ def _bias_columns(queries: Sequence[Query], pattern: ActivationPattern) -> list[
     for r in readouts:
         shape = (images, len(r.entries), r.units.count)
         found.append(lazy_zeros(shape, pattern.dtype, device))
-    for b in basis(pattern, reached(pattern.program, targets) - {IMAGE}):
+    parts = basis(pattern, reached(pattern.program, targets) - {IMAGE})
+
+    def compute(b: Basis) -> None:
         out = push(pattern, b.tangents, sources)
         for readout, flat, columns in zip(readouts, flats, found, strict=True):
             tangents = out[readout.source.slot]
@@ -244,6 +256,10 @@ def _bias_columns(queries: Sequence[Query], pattern: ActivationPattern) -> list[
                 start = int(torch.searchsorted(readout.entries, b.start - pixels))
                 stop = start + b.stop - b.start
                 columns[:, start:stop] = readout.columns(tangents, flat, images)
+
+    room = min((query.room for query in queries if query.room is not None), default=None)
+    for _ in in_threads(compute, parts, threads_of_tangents(pattern, sources, room)):
+        pass
     return [columns.transpose(1, 2) for columns in found]
 
 
@@ -320,12 +336,17 @@ def _windowed(queries: Sequence[Query], pattern: ActivationPattern) -> list[Part
     # rows and columns of the image that belong to a patch of any query
     by_axis = zip(*(geometry.reached() for geometry in geometries), strict=True)
     pixels = [_hull(ranges) for ranges in by_axis]
-    for group in sweep.groups(pixels):
+
+    def compute(group: Group) -> None:
         tangents = sweep.run(group)
         for readout, geometry, whole in zip(readouts, geometries, wholes, strict=True):
             found = tangents[readout.source.slot]
             units = sweep.step(group, readout.apart, [found]) if readout.apart else found
             put(whole, group, units, geometry.patches, geometry.positions)
+
+    # the groups write to different pixels of the patches
+    for _ in in_threads(compute, sweep.groups(pixels), sweep.threads):
+        pass
     biases = _bias_columns(queries, pattern)
     return [
         Parts(_patches_of_units(query, whole[None]), bias)
