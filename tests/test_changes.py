@@ -12,6 +12,7 @@ from torch import nn
 
 import adjointbackmap as abm
 from adjointbackmap.attacks import Attack, basic_iterative
+from adjointbackmap.capture.fingerprints import fingerprint
 from adjointbackmap.examples import examine
 
 
@@ -162,6 +163,29 @@ def test_change_is_named(change):
     change(model)
     with pytest.raises(RuntimeError, match=f"Changed since: {CHANGES[change]}.*: trace it again"):
         abm.hyperplanes(network, image(), "output")
+
+
+@pytest.mark.parametrize("size", [3, 1_001, 2_000, 2**17 + 2, 2**19], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_any_element_that_is_changed_through_data_is_found(size, dtype):
+    """One bit, two elements or two halves; the version that PyTorch counts stays as it was."""
+    model = nn.Linear(size, 1, bias=False).to(dtype)
+    row = model.weight.data[0]
+    kept = row.clone()
+    half = size // 2
+    seen = fingerprint(model, {})
+    version = model.weight._version
+    for at in {0, half, size - 1}:
+        row.view(torch.uint8)[at * row.element_size()] ^= 1
+        assert fingerprint(model, {}) != seen
+        row.copy_(kept)
+    row[[0, -1]] = row[[-1, 0]]
+    assert fingerprint(model, {}) != seen
+    row.copy_(torch.cat([kept[-half:], kept[half : size - half], kept[:half]]))
+    assert fingerprint(model, {}) != seen
+    row.copy_(kept)
+    assert fingerprint(model, {}) == seen
+    assert model.weight._version == version
 
 
 @pytest.mark.parametrize("change", ADAPTED, ids=lambda change: change.__name__)

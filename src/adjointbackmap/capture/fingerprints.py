@@ -24,8 +24,9 @@ COMPARED_VALUES = (*ATOMS, torch.dtype, torch.device, torch.Size, torch.layout, 
 ONLY_VALUES = frozenset(COMPARED_VALUES) - {float, complex}
 # Of a longer container only identity and length are compared, because its contents take too long.
 LONGEST = 10_000
-# Bytes of a tensor up to which a CRC-32 is faster than sums, which need five operations.
-SMALL = 2**16
+# Bytes of a tensor up to which a CRC-32 is faster than a sum of weighted words.
+SMALL = 2**12
+BLOCK = 2**16  # words of 8 bytes that are summed at once; there are as many weights
 # Bytes of an element -> integer dtype in which its bits are summed.
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -150,12 +151,18 @@ def _attributes(
     """
     own = module.__dict__
     kind = type(module)
-    registered = (module._parameters, module._buffers, module._modules)
-    for name in names - INTERNAL:
-        if any(name in those for those in registered):
+    tensors = (module._parameters, module._buffers)
+    for name, whole_name in _compared_names(path, names):
+        if name in tensors[0] or name in tensors[1] or name in module._modules:
             continue
         value = own[name] if name in own else getattr(kind, name, None)
-        yield _attribute_name(path, name), _comparable(value, paths, {})
+        yield whole_name, _comparable(value, paths, {})
+
+
+@lru_cache(maxsize=4096)  # every call asks for the same modules
+def _compared_names(path: str, names: frozenset[str]) -> tuple[tuple[str, str], ...]:
+    """The names of the attributes of a module that are compared, without and with its path."""
+    return tuple((name, _attribute_name(path, name)) for name in names - INTERNAL)
 
 
 def _comparable(value: Any, paths: Mapping[int, str], seen: dict[int, int]) -> Any:
@@ -201,18 +208,39 @@ def _tensor_state(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _checksum(tensor: Tensor) -> tuple[int, ...]:
-    """Sums of the bits along rows and columns, weighted by the number of the row or column.
-
-    The weights find rows or columns that were exchanged. A small tensor has a CRC-32 instead.
-    """
+    """Weighted sums of the bits: they change with any element, and if two are exchanged."""
     real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-    # (first dimension, all others)
+    if real.device.type == "cpu":
+        return (_sum_of_words(real.reshape(-1).view(torch.uint8).numpy()),)
+    # (first dimension, all others); the weights find rows or columns that were exchanged
     bits = real.reshape(len(real) if real.dim() else 1, -1).view(BITS[real.element_size()])
-    if bits.device.type == "cpu" and bits.nbytes <= SMALL and bits.is_contiguous():
-        return (zlib.crc32(bits.numpy().data),)
     is_matrix = bits.shape[0] > 1 and bits.shape[1] > 1
     sums = (bits.sum(1), bits.sum(0)) if is_matrix else (bits.flatten().long(),)
     return tuple(int((s * _factors(len(s), s.device)).sum()) for s in sums)
+
+
+def _sum_of_words(memory: np.ndarray) -> int:
+    """A checksum of bytes: words of 8 bytes, each times a weight, modulo 2 ** 64.
+
+    The weights are odd, so that a change of one word always changes the sum. A small memory, or one
+    that is not made of words, has a CRC-32.
+    """
+    if memory.nbytes <= SMALL or memory.nbytes % 8:
+        return zlib.crc32(memory.data)
+    words = memory.view(np.int64)
+    weights = _weights()
+    sums = [
+        np.dot(part, weights[: len(part)])
+        for part in (words[start : start + BLOCK] for start in range(0, len(words), BLOCK))
+    ]
+    # the blocks in the same way, so that they cannot be exchanged either
+    return int(sums[0]) if len(sums) == 1 else _sum_of_words(np.array(sums).view(np.uint8))
+
+
+@lru_cache(maxsize=1)
+def _weights() -> np.ndarray:
+    """Odd weights, the same in every process."""
+    return np.random.default_rng(0).integers(-(2**62), 2**62, BLOCK) * 2 + 1
 
 
 @lru_cache(maxsize=256)  # networks have few lengths, and each is looked up in every call

@@ -376,6 +376,8 @@ class Network(Shown):
         """
         check_mode(self.model, RuntimeError)
         now = fingerprint(self.model, self._read)
+        if now == self._seen:
+            return
         changed = [name for name in self._seen | now if self._seen.get(name) != now.get(name)]
         if changed:
             msg = (

@@ -110,13 +110,15 @@ def pull(
         for i, part in zip(step.inputs, back(step, cotangent, is_owned), strict=True):
             if part is None:
                 continue
-            if i.slot not in sums:
+            known = sums.get(i.slot)
+            is_new = isinstance(step.rule, MAKES_ITS_OWN)
+            if known is None:
                 sums[i.slot] = part
-                owned |= {i.slot} if isinstance(step.rule, MAKES_ITS_OWN) else set()
             elif i.slot in owned:
-                sums[i.slot].add_(part)
+                sums[i.slot] = known.add_(part)
             else:
-                sums[i.slot] = sums[i.slot] + part
+                sums[i.slot] = part.add_(known) if is_new else known + part
+            if is_new or known is not None:
                 owned.add(i.slot)
     image = sums.get(IMAGE)
     if image is None:
