@@ -1,6 +1,7 @@
 """Networks that begin after a module: what the model takes beside the input is read by gates."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 import adjointbackmap as abm
 from adjointbackmap.capture.entering import Embedded
+from adjointbackmap.exactness.verification import packed, unpacked
 
 IDS = torch.tensor([[3, 4, 5, 0, 0], [6, 7, 1, 2, 8], [9, 2, 0, 0, 0]])
 MASK = (IDS > 0).long()
@@ -156,6 +158,9 @@ def test_ordinary_tensors_have_the_tokens_of_the_example(reader):
     torch.testing.assert_close(value((ones + 0)[[2, 0]]), value(ones)[[2, 0]])
     assert isinstance(ones * 2, Embedded)
     assert not isinstance(ones.flip(0), Embedded)
+    for joined in (torch.stack([ones[0], ones[2]]), torch.cat([ones[:1], ones[2:]])):
+        torch.testing.assert_close(value(joined), value(ones)[[0, 2]])
+    torch.testing.assert_close(value(pickle.loads(pickle.dumps(ones))), value(ones))
     pattern = abm.record_pattern(reader, x)
     with pytest.raises(ValueError, match="Got other inputs of the model, such as masks"):
         abm.hyperplanes(reader, ones, "output", pattern=pattern)
@@ -175,7 +180,16 @@ def test_copies_and_casts(reader):
     assert largest_error(planes) < 1e-14
 
 
+def test_workers_have_the_same_network(reader):
+    x = reader.embed({"ids": IDS, "mask": MASK})
+    again = unpacked(".", packed(reader))
+    ours = abm.hyperplanes(again, x, "output").image
+    torch.testing.assert_close(ours, abm.hyperplanes(reader, x, "output").image)
+
+
 def test_errors(reader, filtered):
+    with pytest.raises(ValueError, match="kink_distances needs a network whose input is all"):
+        abm.kink_distances(filtered, filtered.embed(IDS)[:1])
     model = filtered.model
     with pytest.raises(ValueError, match=r"after must be a module of the model: words, conv, fc"):
         abm.trace(model, IDS, after="wrods")

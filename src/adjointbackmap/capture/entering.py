@@ -20,6 +20,7 @@ SAME_ROWS = frozenset(
 CHOSEN_ROWS = "__getitem__"
 PARTS = frozenset(("split", "chunk"))
 EXPANDED = "expand"
+JOINED = frozenset("cat concat concatenate stack".split())
 
 
 class Embedded(Tensor):
@@ -61,6 +62,8 @@ class Embedded(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             made = func(*args, **kwargs)
             name = getattr(func, "__name__", "")
+            if name in JOINED:
+                return _joined(made, args, kwargs)
             own = next((a for a in args if isinstance(a, Embedded)), None)
             if own is None or not hasattr(own, "given"):
                 return _as_plain(made)
@@ -92,6 +95,16 @@ def _given_after(name: str, own: Embedded, args: tuple[Any, ...], made: Any) -> 
     if name == EXPANDED and rows == 1 and made.dim() == own.dim() and len(own) == 1:
         return tuple(g.expand(len(made), *g.shape[1:]) for g in own.given)
     return None
+
+
+def _joined(made: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Batches, or rows, put together along the first dimension."""
+    parts = args[0] if args else kwargs["tensors"]
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    if dim != 0 or not all(hasattr(part, "given") for part in parts):
+        return _as_plain(made)
+    given = [torch.cat(rows) for rows in zip(*(part.given for part in parts), strict=True)]
+    return Embedded.of(made, given) if len(given[0]) == len(made) else _as_plain(made)
 
 
 def _as_plain(made: Any) -> Any:
@@ -139,6 +152,13 @@ class Entrance:
             msg = f"after must be a module of the model: {', '.join(paths)}. Got {shown}: name one."
             raise ValueError(msg)
         return cls(name, *_named_tensors(example))
+
+    @property
+    def example(self) -> Example:
+        """What the model takes, as :func:`adjointbackmap.trace` gets it."""
+        if None in self.names:
+            return self.given
+        return {str(name): t for name, t in zip(self.names, self.given, strict=True)}
 
     def check(self, example: Example) -> tuple[Tensor, ...]:
         """What a model takes, as the entrance has it.

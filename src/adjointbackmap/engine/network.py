@@ -180,14 +180,20 @@ class Network(Shown):
         return self.entrance.embed(self.model, tuple(t.to(self.device) for t in tensors))
 
     def check_piecewise_affine(self, what: str) -> None:
-        """Check that the network has no curved call.
+        """Check that the network has no curved call, and reads nothing beside its input.
 
         Args:
             what: What needs that, such as ``"kink_distances"``.
 
         Raises:
-            ValueError: If it has one.
+            ValueError: If it has or does.
         """
+        if self.program().given:
+            msg = (
+                f"{what} needs a network whose input is all that it reads. "
+                f"Got one after {self.after!r} that reads masks or tokens: make its masks constant."
+            )
+            raise ValueError(msg)
         if self.curved:
             first = self.curved[0]
             msg = (

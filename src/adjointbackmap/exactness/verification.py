@@ -335,7 +335,7 @@ def packed(network: Network) -> bytes:
     # a worker puts the model on its own GPU
     model = network.model if network.device.type == "cpu" else copy.deepcopy(network.model).cpu()
     example = (network.in_shape, network.dtype, network.device.type)
-    ends = (network.until, network.output, network.reading)
+    ends = (network.until, network.output, network.reading, network.entrance)
     return cloudpickle.dumps((model, *example, *ends))
 
 
@@ -346,7 +346,10 @@ def unpacked(folder: str, packed: bytes) -> Network:
     """
     if folder not in sys.path:
         sys.path.append(folder)
-    model, in_shape, dtype, device, until, output, reading = pickle.loads(packed)
-    example = torch.zeros(1, *in_shape, dtype=dtype, device=device)
+    model, in_shape, dtype, device, until, output, reading, entrance = pickle.loads(packed)
     chosen = {"curved": reading.curved, "products": reading.products}
+    example = torch.zeros(1, *in_shape, dtype=dtype, device=device)
+    if entrance is not None:
+        example = entrance.example
+        chosen["after"] = entrance.after
     return trace(model.to(device), example, until, output, audit=False, **chosen)
