@@ -157,6 +157,19 @@ def test_unknown_method_is_refused(traced_case):
         traced_case(CHAIN).network.plan("4", "RM2", method="fast")
 
 
+@pytest.mark.parametrize(
+    ("conv", "shape", "axes"),
+    [(torch.nn.Conv1d, (2, 9), "1 axis"), (torch.nn.Conv3d, (2, 4, 4, 4), "3 axes")],
+)
+def test_plan_says_why_series_and_volumes_have_no_windows(conv, shape, axes):
+    """Maps with one axis or three take cotangents or unit tangents."""
+    network = abm.trace(torch.nn.Sequential(conv(2, 3, 3)).eval(), torch.rand(1, *shape))
+    plan = network.plan("0", "RM2")
+    assert plan.method in ("adjoint", "basis")
+    assert f"these need maps with 2 axes, this one has {axes}" in str(plan)
+    assert not network.plan("0", "RM1").note
+
+
 def test_modes_of_summed_units_have_cotangents_only(traced_case):
     """RM3 and RM1 are sums over positions, which tangents of units do not give."""
     network = traced_case(CHAIN).network

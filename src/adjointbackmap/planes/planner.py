@@ -126,6 +126,19 @@ def _is_able(query: Query, method: str) -> bool:
     return query.readout.takes_tangents and (method == "basis" or query.is_on_maps)
 
 
+def _why_no_windows(query: Query) -> str:
+    """Why a convolution has no windows and colours; empty for other layers and if it has them.
+
+    Windows and colours are written for maps of rows and columns.
+    """
+    axes = len(query.target.shape) - 1
+    is_convolution = "RM4" in query.layer.modes
+    if axes == 2 or not is_convolution or query.mode not in ("RM2", "RM4"):
+        return ""
+    counted = "1 axis" if axes == 1 else f"{axes} axes"
+    return f"no windows and colours: these need maps with 2 axes, this one has {counted}"
+
+
 def _work_to(program: Program, target: Value) -> tuple[float, float]:
     """The work of one vector through all steps that lead to a value, see :func:`work_of`."""
     return program.once(("work to", target.slot), lambda: work_of(program.upstream([target])))
@@ -198,7 +211,8 @@ def _planned(
     in_batch = min(vectors * min(images, IMAGES_AT_ONCE), vectors_at_once(query, method))
     workspace = in_batch * bytes_of_vector(_held(query, method), itemsize)
     multiply_adds = round(images * products)
-    return Plan(method, vectors, multiply_adds, images * size, workspace, round(images * cost))
+    sizes = (images * size, workspace, round(images * cost))
+    return Plan(method, vectors, multiply_adds, *sizes, _why_no_windows(query))
 
 
 def _plan_adjoint(query: Query) -> Plan:
