@@ -45,11 +45,13 @@ class AliveConvolution:
 
     def forward(self, tangents: Tensor) -> Tensor:
         """Convolve tangents ``(K, C, H, W)`` that are zero where the gate is."""
-        # (H * W * C, K), so that a row is one element of the map
-        by_place = tangents.permute(2, 3, 1, 0).reshape(-1, len(tangents))
+        # (K, H * W * C): as maps are laid out channels last, no copy. Taking some columns of it
+        # reads each tangent in order, and gives the product's layout.
+        by_place = tangents.permute(0, 2, 3, 1).flatten(1)
         out = tangents.new_empty(len(self.rows), len(tangents), self.kernel.shape[1])
         for found, row, tap in zip(out, self.rows, self.taps, strict=True):
-            torch.mm(by_place[row].T, self.kernel[tap], out=found)
+            weights = self.kernel.index_select(0, tap)
+            torch.mm(by_place.index_select(1, row), weights, out=found)
         return out.unflatten(0, self.extents).permute(2, 3, 0, 1)
 
 
