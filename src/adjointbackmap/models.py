@@ -1,5 +1,7 @@
 """The five networks of the study, built with the names and the conventions of its tables.
 
+Two more read sentences; they are built in :mod:`adjointbackmap.text.networks`.
+
 Layers are called ``conv0`` ... ``conv18`` and ``fc`` as in Tables A.1, A.2, B.1, B.4 and B.5 of
 [Wan2022]. TensorFlow's conventions are kept: leaky ReLU with slope 0.2, batch norm with eps 0.001,
 "same" padding (at stride 2: nothing before, one after), average pooling that leaves padding out of

@@ -142,7 +142,7 @@ class Reader(Shown):
 
     @cached_property
     def network(self) -> Network:
-        """The network after the embedding, for :data:`MOST_WORDS` tokens; traced when needed."""
+        """The network after the embedding, for ``MOST_WORDS`` tokens; traced when needed."""
         example = torch.full((1, MOST_WORDS), PADDING)
         example[0, 0] = PADDING + 1  # a sentence has at least one word
         return trace(self.model, example, after=self.after, curved=self.curved)
@@ -176,7 +176,7 @@ class Reader(Shown):
         """What each word and each bias adds to one unit.
 
         Args:
-            sentence: Any text of at most :data:`MOST_WORDS` words and punctuation marks.
+            sentence: Any text of at most ``MOST_WORDS`` words and punctuation marks.
             layer: Name of a layer of :attr:`network`.
             units: The unit, a tuple of ints; by default the predicted class.
             dtype: Precision.

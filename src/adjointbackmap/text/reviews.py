@@ -101,7 +101,7 @@ def load(root: str | os.PathLike[str] | None = None) -> Sentences:
             both, the archive is downloaded once.
 
     Returns:
-        All sentences: the negative ones, then the positive ones.
+        All sentences, the negative ones first.
 
     Raises:
         FileNotFoundError: If ``root`` lacks the files.

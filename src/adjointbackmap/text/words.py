@@ -73,10 +73,10 @@ class Vocabulary:
 
         Returns:
             Numbers ``(N, T)``, where T is the length of the longest sentence. Shorter ones are
-            filled up with :data:`PADDING`.
+            filled up with ``PADDING``.
 
         Raises:
-            ValueError: If a sentence has no word, or more than :data:`MOST_WORDS`.
+            ValueError: If a sentence has no word, or more than ``MOST_WORDS``.
 
         Example:
             >>> Vocabulary((*SPECIAL, "good", "film")).tokens(["a good film", "good"]).tolist()
