@@ -119,8 +119,8 @@ def other_factor(builder, first, second):
     return None if which is None else 1 - which
 
 
-def no_constant(self, function, rest=None):
-    RIGHT["quotient"](self, function, rest)
+def no_constant(self, function, rest=None, infinite=False):
+    RIGHT["quotient"](self, function, rest, infinite)
     self.at_zero = 0.0
 
 
@@ -327,6 +327,24 @@ def test_widening_casts_are_computed_in_float64():
     torch.testing.assert_close(planes.value, expected, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("curved", ["frozen", "tangent"])
+def test_infinite_inputs_of_curved_functions_are_constants(curved):
+    """What a mask makes infinite has gate zero; the function's limit is a unit entry's part."""
+
+    def forward(net, x):
+        u = net.first(x)
+        hidden = u.masked_fill(u < 0, -torch.inf)
+        return torch.cat([torch.sigmoid(hidden), hidden.exp(), 2 + torch.tanh(hidden)], -1)
+
+    model = curved_cases.Net(forward, first=nn.Linear(3, 4)).double().eval()
+    x = torch.randn(2, 3, dtype=torch.float64)
+    assert bool((model(x) == 1).any())  # 2 + tanh(-inf)
+    network = abm.trace(model, x, curved=curved)
+    assert max(check.scaled for check in abm.verify(network, x).values()) <= TOLERANCE
+    if curved == "tangent":
+        abm.dense_test(abm.operator(network, x, "output"), x)
+
+
 @pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4)], ids=["group", "map"])
 def test_tangents_of_norms_of_channels_last(norm):
     """In float32, convolutions give maps with the channels last."""
@@ -358,12 +376,15 @@ def test_store_keeps_the_reading(tmp_path):
 
 def test_command_takes_curved_networks(tmp_path, monkeypatch, capsys):
     """``--curved`` lists the layers of a network that is refused without it."""
-    layers = "nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.GELU()).eval()"
+    layers = "nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.BatchNorm1d(2), nn.GELU()).eval()"
     source = f"from torch import nn\n\ndef build():\n    return {layers}\n"
     (tmp_path / "curved_network.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     words = ["layers", "--model", "curved_network:build", "--shape", "3", "2", "2"]
-    with pytest.raises(abm.UnsupportedOperation, match="gelu at 2"):
+    with pytest.raises(abm.UnsupportedOperation, match="gelu at 3"):
         app(words, result_action="return_value")
-    app([*words, "--curved", "frozen"], result_action="return_value")
-    assert "GELU" in capsys.readouterr().out
+    for fold in ([], ["--fold"]):
+        app([*words, "--curved", "frozen", *fold], result_action="return_value")
+        shown = capsys.readouterr().out
+        assert "GELU" in shown
+        assert ("(folded)" in shown) == bool(fold)

@@ -42,7 +42,14 @@ from adjointbackmap.engine.curved import (
     evaluated,
 )
 from adjointbackmap.engine.narrower import rounding
-from adjointbackmap.engine.program import IMAGE, KernelCall, Program, Step, UnsupportedOperation
+from adjointbackmap.engine.program import (
+    IMAGE,
+    KernelCall,
+    Program,
+    Step,
+    UnsupportedOperation,
+    infinities_in,
+)
 from adjointbackmap.rules import (
     RULES,
     Constant,
@@ -353,6 +360,9 @@ class _Lowering:
         name = call_name(path, call) or self.op
         self.program.curved[value.slot] = CurvedCall(name, self.op, frozen)
         return value
+
+    def may_be_infinite(self, value: Value) -> bool:
+        return value.slot in infinities_in(self.program.steps)
 
     def constant_on_pieces(self, value: Any) -> bool:
         return not isinstance(value, Value) or value.slot in self.flat

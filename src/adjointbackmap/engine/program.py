@@ -1,6 +1,6 @@
 """The steps of a network in one dtype, which are linear in the image and the bias vector."""
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -184,13 +184,7 @@ class Program:
     @cached_property
     def infinite(self) -> dict[int, Signs]:
         """Slot -> infinities that the value can hold; empty if no constant is infinite."""
-        held: dict[int, Signs] = {}
-        if not any(isinstance(step.rule, Infinite) for step in self.steps):
-            return held
-        for step in self.steps:
-            of_inputs = [held.get(i.slot, frozenset()) for i in step.inputs]
-            held[step.output.slot] = step.rule.infinities(*of_inputs)
-        return {slot: signs for slot, signs in held.items() if signs}
+        return infinities_in(self.steps)
 
     @cached_property
     def fields(self) -> dict[int, Field]:
@@ -204,6 +198,17 @@ class Program:
             is_constant = all(f == () for f in known)
             fields[step.output.slot] = () if is_constant else step.rule.field(*known)
         return fields
+
+
+def infinities_in(steps: Sequence[Step]) -> dict[int, Signs]:
+    """Slot -> infinities that the value can hold; empty if no constant is infinite."""
+    held: dict[int, Signs] = {}
+    if not any(isinstance(step.rule, Infinite) for step in steps):
+        return held
+    for step in steps:
+        of_inputs = [held.get(i.slot, frozenset()) for i in step.inputs]
+        held[step.output.slot] = step.rule.infinities(*of_inputs)
+    return {slot: signs for slot, signs in held.items() if signs}
 
 
 def _field_in(field: Field, value: Value, step: Step) -> Field:

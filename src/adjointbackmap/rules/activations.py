@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjointbackmap.rules.base import Builder, Refused, Value
+from adjointbackmap.rules.base import Builder, Refused, Signs, Value
 from adjointbackmap.rules.curved import (
     TANGENT,
     CurvedOperation,
     curved_rule_for,
 )
-from adjointbackmap.rules.infinite import InfiniteValue
+from adjointbackmap.rules.infinite import InfiniteValue, finite
 from adjointbackmap.rules.kinks import Kinks
 from adjointbackmap.rules.natures import Nature
 from adjointbackmap.rules.piecewise import PiecewiseAffine
@@ -106,14 +106,18 @@ class Quotient(PiecewiseAffine):
     r"""A curved function with its quotient as gate, and :math:`f(0)` as an entry of ``b``.
 
     If :math:`f(0)` is not finite, the gate is :math:`f(u) / u`. Where ``u`` is zero, the gate is
-    :math:`f'(0)`, and zero if that is not finite.
+    :math:`f'(0)`, and zero if that is not finite. Where ``u`` is infinite, the gate is zero, and
+    :math:`f(u)` is the coefficient of an entry 1.
 
     Args:
         function: The function, element by element.
         rest: ``f(u) - f(0)`` near zero, see :class:`Curve`.
+        infinite: Whether the input may be infinite.
     """
 
-    def __init__(self, function: Function, rest: Function | None = None) -> None:
+    def __init__(
+        self, function: Function, rest: Function | None = None, infinite: bool = False
+    ) -> None:
         self.function = function
         zero = torch.zeros((), dtype=torch.float64)
         at_zero = float(function(zero))
@@ -121,9 +125,11 @@ class Quotient(PiecewiseAffine):
         slope = float(torch.func.grad(function)(zero))
         self.limit = slope if math.isfinite(slope) else 0.0
         self.rest = rest
+        self.infinite = infinite
 
     def entries(self) -> list[tuple[str, float]]:
-        return [("f(0)", self.at_zero)] if self.at_zero else []
+        at_zero = [("f(0)", self.at_zero)] if self.at_zero else []
+        return [*at_zero, ("f(inf)", 1.0)] if self.infinite else at_zero
 
     def pieces(self, c: Tensor, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
         value = finite_values(self.function, c)
@@ -132,7 +138,14 @@ class Quotient(PiecewiseAffine):
             near = self.rest(c.clamp(-CANCELS, CANCELS))
             rest = torch.where(c.abs() < CANCELS, near, rest)
         quotient = torch.where(c == 0, c.new_tensor(self.limit), rest / torch.where(c == 0, 1, c))
-        return quotient, {"f(0)": torch.ones_like(c)}
+        if not self.infinite:
+            return quotient, {"f(0)": torch.ones_like(c)}
+        far = c.isinf()
+        quotient = quotient.masked_fill(far, 0)
+        return quotient, {"f(0)": (~far).to(c.dtype), "f(inf)": value * far}
+
+    def infinities(self, *inputs: Signs) -> Signs:
+        return frozenset()
 
     def kinks(self) -> Kinks | None:
         """Unknown."""
@@ -142,7 +155,7 @@ class Quotient(PiecewiseAffine):
 class Slope(PiecewiseAffine):
     r"""A curved function with its derivative as gate; the rest is the coefficient of an entry 1.
 
-    Where the derivative is not finite, it is taken as zero.
+    Where the derivative or the input is not finite, it is taken as zero.
     """
 
     def __init__(self, function: Function) -> None:
@@ -155,7 +168,11 @@ class Slope(PiecewiseAffine):
         value = finite_values(self.function, c)
         (slope,) = torch.func.vjp(self.function, c)[1](torch.ones_like(c))
         slope = torch.where(slope.isfinite(), slope, torch.zeros_like(slope))
-        return slope, {"intercept": value - slope * c}
+        slope = slope.masked_fill(c.isinf(), 0)
+        return slope, {"intercept": value - slope * finite(c)}
+
+    def infinities(self, *inputs: Signs) -> Signs:
+        return frozenset()
 
     def kinks(self) -> Kinks | None:
         """Unknown."""
@@ -209,7 +226,8 @@ def curve(
     near_zero = known.rest
     rest = None if near_zero is None else lambda u: near_zero(u, *args)
     is_tangent = builder.curved == TANGENT
-    rule = Slope(of_data) if is_tangent else Quotient(of_data, rest)
+    infinite = builder.may_be_infinite(x)
+    rule = Slope(of_data) if is_tangent else Quotient(of_data, rest, infinite)
     constants = [builder.number(key, number, len(x.shape)) for key, number in rule.entries()]
     made = builder.apply(rule, x, *constants, shape=x.shape)
     builder.mark(made, _nature(name, known.nature, args, builder.nature(x)))
@@ -218,7 +236,7 @@ def curve(
 
 
 def _frozen(op: str, rule: PiecewiseAffine) -> str:
-    constant = f" - {op}(0)" if rule.entries() else ""
+    constant = f" - {op}(0)" if ("f(0)" in dict(rule.entries())) else ""
     return f"the quotient ({op}(u){constant}) / u" if constant else f"the quotient {op}(u) / u"
 
 

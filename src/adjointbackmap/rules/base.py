@@ -156,6 +156,9 @@ class Builder(Protocol):
     def note(self, value: Value, frozen: str) -> Value:
         """Write down that a curved call makes a value and what it freezes; return the value."""
 
+    def may_be_infinite(self, value: Value) -> bool:
+        """Whether infinite constants, such as those of masks, may reach a value."""
+
     def constant_on_pieces(self, value: Any) -> bool:
         """Whether an argument does not depend on the image, or is constant on each piece."""
 
