@@ -522,3 +522,21 @@ def attention_with_the_batch_second():
         return net.attention(x, x, x)[0].transpose(0, 1)
 
     return Net(forward, attention=nn.MultiheadAttention(4, 2)), (3, 4)
+
+
+def written_softmax_twin(net, x, hold):
+    gate = quotient(hold, net.value(x), torch.sigmoid(net.value(x)), 0.5, "sigmoid")
+    return hold.gate(torch.softmax(net.scores(x), -1)) * gate
+
+
+@case(written_softmax_twin)
+def softmax_written_out():
+    """The softmax is the gate, though its other factor is a sigmoid."""
+
+    def forward(net, x):
+        scores = net.scores(x)
+        shares = (scores - scores.amax(-1, keepdim=True)).exp()
+        shares = shares / shares.sum(-1, keepdim=True)
+        return shares * torch.sigmoid(net.value(x))
+
+    return Net(forward, scores=nn.Linear(4, 4), value=nn.Linear(4, 4)), (4,)

@@ -215,9 +215,15 @@ def own_softmax(x):
     return torch.softmax(x, -1)
 
 
+def written_softmax(x):
+    shares = x.exp()
+    return shares / shares.sum(-1, keepdim=True)
+
+
 REFUSED = {
     "softmax": (own_softmax, "softmax .*it is a value of its own.*until="),
     "log-softmax": (lambda x: F.log_softmax(x, -1), 'log_softmax .*it has no gate.*"tangent"'),
+    "softmax that is written out": (written_softmax, "div .*it is a value of its own"),
     "product of a softmax": (lambda x: x + 2 * own_softmax(x), "value of its own"),
 }
 

@@ -361,6 +361,11 @@ class _Lowering:
         self.program.curved[value.slot] = CurvedCall(name, self.op, frozen)
         return value
 
+    def made_by(self, value: Value) -> tuple[Rule, tuple[Value, ...]] | None:
+        found = (step for step in reversed(self.program.steps) if step.output == value)
+        step = next(found, None)
+        return None if step is None else (step.rule, step.inputs)
+
     def may_be_infinite(self, value: Value) -> bool:
         return value.slot in infinities_in(self.program.steps)
 
@@ -470,7 +475,7 @@ class _Lowering:
             built = self._output(node) if is_getitem(node) else self._build(node)
         except Refused as error:
             self._undo(before)
-            built = self._compute(node, self._described(node, str(error)))
+            built = self._compute(node, self._described(node, str(error)), error.nature)
         except _read_from_data():
             self._refuse(node, "its shape or a number in it is read from the data")
             built = Value(REFUSED, self.shape)
@@ -495,7 +500,7 @@ class _Lowering:
         del self.program.entries[entries:]
         self.known = {key: value for key, value in self.known.items() if value.slot not in gone}
 
-    def _compute(self, node: torch.fx.Node, why: str) -> Any:
+    def _compute(self, node: torch.fx.Node, why: str, nature: Nature) -> Any:
         """The output of an operation without a rule, for gates alone.
 
         If it reaches the output in another way, it is refused at the end.
@@ -503,6 +508,7 @@ class _Lowering:
         Args:
             node: The operation.
             why: The words of the refusal.
+            nature: What it is as a factor.
         """
         made = computed(node, self.found, self.constants) if self.curved == FROZEN else None
         if made is None:
@@ -513,8 +519,7 @@ class _Lowering:
         for rule, shape in zip(rules, self.shapes, strict=True):
             value = self.apply(rule, *inputs, shape=shape)
             self.computed[value.slot] = why
-            is_softmax = self.op in ("softmax", "_softmax")
-            self.mark(value, Nature.SOFTMAX if is_softmax else Nature.GATE_ONLY)
+            self.mark(value, nature)
             values.append(value)
         return values if len(values) > 1 else values[0]
 

@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjointbackmap.rules.base import Builder, Constant, Mask, Refused, Value, by_name, keep_batch
+from adjointbackmap.rules.base import (
+    Builder,
+    Constant,
+    Mask,
+    Refused,
+    SoftmaxValue,
+    Value,
+    by_name,
+    keep_batch,
+)
 from adjointbackmap.rules.curved import (
     TANGENT,
     CurvedOperation,
@@ -18,8 +27,6 @@ from adjointbackmap.rules.curved import (
     curved_rule_for,
     linearized,
 )
-
-OWN_VALUE = "it is a value of its own, not a factor of a product: cut the network before it"
 
 
 @curved_rule_for("aten.softmax.int", "aten._softmax.default")
@@ -31,12 +38,12 @@ class Softmax(CurvedOperation):
         """Append its derivative.
 
         Raises:
-            Refused: If it is frozen; then gates alone may read it.
+            SoftmaxValue: If it is frozen; then gates alone may read it.
         """
         x, dim = args[:2]
         (dim,) = keep_batch([dim], x)
         if builder.curved != TANGENT:
-            raise Refused(OWN_VALUE)
+            raise SoftmaxValue
         return linearized(builder, lambda t: torch.softmax(t, dim), x)
 
 

@@ -31,7 +31,23 @@ class Refused(Exception):
     """An operation with a rule is used in a way that is not piecewise affine.
 
     The message says how. It completes a sentence that names the operation and its module.
+
+    Attributes:
+        nature: What the output is as a factor, if gates alone read it.
     """
+
+    nature = Nature.GATE_ONLY
+
+
+class SoftmaxValue(Refused):
+    """A softmax with frozen gates: it is a gate alone."""
+
+    nature = Nature.SOFTMAX
+
+    def __init__(self) -> None:
+        super().__init__(
+            "it is a value of its own, not a factor of a product: cut the network before it"
+        )
 
 
 @dataclass(frozen=True)
@@ -155,6 +171,9 @@ class Builder(Protocol):
 
     def note(self, value: Value, frozen: str) -> Value:
         """Write down that a curved call makes a value and what it freezes; return the value."""
+
+    def made_by(self, value: Value) -> tuple["Rule", tuple[Value, ...]] | None:
+        """The rule that makes a value, and its inputs; ``None`` for the image and entries."""
 
     def may_be_infinite(self, value: Value) -> bool:
         """Whether infinite constants, such as those of masks, may reach a value."""

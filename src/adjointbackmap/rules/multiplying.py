@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjointbackmap.rules.activations import INVERSE, curve
+from adjointbackmap.rules.activations import INVERSE, Quotient, curve
 from adjointbackmap.rules.base import (
     Builder,
     Gates,
@@ -21,6 +21,7 @@ from adjointbackmap.rules.base import (
     Refused,
     Rule,
     Shape,
+    SoftmaxValue,
     Value,
     gated,
     keep_batch,
@@ -43,6 +44,7 @@ from adjointbackmap.rules.linear import (
 )
 from adjointbackmap.rules.moving import Slice
 from adjointbackmap.rules.natures import Nature
+from adjointbackmap.rules.pooling import Sum
 
 Function = Callable[[Tensor, Tensor], Tensor]
 FIRST_FROZEN = "the first factor"
@@ -336,7 +338,8 @@ class LerpWithData(CurvedOperation):
 class DivideByData(CurvedOperation):
     r"""Division by data: :math:`a / v` with the denominator as gate.
 
-    A constant over data is the constant times ``reciprocal(v)``.
+    A constant over data is the constant times ``reciprocal(v)``. An exponential over its sum along
+    one dimension is a softmax.
     """
 
     @classmethod
@@ -345,11 +348,28 @@ class DivideByData(CurvedOperation):
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value | Mask:
+        """Append the quotient.
+
+        Raises:
+            SoftmaxValue: If it is a softmax that is frozen; then gates alone may read it.
+        """
         first, second = args
         if isinstance(first, Value):
+            if builder.curved != TANGENT and _is_softmax(builder, first, second):
+                raise SoftmaxValue
             return quotient(builder, first, second)
         inverse = curve(builder, INVERSE, second)
         return Multiply.build(builder, inverse, first)
+
+
+def _is_softmax(builder: Builder, first: Value, second: Value) -> bool:
+    """Whether a quotient is that of an exponential and its sum along one dimension."""
+    divided = builder.made_by(first)
+    divisor = builder.made_by(second)
+    if divided is None or divisor is None or divisor[1] != (first,):
+        return False
+    is_exponential = isinstance(divided[0], Quotient) and divided[0].function.__name__ == "exp"
+    return is_exponential and isinstance(divisor[0], Sum) and len(divisor[0].args[0]) == 1
 
 
 @curved_rule_for("aten.glu.default")
