@@ -357,6 +357,18 @@ def size_of(f: dict) -> str:
     return f"{shape[1]} x {shape[2]}" if len(shape) == 3 else f"{shape[0]} tokens"
 
 
+def first_cause(message: str) -> str:
+    """The first cause of a refusal, and how many there are.
+
+    Example:
+        >>> first_cause("Every ... Got div at a (it is none), mul at b (nor this): replace them")
+        'div at a (it is none), and 1 more'
+    """
+    causes = message.partition("Got ")[2].rpartition(": ")[0].split("), ")
+    first = f"{causes[0].removesuffix(')')})"
+    return first if len(causes) == 1 else f"{first}, and {len(causes) - 1} more"
+
+
 def markdown(found: dict) -> str:
     """The tables of what was checked and what is refused."""
     checked = {name: f for name, f in found["networks"].items() if "refused" not in f}
@@ -376,7 +388,7 @@ def markdown(found: dict) -> str:
         lines.append(f"| `{name}` | {size_of(f)} | {sizes} | {errors} | {costs} |")
     if refused:
         lines += ["", "| refused network | cause |", "|---|---|"]
-        lines += [f"| `{name}` | {f['refused']} |" for name, f in refused.items()]
+        lines += [f"| `{name}` | {first_cause(f['refused'])} |" for name, f in refused.items()]
     return "\n".join(lines)
 
 

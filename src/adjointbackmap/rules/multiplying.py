@@ -207,6 +207,14 @@ class TwoFactors(CurvedOperation):
         return args[:2]
 
 
+class AddedProduct(TwoFactors):
+    """A value plus a product of the two arguments after it."""
+
+    @classmethod
+    def factors(cls, *args: Any) -> Sequence[Any]:
+        return args[1:3]
+
+
 @curved_rule_for("aten.mul.Tensor")
 class MultiplyData(TwoFactors):
     """Product of two values, position by position."""
@@ -288,12 +296,8 @@ class BilinearOfData(TwoFactors):
 
 
 @curved_rule_for("aten.addcmul.default", "aten.addcdiv.default")
-class SumAndProductOfData(TwoFactors):
+class SumAndProductOfData(AddedProduct):
     """A value plus a multiple of a product or quotient of two values."""
-
-    @classmethod
-    def factors(cls, *args: Any) -> Sequence[Any]:
-        return args[1:3]
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:
@@ -303,12 +307,8 @@ class SumAndProductOfData(TwoFactors):
 
 
 @curved_rule_for("aten.baddbmm.default")
-class BatchProductAndSum(TwoFactors):
+class BatchProductAndSum(AddedProduct):
     """A value plus a matrix product of two values."""
-
-    @classmethod
-    def factors(cls, *args: Any) -> Sequence[Any]:
-        return args[1:3]
 
     @classmethod
     def build(cls, builder: Builder, *args: Any, **kwargs: Any) -> Value:

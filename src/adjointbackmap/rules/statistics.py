@@ -140,6 +140,11 @@ class StatisticsNorm(CurvedOperation):
         """Append the steps with the deviation as a gate."""
 
 
+def _last_dims(x: Value, normalized: Sequence[int]) -> list[int]:
+    """The last dimensions of a value, as many as a norm is over."""
+    return keep_batch([-1 - d for d in range(len(normalized))], x)
+
+
 def _tensor(argument: Any) -> Any:
     return argument.tensor if isinstance(argument, Constant) else argument
 
@@ -151,7 +156,7 @@ class LayerNorm(StatisticsNorm):
     @classmethod
     def frozen(cls, builder: Builder, given: dict[str, Any]) -> Value:
         x = given["input"]
-        dims = keep_batch([-1 - d for d in range(len(given["normalized_shape"]))], x)
+        dims = _last_dims(x, given["normalized_shape"])
         made = over_deviation(builder, x, dims, given["eps"])
         return scaled(builder, made, given["weight"], given["bias"], per_channel=False)
 
@@ -163,7 +168,7 @@ class RootMeanSquareNorm(StatisticsNorm):
     @classmethod
     def frozen(cls, builder: Builder, given: dict[str, Any]) -> Value:
         x = given["input"]
-        dims = keep_batch([-1 - d for d in range(len(given["normalized_shape"]))], x)
+        dims = _last_dims(x, given["normalized_shape"])
         eps = given["eps"]
         eps = torch.finfo(builder.dtype).eps if eps is None else eps
         made = over_deviation(builder, x, dims, eps, centres=False)
