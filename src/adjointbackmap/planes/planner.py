@@ -24,7 +24,7 @@ from adjointbackmap.planes.readout import Readout
 from adjointbackmap.planes.tiles import Tiling, tilings
 from adjointbackmap.rules import Value
 
-WHOLE_FIELD = "each unit sees the whole image"  # so that windows of cotangents save nothing
+WHOLE_FIELD = "each unit sees the whole image"  # so that windows of cotangents save little
 # Costs are in multiply-adds: the number of these that take as long, measured on a CPU.
 STEP_COST = 2_000_000  # the start of a step, before it computes
 WINDOWED_STEPS = 2  # times this: a step of windowed cotangents also cuts gates and pads
@@ -224,9 +224,7 @@ def _plan_adjoint(query: Query) -> Plan:
     at_once = vectors_at_once(query, "adjoint")
     found = _planned(query, "adjoint", vectors, work, vectors / at_once)
     if readout.row_count is None:
-        if query.is_on_maps and query.patches.size == query.network.in_shape[1:]:
-            return replace(found, note=WHOLE_FIELD)
-        return found
+        return replace(found, note=_note(query))
     kernel = cast("KernelCall", readout.kernel)
     vectors = readout.row_count * readout.taps
     work = _work_to(program, kernel.input)
@@ -245,7 +243,14 @@ def _plan_windowed_adjoint(query: Query) -> Plan:
     tiling = cheapest_tiling(query)
     work = (tiling.cost.products, tiling.cost.numbers)
     batches = WINDOWED_STEPS * tiling.batches
-    return _planned(query, "windowed-adjoint", query.units.count, work, batches)
+    found = _planned(query, "windowed-adjoint", query.units.count, work, batches)
+    return replace(found, note=_note(query))
+
+
+def _note(query: Query) -> str:
+    """What a plan of cotangents says if each unit sees the whole image."""
+    is_whole = query.is_on_maps and query.patches.size == query.network.in_shape[1:]
+    return WHOLE_FIELD if is_whole else ""
 
 
 def cheapest_tiling(query: Query) -> Tiling:
