@@ -22,10 +22,16 @@ from sphinx.util.math import get_node_equation_number
 
 import adjointbackmap
 from adjointbackmap.cli import app
+from adjointbackmap.explorer.export import exported
+from adjointbackmap.explorer.session import Session
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # for drawings.py
 RUN = os.environ.get("ADJOINTBACKMAP_DOCS_RUN", "1") != "0"
+# The explorer on the first page: units of one layer, as many channels as fit.
+EXPLORED = "conv3"
+EXPLORED_CHANNELS = 8
+EXPLORER_BYTES = 4_500_000 if RUN else 1_200_000
 
 project = "adjointbackmap"
 author = "The adjointbackmap developers"
@@ -264,6 +270,15 @@ def block_equation(self, node):
     raise SkipNode
 
 
+def make_explorer(sphinx, error):
+    """Write the explorer that the first page shows: one file, a few channels of each layer."""
+    path = Path(sphinx.outdir) / "_static" / "explorer.html"
+    if error is not None or sphinx.builder.format != "html" or path.is_file():
+        return
+    page, _ = exported(Session(), EXPLORED, EXPLORER_BYTES, EXPLORED_CHANNELS)
+    path.write_text(page)
+
+
 def setup(sphinx):
     """Register the functions of this file."""
     register_plugin("pybtex.style.formatting", "keys", KeyStyle)
@@ -275,4 +290,5 @@ def setup(sphinx):
     sphinx.connect("autodoc-process-signature", hide_construction)
     sphinx.connect("html-page-context", mend_links_to_reference)
     sphinx.connect("missing-reference", find_by_last_name)
+    sphinx.connect("build-finished", make_explorer)
     return {"parallel_read_safe": True}

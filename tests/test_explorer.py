@@ -367,6 +367,22 @@ def test_one_file_has_what_the_server_answers(session):
     assert blob[stop + first : stop + last] == export.halved(panels.unit_answer(session, place))
 
 
+def test_one_file_of_few_channels_shows_no_more(session):
+    """Its layers have the tiles and the modes that are in it."""
+    html, counts = export.exported(session, "conv2", channels=2)
+    assert counts == {"conv2": 2 * 144}
+    blob = gzip.decompress(base64.b64decode(re.search(r'id="answers">([^<]*)<', html)[1]))
+    stop = 4 + int.from_bytes(blob[:4], "little")
+    first, last = json.loads(blob[4:stop])["api/network?net=small"]
+    about, _ = unpacked(blob[stop + first : stop + last])
+    shown = {
+        layer["name"]: (layer["tiles"][0], sorted(layer["modes"])) for layer in about["layers"]
+    }
+    assert shown == {"conv1": (2, ["RM1"]), "conv2": (2, ["RM1", "RM2"]), "fc": (4, ["RM0"])}
+    with pytest.raises(ValueError, match=r"--export-channels must be 1 or more\. Got 0"):
+        export.exported(session, channels=0)
+
+
 @pytest.mark.parametrize(
     ("words", "match"),
     [

@@ -37,6 +37,7 @@ def explore(
     export: Path | None = None,
     export_layer: str | None = None,
     export_size: str = "20MB",
+    export_channels: int | None = None,
 ) -> None:
     """Open a page in the browser that shows the hyperplane of any unit and its receipt.
 
@@ -55,7 +56,8 @@ def explore(
         export: File to write, instead of opening a page: one page for this network at this image,
             which needs no server. It has all outputs and channels, and the units of one layer.
         export_layer: The layer whose units are in the file. The default is one in the middle.
-        export_size: Largest size of the file. Units that do not fit are left out.
+        export_size: Largest size of the file. Channels whose units do not fit are left out.
+        export_channels: Most channels of each layer in the file. The default is all.
     """
     check_extra("explore", "explore", starlette="starlette", uvicorn="uvicorn")
     from adjointbackmap.explorer.running import serve
@@ -74,21 +76,25 @@ def explore(
     if export is None:
         serve(session, host, port, browser, _told)
     else:
-        _export(session(), export, export_layer, export_size)
+        _export(session(), export, export_layer, export_size, export_channels)
 
 
-def _export(session: "Session", path: Path, layer: str | None, size: str) -> None:
+def _export(
+    session: "Session", path: Path, layer: str | None, size: str, channels: int | None
+) -> None:
     """Write the explorer as one file, and say what is in it."""
     from adjointbackmap.explorer.export import exported
     from adjointbackmap.files import disk
     from adjointbackmap.planes.query import bytes_of
 
     with console.status("Computing the hyperplanes of the page"):
-        page, counts = exported(session, layer, bytes_of(size))
+        page, counts = exported(session, layer, bytes_of(size), channels)
     disk.write(path, page.encode())
     units = ", ".join(f"{count:,} units of {name}" for name, count in counts.items())
+    few = f"all outputs, at most {channels} channels of each layer"
+    known = "all outputs and channels" if channels is None else few
     megabytes = len(page.encode()) / 1e6
-    console.print(f"Written: {path}, {megabytes:.1f} MB: all outputs and channels, and {units}")
+    console.print(f"Written: {path}, {megabytes:.1f} MB: {known}, and {units}")
 
 
 def _told(address: str) -> None:

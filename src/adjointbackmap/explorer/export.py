@@ -39,8 +39,11 @@ def exported(
         The page as HTML, and the number of units of RM2 in it, by layer.
 
     Raises:
-        ValueError: If there is no such layer.
+        ValueError: If there is no such layer, or no channel is wanted.
     """
+    if channels is not None and channels < 1:
+        msg = f"--export-channels must be 1 or more. Got {channels}: leave it out for all."
+        raise ValueError(msg)
     place = Place(session.first_network, session.first_image)
     network = session.at(place.net, place.img).network
     layers = [each for each in network.distinct_layers() if is_drawn(each)]

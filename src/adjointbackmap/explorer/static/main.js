@@ -374,6 +374,7 @@ async function boot() {
   await connected;
   setTheme(firstTheme());
   document.body.classList.toggle("inside", inNotebook);
+  document.body.classList.toggle("framed", !inNotebook && window.parent !== window);
   connect();
   if (!alone()) say("Loading PyTorch…");
   start = await ask("start");

@@ -82,10 +82,15 @@ export function markLayer() {
 function layout(width, height, [count, rows, columns]) {
   const isFlat = rows * columns === 1;
   const least = isFlat ? 84 : Math.max(46, Math.min(104, 3 * columns));
-  const across = Math.max(1, Math.min(count, Math.floor((width + 6) / (least + 6))));
-  let wide = (width - 6 * (across - 1)) / across;
-  if (!isFlat && wide > 150) wide = 150;
-  const high = isFlat ? 46 : (wide * rows) / columns;
+  let across = Math.max(1, Math.min(count, Math.floor((width + 6) / (least + 6))));
+  // few tiles are as large as lets all of them fit
+  const wideOf = (n) => Math.min(isFlat ? Infinity : 150, (width - 6 * (n - 1)) / n);
+  const highOf = (n) => (isFlat ? 46 : (wideOf(n) * rows) / columns);
+  for (let n = 1; n < across && !isFlat; n++) {
+    if (Math.ceil(count / n) * (highOf(n) + 6) <= height + 6) across = n;
+  }
+  const wide = wideOf(across);
+  const high = highOf(across);
   const down = Math.max(1, Math.floor((height + 6) / (high + 6)));
   return { across, down, wide, high };
 }
