@@ -186,6 +186,30 @@ def test_painting_ends_the_region_when_a_gate_flips(session, opened):
     assert states == {True, False}
 
 
+def test_the_address_has_what_was_painted(session, opened):
+    """The strokes of a brush and of the eraser come back, and so do their flipped gates."""
+    page = opened("#net=small&img=frog&layer=conv2&unit=6,6,2&mode=RM2")
+    page.locator("#photo").focus()
+    for key in ("ArrowDown", "ArrowRight", "Space", "ArrowDown", "Space"):
+        page.keyboard.press(key)
+    page.locator("#erase").click()
+    page.locator("#photo").press("Space")
+    assert "paint=ffffff-3:1.1,2.1;grey-3:2.1" in page.evaluate("decodeURIComponent(location.hash)")
+    _, own, held = whatif.precise(session, Place("small", "frog"))
+    plane = Place("small", "frog", "conv2", "2,2,2", "RM2").single(held)
+    pixels = own.clone()
+    pixels[:, 0:4, 0:3] = 1
+    pixels[:, 1:4, 0:3] = 0.5
+    now = abm.record_pattern(held.network, pixels, dtype=own.dtype)
+    flipped = sum(whatif.flips(held.pattern, now, cone_of(plane)).values())
+    assert flipped > 0
+    again = opened(page.evaluate("location.hash").replace("unit=6,6,2", "unit=2,2,2"))
+    expect(again.locator("#flipped")).to_have_text(str(flipped), timeout=PATIENCE)
+    again.locator("#pictures button").nth(3).click()
+    expect(again.locator("#flipped")).to_have_text("0", timeout=PATIENCE)
+    assert "paint" not in again.evaluate("location.hash")
+
+
 def test_keys_alone_suffice(opened):
     """Tab comes to the tiles; arrows and pages walk; the brush paints without a pointer."""
     page = opened("#net=small&img=frog&layer=conv2&unit=4,4,2&mode=RM2")

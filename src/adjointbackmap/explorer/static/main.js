@@ -98,6 +98,7 @@ async function choosePicture(id) {
   if (overview === null) return;
   network.overview = overview;
   Object.assign(whatif.edit, { pixels: null, end: null });
+  Object.assign(state, { way: "", t: 0, paint: "" });
   say(null);
   $("photo-words").textContent = overview.words;
   $("prediction").textContent = overview.prediction ?? `${network.info.shape.join(" × ")}`;
@@ -110,6 +111,7 @@ async function choosePicture(id) {
   const first = names.includes(state.layer) ? state.layer : usual;
   markPictures();
   chooseLayer(first, names.includes(state.layer));
+  whatif.reset(); // the way and the strokes were those of another picture
 }
 
 function drawScores() {
@@ -242,6 +244,7 @@ function brushKeys(event) {
   } else if (event.key === " " || event.key === "Enter") {
     if (!whatif.edit.tool) setTool("brush");
     whatif.paint();
+    write(chosen());
   } else return;
   event.preventDefault();
 }
@@ -291,6 +294,7 @@ function connect() {
   on("page-on", "click", () => turnPage(1));
   on("photo", "pointermove", paintWith);
   on("photo", "pointerdown", (event) => { $("photo").setPointerCapture(event.pointerId); paintWith(event); });
+  on("photo", "pointerup", () => write(chosen())); // once: browsers bound how often it changes
   on("photo", "keydown", brushKeys);
   on("brush", "click", () => setTool("brush"));
   on("erase", "click", () => setTool("erase"));
@@ -367,7 +371,8 @@ async function open() {
     showHeld();
   }
   await choosePicture(state.img);
-  if (given.way in { kink: 1, boundary: 1, attack: 1 }) await whatif.follow(given.way, Number(given.t) || 0);
+  if (given.paint) whatif.paintAgain(given.paint);
+  else if (given.way in { kink: 1, boundary: 1, attack: 1 }) await whatif.follow(given.way, Number(given.t) || 0);
 }
 
 async function boot() {

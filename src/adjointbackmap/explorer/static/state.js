@@ -4,7 +4,7 @@ import { around, inNotebook, tell } from "./frame.js";
 
 export const state = {
   net: "", img: "", layer: "", row: 0, col: 0, channel: 0, j: 0, mode: "",
-  view: "H", contrast: 0, zoom: false, way: "", t: 0,
+  view: "H", contrast: 0, zoom: false, way: "", t: 0, paint: "",
 };
 
 /** The numbers of the unit in the chosen mode, as the server takes them. */
@@ -51,6 +51,7 @@ export function write(layer) {
   });
   if (state.contrast) words.set("contrast", state.contrast);
   if (state.zoom) words.set("zoom", "1");
+  if (state.paint) words.set("paint", state.paint);
   if (state.way) { words.set("way", state.way); words.set("t", state.t); }
   const address = `#${words}`.replaceAll("%2C", ",");
   if (inNotebook) tell({ view: address });

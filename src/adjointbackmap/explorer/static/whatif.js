@@ -8,6 +8,7 @@ import { unit } from "./unit.js";
 
 const $ = (id) => document.getElementById(id);
 const GREY = 0.5; // of an erased pixel
+const ERASER = "grey"; // its name in the address, in the place of a colour
 const STRIKES = 50; // milliseconds between two questions while painting
 
 export const edit = { pixels: null, end: null, tool: "", brush: [0, 0], last: 0 };
@@ -59,22 +60,42 @@ function fieldBox() {
 
 /** Paint at the brush's place. */
 export function paint() {
+  const brush = `${edit.tool === "erase" ? ERASER : $("colour").value.slice(1)}-${$("size").value}`;
+  const place = edit.brush.join(".");
+  state.way = "";
+  dab(brush, edit.brush);
+  // the address lists each brush with its places: ffffff-3:12.5,12.6;grey-1:4.4
+  const [last, places] = state.paint.slice(state.paint.lastIndexOf(";") + 1).split(":");
+  if (last !== brush) state.paint += `${state.paint && ";"}${brush}:${place}`;
+  else if (!`,${places}`.endsWith(`,${place}`)) state.paint += `,${place}`;
+  $("whatif-words").textContent = "";
+  drawPhoto();
+  loadWhatif();
+}
+
+/** One dab of a brush, such as ffffff-3, on the pixels. */
+function dab(brush, [row, column]) {
   const [channels, rows, columns] = network.info.shape;
   edit.pixels ??= original();
-  state.way = "";
-  const size = Number($("size").value);
+  const [name, size] = [brush.split("-")[0], Number(brush.split("-")[1])];
   const half = Math.floor(size / 2);
-  const hex = $("colour").value;
-  const ink = [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16) / 255);
-  for (let r = edit.brush[0] - half; r < edit.brush[0] - half + size; r++) {
-    for (let c = edit.brush[1] - half; c < edit.brush[1] - half + size; c++) {
+  const ink = [0, 2, 4].map((i) => (name === ERASER ? GREY : parseInt(name.slice(i, i + 2), 16) / 255));
+  for (let r = row - half; r < row - half + size; r++) {
+    for (let c = column - half; c < column - half + size; c++) {
       if (r < 0 || c < 0 || r >= rows || c >= columns) continue;
-      for (let k = 0; k < channels; k++) {
-        edit.pixels[(k * rows + r) * columns + c] = edit.tool === "erase" ? GREY : ink[k];
-      }
+      for (let k = 0; k < channels; k++) edit.pixels[(k * rows + r) * columns + c] = ink[k];
     }
   }
-  $("whatif-words").textContent = "";
+}
+
+/** Paint what an address lists. */
+export function paintAgain(text) {
+  if (!/^((grey|[0-9a-f]{6})-[1-9]:\d+\.\d+(,\d+\.\d+)*(;|$))+$/.test(text)) return;
+  for (const part of text.split(";").filter(Boolean)) {
+    const [brush, places] = part.split(":");
+    for (const place of places.split(",")) dab(brush, place.split(".").map(Number));
+  }
+  state.paint = text;
   drawPhoto();
   loadWhatif();
 }
@@ -106,7 +127,7 @@ function showSame() {
   $("flipped").textContent = "0";
   $("flip-list").textContent = "";
   for (const name of ["before", "after", "difference"]) drawMap(name, null);
-  $("prediction").textContent = network.overview.prediction ?? "";
+  $("prediction").textContent = network.overview.prediction ?? network.info.shape.join(" × ");
   document.dispatchEvent(new CustomEvent("whatif-drawn"));
 }
 
@@ -158,8 +179,7 @@ export async function follow(way, t = 1) {
     if (answer === null) return;
     const { pixels, rest } = answer.arrays;
     edit.end = Float64Array.from(pixels, (v, i) => v + rest[i]);
-    state.way = way;
-    state.t = t;
+    Object.assign(state, { way, t, paint: "" });
     $("whatif-words").textContent = `The way leads to ${answer.what}, ${draw.short(answer.distance, 3)} away in l2.`;
     $("slide").disabled = false;
     slideTo(t);
@@ -207,7 +227,7 @@ export function renewTicks() {
 /** Back to the original image. */
 export function reset() {
   Object.assign(edit, { pixels: null, end: null });
-  Object.assign(state, { way: "", t: 0 });
+  Object.assign(state, { way: "", t: 0, paint: "" });
   $("slide").value = 0;
   $("slide").disabled = true;
   $("slide-words").textContent = "Paint on the image, or choose a way.";
