@@ -58,6 +58,7 @@ nitpick_ignore_regex = [
     ),
     ("py:.*", "Any|Axes|Callable|Figure|Iterator|LinearOperator|Path|PathLike|Sequence|Tensor"),
     ("py:.*", r"'.*'|.*\*.*"),  # shapes
+    ("py:class", "ExplorerWidget"),  # a widget, which docs/explorer.md describes
     # parts of the engine, which the reference does not list
     ("py:.*", r"adjointbackmap\.(capture|files|rules)\..*"),
     ("py:.*", r"adjointbackmap\.engine\.(observe|program|rounding)\..*"),

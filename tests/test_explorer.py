@@ -251,6 +251,16 @@ def test_moves_reach_what_they_name(client, question):
         assert head["prediction"] != before["prediction"]
 
 
+def test_the_nearest_kink_is_none_where_values_are_equal(client):
+    """Pools whose units are all off have equal values: there, no gate flips."""
+    words = {"layer": "fc", "unit": "3", "mode": "RM0"}
+    found, arrays = asked(client, "kink", **words)
+    assert found["distance"] > 0
+    pixels = arrays["pixels"].astype(float) + arrays["rest"]
+    head, _ = asked(client, "whatif", pixels.tobytes(), **words)
+    assert head["count"] > 0
+
+
 def test_breakpoints_are_where_gates_flip(session, client):
     """Between two of them the unit's hyperplane stays."""
     _, own, _ = whatif.precise(session, Place("small", "frog"))

@@ -182,13 +182,15 @@ def _watched_parts(pattern: ActivationPattern, cone: Cone) -> dict[int | str, Pa
 
 
 def _only(distances: Tensor, part: Part) -> Tensor:
-    """Distances of some units; infinite elsewhere."""
+    """Distances of some units that are not zero; infinite elsewhere."""
+    # zero: values that are equal, such as those of a pool whose units are all off; no gate flips
+    apart = distances.where(distances > 0, torch.inf)
     if part is None or (part and distances.dim() != 2 + len(part)):
-        return distances
+        return apart
     blank = torch.full_like(distances, torch.inf)
     if part:  # (norm, channel, *positions)
         where = (slice(None), slice(None), *part)
-        blank[where] = distances[where]
+        blank[where] = apart[where]
     return blank
 
 

@@ -204,6 +204,7 @@ export function slideTo(t) {
 /** The breakpoints as ticks: they come in parts, as long as the way and the unit are the same. */
 const loadTicks = newest(async () => {
   const { end } = edit;
+  if (!end) return; // the image was put back meanwhile
   const key = JSON.stringify(words());
   draw.fitted($("ticks"));
   $("tick-words").textContent = "; looking for breakpoints…";
