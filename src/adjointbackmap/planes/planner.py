@@ -224,7 +224,7 @@ def _plan_adjoint(query: Query) -> Plan:
     at_once = vectors_at_once(query, "adjoint")
     found = _planned(query, "adjoint", vectors, work, vectors / at_once)
     if readout.row_count is None:
-        return replace(found, note=_note(query))
+        return replace(found, note=_note(query) or found.note)
     kernel = cast("KernelCall", readout.kernel)
     vectors = readout.row_count * readout.taps
     work = _work_to(program, kernel.input)
@@ -244,7 +244,7 @@ def _plan_windowed_adjoint(query: Query) -> Plan:
     work = (tiling.cost.products, tiling.cost.numbers)
     batches = WINDOWED_STEPS * tiling.batches
     found = _planned(query, "windowed-adjoint", query.units.count, work, batches)
-    return replace(found, note=_note(query))
+    return replace(found, note=_note(query) or found.note)
 
 
 def _note(query: Query) -> str:
