@@ -1,6 +1,7 @@
 """Curved operations: frozen hyperplanes are the gradient of a twin with detached gates."""
 
 import copy
+import json
 
 import curved_cases
 import pytest
@@ -12,7 +13,11 @@ from torch import nn
 
 import adjointbackmap as abm
 from adjointbackmap.cli import app
+from adjointbackmap.explorer.panels import Place, network_answer
+from adjointbackmap.explorer.session import Session
+from adjointbackmap.planes.single import single
 from adjointbackmap.rules import activations, multiplying, statistics
+from adjointbackmap.sources import NetworkOptions
 
 TOLERANCE = 1e-12
 
@@ -302,6 +307,8 @@ def test_pictures_and_angles_say_that_gates_are_frozen():
         abm.dense_test(abm.operator(network, x, "output"), x)
         texts = (repr(network), repr(planes[curved]), repr(planes[curved].receipt()))
         assert [note in text for text in texts] == [curved == "frozen"] * 3
+        said = (abm.operator(network, x, "output"), single(planes[curved]))
+        assert [note in repr(each) for each in said] == [curved == "frozen"] * 2
         captions = (planes[curved].plot().caption, planes[curved].receipt().plot().caption)
         assert [note in c.lower() for c in captions] == [curved == "frozen"] * 2
     assert float(abm.angle_to_derivative(planes["tangent"])) < 1e-5
@@ -378,6 +385,27 @@ def test_store_keeps_the_reading(tmp_path):
     assert torch.equal(stored.planes(network=frozen).image, planes.image)
     with pytest.raises(ValueError, match="must be traced with the curved= and products= of the"):
         stored.planes(network=tangent)
+
+
+def test_pages_and_maps_of_commands_say_that_gates_are_frozen(tmp_path, monkeypatch, capsys):
+    """So do the picture and the record of ``map``, and the page of ``explore --export``."""
+    (tmp_path / "with_gelu.py").write_text(
+        "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Conv2d(3, 2, 3, 2), "
+        "nn.GELU(), nn.Flatten(), nn.Linear(18, 2)).eval()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    network = ["--model", "with_gelu:build", "--shape", "3", "8", "8", "--curved", "frozen"]
+    note = "frozen gates: not the derivative"
+    words = ["map", *network, "--layer", "0", "--mode", "RM2", "--out", str(tmp_path / "m")]
+    captions = []
+    monkeypatch.setattr("adjointbackmap.plots.save", lambda drawing, _: captions.append(drawing))
+    app(words, result_action="return_value")
+    assert note in capsys.readouterr().out
+    assert note in captions[0].caption.lower()
+    assert json.loads((tmp_path / "m.json").read_text())["gates"] == note
+    session = Session(NetworkOptions(model="with_gelu:build", shape=(3, 8, 8), curved="frozen"))
+    answer = network_answer(session, Place(session.first_network, session.first_image))
+    assert (answer["curved"], answer["note"]) == ("frozen", note)
 
 
 def test_command_takes_curved_networks(tmp_path, monkeypatch, capsys):

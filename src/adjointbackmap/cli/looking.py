@@ -187,7 +187,9 @@ def map_units(
         stored = _written(folder, work, lambda share: bar.update(job, completed=share))
     console.print(f"hyperplanes of {layer} ({found_mode}) for {described}: {_errors(stored)}")
     _first_units(stored, network, f"{subject.title}, {layer}, {found_mode}, {described}", picture)
-    _record(out, subject, image, described, layer, found_mode, units)
+    if network.note:
+        console.print(f"{network.note}")
+    _record(out, subject, network, image, described, layer, found_mode, units)
     endings = ", ".join(f".{kind}" for kind in ("zarr", "png", "npz", "json"))
     console.print(f"Written: {out} with the endings {endings}")
 
@@ -218,6 +220,7 @@ def _written(folder: Path, work: "Stream", report: Callable[[float], None]) -> "
 def _record(
     out: Path,
     subject: Subject,
+    network: "Network",
     image: str,
     described: str,
     layer: str,
@@ -241,6 +244,8 @@ def _record(
         "std": wanted.std,
         "classes": subject.classes,
     }
+    if network.note:
+        record["gates"] = network.note
     text = json.dumps(record, indent=1) + "\n"
     disk.write(out.with_name(f"{out.name}.json"), text.encode())
 

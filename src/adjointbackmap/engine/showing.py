@@ -68,6 +68,8 @@ def of_operator(operator: "LayerOperator") -> Summary:
         "at": f"the activation pattern of {_counted(pattern.images)}, {_dtype(pattern.dtype)}",
         "methods": "forward, adjoint, dense, as_scipy",
     }
+    if pattern.network.note:
+        facts["gates"] = pattern.network.note
     return Summary("LayerOperator", facts)
 
 

@@ -80,7 +80,8 @@ def network_answer(session: Session, place: Place) -> dict[str, Any]:
             {"name": b.name, "start": b.slice.start, "stop": b.slice.stop}
             for b in network.biases.values()
         ],
-        "exact": bool(getattr(network, "is_derivative", True)),
+        "curved": network.curved_settings.get("curved", ""),
+        "note": network.note,
         "wanted": {"size": wanted.size, "resize": wanted.resize},
         "mean": wanted.mean,
         "std": wanted.std,

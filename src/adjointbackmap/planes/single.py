@@ -94,6 +94,8 @@ class SingleHyperplane(Shown):
         if largest:
             biases = (f"{name} {amount:+.3g}" for name, amount in largest[:MOST_BIASES])
             facts["largest biases add"] = ", ".join(biases)
+        if self.network.note:
+            facts["gates"] = self.network.note
         return Summary("SingleHyperplane", facts)
 
     def _pictures(self) -> list[tuple[str, bytes]]:

@@ -34,7 +34,10 @@ export function drawStrip(choose) {
   const count = layers.reduce((sum, each) => sum + each.units, 0);
   const joined = skips.length ? `, ${skips.length} skip connections` : "";
   $("network-words").textContent = `${layers.length} layers, ${count.toLocaleString("en")} units${joined}`;
-  if (!network.info.exact) $("network-words").textContent += "; curved gates are frozen at the image";
+  const { note } = network.info;
+  if (note) $("network-words").textContent += `; ${note}`;
+  $("note").textContent = note && `${note[0].toUpperCase()}${note.slice(1)}.`;
+  $("note").hidden = !note;
 }
 
 function column(layer, choose) {

@@ -19,6 +19,7 @@ export function python() {
   const given = isSample ? "" : `, size=(${size})`;
   const list = (numbers) => (numbers.length > 1 ? `(${numbers.join(", ")})` : numbers[0]);
   const normalised = mean.some((v) => v) || std.some((v) => v !== 1) ? `, mean=${list(mean)}, std=${list(std)}` : "";
+  const curved = network.info.curved && `, curved="${network.info.curved}"`;
   const numbers = unitNumbers(chosen());
   const tuple = `(${numbers.join(", ")}${numbers.length === 1 ? "," : ""})`;
   const views = { xH: "contributions", channels: "channels", spectrum: "spectrum" };
@@ -27,7 +28,7 @@ export function python() {
     "",
     `model = ${model}`,
     `x = abm.image(${picture}${given}${normalised})`,
-    "network = abm.trace(model, x.detach())",
+    `network = abm.trace(model, x.detach()${curved})`,
     `planes = abm.hyperplanes(network, x.detach(), "${state.layer}", "${state.mode}", units=${tuple})`,
     "print(planes.receipt())",
     `abm.plots.save(planes.plot(x, "${views[state.view] ?? "hyperplane"}"), "unit.png")`,
@@ -80,13 +81,15 @@ export function svg() {
       + `<text x="712" y="${y + 9}">${draw.withSign(adds, 4)}</text>`;
   });
   const y = 78 + 18 * lines.length;
-  const height = Math.max(400, y + 20);
+  const { note } = network.info;
+  const said = note ? `<text x="400" y="${y + 18}">${note}</text>` : "";
+  const height = Math.max(400, y + (note ? 38 : 20));
   const canvas = $("plane");
   const tall = (360 * canvas.height) / canvas.width;
   return `<svg xmlns="http://www.w3.org/2000/svg" width="800" height="${height}" font-family="sans-serif" font-size="11">`
     + `<rect width="100%" height="100%" fill="#fff"/><text x="20" y="28" font-size="14">${escape($("unit").textContent)} (${state.mode})</text>`
     + `<image x="20" y="44" width="360" height="${tall}" href="${canvas.toDataURL()}"/>${rows.join("")}`
-    + `<text x="400" y="${y}">sum ${draw.short(answer.sum, 7)}, model ${draw.short(answer.value, 7)}</text></svg>`;
+    + `<text x="400" y="${y}">sum ${draw.short(answer.sum, 7)}, model ${draw.short(answer.value, 7)}</text>${said}</svg>`;
 }
 
 /** Save the picture and the receipt. */
