@@ -44,6 +44,14 @@ def small_convolution(network):
     return None
 
 
+TORCH_SIXTH = 2e-7  # the derivative of hard sigmoid in PyTorch is 1/6 rounded to float32
+
+
+def rounds(model):
+    """Whether PyTorch's own derivative of a model is rounded."""
+    return "hard sigmoid" in repr(model)
+
+
 def is_factor(part):
     """Whether a part may be folded."""
     return (
@@ -65,7 +73,7 @@ def test_random_network_is_exact(drawn):
         abm.dot_test(operator)
         ends = ("output", next(iter(network.layers)))
         if not tied and layer.name in ends:
-            abm.dense_test(operator, x, tolerance=2e-7 if "hard sigmoid" in repr(model) else None)
+            abm.dense_test(operator, x, tolerance=TORCH_SIXTH if rounds(model) else None)
         assert_field_contains(
             true_field(network, x, layer.name), declared_field(network, layer.name)
         )
@@ -116,7 +124,8 @@ def test_random_curved_network_is_exact(drawn):
         abm.dot_test(operator)
         images = [jacobian_of(other, image) for image in x]
         scale = max(1.0, float(torch.stack(images).abs().max()))
-        assert_close(operator.dense()[0] / scale, torch.stack(images) / scale, rtol=0, atol=1e-8)
+        atol = TORCH_SIXTH if rounds(model) else 1e-8
+        assert_close(operator.dense()[0] / scale, torch.stack(images) / scale, rtol=0, atol=atol)
 
 
 def jacobian_of(model, image):
