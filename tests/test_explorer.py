@@ -411,3 +411,39 @@ def test_bad_options_get_one_line(monkeypatch, capsys, words, match):
             cli.main()
     assert stop.value.code == 2
     assert match in capsys.readouterr().err
+
+
+def test_words_add_what_the_reader_says():
+    """Also of a hidden unit; pictures have no place there."""
+    session = Session(NetworkOptions("textcnn-reviews"))
+    sentence = "A moving, thoughtful film."
+    reader = session.reader("textcnn-reviews")
+    with TestClient(Server(session, "token").app()) as client:
+        given = {"net": "textcnn-reviews", "img": sentence}
+        overview, maps = asked(client, "overview", **given)
+        hidden = {"layer": "conv4", "unit": "7,2", "mode": "RM2"}
+        for words in (hidden, {"layer": "fc", "unit": "1", "mode": "RM0"}):
+            head, arrays = asked(client, "unit", **given, **words)
+            unit = tuple(map(int, words["unit"].split(",")))
+            reading = reader.read(sentence, words["layer"], unit)
+            assert [(w["word"], w["adds"]) for w in head["words"]] == list(reading.words)
+            assert head["value"] == reading.value
+            assert head["sum"] == pytest.approx(reading.value, abs=1e-12)
+            expected = reading.planes.image[0, : len(reading.words)].float().numpy()
+            assert arrays["H"].tobytes() == expected.tobytes()
+        refused = client.get("/token/api/kink", params={**given, **hidden})
+        tile = asked(client, "maps", **given, layer="conv4", start=0, count=1)[1]["maps"]
+    assert maps["scores"] == pytest.approx(reader.scores(sentence)[0].numpy(), abs=1e-6)
+    assert [token["word"] for token in overview["tokens"]] == [word for word, _ in reading.words]
+    assert list(tile.shape) == overview["tiles"]["conv4"] == [1, 100, 6 + 3]
+    assert refused.status_code == 400
+    assert "reads sentences has no 'kink'" in refused.json()["error"]
+
+
+def test_networks_of_sentences_take_no_picture(tmp_path):
+    """Nor a page in one file."""
+    network = NetworkOptions("textcnn-reviews")
+    with pytest.raises(ValueError, match="--image must come with a network of pictures"):
+        Session(network, picture="frog")
+    with pytest.raises(ValueError, match="--export must have a network of pictures"):
+        export.exported(Session(network))

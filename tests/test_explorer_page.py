@@ -276,3 +276,26 @@ def test_one_file_opens_without_a_server(session, browser, tmp_path):
     page.close()
     own = (path.as_uri(), "data:", "blob:")
     assert [text for text in seen if not text.startswith(own)] == []
+
+
+def test_words_stand_in_the_place_of_pixels(opened):
+    """The receipt closes, the address has the sentence, and a picture's tools are gone."""
+    page = opened("#net=textcnn-reviews&text=a+moving+zzyx+film")
+    words = page.locator(".word")
+    assert words.count() == 4
+    assert page.locator(".word.unknown").inner_text().startswith("zzyx")
+    value = number(page, "model-value")
+    assert number(page, "receipt-sum") == pytest.approx(value, abs=1e-12)
+    assert not page.locator("#whatif, #photo, #pictures, #brush").filter(visible=True).count()
+    page.locator("#sentence").fill(" ")
+    page.locator("#sentence").press("Enter")
+    expect(page.locator("#notice")).to_contain_text("must have a word")
+    page.locator("#sentence").fill("dull from start to end")
+    page.locator("#sentence").press("Enter")
+    expect(words).to_have_count(5)
+    expect(page.get_by_test_id("prediction")).to_have_text("negative")
+    assert "text=dull+from+start+to+end" in page.evaluate("location.hash")
+    assert number(page, "model-value") != value
+    page.locator("#net").select_option("small")
+    expect(page.locator("#photo")).to_be_visible()
+    expect(words.first).to_be_hidden()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 EXPLORE_EXAMPLES = help_examples(
     "adjointbackmap explore",
     "adjointbackmap explore resnet20-cifar10 --image frog",
+    "adjointbackmap explore transformer-reviews",
     "adjointbackmap explore --export page.html",
     "adjointbackmap explore --model mine:build --weights mine.safetensors --size 64",
 )
@@ -70,7 +71,7 @@ def explore(
         is_named = any((source.name, source.model, source.onnx))
         chosen = source if is_named else NetworkOptions(DEFAULT_NETWORK, fold=source.fold)
         made = Session(chosen, bytes_of(memory), image)
-        _ = made.first_subject  # bad options end the command, with a sentence here
+        made.check()  # bad options end the command, with a sentence here
         return made
 
     if export is None:

@@ -39,12 +39,18 @@ def exported(
         The page as HTML, and the number of units of RM2 in it, by layer.
 
     Raises:
-        ValueError: If there is no such layer, or no channel is wanted.
+        ValueError: If there is no such layer, no channel is wanted, or the network reads sentences.
     """
     if channels is not None and channels < 1:
         msg = f"--export-channels must be 1 or more. Got {channels}: leave it out for all."
         raise ValueError(msg)
     place = Place(session.first_network, session.first_image)
+    if session.reads(place.net):
+        msg = (
+            "--export must have a network of pictures. Got one that reads sentences: "
+            f'adjointbackmap text "..." --network {place.net} --html FILE.'
+        )
+        raise ValueError(msg)
     network = session.at(place.net, place.img).network
     layers = [each for each in network.distinct_layers() if is_drawn(each)]
     chosen = network.layer(layer) if layer is not None else _middle(layers)

@@ -91,7 +91,7 @@ def explore(
     subject = _subject(module, names, title, tuple(network.in_shape), wanted)
     _check_names(subject, network)
     session = Session(Loaded(subject, network), bytes_of(memory))
-    session.first_image = _first_image(session, image, x, subject)
+    session.first_picture = _first_image(session, image, x, subject)
     return ExplorerWidget(session, view)
 
 

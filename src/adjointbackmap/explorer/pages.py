@@ -8,7 +8,10 @@ from pathlib import Path
 MOST_BYTES = 20 * 2**20  # of an upload
 STATIC = Path(__file__).parent / "static"
 # In the order of their imports: a module comes after those that it reads.
-MODULES = ("frame", "net", "state", "draw", "network", "unit", "others", "whatif", "take", "main")
+MODULES = (
+    *("frame", "net", "state", "draw", "network", "words", "unit", "others", "whatif", "take"),
+    "main",
+)
 # What goes wrong where a question does not fit; the page shows the message.
 REFUSED = (ValueError, TypeError, RuntimeError, OSError, ImportError)
 # Of a page in a notebook: the kernel answers it.

@@ -67,14 +67,25 @@ def network_answer(session: Session, place: Place) -> dict[str, Any]:
     loaded = session.load(place.net)
     network = loaded.network
     subject = loaded.subject
-    before, skips = _connections(network)
-    layers = [a for a in network.distinct_layers() if is_drawn(a)]
     wanted = subject.preprocessing()
     return {
+        **layers_answer(network),
         "name": place.net,
         "shape": subject.shape,
         "classes": subject.classes,
-        "layers": [{**_layer(network, each), "before": before[each.name]} for each in layers],
+        "wanted": {"size": wanted.size, "resize": wanted.resize},
+        "mean": wanted.mean,
+        "std": wanted.std,
+    }
+
+
+def layers_answer(network: Network) -> dict[str, Any]:
+    """The layers of a network, their connections and its biases."""
+    before, skips = _connections(network)
+    layers = [a for a in network.distinct_layers() if is_drawn(a)]
+    return {
+        # a layer that changes nothing, as a dropout of the input, is no step
+        "layers": [{**_layer(network, each), "before": before.get(each.name)} for each in layers],
         "skips": skips,
         "biases": [
             {"name": b.name, "start": b.slice.start, "stop": b.slice.stop}
@@ -82,9 +93,6 @@ def network_answer(session: Session, place: Place) -> dict[str, Any]:
         ],
         "curved": network.curved_settings.get("curved", ""),
         "note": network.note,
-        "wanted": {"size": wanted.size, "resize": wanted.resize},
-        "mean": wanted.mean,
-        "std": wanted.std,
     }
 
 
@@ -147,7 +155,7 @@ def overview_answer(session: Session, place: Place) -> bytes:
     arrays: dict[str, Tensor] = {"pixels": pixels, "x": held.x}
     for layer in held.network.distinct_layers():
         if is_drawn(layer):
-            arrays[f"tiles {layer.name}"] = _small(held.maps(layer)[:FIRST_TILES])
+            arrays[f"tiles {layer.name}"] = small(held.maps(layer)[:FIRST_TILES])
     head: dict[str, Any] = {"words": words, "predicted": None}
     if scores is not None:
         arrays["scores"] = scores
@@ -157,7 +165,7 @@ def overview_answer(session: Session, place: Place) -> bytes:
     return packed(head, arrays)
 
 
-def _small(maps: Tensor) -> Tensor:
+def small(maps: Tensor) -> Tensor:
     """Every second, third, ... row and column, so that a map has few pixels."""
     step = max(1, -(-max(maps.shape[1:]) // MOST_SIDE))
     return maps[:, ::step, ::step]
@@ -188,11 +196,12 @@ def unit_answer(session: Session, place: Place) -> bytes:
     """The hyperplane of a unit on its receptive field, and its receipt."""
     held = session.at(place.net, place.img)
     plane = place.single(held)
-    return packed(unit_head(plane), {"H": on_field(plane, plane.image), "H_b": plane.bias})
+    head = {**unit_head(plane), "box": box_of(plane)}
+    return packed(head, {"H": on_field(plane, plane.image), "H_b": plane.bias})
 
 
 def unit_head(plane: SingleHyperplane) -> dict[str, Any]:
-    """The receipt of a unit, and where its hyperplane lies."""
+    """The receipt of a unit."""
     pixels = float(plane.contributions().sum())
     biases = plane.bias_contributions()
     total = pixels + sum(biases.values())
@@ -201,7 +210,6 @@ def unit_head(plane: SingleHyperplane) -> dict[str, Any]:
         "layer": plane.layer,
         "mode": plane.mode,
         "unit": list(plane.place.values()),
-        "box": box_of(plane),
         "value": plane.value,
         "pixels": pixels,
         "biases": [{"name": name, "adds": adds} for name, adds in biases.items()],

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from adjointbackmap.explorer import others, panels, whatif
+from adjointbackmap.explorer import others, panels, sentences, whatif
 from adjointbackmap.explorer.pages import MOST_BYTES
 from adjointbackmap.explorer.panels import Place
 from adjointbackmap.explorer.session import Session
@@ -82,7 +82,8 @@ class Desk:
         return {
             "networks": session.names(),
             "net": session.first_network,
-            "img": session.first_image,
+            "img": session.first_picture,
+            "sentences": session.sentences(),
             "upload": MOST_BYTES,
         }
 
@@ -104,9 +105,11 @@ class Desk:
         names = ("net", "img", "layer", "unit", "mode")
         place = Place(*(words.get(name, "") for name in names))
         worker = self.slow if question in SLOW else self.worker
-        return worker.submit(
-            channel, partial(QUESTIONS[question], self.session, place, words, body)
-        )
+        if self.session.reads(place.net):
+            work = partial(sentences.answer, question, self.session, place, words)
+        else:
+            work = partial(QUESTIONS[question], self.session, place, words, body)
+        return worker.submit(channel, work)
 
     def close(self) -> None:
         """Drop what waits, and wait for what runs."""

@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,18 @@ from adjointbackmap.engine.network import Network
 from adjointbackmap.explorer.held import Held
 from adjointbackmap.images import image
 from adjointbackmap.sources import NetworkOptions, Subject, find_image, load_subject
+from adjointbackmap.text.readers import FROZEN, Reader
 
 DEFAULT_NETWORK = "vgg7-cifar10"
 DEFAULT_IMAGE = "ship"
 MOST_UPLOADS = 16  # pictures that are kept; the oldest goes first
 SAMPLES = 40  # sample images that are offered
+SENTENCES = (  # that are offered; the first one is shown first
+    "it's a thoughtful film, though never a moving one",
+    "a gripping story, told with wit and warmth",
+    "dull from start to end",
+    "not bad at all",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +102,7 @@ class Session:
         self.source = source or NetworkOptions(DEFAULT_NETWORK)
         self.memory = memory
         self.loaded: dict[str, Loaded] = {}
+        self.readers: dict[str, Reader] = {}
         self.uploads: OrderedDict[str, Upload] = OrderedDict()
         self.held: OrderedDict[tuple[str, ...], Held] = OrderedDict()
         self.line: tuple[tuple[Any, ...], RegionLine] | None = None  # the one walked last
@@ -102,7 +110,10 @@ class Session:
         self._loading = threading.Lock()
         if isinstance(source, Loaded):
             self.loaded[source.subject.title] = source
-        self.first_image = self.first(picture)
+        is_reader = self.reads(self.first_network)
+        if is_reader:
+            _check_reader(self.source, picture)
+        self.first_picture = self.first(DEFAULT_IMAGE if is_reader else picture)
 
     # networks
 
@@ -120,11 +131,45 @@ class Session:
         """The network that is shown first, before it is traced."""
         return self.source.subject if isinstance(self.source, Loaded) else load_subject(self.source)
 
+    @property
+    def first_image(self) -> str:
+        """What is shown first: the name of a picture, or a sentence."""
+        return SENTENCES[0] if self.reads(self.first_network) else self.first_picture
+
+    def sentences(self) -> list[str]:
+        """The sentences that are offered."""
+        return list(SENTENCES)
+
+    def check(self) -> None:
+        """Load the network that is shown first, before it is traced, to see that it can be.
+
+        Raises:
+            ValueError: If the options do not fit it.
+        """
+        if not self.reads(self.first_network):
+            _ = self.first_subject
+
     def names(self) -> list[str]:
         """Names of the networks that can be shown."""
-        shipped = list(models.names())
+        shipped = [*models.names(), *models.names("sentences")]
         first = self.first_network
         return shipped if first in shipped else [first, *shipped]
+
+    def reads(self, name: str) -> bool:
+        """Whether a network reads sentences."""
+        return name not in self.loaded and name in models.names("sentences")
+
+    def reader(self, name: str) -> Reader:
+        """A network that reads sentences, traced; the first call takes seconds."""
+        with self._loading:
+            if name not in self.readers:
+                source = self.source if name == self.first_network else None
+                # without frozen gates or a tangent, a transformer has no hyperplane
+                is_tangent = isinstance(source, NetworkOptions) and source.curved == "tangent"
+                reader = models.reader(name, "tangent" if is_tangent else FROZEN)
+                _ = reader.network  # traced here, so that one thread does it
+                self.readers[name] = reader
+            return self.readers[name]
 
     def load(self, name: str) -> Loaded:
         """A traced network; the first call takes seconds.
@@ -220,7 +265,9 @@ class Session:
     # what is held
 
     def at(self, name: str, picture: str) -> Held:
-        """A network at an image, from what is held or computed now."""
+        """A network at an image or a sentence, from what is held or computed now."""
+        if self.reads(name):
+            return self.keep((name, picture), partial(self._at_sentence, name, picture))
         loaded = self.load(name)
 
         def made() -> Held:
@@ -228,6 +275,11 @@ class Session:
             return Held.of(loaded.network, x.to(loaded.network.dtype))
 
         return self.keep((name, picture), made)
+
+    def _at_sentence(self, name: str, sentence: str) -> Held:
+        """A network at a sentence, in float64: these networks are small."""
+        reader = self.reader(name)
+        return Held.of(reader.network, reader.embed(sentence), torch.float64)
 
     def keep(self, key: tuple[str, ...], make: Callable[[], Held]) -> Held:
         """What is held under a key, or made now; the least recently used goes first."""
@@ -255,6 +307,24 @@ class Session:
         labels = sample.labels[:SAMPLES].tolist()
         names = [{"id": str(n), "name": sample.classes[label]} for n, label in enumerate(labels)]
         return [*reversed(own), *names]
+
+
+def _check_reader(source: NetworkOptions | Loaded, picture: str) -> None:
+    """Raise if options for pictures are given for a network that reads sentences.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    options = ("fold", "shape", "preprocess", "size", "resize", "mean", "std", "classes")
+    given = [f"--{name}" for name in options if getattr(source, name, None)]
+    if picture != DEFAULT_IMAGE:
+        given.append("--image")
+    if given:
+        msg = (
+            f"{given[0]} must come with a network of pictures. "
+            "Got one that reads sentences: leave the option out."
+        )
+        raise ValueError(msg)
 
 
 def _is_sample(picture: str) -> bool:

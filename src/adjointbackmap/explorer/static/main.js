@@ -9,6 +9,7 @@ import { loadOthers } from "./others.js";
 import * as take from "./take.js";
 import { drawReceipt, drawUnit, keepUnit, loadSums, loadUnit, makeSwitches, readPixel, unit } from "./unit.js";
 import * as whatif from "./whatif.js";
+import { check, offer, showKind } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 const THEME = "adjointbackmap-theme"; // name in the browser's storage
@@ -53,7 +54,7 @@ function changedUnit() {
     await loadUnit();
     if (whatif.edit.pixels) whatif.loadWhatif();
     if (held) whatif.renewTicks();
-    if ($("others").open) loadOthers();
+    if ($("others").open && !state.text) loadOthers();
   });
 }
 
@@ -86,17 +87,25 @@ function changedSwitch(change) {
 
 async function chooseNetwork(name) {
   $("prediction").textContent = "…";
-  state.net = name;
   say(`Tracing ${name}…`);
-  network.info = await ask("network", { net: name });
-  if (network.info) await choosePicture(state.img);
+  const info = await ask("network", { net: name });
+  if (info) await choosePicture(seen[kindOf(info)], info);
 }
 
-async function choosePicture(id) {
-  state.img = id;
-  const overview = await ask("overview", { net: state.net, img: id });
+const kindOf = (info) => (info.text ? "text" : "img");
+const seen = { text: "", img: "" }; // the last sentence and the last picture
+
+async function choosePicture(id, info = network.info) {
+  const overview = await ask("overview", { net: info.name, img: id });
   if (overview === null) return;
-  network.overview = overview;
+  // all at once: the page may be drawn anew while an answer is awaited
+  const kind = kindOf(info);
+  if (state.text !== (kind === "text")) unit.answer = null; // it cannot be drawn as the other kind
+  Object.assign(state, { net: info.name, img: id, text: kind === "text" });
+  Object.assign(network, { info, overview });
+  seen[kind] = id;
+  if (state.text) readSentence();
+  showKind();
   Object.assign(whatif.edit, { pixels: null, end: null });
   Object.assign(state, { way: "", t: 0, paint: "" });
   say(null);
@@ -106,7 +115,8 @@ async function choosePicture(id) {
   drawStrip((layer) => chooseLayer(layer));
   const names = network.info.layers.map((each) => each.name);
   const kernels = network.info.layers.filter((each) => "RM4" in each.modes);
-  const middle = (kernels[kernels.length >> 1] ?? network.info.layers[0]).name;
+  const last = names[names.length - 1];
+  const middle = state.text ? last : (kernels[kernels.length >> 1] ?? network.info.layers[0]).name;
   const usual = names.includes(start.layer) ? start.layer : middle;
   const first = names.includes(state.layer) ? state.layer : usual;
   markPictures();
@@ -138,6 +148,21 @@ function drawScores() {
   }));
 }
 
+/** The layers have as many rows as the sentence has words. */
+function readSentence() {
+  const { tiles } = network.overview;
+  for (const layer of network.info.layers) layer.tiles = tiles[layer.name];
+  $("sentence").value = state.img;
+  if (!(state.view === "xH")) state.view = "H";
+}
+
+function chooseSentence(sentence) {
+  attempt(() => {
+    check(sentence, network.info.shape[1]);
+    return choosePicture(sentence);
+  });
+}
+
 let samples = null;
 
 async function loadPictures() {
@@ -167,6 +192,7 @@ function markPictures() {
 
 async function upload(picture) {
   if (!picture) return;
+  if (state.text) throw new Error(`${state.net} reads sentences: choose a network of pictures first.`);
   if (picture.size > start.upload) throw new Error(`A picture must have at most ${start.upload >> 20} MiB.`);
   const answer = await ask("upload", { name: picture.name ?? "pasted" }, picture);
   if (answer === null) return;
@@ -277,7 +303,7 @@ function firstTheme() {
 function redraw() {
   drawStrip((layer) => chooseLayer(layer));
   markLayer();
-  attempt(loadTiles);
+  loadTiles().catch(say); // a notice stays: it may be why the page has another height
   whatif.drawPhoto();
   drawUnit();
   if (unit.answer) drawReceipt();
@@ -319,6 +345,12 @@ function connect() {
   on("save-svg", "click", take.saveSvg);
   on("save-npz", "click", () => attempt(take.saveNpz));
   on("theme", "click", turnTheme);
+  on("sentence-form", "submit", (event) => { event.preventDefault(); chooseSentence($("sentence").value); });
+  on("sentence", "keydown", (event) => { // Enter reads; with Shift it is a new line
+    if (event.key !== "Enter" || event.shiftKey) return;
+    event.preventDefault();
+    chooseSentence($("sentence").value);
+  });
   on("file", "change", () => attempt(() => upload($("file").files[0])));
   addEventListener("paste", (event) => {
     const found = [...event.clipboardData.files][0];
@@ -352,7 +384,8 @@ async function open() {
   const given = read();
   const isNet = start.networks.includes(given.net);
   const net = isNet ? given.net : start.net;
-  state.img = given.img || start.img;
+  seen.img = given.img || seen.img || start.img;
+  seen.text = given.text || seen.text || start.sentences?.[0] || "";
   if (given.layer) state.layer = given.layer;
   if (given.view) state.view = given.view;
   state.contrast = Number(given.contrast) || 0;
@@ -360,17 +393,17 @@ async function open() {
   $("contrast").value = state.contrast;
   $("zoom").setAttribute("aria-pressed", state.zoom);
   $("net").value = net;
-  state.net = net;
   say(`Tracing ${net}…`);
-  if (network.info?.name !== net) network.info = await ask("network", { net });
-  const layer = network.info.layers.find((each) => each.name === given.layer);
+  const info = network.info?.name === net ? network.info : await ask("network", { net });
+  const layer = info.layers.find((each) => each.name === given.layer);
   if (layer) {
     state.mode = modeFor(layer, given.mode);
     setUnit(layer, state.mode, (given.unit ?? "").split(",").map(Number));
     held = true;
     showHeld();
   }
-  await choosePicture(state.img);
+  await choosePicture(seen[kindOf(info)], info);
+  if (state.text) return;
   if (given.paint) whatif.paintAgain(given.paint);
   else if (given.way in { kink: 1, boundary: 1, attack: 1 }) await whatif.follow(given.way, Number(given.t) || 0);
 }
@@ -383,6 +416,7 @@ async function boot() {
   connect();
   if (!alone()) say("Loading PyTorch…");
   start = await ask("start");
+  offer(start.sentences ?? [], chooseSentence);
   network.shipped = start.networks.filter((name) => name !== start.net || /cifar/.test(name));
   $("net").replaceChildren(...start.networks.map((name) => new Option(name, name)));
   document.body.classList.toggle("alone", alone());

@@ -44,7 +44,7 @@ function column(layer, choose) {
   const button = document.createElement("button");
   button.className = "column";
   button.dataset.layer = layer.name;
-  const title = `${layer.kind}, ${layer.shape.join(times)}; receptive field ${layer.field.join(times)} pixels; `
+  const title = `${layer.kind}, ${layer.shape.join(times)}; ${state.text ? "" : `receptive field ${layer.field.join(times)} pixels; `}`
     + `${layer.units.toLocaleString("en")} units; ${Object.keys(layer.modes).join(" ")}; a hyperplane takes ${layer.work}`;
   button.title = title;
   button.setAttribute("aria-label", `Layer ${layer.name}: ${title}`);
@@ -78,11 +78,12 @@ export function markLayer() {
   }
   const layer = chosen();
   $("layer").textContent = layer.name;
-  $("layer-words").textContent = `${layer.kind}, ${layer.shape.join(times)}, field ${layer.field.join(times)}`;
+  $("layer-words").textContent = `${layer.kind}, ${layer.shape.join(times)}${state.text ? "" : `, field ${layer.field.join(times)}`}`;
 }
 
 /** How the tiles are laid out on the canvas. */
 function layout(width, height, [count, rows, columns]) {
+  if (chosen().one) return { across: 1, down: 1, wide: width, high: height };
   const isFlat = rows * columns === 1;
   const least = isFlat ? 84 : Math.max(46, Math.min(104, 3 * columns));
   let across = Math.max(1, Math.min(count, Math.floor((width + 6) / (least + 6))));
@@ -176,9 +177,11 @@ function mark(context, across, wide, high) {
   context.strokeStyle = colour("--accent");
   context.lineWidth = 2;
   context.strokeRect(x + 1, y + 1, wide - 2, high - 2); // inside: a canvas cuts what is outside
-  if (rows * columns === 1 || state.mode === "RM1" || state.mode === "RM3") return;
+  const isSum = state.mode === "RM1" || state.mode === "RM3";
+  if (rows * columns === 1 || (isSum && !chosen().one)) return;
   const [w, h] = [wide / columns, high / rows];
   context.strokeStyle = colour("--field");
+  if (isSum) return context.strokeRect(x + 1, y + state.row * h + 1, wide - 2, Math.max(2, h - 2));
   context.strokeRect(x + state.col * w - 1, y + state.row * h - 1, Math.max(4, w) + 2, Math.max(4, h) + 2);
 }
 

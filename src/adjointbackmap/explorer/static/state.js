@@ -5,6 +5,7 @@ import { around, inNotebook, tell } from "./frame.js";
 export const state = {
   net: "", img: "", layer: "", row: 0, col: 0, channel: 0, j: 0, mode: "",
   view: "H", contrast: 0, zoom: false, way: "", t: 0, paint: "",
+  text: false, // whether img is a sentence
 };
 
 /** The numbers of the unit in the chosen mode, as the server takes them. */
@@ -12,7 +13,7 @@ export function unitNumbers(layer, mode = state.mode) {
   const { row, col, channel, j } = state;
   const names = Object.keys(layer.modes[mode]);
   const places = {
-    out_row: row, out_col: col, in_channel: j, out_channel: channel,
+    out_row: row, out_col: col, in_channel: j, out_channel: layer.one ? row : channel,
     out_position_0: row, out_feature: mode === "RM0" ? channel : col,
   };
   return names.map((name) => places[name]);
@@ -26,6 +27,7 @@ export function setUnit(layer, mode, numbers) {
     if (name === "out_row" || name === "out_position_0") state.row = n;
     else if (name === "out_col") state.col = n;
     else if (name === "in_channel") state.j = n;
+    else if (name === "out_channel" && layer.one) state.row = n; // its one tile has a row for each
     else if (name === "out_channel" || mode === "RM0") state.channel = n;
     else state.col = n;
   });
@@ -46,7 +48,7 @@ export function read() {
 /** Write the address; the browser's history keeps one entry. A notebook has it in the widget. */
 export function write(layer) {
   const words = new URLSearchParams({
-    net: state.net, img: state.img, layer: state.layer,
+    net: state.net, [state.text ? "text" : "img"]: state.img, layer: state.layer,
     unit: unitNumbers(layer).join(","), mode: state.mode, view: state.view,
   });
   if (state.contrast) words.set("contrast", state.contrast);

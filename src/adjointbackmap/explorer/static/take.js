@@ -10,6 +10,7 @@ const $ = (id) => document.getElementById(id);
 
 /** Lines of Python that compute what is seen. */
 export function python() {
+  if (state.text) return pythonOfSentence();
   const isSample = /^\d+$/.test(state.img);
   const isShipped = network.shipped.includes(state.net);
   const model = isShipped ? `abm.models.load("${state.net}")` : `...  # ${state.net}`;
@@ -32,6 +33,21 @@ export function python() {
     `planes = abm.hyperplanes(network, x.detach(), "${state.layer}", "${state.mode}", units=${tuple})`,
     "print(planes.receipt())",
     `abm.plots.save(planes.plot(x, "${views[state.view] ?? "hyperplane"}"), "unit.png")`,
+    "",
+  ].join("\n");
+}
+
+function pythonOfSentence() {
+  const numbers = unitNumbers(chosen());
+  const curved = network.info.curved === "tangent" ? ', "tangent"' : "";
+  return [
+    "import adjointbackmap as abm",
+    "",
+    `reader = abm.models.reader("${state.net}"${curved})`,
+    `x = reader.embed(${JSON.stringify(state.img)})`,
+    `planes = abm.hyperplanes(reader.network, x, "${state.layer}", "${state.mode}", units=(${numbers.join(", ")},), dtype="float64")`,
+    "print(planes.contributions().image.sum(-1))  # what each word adds; then zeros",
+    "print(planes.receipt())",
     "",
   ].join("\n");
 }
@@ -67,7 +83,7 @@ const escape = (text) => text.replace(/[&<>]/g, (c) => ({ "&": "&amp;", "<": "&l
 /** The picture and the receipt as SVG. */
 export function svg() {
   const { answer } = unit;
-  const lines = [["pixels", answer.pixels], ...answer.biases.map(({ name, adds }) => [name, adds])];
+  const lines = [[state.text ? "words" : "pixels", answer.pixels], ...answer.biases.map(({ name, adds }) => [name, adds])];
   let sum = 0;
   const ends = lines.map(([, adds]) => [sum, (sum += adds)]);
   const all = [0, ...ends.flat()];

@@ -4,6 +4,7 @@ import { ask, newest } from "./net.js";
 import * as draw from "./draw.js";
 import { chosen, network } from "./network.js";
 import { state, unitNumbers } from "./state.js";
+import { drawWords, nameOf } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 const VIEWS = { H: "H", xH: "x · H", over: "Over the photo", channels: "Channels", spectrum: "Spectrum" };
@@ -56,7 +57,8 @@ const WORDS = {
 function drawTitle() {
   const layer = chosen();
   const names = Object.keys(layer.modes[state.mode]);
-  const parts = unitNumbers(layer).map((n, i) => `${WORDS[names[i]] ?? names[i]} ${n}`);
+  const named = (n, name) => (state.text ? nameOf(layer, name, n) : `${WORDS[name] ?? name} ${n}`);
+  const parts = unitNumbers(layer).map((n, i) => named(n, names[i]));
   const isClass = state.mode === "RM0" && layer.shape[0] === network.info.classes.length;
   const name = isClass ? `${network.info.classes[state.channel]} — ` : "";
   $("unit").textContent = `${name}${[layer.name, ...parts].join(", ")}`;
@@ -161,6 +163,7 @@ function pictures(view) {
 export function drawUnit() {
   if (!unit.answer) return;
   drawTitle();
+  if (state.text) return drawWords(unit.answer, drawScale);
   const { context, width, height } = draw.fitted($("plane"));
   const [, , rows, columns] = frame();
   const found = pictures(state.view);
@@ -211,7 +214,7 @@ function drawScale({ limit, isSize, isColour }) {
 
 /** What the pixel under the pointer adds. */
 export function readPixel(event) {
-  if (!unit.answer || state.view === "spectrum" || state.view === "channels") return;
+  if (!unit.answer || state.text || state.view === "spectrum" || state.view === "channels") return;
   const box = $("plane").getBoundingClientRect();
   const [row, column, rows, columns] = frame();
   const scale = Math.min(box.width / columns, box.height / rows);
@@ -300,7 +303,7 @@ function line(name, from, to, low, high, kind, amount, choose) {
 /** The receipt as a waterfall that closes: pixels, then each layer's biases. */
 export function drawReceipt() {
   const { answer } = unit;
-  const lines = [{ name: "pixels", adds: answer.pixels }, ...answer.biases];
+  const lines = [{ name: state.text ? "words" : "pixels", adds: answer.pixels }, ...answer.biases];
   let sum = 0;
   const ends = lines.map(({ adds }) => [sum, (sum += adds)]);
   const all = [0, answer.value, ...ends.flat()];
@@ -361,6 +364,7 @@ function bars(canvas, numbers) {
 /** Ask for the sums over in-channels, and draw them. */
 export const loadSums = newest(async () => {
   const layer = chosen();
+  if (state.text) return;
   if (!("RM4" in layer.modes)) {
     $("sums-body").innerHTML = `<p class="words">This layer has no kernel with in-channels: choose a convolution.</p>`;
     return;

@@ -25,7 +25,7 @@ export const shownPixels = () => edit.pixels ?? network.overview.arrays.pixels;
 
 /** Draw the image with the receptive field, and the brush. */
 export function drawPhoto() {
-  if (!network.overview) return;
+  if (!network.overview || state.text) return;
   const [channels, rows, columns] = network.info.shape;
   const { context, width, height } = draw.fitted($("photo"));
   const scale = Math.min(width / columns, height / rows);
@@ -112,6 +112,7 @@ export function pixelAt(event) {
 
 /** Ask what becomes of the unit, and show it. */
 export const loadWhatif = newest(async () => {
+  if (state.text) return;
   if (edit.pixels === null) return showSame();
   const wait = edit.last + STRIKES - performance.now();
   if (wait > 0) await new Promise((done) => setTimeout(done, wait));
