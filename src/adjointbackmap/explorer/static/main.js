@@ -187,7 +187,13 @@ async function loadPictures() {
 }
 
 function markPictures() {
-  for (const each of $("pictures").children) each.setAttribute("aria-pressed", each.dataset.id === state.img);
+  for (const each of $("pictures").children) {
+    const shown = each.dataset.id === state.img;
+    each.setAttribute("aria-pressed", shown);
+    if (!shown || each.firstElementChild || !network.overview || state.text) continue;
+    // a picture of one's own: the page has its pixels once it is shown
+    each.replaceChildren(draw.small(draw.photo(network.overview.arrays.pixels, ...network.info.shape)));
+  }
 }
 
 async function upload(picture) {
