@@ -1,5 +1,6 @@
 """The shipped networks, the test images and the result folder that the experiments use."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -207,6 +208,22 @@ def _right(trained: Trained, images: data.Images) -> Tensor:
     with torch.no_grad():
         scores = [trained.subject.module(trained.input(part.float() / 255)) for part in parts]
     return torch.cat(scores).argmax(1) == images.labels
+
+
+def image_seed(seed: int, image: str, number: int = 0) -> int:
+    """A seed for the draws of one image, so that they do not depend on the other images of a run.
+
+    Args:
+        seed: Seed of the run.
+        image: Hash of the image.
+        number: Which of an image's seeds, from 0 to 7.
+
+    Example:
+        >>> image_seed(0, "a") == image_seed(0, "a"), image_seed(0, "a") == image_seed(1, "a")
+        (True, False)
+    """
+    digits = hashlib.sha256(f"{seed} {image}".encode()).hexdigest()
+    return int(digits[8 * number : 8 * number + 8], 16)
 
 
 def write_json(path: Path, found: Any) -> None:

@@ -17,7 +17,7 @@ from adjointbackmap.engine.network import Network
 from adjointbackmap.exactness.journal import Record
 from adjointbackmap.study.adversarial.pairs import attack_of
 from adjointbackmap.study.results import Found
-from adjointbackmap.study.setup import Setup, Trained, write_json
+from adjointbackmap.study.setup import Setup, Trained, image_seed, write_json
 
 KEY = "line"
 RANDOM = "Gaussian, of the length of the attack"
@@ -89,7 +89,7 @@ def measure_line(trained: Trained, network: Network, one: data.Images, seed: int
 
 def random_step(step: Tensor, image: str, seed: int) -> Tensor:
     """A Gaussian direction of the same l2 length, drawn anew for each image."""
-    drawn = int(hashlib.sha256(f"{seed} {image}".encode()).hexdigest()[:8], 16)
+    drawn = image_seed(seed, image)
     direction = torch.randn(
         step.shape, generator=torch.Generator().manual_seed(drawn), dtype=step.dtype
     )

@@ -21,7 +21,7 @@ from adjointbackmap.study.adversarial.gates import flipped, gate_counts
 from adjointbackmap.study.adversarial.spread import spread
 from adjointbackmap.study.adversarial.targets import label_hyperplanes
 from adjointbackmap.study.results import Found
-from adjointbackmap.study.setup import SCALE, Setup, Trained, write_json
+from adjointbackmap.study.setup import SCALE, Setup, Trained, image_seed, write_json
 
 KEY = "strengths"
 LEVELS = (1, 2, 4, 8)  # radii in grey levels of 255
@@ -67,8 +67,7 @@ def measure_strengths(trained: Trained, one: data.Images, seed: int) -> Found:
         one: One image that it classifies correctly.
         seed: Seed of the run. Each image has draws of its own.
     """
-    hashed = hashlib.sha256(f"{seed} {one.hashes[0]}".encode()).hexdigest()
-    generator = torch.Generator().manual_seed(int(hashed[:8], 16))
+    generator = torch.Generator().manual_seed(image_seed(seed, one.hashes[0]))
     return {str(level): _at_radius(trained, one, level / 255, generator) for level in LEVELS}
 
 
@@ -82,7 +81,7 @@ def _at_radius(
     inputs = torch.cat([pixels, *((pixels + noise).clamp(0, 1) for noise in noises.values())])
     planes = label_hyperplanes(trained, inputs, label)
     counts = [1, *(len(noise) for noise in noises.values())]
-    flips = _flips(trained, inputs)
+    flips = flip_shares(trained, inputs)
     own, *image = planes.image.flatten(1).split(counts)
     _, *bias = planes.bias.flatten(1).split(counts)
     shares = flips.split(counts[1:])
@@ -141,8 +140,13 @@ def _as_long(noise: Tensor, other: Tensor) -> Tensor:
     return noise * (lengths / own).view(-1, 1, 1, 1)
 
 
-def _flips(trained: Trained, inputs: Tensor) -> Tensor:
-    """Share of all gates that differ from those of the first input, for each of the others."""
+def flip_shares(trained: Trained, inputs: Tensor) -> Tensor:
+    """Share of all gates that differ from those of the first input, for each of the others.
+
+    Args:
+        trained: The network.
+        inputs: Images in pixels, at least two.
+    """
     x = trained.input(inputs)
     first = record_pattern(trained.network, x[:1].expand_as(x[1:]), SCALE)
     others = record_pattern(trained.network, x[1:], SCALE)

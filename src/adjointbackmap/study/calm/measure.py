@@ -1,26 +1,22 @@
 """How calm a network is: what noise does to the label's hyperplane, image by image."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from adjointbackmap import data
 from adjointbackmap.analysis.angles import angles
 from adjointbackmap.analysis.kinks import kink_distances
 from adjointbackmap.analysis.lines import region_line
 from adjointbackmap.attacks import Ball, apgd, pgd
-from adjointbackmap.engine.pattern import record_pattern
 from adjointbackmap.exactness.journal import Record
-from adjointbackmap.study.adversarial.gates import flipped, gate_counts
 from adjointbackmap.study.adversarial.spread import spread
-from adjointbackmap.study.adversarial.strengths import noises_of
+from adjointbackmap.study.adversarial.strengths import flip_shares, noises_of
 from adjointbackmap.study.adversarial.targets import label_hyperplanes
 from adjointbackmap.study.calm.candidates import Candidate
 from adjointbackmap.study.results import Found
-from adjointbackmap.study.setup import SCALE
+from adjointbackmap.study.setup import image_seed
 
 LEVELS = (2, 8)  # radii in grey levels of 255; the turn at the first is the primary outcome
 STEPS = 20  # of PGD
@@ -78,8 +74,7 @@ def measure_image(candidate: Candidate, one: data.Images, seed: int, slow: bool)
         seed: Seed of the run; each image has draws of its own.
         slow: Whether to find the nearest kink, and the regions of two lines.
     """
-    hashed = hashlib.sha256(f"{seed} {one.hashes[0]}".encode()).hexdigest()
-    generator = torch.Generator().manual_seed(int(hashed[:8], 16))
+    generator = torch.Generator().manual_seed(image_seed(seed, one.hashes[0]))
     found: Found = {"biases": bias_share(candidate, one)}
     for level in LEVELS:
         found[str(level)] = at_radius(candidate, one, level / 255, generator, slow)
@@ -118,7 +113,7 @@ def at_radius(
     signs = torch.randint(2, pixels.shape, generator=generator) * 2.0 - 1
     ends = torch.cat([attacked.adversarial, (pixels + radius * signs).clamp(0, 1)])
     own, *others = label_hyperplanes(candidate, torch.cat([pixels, ends]), label).image.flatten(1)
-    flips = _flips(candidate, pixels, ends)
+    flips = flip_shares(candidate, torch.cat([pixels, ends]))
     found: Found = {}
     for kind, plane, flip, end in zip(("PGD", "random"), others, flips, ends, strict=True):
         found[kind] = {"turn": float(angles(own, plane, 0)), "flips": float(flip)}
@@ -135,17 +130,6 @@ def at_radius(
     }
     found["spread ratio"] = spreads["PGD"] / spreads["nine directions"]
     return found
-
-
-def _flips(candidate: Candidate, pixels: Tensor, ends: Tensor) -> Tensor:
-    """Share of all gates that differ from those of an image, for each of some others."""
-    x = candidate.input(ends)
-    first = record_pattern(candidate.network, candidate.input(pixels).expand_as(x), SCALE)
-    others = record_pattern(candidate.network, x, SCALE)
-    counts = gate_counts(first)
-    shares = flipped(first, others)
-    weighted = torch.stack([share * counts[layer] for layer, share in shares.items()])
-    return weighted.sum(0) / sum(counts[layer] for layer in shares)
 
 
 def accuracies(candidate: Candidate, images: data.Images) -> Found:

@@ -1,6 +1,5 @@
 """The numbers of one image that the rule of judgement asks for, with those of its controls."""
 
-import hashlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +17,7 @@ from adjointbackmap.study.judgement.untrained import Untrained
 from adjointbackmap.study.pictures.likeness import mutual_angles
 from adjointbackmap.study.pictures.panels import convolutions
 from adjointbackmap.study.results import Found
-from adjointbackmap.study.setup import SCALE, Trained
+from adjointbackmap.study.setup import SCALE, Trained, image_seed
 
 PATTERNS = 27  # of each kind: three for each of nine attacks
 RADIUS = 8 / 255  # of experiment 2; ten steps without a limit reach 21/255, which is plainly seen
@@ -104,8 +103,7 @@ def measure(trained: Trained, pool: data.Images, one: data.Images, seed: int) ->
         one: One of them.
         seed: Seed of the draw of images. Each image has draws of its own.
     """
-    hashed = hashlib.sha256(f"{seed} {one.hashes[0]}".encode()).hexdigest()
-    generator = torch.Generator().manual_seed(int(hashed[:8], 16))
+    generator = torch.Generator().manual_seed(image_seed(seed, one.hashes[0]))
     twin = Untrained(trained.name, trained.root, trained.sample)
     sample = Sample(trained, twin, one, Companions.draw(pool, one, generator), generator)
     return {
@@ -117,7 +115,7 @@ def measure(trained: Trained, pool: data.Images, one: data.Images, seed: int) ->
         "noise": noise_of(sample),
         "steady": steady_of(sample),
         "targets": targets_of(sample),
-        "patterns": patterns_of(sample, int(hashed[8:16], 16)),
+        "patterns": patterns_of(sample, image_seed(seed, one.hashes[0], 1)),
     }
 
 
